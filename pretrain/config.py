@@ -1,0 +1,48 @@
+"""One pre-training run, on one screen."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from scanforge.backbones.registry import BackboneConfig
+from scanforge.configs.base import Config
+from scanforge.datasets.plan import DataConfig
+from scanforge.pretrain.engine import EngineConfig
+from scanforge.pretrain.objectives import ObjectiveConfig
+from scanforge.pretrain.optimiser import OptimiserConfig
+from scanforge.pretrain.tracking import WandbConfig
+
+# What may differ between a run and its continuation without changing what is computed, or by the user's wish.
+FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_last", "picture_every", "log_every", "wandb", "run_dir", "threads"}
+
+
+class PretrainConfig(Config):
+    """`scanforge pretrain` reads this from YAML; `configs/pretrain/*.yaml` are examples."""
+
+    run_dir: Path
+    seed: int = 0
+    backbone: BackboneConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    optimiser: OptimiserConfig = OptimiserConfig()
+    engine: EngineConfig = EngineConfig()
+    steps: int = Field(ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_last: int = Field(default=3, ge=1)
+    picture_every: int = Field(default=0, ge=0)  # 0: one picture, at the end
+    log_every: int = Field(default=1, ge=1)
+    max_bad_steps: int = Field(default=10, ge=1)  # non-finite losses in a row before the run stops
+    threads: int | None = Field(default=None, ge=1)  # CPU threads per process; None: cores / local processes
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    wandb: WandbConfig = WandbConfig()
+    licence: str | None = None  # of the data, recorded beside the released weights
+    citation: str | None = None
+
+    @model_validator(mode="after")
+    def _warm_up_ends_before_the_run(self) -> "PretrainConfig":
+        if self.optimiser.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimiser.warmup_steps ({self.optimiser.warmup_steps}) must be below steps ({self.steps})"
+            )
+        return self

@@ -1,0 +1,93 @@
+"""The process group and the few collectives that the loop needs."""
+
+import gc
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is among the processes of the run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+
+def join(device: str = "auto", threads: int | None = None) -> World:
+    """Read RANK, WORLD_SIZE, LOCAL_RANK (absent: one process), choose the device and the number of CPU threads.
+
+    Joining the process group itself is the engine's, since DeepSpeed wants to do it.
+    """
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    size = int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1" if size == 1 else str(size)))
+    if use_cuda:
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
+    where = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    return World(int(os.environ["RANK"]), size, local_rank, local_size, where)
+
+
+def all_ranks_agree(flag: bool, world: World) -> bool:
+    """True on every rank if `flag` is true on every rank."""
+    if world.size == 1:
+        return flag
+    value = torch.tensor(int(flag), device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value.item())
+
+
+def any_rank_says(flag: bool, world: World) -> bool:
+    """True on every rank if `flag` is true on any rank."""
+    return not all_ranks_agree(not flag, world)
+
+
+def mean_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
+    """The elementwise mean of a small detached tensor over the ranks; for logs, not for gradients."""
+    if world.size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= world.size
+    return values
+
+
+def barrier(world: World) -> None:
+    """Wait until every rank is here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def leave(world: World) -> None:
+    """Leave the process group; the pause lets gloo's threads end, which otherwise may abort the interpreter's exit."""
+    if dist.is_initialized():
+        barrier(world)
+        dist.destroy_process_group()
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world.size > 1:
+        time.sleep(0.5)
