@@ -1,0 +1,140 @@
+"""Vision transformer of timm's blocks with one patch embedding for 2D, one for 3D, and a shared trunk.
+
+Dosovitskiy et al. 2021 for the trunk, He et al. 2022 (MAE) for positions and initialisation. The names of
+the trunk's parameters (`cls_token`, `blocks.*`, `norm.*`) are timm's.
+"""
+
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from scanforge.backbones.positions import sincos_positions
+from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.torchvision_cpu import ensure_torchvision
+from scanforge.configs.base import Config
+from scanforge.configs.errors import UserError
+
+WIDTH_DEPTH_HEADS = {
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+}
+Positive = Annotated[int, Field(gt=0)]
+INIT_STD = 0.02
+
+
+class ViTConfig(Config):
+    """Size and patches of a ViT; a patch is (H, W) in 2D and (D, H, W) in 3D, in voxels."""
+
+    name: Literal["vit"] = "vit"
+    size: Literal["Ti", "S", "B", "L", "H"] = "B"
+    in_channels: Positive = 1
+    patch_2d: tuple[Positive, Positive] = (16, 16)
+    patch_3d: tuple[Positive, Positive, Positive] = (8, 8, 8)
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the last block; rises linearly from 0
+
+
+def transformer_blocks(dim: int, depth: int, heads: int, drop_path: float = 0.0) -> nn.Sequential:
+    """timm's pre-norm blocks (qkv bias, LayerNorm eps 1e-6) with MAE's initialisation."""
+    ensure_torchvision()
+    from timm.models.vision_transformer import Block  # a heavy import that only a ViT needs
+
+    rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates))
+    blocks.apply(init_linear)
+    return blocks
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier uniform weights and zero biases for linear layers (MAE)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class ViTEncoder(Encoder):
+    """Patch tokens and a class token through the trunk; one feature level at the patch grid."""
+
+    config: ViTConfig
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, depth, heads = WIDTH_DEPTH_HEADS[config.size]
+        self.config = config
+        self.in_channels = config.in_channels
+        self.feature_channels = (dim,)
+        self.pooled_dim = dim
+        self.patch_embed_2d = nn.Conv2d(config.in_channels, dim, config.patch_2d, config.patch_2d)
+        self.patch_embed_3d = nn.Conv3d(config.in_channels, dim, config.patch_3d, config.patch_3d)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.blocks = transformer_blocks(dim, depth, heads, config.drop_path)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        nn.init.normal_(self.cls_token, std=INIT_STD)
+        for embed in (self.patch_embed_2d, self.patch_embed_3d):
+            nn.init.xavier_uniform_(embed.weight.detach().view(dim, -1))
+        self._positions: dict[tuple, Tensor] = {}
+
+    def patch(self, is_2d: bool) -> Triple:
+        """The patch (D, H, W) in voxels."""
+        return (1, *self.config.patch_2d) if is_2d else self.config.patch_3d
+
+    def grid(self, shape: Triple) -> Triple:
+        """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
+        self.check_input(shape)
+        d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
+        return d, h, w
+
+    def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Class token and patch tokens (B, 1 + n, F) after the last norm, of the scans (B, C, D, H, W).
+
+        keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
+        The patches left out have no influence on the result.
+        """
+        tokens = self.embed(x)  # (B, L, F)
+        if keep is not None:
+            tokens = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1)  # its position is zero
+        return self.norm(self.blocks(tokens))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """All patch embeddings with their positions: (B, C, D, H, W) -> (B, d*h*w, F)."""
+        shape = (x.shape[2], x.shape[3], x.shape[4])
+        grid, is_2d = self.grid(shape), shape[0] == 1
+        tokens = self.patch_embed_2d(x.squeeze(2)).flatten(2) if is_2d else self.patch_embed_3d(x).flatten(2)
+        return tokens.transpose(1, 2) + self.positions(grid, is_2d, tokens)
+
+    def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
+        """Fixed positions (d*h*w, F) in the type and on the device of `like`, computed once for each grid."""
+        key = (grid, is_2d, like.dtype, like.device)
+        if key not in self._positions:
+            self._positions[key] = sincos_positions(grid, self.pooled_dim, is_2d).to(like)
+        return self._positions[key]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """One feature map (B, F, d, h, w) of the scans (B, C, D, H, W)."""
+        tokens = self.forward_tokens(x)[:, 1:]
+        grid = self.grid((x.shape[2], x.shape[3], x.shape[4]))
+        return [tokens.transpose(1, 2).reshape(len(x), self.pooled_dim, *grid)]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Mean of the patch tokens (B, F), which is what MAE fine-tunes on; the class token has no task."""
+        return self.forward_tokens(x)[:, 1:].mean(dim=1)
+
+    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+        """The patch (D, H, W): a ViT has one level."""
+        return (self.patch(is_2d),)
+
+    def check_input(self, shape: Triple) -> None:
+        """Refuse sizes that are not a multiple of the patch."""
+        patch = self.patch(is_2d=shape[0] == 1)
+        if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
+            raise UserError(
+                f"a scan of (D, H, W) = {tuple(shape)} does not divide into patches of {patch}: "
+                f"allowed is every multiple of {patch}; change the crop or the patch"
+            )
