@@ -1,0 +1,76 @@
+"""Who a scan belongs to, without saying who: keyed hashes (HMAC-SHA256) of patient and path.
+
+The key is the site's own secret. With it, hashes agree across builds, so splits by patient and leakage checks work;
+without it, nobody can try names or record numbers against the hashes.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from pathlib import Path
+
+from scanforge.configs.errors import UserError
+
+_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z0-9]+)$", re.IGNORECASE)
+_BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
+
+
+def site_key(path: Path | None = None) -> bytes:
+    """The site's key (32 bytes) from `path`, else $SCANFORGE_KEY_FILE, else ~/.config/scanforge/site.key.
+
+    Made with mode 0600 where the file is missing; UserError where it cannot be read, made, or is no key.
+    """
+    given = path or os.environ.get("SCANFORGE_KEY_FILE")
+    file = Path(given) if given else Path.home() / ".config" / "scanforge" / "site.key"
+    try:
+        if not file.exists():
+            _create(file)
+        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+    except OSError as error:
+        raise UserError(f"cannot use the site key {file}: {error.strerror}; name another with --key-file") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not a site key (64 hexadecimal digits)") from error
+    if len(key) != 32:
+        raise UserError(f"{file} is not a site key (64 hexadecimal digits)")
+    return key
+
+
+def _create(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+        stream.write(secrets.token_hex(32) + "\n")
+    try:
+        # A link, unlike a rename, leaves the key of a process that was faster in place.
+        os.link(draft, file)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def keyed_hash(key: bytes, kind: str, text: str) -> str:
+    """HMAC-SHA256 of `text` within the name space `kind` ('patient', 'scan', ...), the first 32 hex digits."""
+    return hmac.new(key, f"{kind}\0{text}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
+
+
+def patient_of(relative_path: str, regex: str | None = None) -> str:
+    """The patient's identifier in a path relative to the input folder ('/' between its parts).
+
+    With `regex`: its first group, or the whole match where it has none; UserError where it does not match.
+    Without: the BIDS entity `sub-XXX` if there is one, else the path without its extension (each file a patient).
+    """
+    if regex is not None:
+        found = re.search(regex, relative_path)
+        if found is None:
+            raise UserError(f"the patient pattern '{regex}' does not match '{relative_path}'")
+        return found.group(1) or "" if found.re.groups else found.group(0)
+    subject = _BIDS_SUBJECT.search(relative_path)
+    return subject.group(1) if subject else _SUFFIX.sub("", relative_path)
+
+
+def fraction(hashed: str) -> float:
+    """A keyed hash as a number in [0, 1). A patient is held out of training iff fraction(hash) < share."""
+    return int(hashed[:13], 16) / 16**13

@@ -1,0 +1,125 @@
+"""Intensities: what is measured once per scan, and how crops are normalised with it.
+
+CT is clipped to a window of Hounsfield units and scaled to [-1, 1]; every other modality is clipped to
+percentiles of the scan, then z-scored with the mean and standard deviation of the scan's foreground. The same
+functions serve pre-training, fine-tuning and prediction, so the three never differ.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanforge.configs.base import Config
+
+LOW, HIGH = (0.0, 0.5, 1.0, 2.0, 5.0), (95.0, 98.0, 99.0, 99.5, 100.0)
+_SAMPLE = 1 << 20  # voxels that percentiles and threshold are estimated from; smaller scans are used whole
+_BINS = 256
+
+
+class IntensityConfig(Config):
+    """How intensities are normalised; it is recorded in every checkpoint and reapplied at fine-tuning."""
+
+    ct_window: tuple[float, float] = (-1000.0, 1000.0)
+    percentiles: tuple[Literal[0.0, 0.5, 1.0, 2.0, 5.0], Literal[95.0, 98.0, 99.0, 99.5, 100.0]] = (0.5, 99.5)
+
+
+def _name(percentile: float) -> str:
+    return f"p{round(percentile * 10):03d}"
+
+
+def _sample(array: NDArray) -> NDArray[np.float64]:
+    flat = array.reshape(-1)
+    step = max(1, flat.size // _SAMPLE) | 1  # odd, so that it does not walk along one column of the scan
+    return flat[::step].astype(np.float64)
+
+
+def statistics(array: NDArray) -> dict[str, float]:
+    """Intensity statistics of a finite, non-empty scan of any shape, as JSON numbers.
+
+    min, max: exact. mean, std and the percentiles p000 p005 p010 p020 p050 p950 p980 p990 p995 p1000 of the whole
+    scan, threshold (foreground is above it), fraction of foreground, foreground_mean and foreground_std (of the
+    foreground clipped to p005..p995): from about a million evenly spaced voxels where the scan has more.
+    """
+    sample = _sample(array)
+    levels = LOW + HIGH
+    quantiles = dict(zip(levels, np.percentile(sample, levels), strict=True))
+    threshold = foreground_threshold(sample, quantiles[0.5], quantiles[99.5])
+    foreground = sample[sample > threshold]
+    if foreground.size < 0.01 * sample.size:
+        foreground = sample
+    clipped = foreground.clip(quantiles[0.5], quantiles[99.5])
+    quantiles[0.0], quantiles[100.0] = float(array.min()), float(array.max())
+    return {
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "mean": float(sample.mean()),
+        "std": float(sample.std()),
+        **{_name(level): float(value) for level, value in quantiles.items()},
+        "threshold": float(threshold),
+        "foreground": foreground.size / sample.size,
+        "foreground_mean": float(clipped.mean()),
+        "foreground_std": float(clipped.std()),
+    }
+
+
+def foreground_threshold(sample: NDArray[np.float64], low: float, high: float) -> float:
+    """Half-way between `low` and Otsu's threshold (Otsu 1979) of `sample` within [low, high].
+
+    Otsu's own threshold parts dark from bright tissue as readily as air from body; half of it keeps dark tissue.
+    """
+    if not high > low:
+        return low
+    counts, edges = np.histogram(sample.clip(low, high), bins=_BINS, range=(low, high))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    mass = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    otsu = centres[int(np.nanargmax(np.where(above > 0, between, np.nan)))]
+    return float(low + (otsu - low) / 2)
+
+
+def scaling(modality: str, stats: dict[str, float], config: IntensityConfig) -> tuple[float, float, float, float]:
+    """(low, high, centre, scale): normalised = (clip(x, low, high) - centre) / scale."""
+    if modality == "ct":
+        low, high = config.ct_window
+        return low, high, (low + high) / 2, (high - low) / 2
+    low, high = (stats[_name(level)] for level in config.percentiles)
+    # A scan of one value has no spread; it becomes zero.
+    return (
+        low,
+        high,
+        stats["foreground_mean"],
+        max(stats["foreground_std"], 1e-6 * max(abs(low), abs(high)), 1e-12),
+    )
+
+
+def normalise(
+    array: NDArray,
+    modality: str,
+    stats: dict[str, float],
+    config: IntensityConfig,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """`array` (any shape) clipped and scaled as its modality asks, float32, written to `out` where it is given.
+
+    `stats` are those of the whole scan, stored with it or from `statistics(scan)`, never those of the crop.
+    """
+    low, high, centre, scale = scaling(modality, stats, config)
+    if out is None:
+        out = np.empty(array.shape, np.float32)
+    # Double precision where float32 cannot tell the integers apart that come before the subtraction.
+    wide = array.dtype.itemsize > 2 and max(abs(low), abs(high)) > 2**24 * 1e-3 * scale
+    values = array.astype(np.float64) if wide else array
+    np.clip(values, low, high, out=values if wide else out, casting="unsafe")
+    np.subtract(values if wide else out, centre, out=out, casting="unsafe")
+    np.multiply(out, np.float32(1 / scale), out=out)
+    return out
+
+
+def background(modality: str, stats: dict[str, float], config: IntensityConfig) -> float:
+    """The normalised value that padding outside a scan gets: that of its darkest kept intensity."""
+    low, _, centre, scale = scaling(modality, stats, config)
+    return (low - centre) / scale

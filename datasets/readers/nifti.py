@@ -1,0 +1,81 @@
+"""NIfTI by nibabel."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from scanforge.datasets.readers.scan import ReadError, Scan
+
+
+def read_nifti(path: Path) -> list[Scan]:
+    """The scans in `path` (.nii, .nii.gz): one, or one per volume of a 4D series; a slice has depth 1.
+
+    An array (x, y, z) is returned as its transpose (D, H, W). Voxels equal `img.dataobj`, in the smallest dtype that
+    holds every one of them exactly. ReadError says why a file is refused.
+    """
+    try:
+        image: Any = nib.load(path)
+        raw = np.asanyarray(image.dataobj)
+    except (ImageFileError, WrapStructError, OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+        # nibabel's messages repeat the path.
+        reason = " ".join(str(error).split()).replace(str(path), "file") or type(error).__name__
+        raise ReadError(f"not a readable NIfTI: {reason}") from error
+    _refuse(raw)
+    while raw.ndim > 4 and raw.shape[-1] == 1:
+        raw = raw[..., 0]
+    if not 2 <= raw.ndim <= 4:
+        raise ReadError(f"{raw.ndim}D array of shape {raw.shape}; 2D, 3D and series of 3D are read")
+    volumes = list(np.moveaxis(raw, -1, 0)) if raw.ndim == 4 else [raw if raw.ndim == 3 else raw[..., None]]
+    spacing, affine, orientation = _geometry(image)
+    return [Scan(compact(volume).T[None], spacing, affine, orientation) for volume in volumes]
+
+
+def _refuse(raw: NDArray) -> None:
+    if raw.dtype.fields is not None:
+        raise ReadError("RGB NIfTI (structured voxels) is not supported; convert it to one channel")
+    if raw.dtype.kind not in "iufb":
+        raise ReadError(f"voxels of type {raw.dtype} are not supported")
+    if raw.size == 0:
+        raise ReadError(f"empty: shape {raw.shape}")
+    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+        raise ReadError("holds NaN or infinite voxels")
+
+
+def _geometry(image: Any) -> tuple[tuple[float, float, float], NDArray[np.float64], str]:
+    affine = np.asarray(image.affine, np.float64)
+    if not np.isfinite(affine).all():
+        raise ReadError("affine holds NaN or infinite numbers")
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    codes = nib.aff2axcodes(affine)
+    if None in codes or not (steps > 0).all():
+        raise ReadError("affine is singular: the scan has no spacing or orientation")
+    x, y, z = (float(step) for step in steps)
+    return (z, y, x), affine, "".join(reversed([str(code) for code in codes]))
+
+
+def compact(array: NDArray) -> NDArray:
+    """`array` in native byte order; wide floats and integers in the smallest dtype that is exactly equal.
+
+    Scaling (slope and intercept) turns integers into float64 on reading; most of those are integers or float32 still.
+    """
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if native.dtype.itemsize < 8:
+        return native
+    low, high = native.min(), native.max()
+    for kind in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32):
+        if native.dtype.kind == "f" and kind == np.uint32:
+            continue  # float32 of the same size is tried below; its shuffle compresses as well
+        limits = np.finfo(kind) if kind == np.float32 else np.iinfo(kind)
+        if limits.min <= low and high <= limits.max:
+            small = native.astype(kind)
+            if np.array_equal(small, native):
+                return small
+    return native.astype(np.float64) if native.dtype.itemsize > 8 else native
