@@ -92,7 +92,7 @@ def scaling(modality: str, stats: dict[str, float], config: IntensityConfig) -> 
         low,
         high,
         stats["foreground_mean"],
-        max(stats["foreground_std"], 1e-6 * max(abs(low), abs(high)), 1e-12),
+        max(stats["foreground_std"], 1e-6 * max(abs(low), abs(high))) or 1.0,
     )
 
 
@@ -110,11 +110,9 @@ def normalise(
     low, high, centre, scale = scaling(modality, stats, config)
     if out is None:
         out = np.empty(array.shape, np.float32)
-    # Double precision where float32 cannot tell the integers apart that come before the subtraction.
-    wide = array.dtype.itemsize > 2 and max(abs(low), abs(high)) > 2**24 * 1e-3 * scale
-    values = array.astype(np.float64) if wide else array
-    np.clip(values, low, high, out=values if wide else out, casting="unsafe")
-    np.subtract(values if wide else out, centre, out=out, casting="unsafe")
+    np.copyto(out, array, casting="unsafe")
+    np.clip(out, np.float32(low), np.float32(high), out=out)
+    np.subtract(out, np.float32(centre), out=out)
     np.multiply(out, np.float32(1 / scale), out=out)
     return out
 

@@ -1,6 +1,7 @@
 """From files to scans: one reader per format, a dict from suffix to reader."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,8 @@ from scanforge.datasets.readers.nifti import read_nifti
 from scanforge.datasets.readers.scan import ReadError, Scan
 
 __all__ = ["READERS", "ReadError", "Scan", "find_files", "find_scans", "read", "suffix_of"]
+
+_PLAIN_SUFFIX = re.compile(r"(\.[a-z][a-z0-9]{0,7})+")
 
 READERS: dict[str, Callable[[Path], list[Scan]]] = {
     ".nii": read_nifti,
@@ -58,7 +61,8 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], dict[str
             if suffix_of(relative) in READERS:
                 found.add((root, relative))
             else:
-                suffix = suffix_of(relative) or "(none)"
+                # An odd ending may be part of an identifier (a DICOM UID); it is not repeated.
+                suffix = suffix_of(relative) if _PLAIN_SUFFIX.fullmatch(suffix_of(relative)) else "(other)"
                 others[suffix] = others.get(suffix, 0) + 1
     return sorted(found, key=lambda file: (file[1], str(file[0]))), dict(sorted(others.items()))
 

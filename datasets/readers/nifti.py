@@ -70,12 +70,12 @@ def compact(array: NDArray) -> NDArray:
     if native.dtype.itemsize < 8:
         return native
     low, high = native.min(), native.max()
-    for kind in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32):
-        if native.dtype.kind == "f" and kind == np.uint32:
-            continue  # float32 of the same size is tried below; its shuffle compresses as well
-        limits = np.finfo(kind) if kind == np.float32 else np.iinfo(kind)
+    for kind in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64):
+        limits = np.iinfo(kind) if issubclass(kind, np.integer) else np.finfo(kind)
         if limits.min <= low and high <= limits.max:
             small = native.astype(kind)
             if np.array_equal(small, native):
                 return small
-    return native.astype(np.float64) if native.dtype.itemsize > 8 else native
+    if native.dtype.itemsize > 8:
+        raise ReadError(f"voxels of type {native.dtype} do not fit into 64 bits exactly")
+    return native
