@@ -1,0 +1,1 @@
+"""The command line, and launching on SLURM or locally."""

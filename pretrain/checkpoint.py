@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: written to a temporary folder, sealed, renamed.
 
-    run/checkpoints/step-00000500/
-        state/...        what DeepSpeed wrote
-        complete.json    step, and size and crc32 of every file: the seal, written last
+run/checkpoints/step-00000500/
+    state/...        what DeepSpeed wrote
+    complete.json    step, and size and crc32 of every file: the seal, written last
 """
 
 import json

@@ -14,7 +14,16 @@ from scanforge.pretrain.optimiser import OptimiserConfig
 from scanforge.pretrain.tracking import WandbConfig
 
 # What may differ between a run and its continuation without changing what is computed, or by the user's wish.
-FREE_TO_CHANGE = {"steps", "checkpoint_every", "keep_last", "picture_every", "log_every", "wandb", "run_dir", "threads"}
+FREE_TO_CHANGE = {
+    "steps",
+    "checkpoint_every",
+    "keep_last",
+    "picture_every",
+    "log_every",
+    "wandb",
+    "run_dir",
+    "threads",
+}
 
 
 class PretrainConfig(Config):

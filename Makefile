@@ -1,0 +1,50 @@
+# make demo [DATA=folder]   the whole way on this machine
+# make test                 the whole test suite
+# Needs python 3.11+ and make; everything else goes into .venv, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DATA ?=
+# Run from the root, python would find our folder `datasets` before Hugging Face's.
+export PYTHONSAFEPATH := 1
+
+.PHONY: install dev demo test fast lint types schemas clean
+
+install: $(VENV)/installed
+
+dev: $(VENV)/installed-dev
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (one to three minutes)"
+	$(PIP) install --constraint constraints.txt "setuptools>=77"
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+demo: install
+	$(BIN)/scanforge demo $(if $(DATA),--data "$(DATA)")
+
+test: dev
+	$(BIN)/python -m pytest
+
+fast: dev
+	$(BIN)/python -m pytest -m "not slow and not slurm"
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy wants the namespace as a folder: link the packages below build/types/scanforge.
+types: dev
+	rm -rf build/types && mkdir -p build/types/scanforge
+	for p in configs backbones datasets pretrain finetune launch; do ln -s ../../../$$p build/types/scanforge/$$p; done
+	$(BIN)/mypy -p scanforge
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo

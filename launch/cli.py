@@ -1,0 +1,180 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scanforge.configs.errors import UserError
+
+app = typer.Typer(
+    name="scanforge",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pre-train foundation models on unlabelled medical scans, adapt them to a few labelled cases.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Build and check shards.")
+app.add_typer(data_app, name="data")
+
+UsageError = typer.BadParameter.__bases__[0]  # click's, or the copy that newer releases of typer carry inside
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. steps=200.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback()
+def _options(debug: Debug = False) -> None:
+    _State.debug = debug
+
+
+class _State:
+    debug = False
+
+
+@data_app.command("build")
+def data_build(
+    inputs: Annotated[list[Path], typer.Argument(help="Folders or files: NIfTI, PNG, JPEG.")],
+    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    modality: Annotated[str, typer.Option(help="ct, mr, us, xray ...: decides the intensity scaling.")] = "unknown",
+    patient_regex: Annotated[
+        str | None, typer.Option(help="Pattern over the relative path; its first group is the patient.")
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option(help="The site's key for hashed identities.")] = None,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Source megabytes per shard.")] = 256,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; the default is one per core.")] = None,
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable files that is too many.")] = 0.10,
+    codec: Annotated[str, typer.Option(help="zstd (small) or lz4hc (fast).")] = "zstd",
+) -> None:
+    """Turn folders of scans into de-identified shards; continues a killed build."""
+    from scanforge.launch.data_commands import build_command
+
+    build_command(
+        inputs, out, modality=modality, patient_regex=patient_regex, key_file=key_file, shard_mb=shard_mb,
+        workers=workers, max_bad=max_bad, codec=codec,
+    )  # fmt: skip
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    contact_sheet: Annotated[Path | None, typer.Option(help="Where the PNG goes.")] = None,
+) -> None:
+    """Verify every checksum, count what is there, draw a contact sheet."""
+    from scanforge.launch.data_commands import check_command
+
+    check_command(folder, contact_sheet)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Argument(help="A YAML file or a recipe's name.")], words: Words = None
+) -> None:
+    """Pre-train without labels; the same command continues a stopped run."""
+    from scanforge.configs.loading import load
+    from scanforge.pretrain import run
+    from scanforge.pretrain.config import PretrainConfig
+
+    result = run(load(PretrainConfig, config, "pretrain", words))
+    _leave_at_once(0 if result.complete else 128 + (result.signal or 0))
+
+
+@app.command()
+def finetune(
+    config: Annotated[str, typer.Argument(help="A YAML file or a recipe's name.")], words: Words = None
+) -> None:
+    """Adapt a checkpoint to labelled cases, few-shot, beside training from scratch; writes report.html."""
+    from scanforge.configs.loading import load
+    from scanforge.finetune import run
+    from scanforge.finetune.config import FinetuneConfig
+
+    result = run(load(FinetuneConfig, config, "finetune", words))
+    print(f"report: {result.report}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="Run folder or model.safetensors of a fine-tuned model.")],
+    input: Annotated[list[Path], typer.Option(help="Scan or folder of scans; may be given again.")],
+    out: Annotated[Path, typer.Option(help="Folder of the predictions.")],
+) -> None:
+    """Apply a fine-tuned model; segmentations return in each input's own geometry."""
+    from scanforge.finetune import predict as run_predict
+
+    written = run_predict(model, input, out)
+    print(f"{len(written)} predictions in {out}")
+
+
+@app.command()
+def launch(
+    config: Annotated[str, typer.Argument(help="A pre-training YAML file or a recipe's name.")],
+    words: Words = None,
+    cluster: Annotated[str, typer.Option(help="slurm or local.")] = "slurm",
+    nodes: Annotated[int | None, typer.Option(min=1)] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes per node; one per GPU.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0)] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1)] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="Memory per node.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    time: Annotated[int | None, typer.Option(min=1, help="Minutes; the job requeues itself at the limit.")] = None,
+    defaults: Annotated[
+        str | None, typer.Option(help="Cluster defaults: a YAML file or a name in configs/cluster.")
+    ] = None,
+    wait: Annotated[bool | None, typer.Option(help="Wait for the end; the default is to wait only for local.")] = None,
+) -> None:
+    """Pre-train on a SLURM cluster, or as several processes on this machine, in the same run folder."""
+    from scanforge.launch.launching import launch_command
+
+    asked = {
+        "nodes": nodes, "tasks_per_node": tasks_per_node, "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task, "memory_gb": memory_gb, "partition": partition, "timeout_min": time,
+    }  # fmt: skip
+    asked = {key: value for key, value in asked.items() if value is not None}
+    raise typer.Exit(launch_command(config, words or [], cluster, asked, defaults, wait))
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="A real data set (imagesTr + labelsTr); default: made up.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+) -> None:
+    """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
+    from scanforge.launch.demo import run_demo
+
+    report = run_demo(data, out)
+    print(f"report: {report}")
+    _leave_at_once(0)
+
+
+def _leave_at_once(code: int) -> None:
+    """End without the interpreter's own shutdown, in which gloo's threads sometimes abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point: a user's mistake is one line on stderr and exit code 2."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # children started in our root must not find our folder `datasets`
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UserError as error:
+        _fail(str(error), 2)
+    except UsageError as error:
+        _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
+    except Exception as error:
+        _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _fail(text: str, code: int) -> None:
+    if _State.debug:
+        raise
+    print(f"scanforge: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,86 @@
+"""A checkpoint is whole or not there; broken ones are passed over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scanforge.configs.errors import UserError
+from scanforge.pretrain import checkpoint
+from scanforge.pretrain.distributed import World
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def write(content: bytes):
+    def writer(folder: Path) -> None:
+        (folder / "state").mkdir()
+        (folder / "state" / "weights.pt").write_bytes(content)
+
+    return writer
+
+
+def save(root: Path, step: int, content: bytes = b"weights" * 100, keep: int = 3) -> Path:
+    root.mkdir(exist_ok=True)
+    return checkpoint.save(root, step, write(content), ALONE, keep)
+
+
+def test_the_newest_is_found_and_old_ones_go(tmp_path):
+    for step in (1, 2, 30, 4):
+        save(tmp_path, step)
+    assert checkpoint.newest(tmp_path, pytest.fail) == tmp_path / "step-00000030"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000030"]
+    assert checkpoint.step_of(tmp_path / "step-00000030") == 30
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    assert checkpoint.newest(tmp_path / "absent", pytest.fail) is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(where=st.integers(0, 10_000), how=st.sampled_from(["flip", "cut", "delete", "seal"]))
+def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path_factory, where: int, how: str):
+    root = tmp_path_factory.mktemp("run")
+    save(root, 1)
+    folder = save(root, 2)
+    victim = folder / ("complete.json" if how == "seal" else "state/weights.pt")
+    content = bytearray(victim.read_bytes())
+    if how == "delete":
+        victim.unlink()
+    elif how == "flip":
+        content[where % len(content)] ^= 0xFF
+        victim.write_bytes(content)
+    else:
+        victim.write_bytes(content[: where % len(content)])
+    said: list[str] = []
+    assert checkpoint.newest(root, said.append) == root / "step-00000001"
+    assert len(said) == 1
+    assert "broken" in said[0]
+
+
+def test_all_broken_is_the_users_to_decide(tmp_path):
+    (save(tmp_path, 1) / "complete.json").unlink()
+    with pytest.raises(UserError, match="every checkpoint"):
+        checkpoint.newest(tmp_path, lambda text: None)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_failed_write_leaves_the_older_one(tmp_path, error):
+    save(tmp_path, 1)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise error
+
+    with pytest.raises(UserError, match="cannot write checkpoint"):
+        checkpoint.save(tmp_path, 2, fail, ALONE, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_leftovers_of_a_killed_writer_are_cleaned(tmp_path):
+    (tmp_path / ".tmp-step-00000009").mkdir()
+    save(tmp_path, 1)
+    checkpoint.clean(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

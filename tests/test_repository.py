@@ -1,0 +1,75 @@
+"""The promises of the architecture, held against the files on disk."""
+
+import ast
+import subprocess
+import sys
+import time
+import tomllib
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {"configs": 0, "backbones": 1, "datasets": 1, "pretrain": 2, "finetune": 3, "launch": 4}
+ALONE = {"deepspeed": "pretrain/engine.py", "wandb": "pretrain/tracking.py", "submitit": "launch/cluster.py"}
+
+
+def sources() -> list[Path]:
+    return [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_package_on_disk_is_listed():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    on_disk = {"scanforge." + ".".join(path.parent.relative_to(ROOT).parts) for path in sources()}
+    assert listed == on_disk
+    assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down_only(path: Path):
+    layer = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        if name.startswith("scanforge."):
+            other = name.split(".")[1]
+            assert other == layer or LAYERS[other] < LAYERS[layer], f"{path} imports {name}"
+        root = name.split(".")[0]
+        if root in ALONE:
+            assert path == ROOT / ALONE[root], f"{root} is imported outside {ALONE[root]}"
+
+
+def test_help_answers_in_half_a_second():
+    command = [str(Path(sys.executable).parent / "scanforge"), "--help"]
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+
+
+def test_no_path_of_one_machine_is_tracked():
+    command = [
+        "git",
+        "grep",
+        "-nIE",
+        r"(^|[^A-Za-z0-9_.$}])/(work|farm|root|home)/",
+        "--",
+        ".",
+        ":!tests/test_repository.py",
+    ]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode > 1:
+        pytest.skip("this is no git checkout")
+    assert found.stdout == ""
