@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scanforge.configs.errors import UserError
 from scanforge.pretrain.distributed import World, all_ranks_agree, barrier
@@ -18,8 +19,12 @@ from scanforge.pretrain.distributed import World, all_ranks_agree, barrier
 SEAL = "complete.json"
 
 
-def save(root: Path, step: int, write: Callable[[Path], None], world: World, keep_last: int) -> Path:
+def save(
+    root: Path, step: int, stream: dict[str, Any], write: Callable[[Path], None], world: World, keep_last: int
+) -> Path:
     """Let every rank `write` into a temporary folder, then seal and rename it; keep the newest `keep_last`.
+
+    `stream` is the position of the sampling plan, kept in the seal where a person can read it.
 
     Raises UserError on every rank if any could not write (disk full, no permission); older checkpoints stay.
     """
@@ -35,7 +40,7 @@ def save(root: Path, step: int, write: Callable[[Path], None], world: World, kee
         problem = str(error)
     if all_ranks_agree(not problem, world) and world.is_main:
         try:
-            _seal(temporary, step)
+            _seal(temporary, step, stream)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             _sync_folder(root)
@@ -75,9 +80,10 @@ def clean(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def step_of(folder: Path) -> int:
-    """The number of optimiser steps taken when this checkpoint was written."""
-    return int(folder.name.removeprefix("step-"))
+def position(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Optimiser steps taken when this checkpoint was written, and the position of the sampling plan."""
+    seal = json.loads((folder / SEAL).read_text())
+    return seal["step"], seal["stream"]
 
 
 def examine(folder: Path) -> str | None:
@@ -97,14 +103,14 @@ def examine(folder: Path) -> str | None:
     return None
 
 
-def _seal(folder: Path, step: int) -> None:
+def _seal(folder: Path, step: int, stream: dict[str, Any]) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with open(path, "rb") as handle:
             os.fsync(handle.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
     with open(folder / SEAL, "w") as handle:
-        json.dump({"step": step, "files": files}, handle, indent=1)
+        json.dump({"step": step, "stream": stream, "files": files}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
 

@@ -43,9 +43,9 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
     2. refuse a run folder whose configuration computes something else;
     3. build encoder and objective from the seed;
     4. find the newest complete checkpoint;
-    5. open the data and hand weights to the engine;
-    6. load weights, optimiser and RNG states; 7. set the stream to the position saved beside them;
-    8. drop logged metrics past that step.
+    5. open the stream of crops at the position in its seal;
+    6. load weights, optimiser and RNG states;
+    7. drop logged metrics past its step.
     """
     world = join(config.device, config.threads)
     _claim(config, world)
@@ -64,14 +64,11 @@ def _run(config: PretrainConfig, world: World, objective: torch.nn.Module, stop:
         checkpoint.clean(root)
     barrier(world)
     found = checkpoint.newest(root, print if world.is_main else _silent)
-    with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation) as loader:
+    step, stream = checkpoint.position(found) if found else (0, None)
+    with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream) as loader:
         engine = Engine(objective, config.optimiser, config.engine, world)
-        step = 0
         if found is not None:
-            state = engine.load(found)
-            step = int(state["step"])
-            loader.seek(state["stream"])
-            _restore_rng(state["rng"][world.rank] if world.rank < len(state["rng"]) else state["rng"][0])
+            _restore_rng(engine.load(found)["rng"], world)
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
         if found is not None:
@@ -148,9 +145,16 @@ class _Loop:
             )
 
     def _save(self, step: int) -> None:
-        state = {"step": step, "stream": self.loader.state(), "rng": _gather_rng(self.world)}
-        write = lambda folder: self.engine.save(folder, state)  # noqa: E731
-        self.saved = (step, checkpoint.save(self.root, step, write, self.world, self.config.keep_last))
+        state = {"rng": _gather_rng(self.world)}
+        folder = checkpoint.save(
+            self.root,
+            step,
+            self.loader.state(),
+            lambda f: self.engine.save(f, state),
+            self.world,
+            self.config.keep_last,
+        )
+        self.saved = (step, folder)
 
     def _release(self, step: int) -> None:
         if self.world.is_main and self.saved is not None:
@@ -206,7 +210,8 @@ def _gather_rng(world: World) -> list[dict[str, Any]]:
     return everyone
 
 
-def _restore_rng(state: dict[str, Any]) -> None:
+def _restore_rng(states: list[dict[str, Any]], world: World) -> None:
+    state = states[world.rank % len(states)]  # at another world size no rank has a state of its own to go back to
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -24,7 +24,7 @@ def write(content: bytes):
 
 def save(root: Path, step: int, content: bytes = b"weights" * 100, keep: int = 3) -> Path:
     root.mkdir(exist_ok=True)
-    return checkpoint.save(root, step, write(content), ALONE, keep)
+    return checkpoint.save(root, step, {"seed": 7, "epoch": 0, "position": step}, write(content), ALONE, keep)
 
 
 def test_the_newest_is_found_and_old_ones_go(tmp_path):
@@ -32,7 +32,8 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path):
         save(tmp_path, step)
     assert checkpoint.newest(tmp_path, pytest.fail) == tmp_path / "step-00000030"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000030"]
-    assert checkpoint.step_of(tmp_path / "step-00000030") == 30
+    step, stream = checkpoint.position(tmp_path / "step-00000030")
+    assert (step, stream["position"]) == (30, 30)
 
 
 def test_an_empty_folder_has_none(tmp_path):
@@ -75,7 +76,7 @@ def test_a_failed_write_leaves_the_older_one(tmp_path, error):
         raise error
 
     with pytest.raises(UserError, match="cannot write checkpoint"):
-        checkpoint.save(tmp_path, 2, fail, ALONE, 3)
+        checkpoint.save(tmp_path, 2, {}, fail, ALONE, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 

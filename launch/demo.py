@@ -1,0 +1,82 @@
+"""`scanforge demo`: every step a user takes, with the same functions that the commands call."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scanforge.configs.errors import UserError
+from scanforge.configs.loading import check, find, override, read_yaml
+
+PATIENTS = 24  # per modality in the made-up cohort
+
+
+@dataclass(frozen=True)
+class Source:
+    """One folder of unlabelled scans that goes into the pre-training."""
+
+    name: str
+    images: Path
+    modality: str
+
+
+def run_demo(data: Path | None, out: Path) -> Path:
+    """Scans -> shards -> pre-training -> few-shot fine-tuning against scratch; returns the report's path.
+
+    With `data`, a folder with imagesTr and labelsTr; otherwise a cohort is made up below `out`.
+    """
+    sources, labelled = _real(data) if data is not None else _made_up(out)
+    recipe = read_yaml(find("demo", "pretrain"))
+    recipe["data"]["sources"] = [_shards(source, out) for source in sources]
+    if not any(source.modality == "xray" for source in sources):
+        recipe["data"]["crop_2d"] = None
+    run_dir = _pretrain(recipe, out / "pretrain")
+    words = [f"run_dir={out / 'finetune'}", f"checkpoint={run_dir}", *labelled]
+    return _finetune(words)
+
+
+def _made_up(out: Path) -> tuple[list[Source], list[str]]:
+    from scanforge.launch.cohort import make_cohort
+
+    cohort = out / "cohort"
+    print(f"1. a procedural cohort in {cohort}")
+    make_cohort(cohort, PATIENTS)
+    sources = [Source(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
+    sources.append(Source("xray", cohort / "xray" / "images", "xray"))
+    labelled = [f"data.images={cohort / 'ct' / 'imagesTr'}", f"data.labels={cohort / 'ct' / 'labelsTr'}"]
+    return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney, lesion]"]
+
+
+def _real(data: Path) -> tuple[list[Source], list[str]]:
+    images, labels = data / "imagesTr", data / "labelsTr"
+    if not images.is_dir() or not labels.is_dir():
+        raise UserError(f"{data} has no imagesTr and labelsTr; name a folder in the layout of the Decathlon or nnU-Net")
+    print(f"1. scans in {images}")
+    return [Source("scans", images, "unknown")], [f"data.images={images}", f"data.labels={labels}"]
+
+
+def _shards(source: Source, out: Path) -> dict[str, Any]:
+    from scanforge.datasets.shards.build import BuildOptions, build
+
+    folder = out / "shards" / source.name
+    print(f"2. shards: {build([source.images], folder, BuildOptions(modality=source.modality), None)}")
+    return {"name": source.name, "path": str(folder)}
+
+
+def _pretrain(recipe: dict[str, Any], run_dir: Path) -> Path:
+    from scanforge.pretrain import run
+    from scanforge.pretrain.config import PretrainConfig
+
+    print(f"3. pre-training in {run_dir}")
+    result = run(check(PretrainConfig, override(recipe, [f"run_dir={run_dir}"]), "demo"))
+    if not result.complete:
+        raise KeyboardInterrupt
+    return run_dir
+
+
+def _finetune(words: list[str]) -> Path:
+    from scanforge.configs.loading import load
+    from scanforge.finetune import run
+    from scanforge.finetune.config import FinetuneConfig
+
+    print("4. fine-tuning on a few labelled cases, from the checkpoint and from scratch")
+    return run(load(FinetuneConfig, "demo", "finetune", words)).report
