@@ -1,0 +1,148 @@
+"""SparK: masked image modelling for convolutional networks (Tian et al. 2023, arXiv 2301.03580), 2D and 3D."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.stunet import DepthFreeConv3d, STUNetEncoder
+from scanforge.configs.base import Config
+from scanforge.configs.errors import UserError
+from scanforge.datasets.batch import Batch
+from scanforge.pretrain.losses.reconstruction import reconstruction_loss
+from scanforge.pretrain.masking import block_mask, masked_count, patchify
+from scanforge.pretrain.objectives.light_decoder import LightDecoder
+from scanforge.pretrain.objectives.masked_dense import level_masks, masked_features, masked_instance_norm
+from scanforge.pretrain.objectives.protocol import Objective, Reconstruction, compose_reconstruction
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class SparkConfig(Config):
+    """Blocks, the share of them hidden, the decoder and the target."""
+
+    name: Literal["spark"] = "spark"
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    block_2d: tuple[Positive, Positive] = (32, 32)  # (H, W), a multiple of the encoder's total stride
+    block_3d: tuple[Positive, Positive, Positive] = (32, 32, 32)  # (D, H, W)
+    decoder_width: Annotated[int, Field(gt=0, multiple_of=32)] = 256  # at the deepest level, then halved
+    skip_levels: Annotated[int, Field(ge=1, le=6)] = 4  # deepest levels that reach the decoder; SparK has 4
+    normalise_target: bool = True  # per block
+    target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
+
+    def block(self, is_2d: bool) -> Triple:
+        """The block (D, H, W) in voxels."""
+        return (1, *self.block_2d) if is_2d else self.block_3d
+
+    def build(self, encoder: Encoder) -> "Spark":
+        """The objective on an encoder; UserError where they do not go together."""
+        if not isinstance(encoder, STUNetEncoder):
+            raise UserError("objective 'spark' needs a convolutional backbone ('stunet'); for 'vit' take 'mae'")
+        for is_2d, name in ((True, "block_2d"), (False, "block_3d")):
+            stride, block = encoder.size_divisor(is_2d), self.block(is_2d)
+            if any(b % s for b, s in zip(block, stride, strict=True)):
+                axes = slice(1, None) if is_2d else slice(None)
+                raise UserError(
+                    f"objective.{name} {block[axes]} must be a multiple of the encoder's total stride "
+                    f"{stride[axes]}; change the block or backbone.strides"
+                )
+        return Spark(self, encoder)
+
+
+class Densify(nn.Module):
+    """Fill the hidden voxels of one level with its mask token and bring it to the decoder's width."""
+
+    def __init__(self, channels: int, width: int, deepest: bool) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(channels, affine=True)
+        self.mask_token = nn.Parameter(torch.zeros(1, channels, 1, 1, 1))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        kernel = 1 if deepest else 3
+        same = deepest and channels == width
+        self.project = nn.Identity() if same else DepthFreeConv3d(channels, width, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, channels, d, h, w), mask (B, 1, d, h, w) 1 where visible -> (B, width, d, h, w)."""
+        normed = masked_instance_norm(x, mask, self.norm)
+        return self.project(torch.where(mask.bool(), normed, self.mask_token.to(normed.dtype)))
+
+
+class Spark(Objective):
+    """Encode visible blocks alone, fill the holes at every level, decode, predict the hidden blocks' voxels."""
+
+    encoder: STUNetEncoder
+
+    def __init__(self, config: SparkConfig, encoder: STUNetEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.decoder = LightDecoder(config.decoder_width, encoder.config.strides, encoder.in_channels)
+        levels = list(zip(encoder.feature_channels[::-1], self.decoder.widths, strict=True))
+        self.densify = nn.ModuleList(  # deepest first
+            Densify(channels, width, deepest=level == 0)
+            for level, (channels, width) in enumerate(levels[: config.skip_levels])
+        )
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss over the valid voxels of the hidden blocks; see `reconstruction_loss`."""
+        mask, block = self.mask(batch), self.config.block(batch.is_2d)
+        prediction = self.predict(batch.voxels, mask)  # (B, C, D, H, W)
+        loss = reconstruction_loss(
+            patchify(prediction, block),
+            patchify(batch.voxels, block),
+            mask.flatten(1),
+            patchify(batch.valid, block),
+            self.config.normalise_target,
+            self.config.target_eps,
+        )
+        return loss, {"reconstruction": loss.detach()}
+
+    def mask(self, batch: Batch) -> Tensor:
+        """The batch's masks (B, 1, d, h, w) on its device, True where a block is hidden."""
+        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
+        self.check_shape(shape)
+        return block_mask(batch.seeds, self.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
+
+    def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
+        """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
+        is_2d = voxels.shape[2] == 1
+        voxels = voxels.to(self.decoder.head.weight.dtype)
+        strides = self.encoder.feature_strides(is_2d)
+        masks = level_masks((~mask).to(voxels.dtype), self.config.block(is_2d), strides)
+        features = masked_features(self.encoder, voxels, masks)
+        deepest_first = zip(self.densify, features[::-1], masks[::-1], strict=False)
+        skips = [densify(feature, level) for densify, feature, level in deepest_first]
+        return self.decoder(skips, flat=is_2d)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """Pictures of the batch with the masks that training would use."""
+        mask, block = self.mask(batch), self.config.block(batch.is_2d)
+        prediction = patchify(self.predict(batch.voxels, mask), block)
+        options = (self.config.normalise_target, self.config.target_eps)
+        return compose_reconstruction(batch, prediction, mask, block, *options)
+
+    def grid(self, shape: Triple) -> Triple:
+        """Blocks (d, h, w) of a crop (D, H, W)."""
+        d, h, w = (size // b for size, b in zip(shape, self.config.block(shape[0] == 1), strict=True))
+        return d, h, w
+
+    def check_shape(self, shape: Triple) -> None:
+        """Crops (D, H, W) must be whole blocks, and leave two visible voxels at the deepest level to normalise."""
+        is_2d = shape[0] == 1
+        block, stride = self.config.block(is_2d), self.encoder.size_divisor(is_2d)
+        if any(size % b for size, b in zip(shape, block, strict=True)):
+            raise UserError(
+                f"a crop of (D, H, W) = {shape} does not divide into blocks of {block}: "
+                f"allowed is every multiple of {block}; change the crop or the block"
+            )
+        d, h, w = self.grid(shape)
+        visible = d * h * w - masked_count(d * h * w, self.config.mask_ratio) if d * h * w > 1 else 0
+        deep = [b // s for b, s in zip(block, stride, strict=True)]
+        if visible * deep[0] * deep[1] * deep[2] < 2:
+            raise UserError(
+                f"a crop of (D, H, W) = {shape} has {d * h * w} blocks of {block} and leaves {visible} visible, "
+                "too little for the deepest level; take a larger crop, smaller blocks or a smaller mask_ratio"
+            )
