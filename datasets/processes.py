@@ -1,0 +1,122 @@
+"""Worker processes that cannot hang their parent: used by the crop loader and by the build.
+
+They are started by `subprocess` rather than `multiprocessing`, so that they import neither the parent's main module
+(a training script imports torch) nor need its `if __name__ == "__main__"`. Each has one duplex pipe; a dead worker is
+its end of file, a dead parent is the worker's.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from scanforge.configs.errors import UserError
+
+# A terminal's or a scheduler's signal is for the parent to answer; the workers end with their pipe.
+_PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+_GRACE = 5.0  # seconds for a worker to end by itself
+
+Handler = Callable[[Any], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Died:
+    """Instead of a reply: the worker is gone, with this exit status."""
+
+    status: int
+
+
+@dataclass(frozen=True)
+class _Failure:
+    text: str
+    mistake: bool  # the user's
+
+
+class Worker:
+    """A process that calls `factory(connection)` ('module:function') and answers tasks with what that returned."""
+
+    def __init__(self, factory: str) -> None:
+        module, function = factory.split(":")
+        self.connection, remote = Pipe(duplex=True)
+        command = (
+            f"from {module} import {function} as factory; "
+            f"from scanforge.datasets.processes import serve; serve(factory, {remote.fileno()})"
+        )
+        one_thread = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "BLOSC_NTHREADS": "1"}
+        # Blocked here, the signals stay blocked in the child from its first instruction on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", command],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[remote.fileno()],
+                env={**os.environ, **one_thread},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            remote.close()
+
+    def send(self, message: Any) -> None:
+        """Sends a task; that the worker is dead shows at the next `receive`."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(message)
+
+    def receive(self) -> Any:
+        """The next reply, or `Died`. Raises what the worker's handler raised (a UserError stays one)."""
+        try:
+            reply = self.connection.recv()
+        except (EOFError, OSError):
+            return Died(self._end())
+        if isinstance(reply, _Failure):
+            raise UserError(reply.text) if reply.mistake else RuntimeError(f"in a worker process:\n{reply.text}")
+        return reply
+
+    def _end(self) -> int:
+        try:
+            return self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def close(self) -> None:
+        """Ends the worker, by force where it does not go."""
+        self.connection.close()
+        self._end()
+
+
+def ready(workers: Iterable[Worker], timeout: float | None = None) -> list[Worker]:
+    """Those that have a reply or have died; waits for one, at most `timeout` seconds."""
+    by_connection = {id(worker.connection): worker for worker in workers}
+    connections = [worker.connection for worker in by_connection.values()]
+    return [by_connection[id(connection)] for connection in wait(connections, timeout)]
+
+
+def serve(factory: Callable[[Connection], Handler], descriptor: int) -> None:
+    """The worker's life: tasks in, replies out, until the parent closes the pipe or dies."""
+    connection = Connection(descriptor)
+    try:
+        for message in _answers(factory, connection):
+            connection.send(message)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    # Nothing to clean up, and interpreter shutdown takes a while with large memory maps.
+    os._exit(0)
+
+
+def _answers(factory: Callable[[Connection], Handler], connection: Connection) -> Iterator[Any]:
+    try:
+        handle = factory(connection)
+        while True:
+            yield from handle(connection.recv())
+    except EOFError:
+        raise
+    except UserError as error:
+        yield _Failure(str(error), mistake=True)
+    except Exception:
+        yield _Failure(traceback.format_exc(), mistake=False)

@@ -1,0 +1,30 @@
+"""A coarse map of where a scan has something to look at, so that crops avoid air."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+CELLS = 16
+_SHARE = 0.25  # of a cell's voxels above the threshold makes the cell foreground
+
+
+def cell_edges(length: int, cells: int) -> NDArray[np.int64]:
+    """First voxel of each of `cells` cells along an axis of `length` voxels, and the end: (cells + 1,)."""
+    return np.arange(cells + 1) * length // cells
+
+
+def foreground_bitmap(voxels: NDArray, threshold: float) -> NDArray[np.bool_]:
+    """Which cells of a scan (C, D, H, W) hold tissue: (min(16, D), min(16, H), min(16, W)).
+
+    A cell does where a quarter of its voxels (of any channel) is above `threshold` (`statistics(...)['threshold']`).
+    """
+    shape = voxels.shape[1:]
+    cells = [min(CELLS, length) for length in shape]
+    edges = [cell_edges(length, count) for length, count in zip(shape, cells, strict=True)]
+    counts = np.empty([shape[0], *cells[1:]])
+    for plane in range(shape[0]):  # one plane at a time: no second copy of the volume
+        above = (voxels[:, plane] > threshold).sum(axis=0, dtype=np.int32)
+        rows = np.add.reduceat(above, edges[1][:-1], axis=0)
+        counts[plane] = np.add.reduceat(rows, edges[2][:-1], axis=1)
+    counts = np.add.reduceat(counts, edges[0][:-1], axis=0)
+    sizes = np.multiply.outer(np.multiply.outer(np.diff(edges[0]), np.diff(edges[1])), np.diff(edges[2]))
+    return counts >= _SHARE * voxels.shape[0] * sizes

@@ -1,0 +1,146 @@
+"""The shard format: what lies in an index and in a manifest, and where a member lies in a tar.
+
+A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc2 frame) and `<key>.json`; the last
+member, `__index__/index.json`, holds the same bytes as the file `<shard>.idx.json` beside the tar. A data set is a
+folder of shards with one `manifest.json`.
+"""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scanforge.configs.errors import UserError
+
+VERSION = 1
+BLOCK = 512  # of a tar: every header is one, every payload is padded to whole ones
+INDEX_KEY = "__index__/index"
+MANIFEST = "manifest.json"
+
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScanFacts(_Record):
+    """The whitelist: all that is kept of a scan besides its voxels. It is the content of `<key>.json`."""
+
+    key: Key
+    shape: tuple[Size, Size, Size, Size]  # C, D, H, W
+    dtype: (
+        Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+        | Literal["float16", "float32", "float64"]
+    )
+    spacing: tuple[float, float, float]  # D, H, W in mm; 1 where unknown
+    orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")]
+    modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+    patient: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    stats: dict[str, float]
+    grid: tuple[Size, Size, Size]  # cells of the foreground bitmap along D, H, W
+    foreground: str  # base64 of the packed bits of the bitmap, C order
+
+
+class SampleEntry(ScanFacts):
+    """A scan in a shard's index: its facts, and where the payload of its .b2nd member lies in the tar."""
+
+    offset: Count
+    length: Size
+    crc32: Count
+
+
+class ShardIndex(_Record):
+    version: Literal[1]
+    samples: list[SampleEntry]
+
+
+class ShardRecord(_Record):
+    """A shard in the manifest."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.tar$")]
+    bytes: Size
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    index_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    samples: Size
+    modalities: dict[str, Size]
+
+
+class Manifest(_Record):
+    version: Literal[1]
+    tool: str
+    parameters: dict[str, Any]
+    scans: Size
+    patients: Size
+    modalities: dict[str, Size]
+    shards: Annotated[list[ShardRecord], Field(min_length=1)]
+
+
+def padded(length: int) -> int:
+    """Bytes that a payload of `length` takes in a tar."""
+    return -(-length // BLOCK) * BLOCK
+
+
+def index_name(shard: str) -> str:
+    """Name of the index file beside the shard `shard` ('x.tar' -> 'x.idx.json')."""
+    return shard.removesuffix(".tar") + ".idx.json"
+
+
+def to_json(record: BaseModel, indent: int | None = None) -> bytes:
+    """`record` as UTF-8 JSON that is the same for the same content."""
+    return record.model_dump_json(indent=indent).encode()
+
+
+def parse(model: type[T], content: bytes, name: str) -> T:
+    """`content` as `model`; UserError names `name` where it is damaged or of another version."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if place == "version":
+            raise UserError(f"{name} has another format version than {VERSION}: build the data set again") from error
+        raise UserError(
+            f"{name} is damaged ({place or 'content'}: {first['msg']}); build the data set again"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`content` at `path`, whole or not at all, also after a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(draft, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(draft, path)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pack_bits(bitmap: NDArray[np.bool_]) -> str:
+    """A boolean array as base64 of its packed bits."""
+    return base64.b64encode(np.packbits(bitmap).tobytes()).decode()
+
+
+def unpack_bits(text: str, grid: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Inverse of `pack_bits` for an array of shape `grid`; ValueError where `text` is of another size."""
+    count = grid[0] * grid[1] * grid[2]
+    packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if packed.size != -(-count // 8):
+        raise ValueError(f"{packed.size} bytes for a bitmap of {count} cells")
+    return np.unpackbits(packed, count=count).astype(bool).reshape(grid)

@@ -1,0 +1,120 @@
+"""How an interrupted build goes on: what it was, which shards it finished, and that nobody else is at it."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import blosc2
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import keyed_hash
+from scanforge.datasets.shards.format import MANIFEST, Manifest, index_name, parse, write_atomically
+from scanforge.datasets.shards.job import PARTIAL, ShardResult, result_path
+from scanforge.datasets.shards.sources import ShardPlan, SourceFile
+
+_BUILD = "build.json"
+_LOCK = ".lock"
+
+
+def parameters_of(options: dict[str, Any], files: Sequence[SourceFile], key: bytes) -> dict[str, Any]:
+    """All that the bytes of a data set depend on, for its manifest, without anything that identifies the site."""
+    rule = options["patient_regex"]
+    listing = "\n".join(f"{file.relative}\0{file.size}" for file in files)
+    return {
+        "modality": options["modality"],
+        "codec": options["codec"],
+        "shard_mb": options["shard_mb"],
+        "patients_by": "path" if rule is None else f"pattern {keyed_hash(key, 'pattern', rule)}",
+        "site": keyed_hash(key, "site", ""),
+        "files": len(files),
+        "files_hash": keyed_hash(key, "files", listing),
+        "scanforge": version("scanforge"),
+        "blosc2": blosc2.__version__,
+    }
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds `out` for one build; UserError where another one is at it, or `out` cannot be written."""
+    try:
+        fresh = not out.exists() or not any(out.iterdir())
+        if not fresh and not (out / MANIFEST).exists() and not (out / PARTIAL).exists():
+            raise UserError(f"{out} is not empty and no data set; give a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / _LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another build is writing to {out}; wait for it") from error
+        try:
+            yield
+        finally:
+            (out / _LOCK).unlink()
+
+
+def begin(out: Path, parameters: dict[str, Any], files: Sequence[SourceFile]) -> Manifest | None:
+    """Prepares `out` to be built or to go on; its manifest where it is complete already.
+
+    UserError where it was begun with other parameters or inputs, and what differs.
+    """
+    if (out / MANIFEST).exists():
+        manifest = parse(Manifest, (out / MANIFEST).read_bytes(), str(out / MANIFEST))
+        _same(out, manifest.parameters, parameters)
+        return manifest
+    begun = {**parameters, "modified": str(max(file.modified for file in files))}
+    record = out / PARTIAL / _BUILD
+    if record.exists():
+        _same(out, json.loads(record.read_text(encoding="utf-8")), begun)
+    (out / PARTIAL).mkdir(exist_ok=True)
+    for draft in [*out.glob(".*.tmp"), *(out / PARTIAL).glob(".*.tmp")]:
+        draft.unlink()
+    write_atomically(record, json.dumps(begun, indent=1).encode())
+    return None
+
+
+_MEANING = {
+    "files": "the number of input files",
+    "files_hash": "the input files",
+    "modified": "the input files (one was changed since)",
+    "site": "the site key",
+    "patients_by": "--patient-regex",
+    "shard_mb": "--shard-mb",
+    "modality": "--modality",
+    "codec": "--codec",
+}
+
+
+def _same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            shown = f": {before.get(name)} then, {value} now" if "_" not in name and name != "site" else ""
+            raise UserError(
+                f"{out} was begun with another value of {_MEANING.get(name, name)}{shown}; "
+                f"give a new folder or delete that one"
+            )
+
+
+def finished_shards(out: Path, plans: Sequence[ShardPlan]) -> dict[str, ShardResult]:
+    """Results of the shards that an interrupted build completed, by name."""
+    done: dict[str, ShardResult] = {}
+    for plan in plans:
+        path = result_path(out, plan.name)
+        if not path.exists():
+            continue
+        result = parse(ShardResult, path.read_bytes(), str(path))
+        record = result.record
+        if record is None or _whole(out / record.name, record.bytes):
+            done[plan.name] = result
+    return done
+
+
+def _whole(shard: Path, size: int) -> bool:
+    index = shard.with_name(index_name(shard.name))
+    return index.exists() and shard.exists() and shard.stat().st_size == size
