@@ -1,0 +1,29 @@
+"""A linear layer on the pooled features."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from scanforge.backbones.protocol import Encoder
+from scanforge.finetune.adapter import TaskModel
+
+
+class ClassificationModel(TaskModel):
+    """Encoder, mean over space, LayerNorm, linear layer."""
+
+    def __init__(self, encoder: Encoder, n_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.norm = nn.LayerNorm(encoder.pooled_dim)
+        self.linear = nn.Linear(encoder.pooled_dim, n_classes)
+        # Every class equally likely at the start, whatever the features are.
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> logits (B, n_classes)."""
+        return self.linear(self.norm(self.encoder.pooled(x)))
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """All but norm and linear."""
+        return self.encoder.parameters()

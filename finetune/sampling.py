@@ -1,0 +1,105 @@
+"""Training patches: cropped, mirrored, turned and zoomed in one interpolation; then changed in intensity."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanforge.finetune.config import AugmentationConfig, Size
+
+
+@dataclass(frozen=True)
+class Window:
+    """A patch's place in a scan: continuous position p = centre + matrix (q - size / 2) for the patch's q.
+
+    Positions are in voxels with edges at whole numbers: voxel i covers [i, i + 1). Order D, H, W.
+    """
+
+    centre: npt.NDArray[np.float64]
+    matrix: npt.NDArray[np.float64]
+    size: Size
+
+    def to_patch(self, points: npt.NDArray) -> npt.NDArray:
+        """Positions (N, 3) in the scan -> in the patch."""
+        return (points - self.centre) @ np.linalg.inv(self.matrix).T + np.array(self.size) / 2
+
+    def to_scan(self, points: npt.NDArray) -> npt.NDArray:
+        """Positions (N, 3) in the patch -> in the scan."""
+        return (points - np.array(self.size) / 2) @ self.matrix.T + self.centre
+
+
+def still_window(shape: Size, size: Size) -> Window:
+    """The patch in the middle of a scan, unturned: plain padding and cropping."""
+    # Whole voxels, so that nothing is interpolated.
+    centre = np.array([s / 2 + ((p - s) % 2) / 2 for s, p in zip(shape, size, strict=True)])
+    return Window(centre, np.eye(3), size)
+
+
+def random_matrix(
+    rng: np.random.Generator, config: AugmentationConfig, spacing: tuple[float, float, float], flat: bool, turn: bool
+) -> npt.NDArray[np.float64]:
+    """Mirrors along flip_axes, and with the configured probability rotation (in mm, within the slice in 2D) and zoom."""
+    mirror = np.array([-1.0 if axis in config.flip_axes and rng.random() < 0.5 else 1.0 for axis in range(3)])
+    matrix = np.diag(mirror)
+    angles = np.deg2rad(rng.uniform(-config.rotation, config.rotation, 3))
+    zoom = np.exp(rng.uniform(-1, 1) * np.log1p(config.scale))
+    if rng.random() >= config.probability:
+        return matrix
+    turned = np.eye(3)
+    if turn:
+        for axis in (0,) if flat else (0, 1, 2):
+            turned = turned @ _rotation(axis, angles[axis])
+    mm = np.diag(spacing)
+    scale = np.diag([1.0, zoom, zoom] if flat else [zoom] * 3)
+    return np.linalg.inv(mm) @ turned @ mm @ scale @ matrix
+
+
+def extract(image: Tensor, window: Window, fill: float, nearest: bool = False) -> Tensor:
+    """The patch (C, *window.size) of a scan (C, D, H, W), linear or nearest; `fill` outside the scan."""
+    low, high = _bounds(window, image.shape[1:])
+    part = image[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]].float() - fill
+    if min(part.shape) == 0:
+        return torch.full((len(image), *window.size), fill)
+    axes = [torch.arange(n, dtype=torch.float64) + 0.5 - n / 2 for n in window.size]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # d h w 3
+    points = offsets @ torch.from_numpy(window.matrix).T + torch.from_numpy(window.centre - low)
+    grid = (points / torch.tensor(part.shape[1:], dtype=torch.float64) * 2 - 1).flip(-1).float()
+    mode = "nearest" if nearest else "bilinear"
+    return F.grid_sample(part[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0] + fill
+
+
+def vary_intensity(images: Tensor, rng: np.random.Generator, config: AugmentationConfig) -> Tensor:
+    """Gamma, contrast, brightness and noise on (B, C, D, H, W), each with the configured probability per sample."""
+
+    def draw(reach: float, neutral: float = 0.0) -> Tensor:
+        chosen = rng.random(len(images)) < config.probability
+        values = np.where(chosen, rng.uniform(-reach, reach, len(images)), neutral)
+        return torch.from_numpy(values).float().view(-1, 1, 1, 1, 1)
+
+    gamma, contrast, brightness = draw(config.gamma), draw(config.contrast), draw(config.brightness)
+    noise = draw(config.noise).abs()
+    low, high = images.amin((1, 2, 3, 4), keepdim=True), images.amax((1, 2, 3, 4), keepdim=True)
+    span = (high - low).clamp_min(1e-6)
+    images = ((images - low) / span).clamp(0, 1).pow(gamma.exp()) * span + low
+    mean = images.mean((1, 2, 3, 4), keepdim=True)
+    images = (images - mean) * contrast.exp() + mean + brightness
+    return images + noise * torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
+
+
+def _rotation(axis: int, angle: float) -> npt.NDArray[np.float64]:
+    matrix = np.eye(3)
+    i, j = (k for k in range(3) if k != axis)
+    matrix[i, i] = matrix[j, j] = np.cos(angle)
+    matrix[i, j], matrix[j, i] = -np.sin(angle), np.sin(angle)
+    return matrix
+
+
+def _bounds(window: Window, shape: torch.Size) -> tuple[npt.NDArray, npt.NDArray]:
+    """The part of the scan that a patch touches (with a voxel of margin), so that a big scan is not copied."""
+    reach = np.abs(window.matrix) @ (np.array(window.size) / 2) + 1.5
+    low = np.clip(np.floor(window.centre - reach), 0, np.array(shape)).astype(int)
+    high = np.clip(np.ceil(window.centre + reach), 0, np.array(shape)).astype(int)
+    return low, high
