@@ -34,6 +34,11 @@ def _sample(array: NDArray) -> NDArray[np.float64]:
     return flat[::step].astype(np.float64)
 
 
+def _rounded(value: float | np.floating) -> float:
+    # The order of a sum, and so its last digits, differs between processors; what is stored must not.
+    return float(f"{value:.9g}")
+
+
 def statistics(array: NDArray) -> dict[str, float]:
     """Intensity statistics of a finite, non-empty scan of any shape, as JSON numbers.
 
@@ -53,13 +58,13 @@ def statistics(array: NDArray) -> dict[str, float]:
     return {
         "min": float(array.min()),
         "max": float(array.max()),
-        "mean": float(sample.mean()),
-        "std": float(sample.std()),
+        "mean": _rounded(sample.mean()),
+        "std": _rounded(sample.std()),
         **{_name(level): float(value) for level, value in quantiles.items()},
-        "threshold": float(threshold),
+        "threshold": _rounded(threshold),
         "foreground": foreground.size / sample.size,
-        "foreground_mean": float(clipped.mean()),
-        "foreground_std": float(clipped.std()),
+        "foreground_mean": _rounded(clipped.mean()),
+        "foreground_std": _rounded(clipped.std()),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import blosc2
 import webdataset as wds
+from numpy.typing import NDArray
 
 from scanforge.datasets.intensity import statistics
 from scanforge.datasets.readers.scan import Scan
@@ -30,6 +31,7 @@ from scanforge.datasets.shards.format import (
 )
 
 Codec = Literal["zstd", "lz4hc"]
+Shape = tuple[int, ...]
 _CODECS = {"zstd": (blosc2.Codec.ZSTD, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9)}
 
 
@@ -39,10 +41,19 @@ def encode(scan: Scan, codec: Codec) -> bytes:
     chunks, blocks = ((1, 1, 512, 512), (1, 1, 128, 128)) if depth == 1 else ((1, 64, 64, 64), (1, 16, 32, 32))
     chunks = tuple(min(a, b) for a, b in zip(chunks, scan.voxels.shape, strict=True))
     blocks = tuple(min(a, b) for a, b in zip(blocks, chunks, strict=True))
+    # Shuffling bytes helps nearly always; not floats that are scaled integers, of which a scan has few values.
+    filters = [blosc2.Filter.SHUFFLE]
+    if scan.voxels.dtype.itemsize > 2:
+        filters.append(blosc2.Filter.NOFILTER)
+    frames = [_frame(scan.voxels, chunks, blocks, codec, each) for each in filters]
+    return min(frames, key=len)
+
+
+def _frame(voxels: NDArray, chunks: Shape, blocks: Shape, codec: Codec, each: blosc2.Filter) -> bytes:
     kind, level = _CODECS[codec]
     # One thread: the bytes would depend on the number of them.
-    parameters = blosc2.CParams(codec=kind, clevel=level, nthreads=1, filters=[blosc2.Filter.SHUFFLE], filters_meta=[0])
-    return blosc2.asarray(scan.voxels, chunks=chunks, blocks=blocks, cparams=parameters).to_cframe()
+    parameters = blosc2.CParams(codec=kind, clevel=level, nthreads=1, filters=[each], filters_meta=[0])
+    return blosc2.asarray(voxels, chunks=chunks, blocks=blocks, cparams=parameters).to_cframe()
 
 
 def facts_of(scan: Scan, key: str, modality: str, patient: str) -> ScanFacts:

@@ -1,0 +1,85 @@
+"""Where a crop lies in a scan, and what becomes of it: a pure function of the scan's facts and one seed."""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanforge.datasets.shards.foreground import cell_edges
+
+Triple = tuple[int, int, int]  # D, H, W
+Slices = tuple[slice, slice, slice]
+
+
+def mix(*numbers: int) -> int:
+    """A 64-bit number that depends on all of `numbers` (64 bits each) and on their order."""
+    packed = struct.pack(f"<{len(numbers)}Q", *(number & (2**64 - 1) for number in numbers))
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
+
+
+def uniforms(seed: int, count: int) -> NDArray[np.float64]:
+    """`count` numbers in [0, 1). Of Philox's raw stream, which numpy keeps the same in all versions."""
+    return (np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+
+def permutation(seed: int, count: int) -> NDArray[np.int64]:
+    """A permutation of range(count), the same in all versions of numpy."""
+    return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A crop in a scan: `start` is negative along axes where the scan is smaller, and centred in, the crop."""
+
+    start: Triple
+    flips: tuple[bool, bool, bool]  # along D, H, W
+
+
+def place(
+    seed: int, scan: Triple, crop: Triple, bitmap: NDArray[np.bool_], foreground: float, axes: list[int]
+) -> Place:
+    """The crop that `seed` stands for.
+
+    scan, crop: shapes (D, H, W). bitmap: foreground cells of the scan. foreground: probability that the crop is
+    centred on a foreground voxel; otherwise each position is as likely. axes: those that may be flipped.
+    """
+    draw = uniforms(seed, 8)
+    room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]
+    cells = np.flatnonzero(bitmap)
+    if draw[0] < foreground and cells.size and any(room):
+        cell = np.unravel_index(cells[int(draw[1] * cells.size)], bitmap.shape)
+        starts = []
+        for axis in range(3):
+            edges = cell_edges(scan[axis], bitmap.shape[axis])
+            low, high = edges[cell[axis]], edges[cell[axis] + 1]
+            centre = int(low + draw[2 + axis] * (high - low))
+            starts.append(min(max(0, centre - crop[axis] // 2), room[axis]))
+    else:
+        starts = [int(draw[2 + axis] * (room[axis] + 1)) for axis in range(3)]
+    start = tuple(
+        -((size - length) // 2) if size > length else begin
+        for begin, length, size in zip(starts, scan, crop, strict=True)
+    )
+    return Place(start, tuple(axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)))
+
+
+def overlap(start: Triple, scan: Triple, crop: Triple) -> tuple[Slices, Slices]:
+    """The part of the scan that lies in the crop: as slices of the scan, and as slices of the crop."""
+    low = [max(0, begin) for begin in start]
+    high = [min(length, begin + size) for begin, length, size in zip(start, scan, crop, strict=True)]
+    of_scan = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    of_crop = tuple(slice(a - begin, b - begin) for a, b, begin in zip(low, high, start, strict=True))
+    return of_scan, of_crop
+
+
+def as_channels(voxels: NDArray, channels: int) -> NDArray:
+    """Voxels (C, ...) with 1 or 3 channels: RGB becomes luminance (ITU-R BT.601), grey is repeated."""
+    if voxels.shape[0] == channels:
+        return voxels
+    if channels == 1 and voxels.shape[0] == 3:
+        return np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), voxels.astype(np.float32), axes=1)[None]
+    if voxels.shape[0] == 1:
+        return np.broadcast_to(voxels, (channels, *voxels.shape[1:]))
+    raise ValueError(f"{voxels.shape[0]} channels cannot become {channels}")
