@@ -56,9 +56,11 @@ def _real(data: Path) -> tuple[list[Source], list[str]]:
 
 def _shards(source: Source, out: Path) -> dict[str, Any]:
     from scanforge.datasets.shards.build import BuildOptions, build
+    from scanforge.launch.data_commands import describe_build
 
     folder = out / "shards" / source.name
-    print(f"2. shards: {build([source.images], folder, BuildOptions(modality=source.modality), None)}")
+    summary = build([source.images], folder, BuildOptions(modality=source.modality))
+    print(f"2. shards in {describe_build(summary)}")
     return {"name": source.name, "path": str(folder)}
 
 
