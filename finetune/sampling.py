@@ -41,7 +41,7 @@ def still_window(shape: Size, size: Size) -> Window:
 def random_matrix(
     rng: np.random.Generator, config: AugmentationConfig, spacing: tuple[float, float, float], flat: bool, turn: bool
 ) -> npt.NDArray[np.float64]:
-    """Mirrors along flip_axes, and with the configured probability rotation (in mm, within the slice in 2D) and zoom."""
+    """Mirrors along flip_axes; with the configured probability, rotation (in mm; in 2D within the slice) and zoom."""
     mirror = np.array([-1.0 if axis in config.flip_axes and rng.random() < 0.5 else 1.0 for axis in range(3)])
     matrix = np.diag(mirror)
     angles = np.deg2rad(rng.uniform(-config.rotation, config.rotation, 3))

@@ -1,0 +1,70 @@
+"""A fine-tuned model on disk: `model.safetensors` and the `model.json` that describes it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from scanforge.backbones.registry import build
+from scanforge.backbones.release import sha256
+from scanforge.configs.errors import UserError
+from scanforge.finetune.adapter import Adapter, Spec, TaskModel
+from scanforge.finetune.classification import Classification
+from scanforge.finetune.detection import Detection
+from scanforge.finetune.segmentation import Segmentation
+from scanforge.finetune.storage import write_json, write_whole
+
+WEIGHTS, INFO = "model.safetensors", "model.json"
+ADAPTERS: dict[str, type[Adapter[Any, Any]]] = {
+    "segmentation": Segmentation,
+    "classification": Classification,
+    "detection": Detection,
+}
+
+
+def adapter_for(spec: Spec) -> Adapter[Any, Any]:
+    """The task's adapter."""
+    return ADAPTERS[spec.task.name](spec)
+
+
+def save_model(folder: Path, model: TaskModel, spec: Spec) -> None:
+    """Write weights, then the description with their checksum."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_whole(folder / WEIGHTS, lambda part: save_file(weights, part))
+    write_json(folder / INFO, spec.model_dump(mode="json") | {"weights_sha256": sha256(folder / WEIGHTS)})
+
+
+def load_model(path: Path) -> tuple[Adapter[Any, Any], TaskModel]:
+    """The task and the network (evaluation mode, CPU) from a run folder or its `model.safetensors`.
+
+    UserError where a file is missing or damaged, or is a pre-trained encoder without a head.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / INFO).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{path} is no fine-tuned model: {INFO} or {WEIGHTS} is missing; give a finished run folder")
+    try:
+        described = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        if not isinstance(described, dict) or described.get("kind") != "finetuned":
+            raise UserError(f"{path} is no fine-tuned model (a pre-trained encoder?); run 'scanforge finetune' first")
+        checksum = described.pop("weights_sha256", None)
+        spec = Spec.model_validate(described)
+        if checksum != sha256(folder / WEIGHTS):
+            raise UserError(f"{folder / WEIGHTS} is damaged: its checksum differs from {INFO}'s; copy it again")
+        adapter = adapter_for(spec)
+        model = adapter.build(build(spec.backbone))
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
+    return adapter, model.eval()
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' takes the GPU where there is one; UserError for 'cuda' without."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU: set device=cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

@@ -1,0 +1,160 @@
+"""`results.json`: every number of a study, with intervals, and what has to be known to read them."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel
+
+from scanforge.finetune.adapter import Spec
+from scanforge.finetune.cases import CaseList
+from scanforge.finetune.cells import CellResult
+from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.metrics.intervals import Interval, difference, interval
+from scanforge.finetune.modelfile import adapter_for
+from scanforge.finetune.split import Split, class_counts
+from scanforge.finetune.training import recipe
+
+FEW_PATIENTS = 20
+
+
+class Row(BaseModel):
+    """One arm at one number of shots, over all seeds."""
+
+    arm: str
+    shots: int | str
+    train_cases: int
+    metrics: dict[str, Interval]
+
+
+class Difference(BaseModel):
+    """Checkpoint minus scratch at one number of shots: same cases, same steps, same test cases."""
+
+    shots: int | str
+    metrics: dict[str, Interval]
+
+
+class Results(BaseModel):
+    """The file's content."""
+
+    format_version: int = 1
+    task: str
+    headline: str
+    classes: list[str]
+    table: list[Row]
+    paired: list[Difference]
+    cells: list[CellResult]
+    data: dict[str, Any]
+    setup: dict[str, Any]
+    left_out: dict[str, int]
+    warnings: list[str]
+    versions: dict[str, str]
+
+
+def summarise(
+    config: FinetuneConfig, spec: Spec, sides: Split, found: CaseList, cells: Sequence[CellResult]
+) -> Results:
+    """Means, intervals and paired differences of the finished cells."""
+    adapter = adapter_for(spec)
+    table, paired = [], []
+    for k in config.shots:
+        by_arm = {arm: [c for c in cells if c.arm == arm and c.shots == k] for arm in config.arms}
+        records = {arm: [cell.records for cell in group] for arm, group in by_arm.items()}
+        for arm, group in by_arm.items():
+            values = {n: interval(records[arm], f, config.bootstrap) for n, f in adapter.metrics().items()}
+            table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
+        if len(config.arms) == 2:
+            gain = {
+                n: difference(records["checkpoint"], records["scratch"], f, config.bootstrap)
+                for n, f in adapter.metrics().items()
+            }
+            paired.append(Difference(shots=k, metrics=gain))
+    return Results(
+        task=config.task.name,
+        headline=adapter.headline,
+        classes=spec.classes,
+        table=table,
+        paired=paired,
+        cells=list(cells),
+        data=_data(spec, sides, found),
+        setup=_setup(config, spec),
+        left_out=found.left_out,
+        warnings=_warnings(config, sides, cells, table, adapter.headline),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    names = ("scanforge", "torch", "monai", "numpy", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _data(spec: Spec, sides: Split, found: CaseList) -> dict[str, Any]:
+    everyone = sides.pool + sides.test
+    return {
+        "cases": len(found.cases),
+        "patients": len({case.patient for case in everyone}),
+        "pool_cases": len(sides.pool),
+        "test_cases": len(sides.test),
+        "test_patients": len({case.patient for case in sides.test}),
+        "test_patients_pretrained_on": sides.overlap,
+        "classes_in_pool": class_counts(sides.pool, spec.classes),
+        "classes_in_test": class_counts(sides.test, spec.classes),
+        "fingerprint": spec.plan.fingerprint.model_dump(),
+        "modality": spec.modality,
+    }
+
+
+def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
+    return {
+        "backbone": spec.backbone.model_dump(mode="json"),
+        "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
+        "recipe": recipe(config.schedule, spec.backbone.name).model_dump(),
+        "schedule": config.schedule.model_dump(mode="json"),
+        "augmentation": config.augmentation.model_dump(mode="json"),
+        "inference": config.inference.model_dump(mode="json"),
+        "intensity": spec.intensity.model_dump(mode="json"),
+        "split": config.split.model_dump(mode="json"),
+        "seeds": config.seeds,
+        "bootstrap": config.bootstrap,
+    }
+
+
+def _warnings(
+    config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], table: Sequence[Row], headline: str
+) -> list[str]:
+    said = []
+    if sides.overlap:
+        said.append(
+            f"TRANSDUCTIVE: {sides.overlap} test patients were pre-trained on, unlabelled "
+            "(split.allow_pretraining_overlap). These numbers do not hold for new patients."
+        )
+    tested = len({case.patient for case in sides.test})
+    if tested < FEW_PATIENTS:
+        said.append(f"only {tested} test patients: the intervals are rough.")
+    if len(config.seeds) == 1:
+        said.append("one seed: the intervals cover the choice of test patients, not that of training cases.")
+    if config.data.patient_regex is None:
+        said.append("each file counted as its own patient (data.patient_regex is not set) unless named by BIDS.")
+    undefined = sum(record["score"] is None for record in cells[0].records)
+    if undefined:
+        said.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")
+    if any(row.metrics[headline].value is None for row in table):
+        said.append(f"'{headline}' is undefined on these test cases (one class or no finding among them).")
+    if config.schedule.minutes and len({cell.history.steps for cell in cells}) > 1:
+        said.append("cells ended by time: their numbers of steps differ, see results.json.")
+    if (
+        config.compare_scratch
+        and config.checkpoint
+        and (config.schedule.frozen_steps or config.schedule.encoder_lr_scale != 1)
+    ):
+        said.append("the scratch arm trains its encoder from the first step at the full rate.")
+    return said
