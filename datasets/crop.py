@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class Place:
 
 
 def place(
-    seed: int, scan: Triple, crop: Triple, bitmap: NDArray[np.bool_], foreground: float, axes: list[int]
+    seed: int, scan: Triple, crop: Triple, bitmap: NDArray[np.bool_], foreground: float, axes: Sequence[int]
 ) -> Place:
     """The crop that `seed` stands for.
 

@@ -5,13 +5,24 @@ resume exact after any kill, the global stream independent of world size and of 
 dead worker's task trivial.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from scanforge.configs.base import Config
+from scanforge.configs.errors import UserError
+from scanforge.datasets.crop import Triple, mix
+from scanforge.datasets.identity import fraction
 from scanforge.datasets.intensity import IntensityConfig
+from scanforge.datasets.mixture import Mixture
+from scanforge.datasets.shards.reader import DataSet
+from scanforge.datasets.shuffle import WindowShuffle
+
+_STEPS, _VISITS = 64, 256  # block lengths of the mixtures of kinds and of sources
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -60,3 +71,138 @@ class DataConfig(Config):
         if self.channels == 2:
             raise ValueError("channels is 1 (grey) or 3 (RGB)")
         return self
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the stream: so many whole optimiser steps of `epoch` are done."""
+
+    epoch: int = 0
+    position: int = 0
+
+    @classmethod
+    def of(cls, state: dict[str, int], seed: int) -> "Position":
+        """From `CropLoader.state()`; UserError where that belongs to a run of another seed."""
+        if state["seed"] != seed:
+            raise UserError(f"the checkpoint's data stream has seed {state['seed']}, the config {seed}; set that seed")
+        return cls(state["epoch"], state["position"])
+
+
+class Draw(NamedTuple):
+    """One crop: of which scan, and the seed that decides on place, flips and later augmentation."""
+
+    stream: int
+    row: int
+    source: int
+    shard: int  # number in the source's manifest
+    sample: int  # number in the shard's index
+    seed: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Steps of one crop shape."""
+
+    crop: Triple
+    batch: int  # of all ranks together
+    streams: list[int]
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The scans of one source that serve one kind."""
+
+    source: int
+    shards: NDArray[np.int32]  # per row
+    samples: NDArray[np.int32]
+    share: float
+    visits: WindowShuffle
+
+
+class SamplingPlan:
+    """Every crop of a run, by number. Raises UserError where a source cannot be opened or used."""
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self.config, self.seed = config, seed
+        self.data = [DataSet(source.path) for source in config.sources]
+        self.manifest_hash = {s.name: d.manifest_hash for s, d in zip(config.sources, self.data, strict=True)}
+        self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
+        self._patients: set[str] = set()
+        self.streams: list[Stream] = []
+        kinds: dict[Triple, list[int]] = {}
+        for number in range(len(self.data)):
+            for crop, stream in self._streams_of(number):
+                kinds.setdefault(crop, []).append(len(self.streams))
+                self.streams.append(stream)
+        self.scans = sum(stream.visits.rows for stream in self.streams)
+        self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
+        mass = [sum(self.streams[s].share for s in kind.streams) / kind.batch for kind in self.kinds]
+        self._schedule = Mixture(mass, _STEPS, mix(seed, 1))
+        crops = self.scans * config.crops_per_visit / sum(stream.share for stream in self.streams)
+        self.steps_per_epoch = config.steps_per_epoch or max(1, round(crops * sum(mass)))
+
+    def _kind(self, crop: Triple, streams: list[int]) -> Kind:
+        batch = self.config.batch_2d if crop[0] == 1 else self.config.batch_3d
+        mixture = Mixture([self.streams[s].share for s in streams], _VISITS, mix(self.seed, 2, *crop))
+        return Kind(crop, batch, streams, mixture)
+
+    def _streams_of(self, number: int) -> list[tuple[Triple, Stream]]:
+        """A source's streams with their crop shape: of its volumes, of its images."""
+        config, source, data = self.config, self.config.sources[number], self.data[number]
+        crop_2d = None if config.crop_2d is None else (1, *config.crop_2d)
+        rows: dict[Triple | None, list[tuple[int, int]]] = {}
+        for shard, record in enumerate(data.manifest.shards):
+            for sample, entry in enumerate(data.index(record).samples):
+                if fraction(entry.patient) < config.holdout:
+                    continue
+                crop = crop_2d if entry.shape[1] == 1 else config.crop_3d or crop_2d
+                rows.setdefault(crop, []).append((shard, sample))
+                if crop is not None:
+                    self._patients.add(entry.patient)
+        self.unused[source.name] = len(rows.pop(None, []))
+        total = sum(len(chosen) for chosen in rows.values())
+        if total == 0:
+            reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
+            raise UserError(f"source '{source.name}' ({source.path}) has no scan to sample: {reason}")
+        mass = source.weight * total**config.temperature
+        return [(crop, self._stream(number, crop, chosen, mass / total)) for crop, chosen in rows.items() if crop]
+
+    def _stream(self, number: int, crop: Triple, rows: list[tuple[int, int]], mass: float) -> Stream:
+        shards, samples = np.array(rows, np.int32).T
+        visits = WindowShuffle(
+            np.unique(shards, return_counts=True)[1], self.config.window, mix(self.seed, 3, number, *crop)
+        )
+        return Stream(number, shards, samples, mass * len(rows), visits)
+
+    def patients(self) -> list[str]:
+        """Sorted hashes of all patients that may be sampled."""
+        return sorted(self._patients)
+
+    def kind(self, step: int) -> Kind:
+        """What shape the crops of step `step` (since the start of the run) have: the same on all ranks."""
+        return self.kinds[self._schedule.locate(step)[0]]
+
+    def draws(self, step: int, share: int = 0, shares: int = 1) -> list[Draw]:
+        """The global batch of step `step` in order, or part `share` of it when it is cut into `shares`.
+
+        Parts are consecutive, so that the crops of one visit stay on one rank.
+        """
+        number, earlier = self._schedule.locate(step)
+        size = self.kinds[number].batch // shares
+        first = earlier * self.kinds[number].batch + share * size
+        return [self._draw(number, first + sample) for sample in range(size)]
+
+    def _draw(self, number: int, crop: int) -> Draw:
+        kind = self.kinds[number]
+        part, visit = kind.mixture.locate(crop // self.config.crops_per_visit)
+        stream = kind.streams[part]
+        return self._at(stream, self.streams[stream].visits(visit), mix(self.seed, 4, number, crop))
+
+    def _at(self, number: int, row: int, seed: int) -> Draw:
+        stream = self.streams[number]
+        return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
+
+    def replacement(self, draw: Draw) -> Draw:
+        """What takes the place of a crop whose scan cannot be read: the same of the source's next scan."""
+        return self._at(draw.stream, (draw.row + 1) % self.streams[draw.stream].visits.rows, draw.seed)

@@ -59,7 +59,7 @@ def _tile(voxels: NDArray, entry: SampleEntry) -> Image.Image:
     draw.rectangle((0, 0, _TILE - 1, _TILE - 1), fill=_EMPTY)
     tile.paste(picture, ((_TILE - size[0]) // 2, (_TILE - size[1]) // 2))
     channels, *axes = entry.shape
-    shape = "×".join(str(length) for length in (axes[1:] if axes[0] == 1 else axes))
+    shape = " x ".join(str(length) for length in (axes[1:] if axes[0] == 1 else axes))
     caption = f"{entry.modality}  {shape}" + ("  RGB" if channels == 3 else "")
     draw.text((_TILE / 2, _TILE + 3), caption, fill=_INK, font=ImageFont.load_default(13), anchor="ma")
     return tile
@@ -67,7 +67,7 @@ def _tile(voxels: NDArray, entry: SampleEntry) -> Image.Image:
 
 def _grey_or_rgb(voxels: NDArray, entry: SampleEntry) -> NDArray[np.uint8]:
     """(H, W) or (H, W, 3), windowed; anterior or superior up and the patient's right on the left."""
-    low, high = (-1000.0, 1000.0) if entry.modality == "ct" else (entry.stats["p005"], entry.stats["p995"])
+    low, high = entry.stats["p005"], entry.stats["p995"]
     if voxels.shape[0] == 3 and entry.dtype == "uint8":
         low, high = 0.0, 255.0
     scaled = ((voxels.astype(np.float32) - low) / max(high - low, 1e-12)).clip(0, 1) * 255

@@ -40,9 +40,8 @@ class DataSet:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise UserError(
-                f"{self.folder} is not a complete data set ({MANIFEST}: {error.strerror}); make it by 'scanforge data build'"
-            ) from error
+            reason = f"{self.folder} is not a complete data set ({MANIFEST}: {error.strerror})"
+            raise UserError(f"{reason}; make it by 'scanforge data build'") from error
         self.manifest = parse(Manifest, content, str(path))
         self.manifest_hash = hashlib.sha256(content).hexdigest()
         for shard in self.manifest.shards:

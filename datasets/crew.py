@@ -1,0 +1,115 @@
+"""Those who fill batch buffers: worker processes that may die, or this process itself."""
+
+from collections import Counter, deque
+from contextlib import suppress
+from multiprocessing.reduction import send_handle
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.processes import Died, Worker, ready
+from scanforge.datasets.ring import Ring
+from scanforge.datasets.worker import Attach, CropReader, Filled, Setup, Task
+
+_FACTORY = "scanforge.datasets.worker:worker"
+_QUEUED = 2  # tasks a worker holds, so that it never waits for the parent
+_DEATHS = 3  # of workers at one task
+
+
+class InProcess:
+    """Fills buffers in the calling process, one per call of `collect`."""
+
+    respawned = 0
+
+    def __init__(self, setup: Setup, ring: Ring) -> None:
+        self._reader, self._ring = CropReader(setup), ring
+        self._waiting: deque[Task] = deque()
+
+    def submit(self, task: Task) -> None:
+        """Queues a task."""
+        self._waiting.append(task)
+
+    def collect(self) -> list[Filled]:
+        """Does the next task."""
+        task = self._waiting.popleft()
+        return [self._reader.fill(task, self._ring.view(task.slot))]
+
+    def close(self) -> None:
+        """Forgets what is queued."""
+        self._waiting.clear()
+
+
+class Crew:
+    """`count` worker processes. One that dies is replaced and its tasks are done again, to the same result."""
+
+    def __init__(self, setup: Setup, ring: Ring, count: int) -> None:
+        self._setup, self._ring = setup, ring
+        self._waiting: deque[Task] = deque()
+        self._held: dict[Worker, deque[Task]] = {}
+        self._attached: dict[Worker, int] = {}
+        self._deaths: Counter[int] = Counter()
+        self.respawned = 0
+        for _ in range(count):
+            self._start()
+
+    def _start(self) -> None:
+        worker = Worker(_FACTORY)
+        worker.send(self._setup)
+        self._held[worker], self._attached[worker] = deque(), 0
+
+    def submit(self, task: Task) -> None:
+        """Queues a task."""
+        self._waiting.append(task)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            worker = min(self._held, key=lambda each: len(self._held[each]))
+            if len(self._held[worker]) == _QUEUED:
+                return
+            for slot in range(self._attached[worker], len(self._ring.descriptors)):
+                worker.send(Attach(slot, self._ring.size))
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    send_handle(worker.connection, self._ring.descriptors[slot], worker.process.pid)
+            self._attached[worker] = len(self._ring.descriptors)
+            self._held[worker].append(self._waiting.popleft())
+            worker.send(self._held[worker][-1])
+
+    def collect(self) -> list[Filled]:
+        """Waits for at least one worker to fill a buffer or to die."""
+        filled = []
+        for worker in ready(self._held):
+            reply = worker.receive()
+            if isinstance(reply, Died):
+                self._replace(worker, reply)
+            else:
+                self._held[worker].popleft()
+                filled.append(reply)
+        self._hand_out()
+        return filled
+
+    def _replace(self, worker: Worker, died: Died) -> None:
+        lost = self._held.pop(worker)
+        del self._attached[worker]
+        worker.close()
+        if lost:
+            self._deaths[lost[0].number] += 1
+            if self._deaths[lost[0].number] > _DEATHS:
+                shards = sorted({self._shard(task_draw.source, task_draw.shard) for task_draw in lost[0].draws})
+                raise UserError(
+                    f"worker processes died {_DEATHS + 1} times at one batch (exit status {died.status}: -9 is mostly "
+                    f"lack of memory, -7 a disk or a shard that went away); it reads {', '.join(shards)}"
+                )
+        self._waiting.extendleft(reversed(lost))
+        self.respawned += 1
+        self._start()
+
+    def _shard(self, source: int, shard: int) -> str:
+        chosen = self._setup.sources[source]
+        return str(chosen.folder / chosen.shards[shard].name)
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self._held:
+            worker.connection.close()
+        for worker in self._held:
+            worker.close()
+        self._held.clear()

@@ -1,0 +1,170 @@
+"""The crop loader: an endless, exactly resumable stream of batches."""
+
+import time
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.batch import Batch
+from scanforge.datasets.crew import Crew, InProcess
+from scanforge.datasets.crop import mix
+from scanforge.datasets.plan import DataConfig, Draw, Position, SamplingPlan
+from scanforge.datasets.ring import Ring, buffer_size, split_buffer
+from scanforge.datasets.worker import Filled, Setup, SourceSetup, Task
+
+_GROWTH = 4  # times the configured ring
+_START = Position()
+
+
+class CropLoader:
+    """Iterator of `Batch`: rank `rank`'s part of every optimiser step, as `micro_batches` batches of equal size.
+
+    What it yields depends on config, seed and position alone, not on workers, their deaths, or earlier iteration;
+    the ranks' parts of a step make up the same global batch at any world size. A scan that cannot be read is
+    replaced by the next of its source and counted; beyond `config.bad_sample_ceiling` it is a UserError.
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batches: int = 1,
+        position: Position = _START,
+    ) -> None:
+        self.plan = SamplingPlan(config, seed)
+        self._config, self._rank = config, rank
+        self._micro, self._shares = micro_batches, micro_batches * world_size
+        for kind in self.plan.kinds:
+            if kind.batch % self._shares:
+                name = "batch_2d" if kind.crop[0] == 1 else "batch_3d"
+                parts = f"{world_size} ranks x {micro_batches} micro-batches"
+                raise UserError(f"data.{name} {kind.batch} cannot be divided among {parts}")
+        sizes = [buffer_size(kind.crop, kind.batch // self._shares, config.channels) for kind in self.plan.kinds]
+        self._ring = Ring(max(sizes), config.ring, _GROWTH * config.ring)
+        setup = self._setup()
+        self._crew = Crew(setup, self._ring, config.workers) if config.workers else InProcess(setup, self._ring)
+        # Batches are numbered from the start of the run.
+        self._next = (position.epoch * self.plan.steps_per_epoch + position.position) * micro_batches
+        self._planned = self._next
+        self._tasks: dict[int, Task] = {}  # under way or filled, not handed out yet
+        self._filled: dict[int, Filled] = {}
+        self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
+        self._waited = 0.0
+
+    def _setup(self) -> Setup:
+        config = self._config
+        sources = [
+            SourceSetup(data.folder.resolve(), data.manifest.shards, source.flip_axes)
+            for source, data in zip(config.sources, self.plan.data, strict=True)
+        ]
+        return Setup(sources, config.channels, config.foreground, config.intensity)
+
+    def __iter__(self) -> "CropLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        self._plan_ahead()
+        began = time.perf_counter()
+        while self._next not in self._filled:
+            for filled in self._crew.collect():
+                self._receive(filled)
+        self._waited += time.perf_counter() - began
+        batch = self._hand_out(self._next)
+        self._next += 1
+        self._plan_ahead()
+        return batch
+
+    def _plan_ahead(self) -> None:
+        """Gives every free buffer a batch to be filled with."""
+        while True:
+            slot = self._ring.acquire()
+            if slot is None and not self._tasks:
+                self._ring.grow()
+                continue
+            if slot is None:
+                return
+            step, micro = divmod(self._planned, self._micro)
+            share = self._rank * self._micro + micro
+            draws = [self._readable(draw) for draw in self.plan.draws(step, share, self._shares)]
+            self._submit(Task(self._planned, slot, self.plan.kind(step).crop, draws))
+            self._planned += 1
+
+    def _submit(self, task: Task) -> None:
+        self._tasks[task.number] = task
+        self._crew.submit(task)
+
+    def _readable(self, draw: Draw) -> Draw:
+        while (draw.stream, draw.row) in self._bad:
+            draw = self.plan.replacement(draw)
+        return draw
+
+    def _receive(self, filled: Filled) -> None:
+        if not filled.bad:
+            self._filled[filled.number] = filled
+            return
+        task = self._tasks[filled.number]
+        for position, reason in filled.bad.items():
+            draw = task.draws[position]
+            self._bad[draw.stream, draw.row] = reason
+        ceiling = self._config.bad_sample_ceiling
+        if len(self._bad) > ceiling * self.plan.scans or len(self._bad) == self.plan.scans:
+            raise UserError(
+                f"{len(self._bad)} of {self.plan.scans} scans cannot be read, more than data.bad_sample_ceiling "
+                f"{ceiling:g} allows; the last: {reason}"
+            )
+        self._submit(Task(task.number, task.slot, task.crop, [self._readable(draw) for draw in task.draws]))
+
+    def _hand_out(self, number: int) -> Batch:
+        task, filled = self._tasks.pop(number), self._filled.pop(number)
+        buffer = self._ring.lend(task.slot)
+        voxels, valid = split_buffer(buffer, task.crop, len(task.draws), self._config.channels)
+        seeds = np.array([mix(draw.seed, 1) >> 1 for draw in task.draws], np.int64)
+        return Batch(
+            voxels=torch.from_numpy(voxels),
+            valid=torch.from_numpy(valid),
+            seeds=torch.from_numpy(seeds),
+            keys=filled.keys,
+            modalities=filled.modalities,
+            sources=[self._config.sources[draw.source].name for draw in task.draws],
+            step=number // self._micro,
+        )
+
+    def state(self) -> dict[str, int]:
+        """The position after the whole steps handed out so far; `Position.of` takes it back."""
+        epoch, position = divmod(self._next // self._micro, self.plan.steps_per_epoch)
+        return {"seed": self.plan.seed, "epoch": epoch, "position": position}
+
+    def stats(self) -> dict[str, float]:
+        """Scans that could not be read, workers that were replaced, seconds that the caller waited."""
+        return {
+            "bad_samples": len(self._bad),
+            "respawned_workers": self._crew.respawned,
+            "wait_seconds": self._waited,
+        }
+
+    @property
+    def manifest_hash(self) -> dict[str, str]:
+        """SHA-256 of each source's manifest, by the source's name."""
+        return self.plan.manifest_hash
+
+    def patients(self) -> list[str]:
+        """Sorted hashes of the patients that the stream may hold."""
+        return self.plan.patients()
+
+    def close(self) -> None:
+        """Ends the workers and gives the buffers back; batches in hand stay valid."""
+        self._crew.close()
+        self._ring.close()
+
+    def __enter__(self) -> "CropLoader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
