@@ -121,7 +121,7 @@ def _classes_in(cases: Sequence[Case]) -> list[str]:
 
 
 def _run_cells(study: Study) -> list[CellResult]:
-    config, device = study.config, pick_device(study.config.device)
+    device = pick_device(study.config.device)
     results = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bars(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:

@@ -1,0 +1,107 @@
+"""`report.html`: one file that needs nothing else, for a screen and for paper."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from scanforge.finetune import figures
+from scanforge.finetune.cells import CellName, CellResult, load_pictures
+from scanforge.finetune.metrics.intervals import Interval
+from scanforge.finetune.results import Results, Row
+from scanforge.finetune.storage import write_whole
+
+SCORES = {
+    "segmentation": "Dice",
+    "classification": "probability of the true class",
+    "detection": "AP of the case (1 - top score where there is no finding)",
+}
+LIMITS = {
+    "segmentation": "Surface distances (HD95, NSD) are not computed in this version; Dice alone hides thin errors.",
+    "classification": "Scans are scaled to fit the patch; findings below its resolution are not seen. "
+    "Probabilities are not calibrated; see the ECE.",
+    "detection": "Scans are scaled to fit the patch; findings below its resolution are not seen. "
+    "FROC is not computed in this version.",
+}
+EMPTY_MASKS = "Dice is 2|P and T| / (|P| + |T|). Empty truth and prediction: undefined, left out; only one empty: 0."
+
+
+def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
+    """Render the report of a finished study beside its results.json; gives its path."""
+    source = files("scanforge.finetune").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": interval_text, "number": number}
+    html = environment.from_string(source).render(**_content(run_dir, results, best))
+    target = run_dir / "report.html"
+    write_whole(target, lambda part: part.write_text(html, encoding="utf-8") and None)
+    return target
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    """Three decimals, or a dash where undefined."""
+    return "–" if value is None else f"{value:{'+' if signed else ''}.3f}"
+
+
+def interval_text(value: Interval, signed: bool = False) -> str:
+    """'0.812 (0.790 to 0.831)'."""
+    if value.low is None:
+        return number(value.value, signed)
+    return f"{number(value.value, signed)} ({number(value.low, signed)} to {number(value.high, signed)})"
+
+
+def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
+    at_best = [cell for cell in results.cells if cell.shots == best.shots]
+    shown = next(cell for cell in at_best if cell.arm == best.arm and cell.seed == best.seed)
+    by_arm = {cell.arm: cell.records for cell in at_best if cell.seed == best.seed}
+    return {
+        "r": results,
+        "best": best,
+        "names": figures.NAMES,
+        "sentences": [_sentence(results, row) for row in results.table if row.shots == best.shots],
+        "gain": next((pair for pair in results.paired if pair.shots == best.shots), None),
+        "charts": _charts(results, at_best, by_arm, shown),
+        "worst": _worst(run_dir, results, shown, best),
+        "score": SCORES[results.task],
+        "notes": [EMPTY_MASKS] if results.task == "segmentation" else [],
+        "limits": LIMITS[results.task],
+        "cells": results.cells,
+    }
+
+
+def _sentence(results: Results, row: Row) -> dict[str, str]:
+    return {
+        "arm": row.arm,
+        "name": figures.NAMES[row.arm],
+        "value": number(row.metrics[results.headline].value),
+        "interval": interval_text(row.metrics[results.headline]),
+    }
+
+
+def _charts(
+    results: Results, at_best: Sequence[CellResult], by_arm: dict[str, list[dict[str, Any]]], shown: CellResult
+) -> list[tuple[str, str]]:
+    charts = [
+        (f"{results.headline} by number of labelled patients, with 95% intervals.", figures.metric_by_shots(results)),
+        (f"Training loss at {shown.shots} shots, all seeds.", figures.loss_curves(at_best)),
+        ("Every test case.", figures.scores_of_cases(by_arm, SCORES[results.task].split(" (")[0])),
+    ]
+    if results.task == "classification":
+        charts.append(("Cases by true and predicted class.", figures.confusion(shown.records, results.classes)))
+        charts.append(("Reliability; the numbers count cases.", figures.reliability(shown.records)))
+    if results.task == "detection":
+        charts.append(("Precision and recall of all boxes, IoU 0.1.", figures.precision_recall(by_arm, "0.1")))
+    return charts
+
+
+def _worst(run_dir: Path, results: Results, shown: CellResult, best: CellName) -> list[dict[str, str]]:
+    score = {record["case"]: record["score"] for record in shown.records}
+    return [
+        {
+            "case": key[:8],
+            "score": number(score[key]),
+            "image": figures.overlay(picture, results.task, results.classes),
+        }
+        for key, picture in load_pictures(run_dir / "cells" / best.folder).items()
+    ]
