@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.plan import Position
 from scanforge.pretrain.distributed import World, all_ranks_agree, barrier
 
 SEAL = "complete.json"
@@ -80,10 +81,10 @@ def clean(root: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def position(folder: Path) -> tuple[int, dict[str, Any]]:
+def position(folder: Path, seed: int) -> tuple[int, Position]:
     """Optimiser steps taken when this checkpoint was written, and the position of the sampling plan."""
     seal = json.loads((folder / SEAL).read_text())
-    return seal["step"], seal["stream"]
+    return seal["step"], Position.of(seal["stream"], seed)
 
 
 def examine(folder: Path) -> str | None:

@@ -15,6 +15,7 @@ from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
 from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
+from scanforge.datasets.plan import Position
 from scanforge.pretrain import checkpoint
 from scanforge.pretrain.config import FREE_TO_CHANGE, PretrainConfig
 from scanforge.pretrain.distributed import World, barrier, join
@@ -64,7 +65,7 @@ def _run(config: PretrainConfig, world: World, objective: torch.nn.Module, stop:
         checkpoint.clean(root)
     barrier(world)
     found = checkpoint.newest(root, print if world.is_main else _silent)
-    step, stream = checkpoint.position(found) if found else (0, None)
+    step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream) as loader:
         engine = Engine(objective, config.optimiser, config.engine, world)
         if found is not None:

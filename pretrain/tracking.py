@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,7 @@ class Wandb:
             import wandb
 
             id_file = run_dir / "wandb_id.txt"
-            identity = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+            identity = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
             id_file.write_text(identity)
             self._run = wandb.init(
                 project=config.project, name=config.name, id=identity, resume="allow", mode=config.mode,

@@ -22,3 +22,29 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     path = tmp_path_factory.getbasetemp() / "site.key"
     monkeypatch.setenv("SCANFORGE_KEY_FILE", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shards of twelve small smooth volumes and of twelve images, by source name."""
+    import nibabel
+    import numpy as np
+    from PIL import Image
+    from scipy import ndimage
+
+    from scanforge.datasets.shards.build import BuildOptions, build
+
+    root = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    for name in ("mr", "us"):
+        (root / name).mkdir()
+    for i in range(12):
+        volume = 100 * ndimage.gaussian_filter(rng.normal(size=(18, 20, 11)), 2)
+        nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.eye(4)), root / "mr" / f"{i}.nii.gz")
+        image = ndimage.gaussian_filter(rng.normal(size=(21, 25)), 2)
+        grey = 255 * (image - image.min()) / np.ptp(image)
+        Image.fromarray(grey.astype(np.uint8)).save(root / "us" / f"{i}.png")
+    key = root / "site.key"
+    for name in ("mr", "us"):
+        build([root / name], root / "shards" / name, BuildOptions(modality=name, workers=1, key_file=key), None)
+    return {name: root / "shards" / name for name in ("mr", "us")}

@@ -32,8 +32,8 @@ def test_the_newest_is_found_and_old_ones_go(tmp_path):
         save(tmp_path, step)
     assert checkpoint.newest(tmp_path, pytest.fail) == tmp_path / "step-00000030"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000030"]
-    step, stream = checkpoint.position(tmp_path / "step-00000030")
-    assert (step, stream["position"]) == (30, 30)
+    step, stream = checkpoint.position(tmp_path / "step-00000030", 7)
+    assert (step, stream.position) == (30, 30)
 
 
 def test_an_empty_folder_has_none(tmp_path):

@@ -26,7 +26,8 @@ def batch(step, rows):
     g = torch.Generator().manual_seed(step)
     voxels = torch.randn(4, 1, 5, 6, 7, generator=g)[rows]
     n = len(voxels)
-    return Batch(voxels, torch.ones_like(voxels, dtype=torch.bool), torch.full((n,), 2), ["k"] * n, ["mr"] * n, ["s"] * n, step)
+    valid, seeds, names = torch.ones_like(voxels, dtype=torch.bool), torch.full((n,), 2), ["mr"] * n
+    return Batch(voxels, valid, seeds, names, names, names, step)
 
 OPT = OptimiserConfig(lr=1e-2, warmup_steps=0)
 world = join("cpu", 1)

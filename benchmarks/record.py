@@ -1,0 +1,31 @@
+"""Write a benchmark's result with what is needed to repeat it."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("scanforge", "torch", "deepspeed", "monai", "timm", "blosc2", "numpy")
+
+
+def record(name: str, result: dict[str, Any]) -> Path:
+    """Store `result` as results/<name>.json with date, device, versions and the command; print where."""
+    page = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": f"{os.cpu_count()} cores {platform.machine()}, no GPU",
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "result": result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(page, indent=1) + "\n")
+    print(f"written: benchmarks/results/{path.name}")
+    return path

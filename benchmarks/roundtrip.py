@@ -1,0 +1,77 @@
+"""Build shards from the real folders and hold every stored voxel against the source, read by nibabel or pillow.
+
+command: python benchmarks/roundtrip.py --data ../shared/data --out runs/shards
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from PIL import Image
+from record import record
+
+from scanforge.datasets.identity import site_key
+from scanforge.datasets.shards.build import BuildOptions, build
+from scanforge.datasets.shards.check import check
+from scanforge.datasets.shards.job import sample_key
+from scanforge.datasets.shards.reader import DataSet, ShardReader
+from scanforge.datasets.shards.sources import find_sources
+
+FOLDERS = {
+    "hippocampus": ("msd_task04_hippocampus/imagesTr", "mr"),
+    "ultrasound": ("busi_breast_ultrasound/images", "us"),
+    "xray": ("nih_chestxray8_2class/images", "xray"),
+}
+
+
+def source_voxels(path: Path) -> np.ndarray:
+    """(C, D, H, W) as the source's own library reads it."""
+    if path.suffix == ".gz":
+        return np.asanyarray(nibabel.load(path).dataobj).T[None]
+    array = np.asarray(Image.open(path))
+    return array[None, None] if array.ndim == 2 else np.moveaxis(array, -1, 0)[:, None]
+
+
+def main() -> None:
+    """Build, check, compare; print a table and write JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    result = {}
+    for name, (folder, modality) in FOLDERS.items():
+        root = arguments.data / folder
+        started = time.perf_counter()
+        summary = build([root], arguments.out / name, BuildOptions(modality=modality))
+        seconds = time.perf_counter() - started
+        report = check(arguments.out / name, arguments.out / f"{name}.png")
+        result[name] = {
+            "files": summary.files, "scans": summary.scans, "quarantined": summary.quarantined,
+            **compare(root, arguments.out / name), "seconds": round(seconds, 1),
+            "size_ratio_to_source": round(summary.source_bytes / summary.bytes, 3), "checked_scans": report.scans,
+        }  # fmt: skip
+        print(name, result[name])
+    record("spine_roundtrip", result)
+
+
+def compare(root: Path, shards: Path) -> dict[str, int]:
+    """Number of scans and of voxels equal to the source, and of scans that differ or are missing."""
+    stored = DataSet(shards)
+    readers = [ShardReader(shards, shard) for shard in stored.manifest.shards]
+    where = {entry.key: (reader, n) for reader in readers for n, entry in enumerate(reader.entries)}
+    key = site_key()
+    equal = voxels = different = 0
+    for source in find_sources([root], key, None)[0]:
+        wanted = source_voxels(source.path)
+        reader, number = where.pop(sample_key(key, source, 0), (None, 0))
+        if reader is not None and np.array_equal(reader.read(number), wanted):
+            equal, voxels = equal + 1, voxels + wanted.size
+        else:
+            different += 1
+    return {"equal": equal, "voxels": voxels, "different_or_missing": different, "without_source": len(where)}
+
+
+if __name__ == "__main__":
+    main()

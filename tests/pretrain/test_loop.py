@@ -1,0 +1,125 @@
+"""A whole run through the command line: killed at random, stopped by a signal, continued bit for bit."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scanforge.configs.errors import UserError
+from scanforge.configs.loading import check
+from scanforge.pretrain.config import PretrainConfig
+from scanforge.pretrain.optimiser import OptimiserConfig, learning_rate
+
+SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+
+
+def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark") -> dict:
+    backbones = {
+        "spark": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3},
+        "mae": {"name": "vit", "size": "Ti", "patch_2d": [8, 8], "patch_3d": [4, 8, 8]},
+    }
+    blocks = {"spark": {"block_2d": [4, 4], "block_3d": [4, 4, 4], "decoder_width": 32}, "mae": {}}
+    return {
+        "run_dir": str(run_dir), "seed": 3, "steps": 8, "checkpoint_every": 2, "threads": 1,
+        "backbone": backbones[objective], "objective": {"name": objective, **blocks[objective]},
+        "data": {
+            "sources": [{"name": name, "path": str(path)} for name, path in shards.items()],
+            "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": 1,
+        },
+        "optimiser": {"lr": 1e-3, "warmup_steps": 2},
+    }  # fmt: skip
+
+
+def start(path: Path, *words: str) -> subprocess.Popen:
+    return subprocess.Popen([SCANFORGE, "pretrain", str(path), *words], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < step:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("objective", ["spark", "mae"])
+def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, objective: str):
+    paths = {}
+    for name in ("straight", "killed"):
+        paths[name] = tmp_path / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective)))
+    straight = start(paths["straight"])
+    killed = start(paths["killed"])
+    wait_for_step(tmp_path / "killed", random.randint(2, 6), killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    stopped = start(paths["killed"], "data.workers=0")
+    wait_for_step(tmp_path / "killed", len(lines(tmp_path / "killed")) // 2 * 2 + 1, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(120) in (128 + signal.SIGTERM, 0)
+    assert start(paths["killed"]).wait(120) == 0
+    assert straight.wait(120) == 0
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed"))
+    assert one == other
+    a, b = lines(tmp_path / "straight"), lines(tmp_path / "killed")
+    assert [line["step"] for line in b] == list(range(1, 9))
+    assert [line["loss"] for line in a] == [line["loss"] for line in b]
+    assert {line["kind"] for line in a} == {"2d", "3d"}
+    assert list((tmp_path / "killed" / "pictures").glob("*.png"))
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
+    from scanforge.pretrain.distributed import World
+    from scanforge.pretrain.loop import _claim
+
+    alone = World(0, 1, 0, 1, "cpu")
+    first = content(tiny_shards, tmp_path / "run")
+    _claim(check(PretrainConfig, first, "test"), alone)
+    longer = first | {"steps": 20, "data": first["data"] | {"workers": 0}}
+    _claim(check(PretrainConfig, longer, "test"), alone)
+    with pytest.raises(UserError, match="another 'seed'"):
+        _claim(check(PretrainConfig, first | {"seed": 4}, "test"), alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"crop_3d": [9, 16, 16]}}, "9, 16, 16"),
+        ({"backbone": {"name": "vit", "size": "Ti"}}, "stunet"),
+        ({"steps": 2}, "warmup_steps"),
+        ({"data": {"sources": [{"name": "x", "path": "no/such/folder"}]}}, "no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tiny_shards, change: dict, said: str):
+    given = content(tiny_shards, tmp_path / "run")
+    for key, value in change.items():
+        replace = isinstance(value, dict) and "name" not in value
+        given[key] = given[key] | value if replace else value
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(given))
+    process = subprocess.run([SCANFORGE, "pretrain", str(path)], capture_output=True, text=True, env=os.environ.copy())
+    assert process.returncode == 2, process.stderr
+    message = [line for line in process.stderr.splitlines() if line.startswith("scanforge: ")]
+    assert len(message) == 1
+    assert said in message[0]
+    assert "Traceback" not in process.stderr
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor():
+    config = OptimiserConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
+    rates = [learning_rate(step, 20, config) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+    assert rates[20] == pytest.approx(0.1)
