@@ -82,7 +82,9 @@ def foreground_threshold(sample: NDArray[np.float64], low: float, high: float) -
     mass = np.cumsum(counts * centres)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    otsu = centres[int(np.nanargmax(np.where(above > 0, between, np.nan)))]
+    between = np.where(above > 0, between, -1.0)
+    # In a gap between dark and bright every threshold is as good: the middle one is taken.
+    otsu = centres[between >= between.max() * (1 - 1e-9)].mean()
     return float(low + (otsu - low) / 2)
 
 

@@ -69,6 +69,9 @@ class CropLoader:
 
     def __next__(self) -> Batch:
         self._plan_ahead()
+        if self._next not in self._tasks:
+            self._ring.grow()  # every buffer is in the caller's hands
+            self._plan_ahead()
         began = time.perf_counter()
         while self._next not in self._filled:
             for filled in self._crew.collect():
@@ -81,13 +84,7 @@ class CropLoader:
 
     def _plan_ahead(self) -> None:
         """Gives every free buffer a batch to be filled with."""
-        while True:
-            slot = self._ring.acquire()
-            if slot is None and not self._tasks:
-                self._ring.grow()
-                continue
-            if slot is None:
-                return
+        while (slot := self._ring.acquire()) is not None:
             step, micro = divmod(self._planned, self._micro)
             share = self._rank * self._micro + micro
             draws = [self._readable(draw) for draw in self.plan.draws(step, share, self._shares)]

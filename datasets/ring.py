@@ -57,10 +57,6 @@ class Ring:
             )
         self._add()
 
-    def release(self, number: int) -> None:
-        """Gives back a buffer that was acquired and never lent."""
-        self._free.append(number)
-
     def lend(self, number: int) -> NDArray[np.uint8]:
         """The bytes of a filled buffer; it is free again when this array and all its views are gone."""
         array = np.frombuffer(self._maps[number], np.uint8)

@@ -1,5 +1,6 @@
 """The part of a build that runs in a worker process: one shard from its files."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -59,6 +60,8 @@ def result_path(out: Path, shard: str) -> Path:
 
 def worker(connection: Connection) -> Callable[[Job], Iterator[Reading | ShardResult]]:
     """Factory for `processes.Worker`."""
+    # webdataset imports torch if it can and does without if not; it is seconds and 250 MB per worker.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     blosc2.set_nthreads(1)
     return run
 

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Literal
 
 import blosc2
-import webdataset as wds
 from numpy.typing import NDArray
 
 from scanforge.datasets.intensity import statistics
@@ -89,7 +88,10 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         self._stream = open(self._draft, "wb")
-        self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0, user="", group="")
+        # Here and not above: it imports torch where that is there (see job.worker).
+        from webdataset import TarWriter
+
+        self._tar = TarWriter(self._stream, encoder=False, mtime=0, user="", group="")
         return self
 
     def add(self, scan: Scan, key: str, modality: str, patient: str) -> None:
