@@ -28,7 +28,7 @@ class SparkConfig(Config):
     block_2d: tuple[Positive, Positive] = (32, 32)  # (H, W), a multiple of the encoder's total stride
     block_3d: tuple[Positive, Positive, Positive] = (32, 32, 32)  # (D, H, W)
     decoder_width: Annotated[int, Field(gt=0, multiple_of=32)] = 256  # at the deepest level, then halved
-    skip_levels: Annotated[int, Field(ge=1, le=6)] = 4  # deepest levels that reach the decoder; SparK has 4
+    skip_levels: Annotated[int, Field(ge=1, le=5)] = 4  # deepest levels that reach the decoder; SparK has 4
     normalise_target: bool = True  # per block
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
 

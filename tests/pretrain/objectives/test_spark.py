@@ -1,0 +1,75 @@
+"""SparK's own parts: the 2D run of the 3D decoder, densifying, and the blocks it accepts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scanforge.backbones.registry import build
+from scanforge.backbones.stunet import STUNetConfig
+from scanforge.configs.errors import UserError
+from scanforge.pretrain.objectives.light_decoder import LightDecoder, UpConv3d
+from scanforge.pretrain.objectives.spark import Densify, SparkConfig
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 2)])
+def test_up_convolution_multiplies_by_the_stride_and_on_depth_one_is_the_mean_of_the_slices(stride):
+    up = UpConv3d(4, stride).double()
+    x = torch.randn(2, 4, 3, 4, 5, dtype=torch.float64)
+    assert tuple(up(x).shape[2:]) == (3 * stride[0], 4 * stride[1], 5 * stride[2])
+    flat = torch.randn(2, 4, 1, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(up(flat, flat=True), up(flat).mean(dim=2, keepdim=True), rtol=1e-12, atol=1e-12)
+
+
+def test_decoder_adds_a_skip_at_every_level_given():
+    decoder = LightDecoder(64, ((2, 2, 2),) * 3, 1).double()
+    skips = [torch.randn(1, 64 >> i, 2 << i, 3 << i, 2 << i, dtype=torch.float64, requires_grad=True) for i in range(3)]
+    for used in (1, 2, 3):
+        out = decoder(skips[:used], flat=False)
+        assert out.shape == (1, 1, 16, 24, 16)
+        reached = torch.autograd.grad(out.square().sum(), skips, allow_unused=True)
+        assert [g is not None and bool(g.any()) for g in reached] == [i < used for i in range(3)]
+
+
+@pytest.mark.parametrize(("deepest", "width"), [(True, 32), (True, 64), (False, 64)])
+def test_densify_fills_holes_with_the_token_and_projects(deepest, width):
+    fill = Densify(32, width, deepest).double()
+    mask = (torch.rand(2, 1, 2, 3, 4) > 0.5).double()
+    x = torch.randn(2, 32, 2, 3, 4, dtype=torch.float64)
+    filled = torch.empty_like(x)
+    for b in range(2):
+        seen = mask[b, 0].bool()
+        for c in range(32):
+            values = x[b, c][seen]
+            filled[b, c][seen] = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
+            filled[b, c][~seen] = fill.mask_token[0, c, 0, 0, 0].detach()
+    if deepest and width == 32:
+        expected = filled
+        assert isinstance(fill.project, torch.nn.Identity)
+    else:
+        assert fill.project.kernel_size == ((1, 1, 1) if deepest else (3, 3, 3))
+        expected = F.conv3d(filled, fill.project.weight, fill.project.bias, padding=0 if deepest else 1)
+    torch.testing.assert_close(fill(x, mask), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"block_3d": (16, 16, 24)}, r"objective\.block_3d \(16, 16, 24\).*total stride \(16, 16, 16\)"),
+        ({"block_2d": (8, 16)}, r"objective\.block_2d \(8, 16\).*total stride \(16, 16\)"),
+    ],
+)
+def test_blocks_that_the_strides_do_not_divide_are_refused(blocks, message):
+    encoder = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 4 + ((1, 1, 1),)))
+    with pytest.raises(UserError, match=message):
+        SparkConfig(**{"block_2d": (16, 16), "block_3d": (16, 16, 16), **blocks}).build(encoder)
+
+
+def test_skip_levels_reach_the_decoder():
+    encoder = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3))
+    objective = SparkConfig(block_2d=(4, 4), block_3d=(4, 4, 4), decoder_width=32, skip_levels=5).build(encoder)
+    mask = torch.tensor([[True, False]]).view(1, 1, 1, 1, 2)
+    objective.predict(torch.randn(1, 1, 4, 8, 8), mask.expand(1, 1, 1, 2, 2)).square().sum().backward()
+    assert len(objective.densify) == 5
+    for fill in objective.densify:
+        assert fill.mask_token.grad is not None
+        assert fill.mask_token.grad.any()
