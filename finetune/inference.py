@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from scanforge.finetune.config import Size
+from scanforge.finetune.monai_parts import sliding_window_inference
 
 
 @torch.inference_mode()

@@ -10,9 +10,15 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
 from scanforge.configs.errors import UserError
 from scanforge.finetune.adapter import TaskModel
+from scanforge.finetune.monai_parts import (
+    AnchorGeneratorWithAnchorShape,
+    BoxGIoULoss,
+    RetinaNet,
+    RetinaNetDetector,
+    non_max_suppression,
+)
 
 WIDTH = 64
 LEVELS, ANCHORS_PER_LEVEL = 3, 3
@@ -87,12 +93,6 @@ class DetectionModel(TaskModel):
         self, encoder: Encoder, anchors: Anchors, is_2d: bool, score_threshold: float, boxes_per_scan: int
     ) -> None:
         super().__init__()
-        ensure_torchvision()
-        from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
-        from monai.apps.detection.networks.retinanet_network import RetinaNet
-        from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape
-        from monai.losses.giou_loss import BoxGIoULoss
-
         axes = 2 if is_2d else 3
         generator = AnchorGeneratorWithAnchorShape((1,) * LEVELS, anchors[0])
         generator.cell_anchors = [
@@ -127,9 +127,6 @@ class DetectionModel(TaskModel):
 
 def suppress(boxes: Tensor, scores: Tensor, limit: int) -> Tensor:
     """Indices kept by non-maximum suppression at SCORE_NMS, best first, `limit` at most."""
-    ensure_torchvision()
-    from monai.data.box_utils import non_max_suppression
-
     if not len(boxes):
         return torch.zeros(0, dtype=torch.long)
     return torch.as_tensor(non_max_suppression(boxes, scores, SCORE_NMS, limit), dtype=torch.long)
