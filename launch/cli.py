@@ -177,4 +177,4 @@ def _fail(text: str, code: int) -> None:
     if _State.debug:
         raise
     print(f"scanforge: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(code)
+    _leave_at_once(code)

@@ -40,7 +40,9 @@ def check_command(folder: Path, contact_sheet: Path | None) -> None:
     from scanforge.datasets.shards.check import check
 
     report = check(folder, contact_sheet or folder / "contact_sheet.png")
-    print(f"{folder}: {report.scans} scans of {report.patients} patients in {report.shards} shards, all checksums right")
+    print(
+        f"{folder}: {report.scans} scans of {report.patients} patients in {report.shards} shards, all checksums right"
+    )
     for name, one in sorted(report.modalities.items()):
         shapes, spacings = (" to ".join(str(tuple(edge)) for edge in edges) for edges in (one.shape, one.spacing))
         low, high = one.intensity

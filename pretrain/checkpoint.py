@@ -25,7 +25,7 @@ def save(
 ) -> Path:
     """Let every rank `write` into a temporary folder, then seal and rename it; keep the newest `keep_last`.
 
-    `stream` is the position of the sampling plan, kept in the seal where a person can read it.
+    `stream` is the position of the sampling plan and its sources' manifests, kept in the seal for people to read.
 
     Raises UserError on every rank if any could not write (disk full, no permission); older checkpoints stay.
     """
@@ -85,6 +85,17 @@ def position(folder: Path, seed: int) -> tuple[int, Position]:
     """Optimiser steps taken when this checkpoint was written, and the position of the sampling plan."""
     seal = json.loads((folder / SEAL).read_text())
     return seal["step"], Position.of(seal["stream"], seed)
+
+
+def refuse_other_data(folder: Path, manifests: dict[str, str]) -> None:
+    """UserError if a source's manifest (sha256 by source name) is not the one that the checkpoint was trained on."""
+    before = json.loads((folder / SEAL).read_text())["stream"]["manifests"]
+    for name, digest in manifests.items():
+        if before.get(name) != digest:
+            raise UserError(
+                f"the shards of source '{name}' are not those that {folder} was trained on; "
+                "restore them, or choose a new run_dir"
+            )
 
 
 def examine(folder: Path) -> str | None:

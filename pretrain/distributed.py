@@ -6,9 +6,12 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=15)  # a collective that waits longer for a lost rank ends the process
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,9 @@ class World:
 
 
 def join(device: str = "auto", threads: int | None = None) -> World:
-    """Read RANK, WORLD_SIZE, LOCAL_RANK (absent: one process), choose the device and the number of CPU threads.
+    """Read RANK, WORLD_SIZE, LOCAL_RANK (absent: one process), choose device and CPU threads, join the process group.
 
-    Joining the process group itself is the engine's, since DeepSpeed wants to do it.
+    DeepSpeed takes the group over as it finds it; calling twice is harmless.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -49,6 +52,8 @@ def join(device: str = "auto", threads: int | None = None) -> World:
     else:
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
     where = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
     return World(int(os.environ["RANK"]), size, local_rank, local_size, where)
 
 

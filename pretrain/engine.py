@@ -54,8 +54,7 @@ class Engine:
         self.config, self.world = config, world
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
-        backend = "nccl" if world.device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes over the group of `join`
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,
             optimizer=build_optimiser(objective, optimiser),

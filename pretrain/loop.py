@@ -13,6 +13,7 @@ import yaml
 
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
+from scanforge.configs.loading import read_yaml
 from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import Position
@@ -49,10 +50,12 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
     7. drop logged metrics past its step.
     """
     world = join(config.device, config.threads)
-    _claim(config, world)
+    _refuse_another_run(config)
     torch.manual_seed(config.seed)
-    encoder = build(config.backbone)
-    objective = config.objective.build(encoder)
+    objective = config.objective.build(build(config.backbone))
+    for crop in ((1, *config.data.crop_2d) if config.data.crop_2d else None, config.data.crop_3d):
+        if crop is not None:
+            objective.check_shape(crop)
     if stop is not None:
         return _run(config, world, objective, stop)
     with StopRequest() as own:
@@ -67,7 +70,10 @@ def _run(config: PretrainConfig, world: World, objective: torch.nn.Module, stop:
     found = checkpoint.newest(root, print if world.is_main else _silent)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream) as loader:
+        if found is not None:
+            checkpoint.refuse_other_data(found, loader.manifest_hash)
         engine = Engine(objective, config.optimiser, config.engine, world)
+        _claim(config, world)
         if found is not None:
             _restore_rng(engine.load(found)["rng"], world)
         settings = config.model_dump(mode="json")
@@ -147,14 +153,9 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         state = {"rng": _gather_rng(self.world)}
-        folder = checkpoint.save(
-            self.root,
-            step,
-            self.loader.state(),
-            lambda f: self.engine.save(f, state),
-            self.world,
-            self.config.keep_last,
-        )
+        stream = self.loader.state() | {"manifests": self.loader.manifest_hash}
+        keep = self.config.keep_last
+        folder = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, state), self.world, keep)
         self.saved = (step, folder)
 
     def _release(self, step: int) -> None:
@@ -171,32 +172,40 @@ class _Loop:
         self.tracker.say(f"done: {step} steps; weights in {release}")
 
 
-def _claim(config: PretrainConfig, world: World) -> None:
-    """Write config.yaml, or hold ours against the one that is there."""
+def _refuse_another_run(config: PretrainConfig) -> None:
+    """UserError if the run folder holds checkpoints of a configuration that computes something else."""
     path = config.run_dir / "config.yaml"
-    mine = config.model_dump(mode="json")
-    if path.exists():
-        theirs = yaml.safe_load(path.read_text()) or {}
-        for key in sorted(set(mine) - FREE_TO_CHANGE):
-            if _comparable(mine[key]) != _comparable(theirs.get(key)):
-                raise UserError(
-                    f"{config.run_dir} holds a run with another '{key}' ({theirs.get(key)}); "
-                    "choose a new run_dir or restore the old value"
-                )
-    if world.is_main:
-        try:
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(yaml.safe_dump(mine, sort_keys=False))
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"cannot write to the run folder {config.run_dir}: {error.strerror}") from error
+    if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):
+        return
+    mine, theirs = config.model_dump(mode="json"), read_yaml(path)
+    for key in sorted(set(mine) - FREE_TO_CHANGE):
+        if _comparable(mine[key]) != _comparable(theirs.get(key)):
+            raise UserError(
+                f"{config.run_dir} holds a run with another '{key}' ({theirs.get(key)}); "
+                "choose a new run_dir or restore the old value"
+            )
+
+
+def _claim(config: PretrainConfig, world: World) -> None:
+    """Write the resolved configuration into the run folder."""
+    if not world.is_main:
+        return
+    path = config.run_dir / "config.yaml"
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {config.run_dir}: {error.strerror}") from error
 
 
 def _comparable(value: Any) -> Any:
-    """Workers and the ring change the speed of the stream, never its content."""
+    """Workers and the ring change the speed of the stream, never its content; a folder may have moved."""
     if isinstance(value, dict):
-        return {k: _comparable(v) for k, v in value.items() if k not in ("workers", "ring")}
+        return {k: _comparable(v) for k, v in value.items() if k not in ("workers", "ring", "path")}
+    if isinstance(value, list):
+        return [_comparable(item) for item in value]
     return value
 
 
