@@ -110,6 +110,7 @@ class ShardWriter:
             if kind is None and self._entries:
                 self._finish()
         finally:
+            self._tar.close()
             self._stream.close()
             self._draft.unlink(missing_ok=True)
 
