@@ -151,20 +151,16 @@ def precision_recall(by_arm: dict[str, list[Record]], iou: str) -> str:
     return _image(figure)
 
 
-def overlay(picture: Picture, task: str, classes: Sequence[str]) -> str:
-    """One case: truth and prediction as contours or boxes upon the scan, or its probabilities as bars."""
+def overlay(picture: Picture, task: str, n_classes: int) -> str:
+    """One case: truth and prediction as contours or boxes upon the scan; for a class, the scan alone."""
     image = picture["image"].astype(np.float32)
-    height = 2.6 * min(1.6, max(0.6, image.shape[0] / image.shape[1]))
-    figure = Figure((2.6, height + (0.28 * len(classes) if task == "classification" else 0)))
-    axes = figure.add_axes((0, 0, 1, 1)) if task != "classification" else None
-    if axes is None:
-        share = height / figure.get_figheight()
-        axes = figure.add_axes((0, 1 - share, 1, share))
-        _bars(figure.add_axes((0.3, 0.02, 0.6, 0.9 - share)), picture, classes)
+    figure = Figure((2.6, 2.6 * min(1.6, max(0.6, image.shape[0] / image.shape[1]))))
+    axes = figure.add_axes((0, 0, 1, 1))
     low, high = np.percentile(image, [0.5, 99.5])
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="bilinear")
     axes.set_axis_off()
-    DRAW[task](axes, picture, len(classes))
+    if task in DRAW:
+        DRAW[task](axes, picture, n_classes)
     return _image(figure, dpi=130)
 
 
@@ -195,27 +191,7 @@ def _rectangle(box: npt.NDArray, colour: str, width: float) -> Rectangle:
     return Rectangle(low, size[0], size[1], fill=False, edgecolor=colour, linewidth=width)
 
 
-def _bars(axes: Axes, picture: Picture, classes: Sequence[str]) -> None:
-    truth = int(picture["truth"])
-    colours = [TRUTH if k == truth else PREDICTION for k in range(len(classes))]
-    values = picture["probabilities"]
-    axes.barh(range(len(classes)), values, color=colours, height=0.7)
-    for k, value in enumerate(values):
-        axes.text(float(value) + 0.02, k, f"{value:.2f}", va="center", fontsize=7, color=INK)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8, color=INK)
-    axes.set_xlim(0, 1)
-    axes.set_xticks([])
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
-
-
-def _nothing(axes: Axes, picture: Picture, n_classes: int) -> None:
-    return None
-
-
 DRAW: dict[str, Callable[[Axes, Picture, int], None]] = {
     "segmentation": _contours,
     "detection": _boxes,
-    "classification": _nothing,
 }

@@ -32,7 +32,7 @@ def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
     """Render the report of a finished study beside its results.json; gives its path."""
     source = files("scanforge.finetune").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": interval_text, "number": number}
+    environment.filters |= {"interval": interval_text, "limits": limits_text, "number": number}
     html = environment.from_string(source).render(**_content(run_dir, results, best))
     target = run_dir / "report.html"
     write_whole(target, lambda part: part.write_text(html, encoding="utf-8") and None)
@@ -44,11 +44,15 @@ def number(value: float | None, signed: bool = False) -> str:
     return "–" if value is None else f"{value:{'+' if signed else ''}.3f}"
 
 
+def limits_text(value: Interval, signed: bool = False) -> str:
+    """'0.790 to 0.831', empty where there is no interval."""
+    return "" if value.low is None else f"{number(value.low, signed)} to {number(value.high, signed)}"
+
+
 def interval_text(value: Interval, signed: bool = False) -> str:
     """'0.812 (0.790 to 0.831)'."""
-    if value.low is None:
-        return number(value.value, signed)
-    return f"{number(value.value, signed)} ({number(value.low, signed)} to {number(value.high, signed)})"
+    limits = limits_text(value, signed)
+    return number(value.value, signed) + (f" ({limits})" if limits else "")
 
 
 def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
@@ -75,7 +79,7 @@ def _sentence(results: Results, row: Row) -> dict[str, str]:
         "arm": row.arm,
         "name": figures.NAMES[row.arm],
         "value": number(row.metrics[results.headline].value),
-        "interval": interval_text(row.metrics[results.headline]),
+        "limits": limits_text(row.metrics[results.headline]),
     }
 
 
@@ -95,13 +99,20 @@ def _charts(
     return charts
 
 
-def _worst(run_dir: Path, results: Results, shown: CellResult, best: CellName) -> list[dict[str, str]]:
+def _worst(run_dir: Path, results: Results, shown: CellResult, best: CellName) -> list[dict[str, Any]]:
     score = {record["case"]: record["score"] for record in shown.records}
     return [
         {
             "case": key[:8],
             "score": number(score[key]),
-            "image": figures.overlay(picture, results.task, results.classes),
+            "image": figures.overlay(picture, results.task, len(results.classes)),
+            "bars": _bars(picture, results.classes) if results.task == "classification" else [],
         }
         for key, picture in load_pictures(run_dir / "cells" / best.folder).items()
     ]
+
+
+def _bars(picture: dict[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    truth = int(picture["truth"])
+    rows = zip(classes, (float(p) for p in picture["probabilities"]), strict=True)
+    return [{"name": name, "value": value, "true": k == truth} for k, (name, value) in enumerate(rows)]

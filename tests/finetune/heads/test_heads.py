@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+
+from scanforge.backbones.registry import build
+from scanforge.backbones.stunet import STUNetConfig
+from scanforge.backbones.vit import ViTConfig
+from scanforge.configs.errors import UserError
+from scanforge.finetune.heads.classification import ClassificationModel
+from scanforge.finetune.heads.detection import DetectionModel, plan_anchors
+from scanforge.finetune.heads.segmentation import SegmentationModel
+from scanforge.finetune.losses import dice_ce, soft_dice
+
+BACKBONES = {
+    "stunet": STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2),
+    "vit": ViTConfig(size="Ti", patch_2d=(8, 8)),
+}
+SHAPES = {True: (1, 32, 48), False: (16, 16, 24)}
+
+
+@pytest.mark.parametrize("is_2d", [True, False])
+@pytest.mark.parametrize("name", BACKBONES)
+class TestEveryBackbone:
+    def test_segmentation(self, name, is_2d):
+        model = SegmentationModel(build(BACKBONES[name]), 3, is_2d)
+        outputs = model.train()(torch.randn(1, 1, *SHAPES[is_2d]))
+        assert outputs[0].shape == (1, 3, *SHAPES[is_2d])
+        sum(o.square().mean() for o in outputs).backward()
+        encoder = [p.grad is not None for p in model.encoder_parameters()]
+        assert any(encoder)
+        with torch.inference_mode():
+            assert model.eval()(torch.randn(1, 1, *SHAPES[is_2d])).shape == (1, 3, *SHAPES[is_2d])
+
+    def test_classification(self, name, is_2d):
+        model = ClassificationModel(build(BACKBONES[name]), 3)
+        assert model(torch.randn(2, 1, *SHAPES[is_2d])).tolist() == [[0.0] * 3] * 2
+
+    def test_detection_with_and_without_boxes(self, name, is_2d):
+        axes = 2 if is_2d else 3
+        anchors = plan_anchors(np.array([[8.0] * axes, [12.0] * axes]))
+        model = DetectionModel(build(BACKBONES[name]), anchors, is_2d, 0.0, 5).train()
+        box = torch.tensor([[2.0] * axes + [12.0] * axes])
+        images = torch.randn(2, 1, *SHAPES[is_2d])
+        mixed = model.losses(images, [box, box[:0]])
+        none = model.losses(images, [box[:0], box[:0]])
+        assert torch.isfinite(mixed)
+        assert torch.isfinite(none)
+        (mixed + none).backward()
+        with torch.inference_mode():
+            boxes, scores = model.eval()(images[:1])[0]
+        assert boxes.shape == (len(scores), 2 * axes)
+        assert 0 < len(scores) <= 5
+
+
+def test_anchors_span_the_sizes_of_the_boxes():
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(8, 60, (40, 2))
+    anchors = np.array(plan_anchors(sizes))
+    assert anchors.shape == (3, 3, 2)
+    flat = anchors.reshape(-1, 2)
+    overlap = [
+        max(np.minimum(s, a).prod() / (s.prod() + a.prod() - np.minimum(s, a).prod()) for a in flat) for s in sizes
+    ]
+    assert np.mean(overlap) > 0.6
+    volume = anchors.prod(-1)
+    assert (volume[0].max() <= volume[1].min()) and (volume[1].max() <= volume[2].min())
+    assert np.array(plan_anchors(sizes[:1])).shape == (3, 3, 2)
+    with pytest.raises(UserError, match="none of the training cases has a box"):
+        plan_anchors(sizes[:0])
+
+
+def test_soft_dice_as_monai():
+    from monai.losses import DiceLoss
+
+    logits, labels = torch.randn(2, 4, 3, 5, 6), torch.randint(0, 4, (2, 3, 5, 6))
+    reference = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    assert soft_dice(logits, labels).item() == pytest.approx(reference(logits, labels[:, None]).item(), abs=1e-4)
+    sure = torch.nn.functional.one_hot(labels, 4).movedim(-1, 1).float() * 40
+    assert dice_ce(sure, labels).item() == pytest.approx(0, abs=1e-4)

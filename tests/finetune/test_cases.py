@@ -1,0 +1,84 @@
+import shutil
+
+import pytest
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import keyed_hash, patient_of, site_key
+from scanforge.finetune.cases import discover, stem_of
+from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+
+
+def data(root, labels, **others):
+    return LabelledData(images=root / "images", labels=root / labels, modality="mr", **others)
+
+
+def test_stems():
+    assert [stem_of(n) for n in ("a/b_0000.nii.gz", "b.nii", "x.y.png")] == ["b", "b", "x.y"]
+
+
+def test_nnunet_names_pair_up_and_patients_are_those_of_the_shards(volumes):
+    found = discover(data(volumes, "labels"), SegmentationTask())
+    assert len(found.cases) == 24
+    case = found.cases[3]
+    assert (case.image.name, case.target.name) == ("Doe_03_0000.nii.gz", "Doe_03.nii.gz")
+    assert case.patient == keyed_hash(site_key(), "patient", patient_of("Doe_03_0000.nii.gz"))
+    grouped = discover(data(volumes, "labels", patient_regex=r"Doe_(\d)"), SegmentationTask())
+    assert len({case.patient for case in grouped.cases}) == 3
+
+
+def test_csv_of_classes(slices):
+    found = discover(data(slices, "labels.csv"), ClassificationTask())
+    assert found.classes == ["lesion", "none"]
+    assert [case.target for case in found.cases[:2]] == [1, 0]
+
+
+def test_csv_of_boxes_with_scans_without(slices, tmp_path):
+    (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\ns01.png,1,2,5,8\ns01.png,7,7,9,9\ns03.png,,,,\n")
+    listed = LabelledData(images=slices / "images", labels=tmp_path / "boxes.csv", modality="us")
+    found = discover(listed, DetectionTask())
+    assert found.cases[1].target == ((0, 2, 1, 1, 8, 5), (0, 7, 7, 1, 9, 9))
+    assert [len(case.target) for case in found.cases].count(0) == 39
+
+
+def test_real_lists(real_data):
+    folder = real_data / "busi_breast_ultrasound"
+    found = discover(data(folder, "labels.csv"), ClassificationTask())
+    assert found.classes == ["benign", "malignant", "normal"]
+    xray = discover(data(real_data / "nih_chestxray8_2class", "labels.csv"), ClassificationTask())
+    assert xray.classes == ["no_finding", "pneumonia"]
+    assert len(discover(data(folder, "masks"), DetectionTask()).cases) == len(found.cases)
+
+
+def test_images_without_a_label_are_counted(volumes, tmp_path):
+    shutil.copytree(volumes / "images", tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    shutil.copy(volumes / "labels" / "Doe_01.nii.gz", tmp_path / "labels")
+    found = discover(data(tmp_path, "labels"), SegmentationTask())
+    assert (len(found.cases), found.left_out) == (1, {"images without a label": 23})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,kind\ns01,a\n", "no column 'class'"),
+        ("id,class\ns01,a\ns02,a\n", "1 classes"),
+        ("id,class\ns01,a\ns01,b\n", "twice"),
+        ("id,class\ns01,a\nzz,b\n", "'zz'"),
+        ("id,class\ns01,\n", "0 classes"),
+    ],
+)
+def test_bad_lists_are_one_clear_line(slices, tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    listed = LabelledData(images=slices / "images", labels=tmp_path / "labels.csv", modality="us")
+    with pytest.raises(UserError, match=message):
+        discover(listed, ClassificationTask())
+
+
+def test_missing_folders_and_label_without_image(volumes, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        discover(data(tmp_path, "labels"), SegmentationTask())
+    (tmp_path / "images").mkdir()
+    shutil.copy(volumes / "images" / "Doe_01_0000.nii.gz", tmp_path / "images")
+    shutil.copytree(volumes / "labels", tmp_path / "labels")
+    with pytest.raises(UserError, match="has no image"):
+        discover(data(tmp_path, "labels"), SegmentationTask())

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from scanforge.backbones.registry import build
+from scanforge.backbones.stunet import STUNetConfig
+from scanforge.backbones.vit import ViTConfig
+from scanforge.configs.errors import UserError
+from scanforge.finetune.config import PlanOverrides
+from scanforge.finetune.plan import Fingerprint, make_plan, settle_plan
+
+ENCODER = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2))
+
+
+def found(shape, spacing=(1.0, 1.0, 1.0)):
+    return Fingerprint(scans=9, shape=shape, spacing=spacing, is_2d=shape[0] == 1)
+
+
+def test_the_patch_covers_a_small_scan_and_divides():
+    plan = make_plan(found((35, 50, 35)), PlanOverrides(), ENCODER)
+    assert plan.patch == (40, 56, 40)
+    assert 2 <= plan.batch <= 12
+
+
+def test_a_big_scan_is_shrunk_to_the_budget_at_its_own_aspect():
+    d, h, w = make_plan(found((400, 512, 512)), PlanOverrides(), ENCODER).patch
+    assert d * h * w < 1.3 * 96**3
+    assert h == w >= d
+    flat = make_plan(found((1, 1000, 2000)), PlanOverrides(), build(ViTConfig(size="Ti")))
+    assert flat.patch[0] == 1
+    assert flat.patch[1] % 16 == flat.patch[2] % 16 == 0
+
+
+def test_impossible_patches_are_refused():
+    for patch in ((40, 56, 41), (1, 64, 64)):
+        with pytest.raises(UserError, match=r"plan\.patch"):
+            make_plan(found((35, 50, 35)), PlanOverrides(patch=patch), ENCODER)
+
+
+def test_an_edited_plan_is_read_back_and_overrides_win(volumes, tmp_path):
+    path, images = tmp_path / "plan.json", sorted((volumes / "images").iterdir())[:3]
+    first = settle_plan(path, images, PlanOverrides(), ENCODER)
+    assert first.fingerprint.shape == (20, 16, 18)
+    assert first.spacing == pytest.approx((2.0, 1.5, 1.5))
+    edited = json.loads(path.read_text()) | {"patch": [16, 16, 24]}
+    path.write_text(json.dumps(edited))
+    assert settle_plan(path, images, PlanOverrides(), ENCODER).patch == (16, 16, 24)
+    assert settle_plan(path, images, PlanOverrides(batch=7), ENCODER).batch == 7
+    path.write_text("{")
+    with pytest.raises(UserError, match="not a plan"):
+        settle_plan(path, images, PlanOverrides(), ENCODER)

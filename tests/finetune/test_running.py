@@ -1,0 +1,133 @@
+"""Whole studies on tiny data: three tasks, both arms, stop and restart, no identity in what is written."""
+
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from scanforge.backbones.registry import build
+from scanforge.backbones.release import ReleaseInfo, save_release
+from scanforge.backbones.stunet import STUNetConfig
+from scanforge.configs.errors import UserError
+from scanforge.finetune.cases import discover
+from scanforge.finetune.config import SegmentationTask
+from scanforge.finetune.predict import predict
+from scanforge.finetune.running import run
+
+
+@pytest.fixture
+def checkpoint(tmp_path, volumes):
+    config = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
+    torch.manual_seed(9)
+    save_release(tmp_path / "pre", build(config).state_dict(), ReleaseInfo(backbone=config), [])
+    return tmp_path / "pre"
+
+
+def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, monkeypatch):
+    config = study(
+        "segmentation", volumes, backbone=None, checkpoint=checkpoint, shots=[2, 3], augmentation={"flip_axes": [2]}
+    )
+    result = run(config)
+    found = json.loads(result.results.read_text())
+    assert [(row["arm"], row["shots"]) for row in found["table"]] == [
+        ("checkpoint", 2), ("scratch", 2), ("checkpoint", 3), ("scratch", 3)
+    ]  # fmt: skip
+    by_arm = {(cell["arm"], cell["shots"]): cell for cell in found["cells"]}
+    first, second = by_arm["checkpoint", 3], by_arm["scratch", 3]
+    assert first["train_cases"] == second["train_cases"]
+    assert set(by_arm["checkpoint", 2]["train_cases"]) < set(first["train_cases"])
+    assert [r["case"] for r in first["records"]] == [r["case"] for r in second["records"]]
+    mean = np.mean([r["score"] for r in first["records"]]) - np.mean([r["score"] for r in second["records"]])
+    assert found["paired"][1]["metrics"]["dice"]["value"] == pytest.approx(mean)
+
+    html = re.sub(r"base64,[A-Za-z0-9+/=]+", "", result.report.read_text())
+    for text in (html, result.results.read_text(), (result.run_dir / "plan.json").read_text()):
+        assert not re.search(r"Doe|images/|\.nii|/tmp", text)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", html)
+
+    # A second start trains nothing and gives the same numbers; an edited plan trains again.
+    monkeypatch.setattr("scanforge.finetune.cells.train", lambda *a, **k: pytest.fail("trained again"))
+    run(config)
+    assert json.loads(result.results.read_text()) == found
+    plan = json.loads((result.run_dir / "plan.json").read_text())
+    (result.run_dir / "plan.json").write_text(json.dumps(plan | {"batch": 3}))
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        run(config)
+
+
+def test_the_same_command_gives_the_same_numbers(study, volumes, tmp_path):
+    runs = [run(study("segmentation", volumes, run_dir=tmp_path / name)) for name in ("a", "b")]
+    first, second = (json.loads(r.results.read_text()) for r in runs)
+    assert [r["score"] for r in first["cells"][0]["records"]] == [r["score"] for r in second["cells"][0]["records"]]
+    weights = [(r.run_dir / "model.safetensors").read_bytes() for r in runs]
+    assert weights[0] == weights[1]
+
+    source = volumes / "images" / "Doe_04_0000.nii.gz"
+    written = predict(runs[0].model, [source], tmp_path / "out")
+    image, labels = nib.load(source), nib.load(written[0])
+    assert labels.shape == image.shape
+    assert labels.get_data_dtype() == np.uint8
+    assert np.array_equal(labels.affine, image.affine)
+    with pytest.raises(UserError, match="damaged"):
+        (runs[1].run_dir / "model.safetensors").write_bytes(weights[0][:-9])
+        predict(runs[1].model, [source], tmp_path / "out2")
+
+
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_images(study, slices, tmp_path, task):
+    extra = {"inference": {"mirror": True}, "augmentation": {"flip_axes": [2]}, "plan": {"batch": 4}}
+    result = run(study(task, slices, shots=[8], **extra))
+    found = json.loads(result.results.read_text())
+    assert found["headline"] == {"classification": "auroc", "detection": "ap@0.1"}[task]
+    assert 0 <= found["table"][0]["metrics"][found["headline"]]["value"] <= 1
+    assert result.report.read_text().count("<figure") >= 4
+    (written,) = predict(result.model, [slices / "images"], tmp_path / "out")
+    if task == "classification":
+        lines = written.read_text().splitlines()
+        assert lines[0] == "file,prediction,lesion,none"
+        assert len(lines) == 41
+    else:
+        rows = json.loads(written.read_text())
+        assert len(rows) == 40
+        boxes = np.array([b["box"] for row in rows for b in row["boxes"]]).reshape(-1, 6)
+        assert (boxes[:, 3:] > boxes[:, :3]).all()
+        assert (boxes[:, 4:] <= [40, 48]).all()
+
+
+def test_a_vit_segments_slices(study, slices, tmp_path):
+    config = study("detection", slices, backbone={"name": "vit", "size": "Ti", "patch_2d": [8, 8]})
+    data = config.data.model_copy(update={"labels": slices / "masks"})
+    config = config.model_copy(update={"data": data, "task": SegmentationTask(classes=["lesion"])})
+    result = run(config)
+    (written,) = predict(result.model, [slices / "images" / "s03.png"], tmp_path / "out")
+    assert written.name == "s03.png"
+
+
+def test_patients_of_the_pretraining_are_refused_or_shouted(study, volumes, tmp_path):
+    config = study("segmentation", volumes)
+    everyone = [case.patient for case in discover(config.data, config.task).cases]
+    backbone = config.backbone
+    save_release(tmp_path / "pre", build(backbone).state_dict(), ReleaseInfo(backbone=backbone), everyone)
+    changed = {"backbone": None, "checkpoint": tmp_path / "pre", "compare_scratch": False}
+    with pytest.raises(UserError, match=r"data\.holdout"):
+        run(config.model_copy(update=changed))
+    loud = config.split.model_copy(update={"allow_pretraining_overlap": True})
+    result = run(config.model_copy(update={**changed, "split": loud}))
+    assert json.loads(result.results.read_text())["data"]["test_patients_pretrained_on"] > 0
+    assert "were in the pre-training data" in result.report.read_text()
+
+
+def test_a_label_without_a_name_is_an_error_that_names_the_file(study, volumes):
+    config = study("segmentation", volumes, task={"name": "segmentation", "classes": ["only"]})
+    with pytest.raises(UserError, match=r"Doe_\d+\.nii\.gz: label 2"):
+        run(config)
+
+
+def test_predict_refuses_what_is_no_model(tmp_path, checkpoint, volumes):
+    with pytest.raises(UserError, match="pre-trained encoder"):
+        predict(checkpoint, [volumes / "images"], tmp_path / "out")
+    with pytest.raises(UserError, match="is missing"):
+        predict(tmp_path, [volumes / "images"], tmp_path / "out")

@@ -1,0 +1,72 @@
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import fraction, keyed_hash
+from scanforge.finetune.cases import Case
+from scanforge.finetune.config import SplitConfig
+from scanforge.finetune.split import shots, split
+
+
+def cases(n, per_patient=1, classes=0):
+    return [
+        Case(
+            keyed_hash(b"k", "scan", str(i)),
+            keyed_hash(b"k", "patient", str(i // per_patient)),
+            Path(f"{i}.png"),
+            i // per_patient % classes if classes else Path(f"{i}.nii"),
+        )
+        for i in range(n)
+    ]
+
+
+@given(st.integers(40, 120), st.integers(1, 4), st.floats(0.1, 0.6))
+@settings(max_examples=20, deadline=None)
+def test_every_patient_on_one_side_by_the_rule_of_the_hold_out(n, per_patient, share):
+    sides = split(cases(n, per_patient), SplitConfig(test_fraction=share), [])
+    assert len(sides.pool) + len(sides.test) == n
+    assert not {c.patient for c in sides.pool} & {c.patient for c in sides.test}
+    assert all(fraction(c.patient) < share for c in sides.test)
+    assert all(fraction(c.patient) >= share for c in sides.pool)
+
+
+@given(st.integers(0, 5), st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_shots_are_nested_and_by_patient(seed, classes):
+    pool = cases(60, per_patient=2, classes=classes)
+    subsets = [{c.key for c in shots(pool, k, seed)} for k in (1, 3, 5)] + [{c.key for c in shots(pool, "all", seed)}]
+    assert all(small < large for small, large in pairwise(subsets))
+    chosen = shots(pool, 3, seed)
+    assert len(chosen) == 2 * 3 * max(1, classes)
+    for k in range(classes):
+        assert sum(c.target == k for c in chosen) == 6
+
+
+def test_seeds_choose_differently():
+    pool = cases(50)
+    assert {c.key for c in shots(pool, 5, 0)} != {c.key for c in shots(pool, 5, 1)}
+
+
+def test_refuses_patients_of_the_pretraining():
+    everyone = cases(40)
+    seen = [split(everyone, SplitConfig(), []).test[0].patient]
+    with pytest.raises(UserError, match=r"1 test patients.*data.holdout=0.2"):
+        split(everyone, SplitConfig(), seen)
+    allowed = split(everyone, SplitConfig(allow_pretraining_overlap=True), seen)
+    assert allowed.overlap == 1
+    in_pool = [split(everyone, SplitConfig(), []).pool[0].patient]
+    assert split(everyone, SplitConfig(), in_pool).overlap == 0
+
+
+def test_empty_sides_and_too_many_shots():
+    everyone = sorted(cases(20), key=lambda c: fraction(c.patient))
+    with pytest.raises(UserError, match="no test case"):
+        split(everyone[10:], SplitConfig(test_fraction=0.05), [])
+    with pytest.raises(UserError, match="no training case"):
+        split(everyone[:1], SplitConfig(test_fraction=0.95), [])
+    with pytest.raises(UserError, match="only 20 patients"):
+        shots(everyone, 21, 0)
