@@ -14,4 +14,4 @@ BackboneConfig = Annotated[STUNetConfig | ViTConfig, Field(discriminator="name")
 
 def build(config: BackboneConfig) -> Encoder:
     """An encoder with fresh weights; `config.name` chooses its class."""
-    return BACKBONES[config.name](config)  # type: ignore[call-arg]
+    return BACKBONES[config.name](config)

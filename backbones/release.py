@@ -22,7 +22,7 @@ from scanforge.backbones.registry import BackboneConfig, build
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 WEIGHTS, INFO, PATIENTS = "model.safetensors", "model.json", "patients.txt"
 
 

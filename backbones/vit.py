@@ -46,7 +46,12 @@ def transformer_blocks(dim: int, depth: int, heads: int, drop_path: float = 0.0)
 
     rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
     norm = partial(nn.LayerNorm, eps=1e-6)
-    blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates))
+    blocks = nn.Sequential(
+        *(
+            Block(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=norm)  # type: ignore[arg-type]
+            for rate in rates
+        )
+    )
     blocks.apply(init_linear)
     return blocks
 

@@ -7,6 +7,9 @@ over the visible voxels of each sample. The mask is an argument all the way: two
 checkpointing and threads cannot mix masks up.
 """
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,7 +37,7 @@ def masked_features(encoder: STUNetEncoder, voxels: Tensor, masks: list[Tensor])
     """
     x, features = voxels * masks[0], []
     for stage, mask in zip(encoder.conv_blocks_context, masks, strict=True):
-        for block in stage:
+        for block in cast(Iterable[BasicResBlock], stage):
             x = masked_block(block, x, mask)
         features.append(x)
     return features
@@ -60,7 +63,7 @@ class MaskedInstanceNorm(torch.autograd.Function):
     """The norm with its gradient by hand: autograd would keep four maps of the size of x, this keeps one."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """See `masked_instance_norm`."""
         wide = torch.promote_types(x.dtype, torch.float32)
         m = mask.to(wide)
@@ -72,10 +75,10 @@ class MaskedInstanceNorm(torch.autograd.Function):
         y = y.mul_(rstd)
         ctx.save_for_backward(y, mask, weight, rstd, count)
         scale, shift = (p.to(wide).view(1, -1, 1, 1, 1) for p in (weight, bias))
-        return torch.addcmul(shift * m, y, scale).to(x.dtype)
+        return (y * scale).addcmul_(m, shift).to(x.dtype)  # in the memory format of x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients with respect to x, weight and bias."""
         y, mask, weight, rstd, count = ctx.saved_tensors
         g = grad.to(y.dtype) * mask
