@@ -22,7 +22,7 @@ def mix(*numbers: int) -> int:
 
 def uniforms(seed: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1). Of Philox's raw stream, which numpy keeps the same in all versions."""
-    return (np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53
+    return (np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, count: int) -> NDArray[np.int64]:
@@ -59,20 +59,20 @@ def place(
             starts.append(min(max(0, centre - crop[axis] // 2), room[axis]))
     else:
         starts = [int(draw[2 + axis] * (room[axis] + 1)) for axis in range(3)]
-    start = tuple(
-        -((size - length) // 2) if size > length else begin
-        for begin, length, size in zip(starts, scan, crop, strict=True)
-    )
-    return Place(start, tuple(axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)))
+    for axis in range(3):
+        if crop[axis] > scan[axis]:
+            starts[axis] = -((crop[axis] - scan[axis]) // 2)
+    flips = [axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)]
+    return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
 def overlap(start: Triple, scan: Triple, crop: Triple) -> tuple[Slices, Slices]:
     """The part of the scan that lies in the crop: as slices of the scan, and as slices of the crop."""
     low = [max(0, begin) for begin in start]
     high = [min(length, begin + size) for begin, length, size in zip(start, scan, crop, strict=True)]
-    of_scan = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    of_crop = tuple(slice(a - begin, b - begin) for a, b, begin in zip(low, high, start, strict=True))
-    return of_scan, of_crop
+    of_scan = [slice(a, b) for a, b in zip(low, high, strict=True)]
+    of_crop = [slice(a - begin, b - begin) for a, b, begin in zip(low, high, start, strict=True)]
+    return (of_scan[0], of_scan[1], of_scan[2]), (of_crop[0], of_crop[1], of_crop[2])
 
 
 def as_channels(voxels: NDArray, channels: int) -> NDArray:

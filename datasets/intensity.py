@@ -5,10 +5,9 @@ percentiles of the scan, then z-scored with the mean and standard deviation of t
 functions serve pre-training, fine-tuning and prediction, so the three never differ.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import field_validator
 
 from scanforge.configs.base import Config
 
@@ -21,7 +20,14 @@ class IntensityConfig(Config):
     """How intensities are normalised; it is recorded in every checkpoint and reapplied at fine-tuning."""
 
     ct_window: tuple[float, float] = (-1000.0, 1000.0)
-    percentiles: tuple[Literal[0.0, 0.5, 1.0, 2.0, 5.0], Literal[95.0, 98.0, 99.0, 99.5, 100.0]] = (0.5, 99.5)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+
+    @field_validator("percentiles")
+    @classmethod
+    def _check(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] not in LOW or value[1] not in HIGH:
+            raise ValueError(f"percentiles that are stored with a scan: one of {LOW} and one of {HIGH}")
+        return value
 
 
 def _name(percentile: float) -> str:

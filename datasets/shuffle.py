@@ -16,7 +16,7 @@ class WindowShuffle:
     so that only so many shards are in use at a time. Looking up a visit needs no other one.
     """
 
-    def __init__(self, sizes: Sequence[int], window: int, seed: int) -> None:
+    def __init__(self, sizes: Sequence[int] | NDArray[np.integer], window: int, seed: int) -> None:
         """sizes: rows per shard; the rows of a shard follow each other."""
         self._sizes = np.asarray(sizes, np.int64)
         self._firsts = np.concatenate([[0], np.cumsum(self._sizes)])[:-1]

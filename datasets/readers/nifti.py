@@ -84,8 +84,9 @@ def compact(array: NDArray) -> NDArray:
     if native.dtype.itemsize < 8:
         return native
     low, high = native.min(), native.max()
-    for kind in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64):
-        limits = np.iinfo(kind) if issubclass(kind, np.integer) else np.finfo(kind)
+    for name in ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"):
+        kind = np.dtype(name)
+        limits: Any = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
         if limits.min <= low and high <= limits.max:
             small = native.astype(kind)
             if np.array_equal(small, native):

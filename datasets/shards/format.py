@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scanforge.configs.errors import UserError
 
-VERSION = 1
+VERSION: Literal[1] = 1
 BLOCK = 512  # of a tar: every header is one, every payload is padded to whole ones
 INDEX_KEY = "__index__/index"
 MANIFEST = "manifest.json"
@@ -37,10 +37,7 @@ class ScanFacts(_Record):
 
     key: Key
     shape: tuple[Size, Size, Size, Size]  # C, D, H, W
-    dtype: (
-        Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
-        | Literal["float16", "float32", "float64"]
-    )
+    dtype: Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
     spacing: tuple[float, float, float]  # D, H, W in mm; 1 where unknown
     orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")]
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]

@@ -37,7 +37,8 @@ _CODECS = {"zstd": (blosc2.Codec.ZSTD, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9)}
 def encode(scan: Scan, codec: Codec) -> bytes:
     """The voxels (C, D, H, W) as a contiguous blosc2 frame, in chunks of about 64^3 and blocks of 16 x 32 x 32."""
     depth = scan.voxels.shape[1]
-    chunks, blocks = ((1, 1, 512, 512), (1, 1, 128, 128)) if depth == 1 else ((1, 64, 64, 64), (1, 16, 32, 32))
+    chunks: Shape = (1, 1, 512, 512) if depth == 1 else (1, 64, 64, 64)
+    blocks: Shape = (1, 1, 128, 128) if depth == 1 else (1, 16, 32, 32)
     chunks = tuple(min(a, b) for a, b in zip(chunks, scan.voxels.shape, strict=True))
     blocks = tuple(min(a, b) for a, b in zip(blocks, chunks, strict=True))
     # Shuffling bytes helps nearly always; not floats that are scaled integers, of which a scan has few values.
@@ -98,9 +99,10 @@ class ShardWriter:
         """Appends one scan under `key`."""
         facts, payload = facts_of(scan, key, modality, patient), encode(scan, self._codec)
         content = to_json(facts)
-        place = {"offset": self._position + BLOCK, "length": len(payload), "crc32": zlib.crc32(payload)}
         self._tar.write({"__key__": key, "b2nd": payload, "json": content})
-        self._entries.append(SampleEntry(**facts.model_dump(), **place))
+        offset = self._position + BLOCK
+        entry = SampleEntry(**facts.model_dump(), offset=offset, length=len(payload), crc32=zlib.crc32(payload))
+        self._entries.append(entry)
         self._position += 2 * BLOCK + padded(len(payload)) + padded(len(content))
 
     def __exit__(
