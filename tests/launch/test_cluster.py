@@ -15,7 +15,7 @@ SCANFORGE = str(Path(sys.executable).parent / "scanforge")
 
 def write_config(tmp_path: Path, shards: dict[str, Path], name: str, **changes) -> Path:
     config = {
-        "run_dir": str(tmp_path / name), "seed": 3, "steps": 6, "checkpoint_every": 2, "threads": 1,
+        "run_dir": str(tmp_path / name), "seed": 3, "steps": 20, "checkpoint_every": 2, "threads": 1,
         "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3},
         "objective": {"name": "spark", "block_2d": [4, 4], "block_3d": [4, 4, 4], "decoder_width": 32},
         "data": {
@@ -38,22 +38,27 @@ def scanforge(*words: str | Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, tiny_shards) -> Path:
-    """The run folder of the same run in one process."""
-    tmp_path = tmp_path_factory.mktemp("alone")
-    done = scanforge("pretrain", write_config(tmp_path, tiny_shards, "run"))
+def two_local(tmp_path_factory, tiny_shards) -> Path:
+    """The run folder of two processes on this machine."""
+    tmp_path = tmp_path_factory.mktemp("local")
+    done = scanforge(
+        "launch", write_config(tmp_path, tiny_shards, "run"), "--cluster", "local", "--tasks-per-node", "2"
+    )
     assert done.returncode == 0, done.stderr
+    assert "complete: step 20" in done.stdout
     return tmp_path / "run"
 
 
-def test_two_local_processes_leave_the_same_run_folder(tmp_path, tiny_shards, alone):
-    config = write_config(tmp_path, tiny_shards, "run")
-    done = scanforge("launch", config, "--cluster", "local", "--tasks-per-node", "2")
+def test_two_local_processes_leave_the_run_folder_of_one(tmp_path, tiny_shards, two_local):
+    done = scanforge("pretrain", write_config(tmp_path, tiny_shards, "run"))
     assert done.returncode == 0, done.stderr
-    assert "complete: step 6" in done.stdout
-    names = {p.name for p in (tmp_path / "run").iterdir()} - {"jobs"}
-    assert names == {p.name for p in alone.iterdir()}
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-4)
+    names = {p.name for p in two_local.iterdir()} - {"jobs"}
+    assert names == {p.name for p in (tmp_path / "run").iterdir()}
+    one, two = losses(tmp_path / "run"), losses(two_local)
+    assert two[:2] == pytest.approx(one[:2], rel=1e-6)
+    # Later steps only stay close: Adam turns the rounding of gradients that are zero in exact arithmetic (a bias
+    # before a norm) into whole steps of the learning rate. test_engine holds the arithmetic itself to 1e-5.
+    assert two == pytest.approx(one, rel=2e-2)
 
 
 @pytest.fixture
@@ -64,32 +69,30 @@ def slurm() -> None:
 
 
 @pytest.mark.slurm
-def test_two_slurm_nodes_leave_the_same_run_folder(tmp_path, tiny_shards, alone, slurm):
+def test_two_slurm_nodes_compute_what_two_local_processes_do(tmp_path, tiny_shards, two_local, slurm):
     config = write_config(tmp_path, tiny_shards, "run")
     done = scanforge("launch", config, "--cluster", "slurm", "--nodes", "2", "--time", "10", "--wait")
     assert done.returncode == 0, done.stderr
-    assert "complete: step 6" in done.stdout
-    names = {p.name for p in (tmp_path / "run").iterdir()} - {"jobs"}
-    assert names == {p.name for p in alone.iterdir()}
-    assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=1e-4)
+    assert "complete: step 20" in done.stdout
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in two_local.iterdir()}
+    assert losses(tmp_path / "run") == losses(two_local)
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in (tmp_path / "run", two_local))
+    assert one == other
 
 
 @pytest.mark.slurm
-def test_a_preempted_job_is_requeued_and_ends_with_the_same_weights(tmp_path, tiny_shards, slurm):
-    straight = write_config(tmp_path, tiny_shards, "straight", steps=30)
-    broken = write_config(tmp_path, tiny_shards, "broken", steps=30)
-    done = scanforge("launch", straight, "--cluster", "slurm", "--nodes", "2", "--time", "60", "--wait")
-    assert done.returncode == 0, done.stderr
-    submitted = scanforge("launch", broken, "--cluster", "slurm", "--nodes", "2", "--time", "60")
+def test_a_preempted_job_is_requeued_and_ends_with_the_same_weights(tmp_path, tiny_shards, two_local, slurm):
+    config = write_config(tmp_path, tiny_shards, "run")
+    submitted = scanforge("launch", config, "--cluster", "slurm", "--nodes", "2", "--time", "60")
     job = submitted.stdout.split()[1].rstrip(";")
-    metrics = tmp_path / "broken" / "metrics.jsonl"
+    metrics = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
     subprocess.run(["scancel", "--signal", "USR2", job], check=True)  # what SLURM sends at preemption and time limit
-    wait_until(lambda: (tmp_path / "broken" / "model.safetensors").exists() and len(losses(tmp_path / "broken")) == 30)
-    restarts = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
-    assert "Restarts=1" in restarts
-    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
-    one, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("straight", "broken"))
+    wait_until(lambda: (tmp_path / "run" / "pictures" / "step-00000020.png").exists())  # written last
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    assert "Restarts=1" in shown
+    assert losses(tmp_path / "run") == losses(two_local)
+    one, other = ((folder / "model.safetensors").read_bytes() for folder in (tmp_path / "run", two_local))
     assert one == other
 
 
