@@ -25,6 +25,9 @@ QUARANTINE = "quarantine.jsonl"
 _ATTEMPTS = 3  # at a shard whose worker dies
 _FACTORY = "scanforge.datasets.shards.job:worker"
 
+# Those that a scheduler left to this process, where the system can tell.
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 Progress = Callable[[int, int], None]  # files done, files in all
 
 
@@ -36,7 +39,7 @@ class BuildOptions(Config):
     key_file: Path | None = None  # see identity.site_key
     shard_mb: PositiveFloat = 128  # of source files per shard
     codec: Codec = "zstd"  # lz4hc: larger, decoded about three times faster
-    workers: PositiveInt = os.cpu_count() or 1
+    workers: PositiveInt = _CORES
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of files that may be quarantined
 
 
