@@ -69,6 +69,7 @@ class ScheduleConfig(Config):
     warmup_steps: int = Field(50, ge=0)
     frozen_steps: int = Field(0, ge=0)  # the pre-trained encoder stands still this long, then warms up
     clip_norm: float = Field(12.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
     foreground: float = Field(0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
 
 

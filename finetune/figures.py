@@ -22,9 +22,17 @@ TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
 INK, FAINT = "#22303a", "#d9e0e4"
 
 
-def _image(figure: Figure, dpi: int = 160) -> str:
+def label(metric: str) -> str:
+    """A metric's name as people write it."""
+    first, _, rest = metric.partition(" ")
+    if first.startswith("ap@"):
+        return f"AP at IoU {first[3:]}"
+    return " ".join(filter(None, [{"auroc": "AUROC", "ece": "ECE", "dice": "Dice"}.get(first, first), rest]))
+
+
+def _image(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:
     buffer = BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, dpi=dpi, bbox_inches="tight", pad_inches=0.05)
+    FigureCanvasAgg(figure).print_figure(buffer, dpi=dpi, bbox_inches="tight", pad_inches=margin)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -43,7 +51,7 @@ def _axes(width: float, height: float, xlabel: str, ylabel: str) -> tuple[Figure
 
 def metric_by_shots(results: Results) -> str:
     """The headline metric of each arm over the shots, with intervals; every seed a small dot."""
-    figure, axes = _axes(4.6, 3.2, "labelled training patients", results.headline)
+    figure, axes = _axes(4.6, 3.2, "labelled training patients", label(results.headline))
     order = [str(k) for k in dict.fromkeys(row.shots for row in results.table)]
     arms = list(dict.fromkeys(row.arm for row in results.table))
     for i, arm in enumerate(arms):
@@ -75,8 +83,8 @@ def loss_curves(cells: Sequence[CellResult]) -> str:
         smooth = np.convolve(
             np.pad(losses, (window // 2, window - 1 - window // 2), "edge"), np.ones(window) / window, "valid"
         )
-        label = NAMES[cell.arm] if cell.arm not in seen else None
-        axes.plot(steps, smooth, color=COLOURS[cell.arm], linewidth=1.5, alpha=0.85, label=label)
+        legend = NAMES[cell.arm] if cell.arm not in seen else None
+        axes.plot(steps, smooth, color=COLOURS[cell.arm], linewidth=1.5, alpha=0.85, label=legend)
         seen.add(cell.arm)
         top = float(np.percentile(smooth, 97))
         axes.set_ylim(min(0.0, float(smooth.min())), max(top * 1.15, axes.get_ylim()[1] if len(seen) > 1 else 0))
@@ -84,13 +92,13 @@ def loss_curves(cells: Sequence[CellResult]) -> str:
     return _image(figure)
 
 
-def scores_of_cases(by_arm: dict[str, list[Record]], label: str) -> str:
+def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
     """Every test case's score: paired where there are two arms, sorted where there is one."""
     if len(by_arm) == 2:
         first, second = (({r["case"]: r["score"] for r in records}) for records in by_arm.values())
         pairs = [(second[c], first[c]) for c in first if first[c] is not None and second.get(c) is not None]
         x, y = np.array(pairs, float).reshape(-1, 2).T
-        figure, axes = _axes(3.4, 3.2, f"{label}, from scratch", f"{label}, pre-trained")
+        figure, axes = _axes(3.4, 3.2, f"{score}, from scratch", f"{score}, pre-trained")
         ends = [min(x.min(initial=1), y.min(initial=1)) - 0.02, max(x.max(initial=0), y.max(initial=0)) + 0.02]
         axes.plot(ends, ends, color=FAINT, linewidth=1)
         axes.scatter(x, y, s=16, color=COLOURS["checkpoint"], alpha=0.7, linewidth=0)
@@ -98,7 +106,7 @@ def scores_of_cases(by_arm: dict[str, list[Record]], label: str) -> str:
         return _image(figure)
     (arm, records) = next(iter(by_arm.items()))
     values = sorted(r["score"] for r in records if r["score"] is not None)
-    figure, axes = _axes(3.4, 3.2, "test cases, worst first", label)
+    figure, axes = _axes(3.4, 3.2, "test cases, worst first", score)
     axes.bar(range(len(values)), values, color=COLOURS[arm], width=1.0 if len(values) > 60 else 0.8)
     return _image(figure)
 
@@ -161,7 +169,7 @@ def overlay(picture: Picture, task: str, n_classes: int) -> str:
     axes.set_axis_off()
     if task in DRAW:
         DRAW[task](axes, picture, n_classes)
-    return _image(figure, dpi=130)
+    return _image(figure, dpi=130, margin=0)
 
 
 def _contours(axes: Axes, picture: Picture, n_classes: int) -> None:

@@ -32,7 +32,7 @@ def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
     """Render the report of a finished study beside its results.json; gives its path."""
     source = files("scanforge.finetune").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": interval_text, "limits": limits_text, "number": number}
+    environment.filters |= {"label": figures.label, "limits": limits_text, "number": number}
     html = environment.from_string(source).render(**_content(run_dir, results, best))
     target = run_dir / "report.html"
     write_whole(target, lambda part: part.write_text(html, encoding="utf-8") and None)
@@ -47,12 +47,6 @@ def number(value: float | None, signed: bool = False) -> str:
 def limits_text(value: Interval, signed: bool = False) -> str:
     """'0.790 to 0.831', empty where there is no interval."""
     return "" if value.low is None else f"{number(value.low, signed)} to {number(value.high, signed)}"
-
-
-def interval_text(value: Interval, signed: bool = False) -> str:
-    """'0.812 (0.790 to 0.831)'."""
-    limits = limits_text(value, signed)
-    return number(value.value, signed) + (f" ({limits})" if limits else "")
 
 
 def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
@@ -87,7 +81,10 @@ def _charts(
     results: Results, at_best: Sequence[CellResult], by_arm: dict[str, list[dict[str, Any]]], shown: CellResult
 ) -> list[tuple[str, str]]:
     charts = [
-        (f"{results.headline} by number of labelled patients, with 95% intervals.", figures.metric_by_shots(results)),
+        (
+            f"{figures.label(results.headline)} by number of labelled patients, with 95% intervals.",
+            figures.metric_by_shots(results),
+        ),
         (f"Training loss at {shown.shots} shots, all seeds.", figures.loss_curves(at_best)),
         ("Every test case.", figures.scores_of_cases(by_arm, SCORES[results.task].split(" (")[0])),
     ]

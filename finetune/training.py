@@ -57,6 +57,14 @@ def recipe(schedule: ScheduleConfig, backbone: str) -> Recipe:
     return chosen.model_copy(update=given)
 
 
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether training runs under bfloat16 autocast. 'auto': on a GPU, and on a CPU with bfloat16 arithmetic, where
+    a STU-Net-S step takes 0.56 of the time; predictions on a CPU are float32 always."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+
 def make_optimiser(model: TaskModel, chosen: Recipe, encoder_scale: float) -> torch.optim.Optimizer:
     """Two groups, the encoder first; each has its `base_lr`."""
     encoder = list(model.encoder_parameters())
@@ -99,6 +107,7 @@ def train(
     )
     frozen = schedule.frozen_steps if pretrained else 0
     started, losses, curve, done, step = time.monotonic(), [0.0] * 0, [], 0.0, 0
+    half = use_bfloat16(schedule.precision, device)
     model.to(device).train()
     with ThreadPoolExecutor(1) as ahead:
         draw = _Batches(adapter, samples, augmentation, schedule.foreground, seed)
@@ -107,7 +116,7 @@ def train(
             images, targets = following.result()
             following = ahead.submit(draw, step + 1)
             _set_rates(optimiser, model, step, done, schedule.warmup_steps, frozen)
-            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, device)
+            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, device, half)
             if not math.isfinite(loss):
                 raise UserError(f"the loss is {loss} at step {step}: lower schedule.lr or look at the intensities")
             losses.append(loss)
@@ -166,10 +175,11 @@ def _step(
     targets: Any,
     clip: float,
     device: torch.device,
+    half: bool,
 ) -> float:
     if isinstance(targets, Tensor):
         targets = targets.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
         loss = adapter.loss(model, images.to(device), targets)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()

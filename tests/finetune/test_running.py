@@ -53,7 +53,7 @@ def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, mo
     run(config)
     assert json.loads(result.results.read_text()) == found
     plan = json.loads((result.run_dir / "plan.json").read_text())
-    (result.run_dir / "plan.json").write_text(json.dumps(plan | {"batch": 3}))
+    (result.run_dir / "plan.json").write_text(json.dumps(plan | {"patch": [16, 16, 16]}))
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         run(config)
 
@@ -71,8 +71,8 @@ def test_the_same_command_gives_the_same_numbers(study, volumes, tmp_path):
     assert labels.shape == image.shape
     assert labels.get_data_dtype() == np.uint8
     assert np.array_equal(labels.affine, image.affine)
+    (runs[1].run_dir / "model.safetensors").write_bytes(weights[0][:-9])
     with pytest.raises(UserError, match="damaged"):
-        (runs[1].run_dir / "model.safetensors").write_bytes(weights[0][:-9])
         predict(runs[1].model, [source], tmp_path / "out2")
 
 
@@ -121,7 +121,7 @@ def test_patients_of_the_pretraining_are_refused_or_shouted(study, volumes, tmp_
 
 
 def test_a_label_without_a_name_is_an_error_that_names_the_file(study, volumes):
-    config = study("segmentation", volumes, task={"name": "segmentation", "classes": ["only"]})
+    config = study("segmentation", volumes).model_copy(update={"task": SegmentationTask(classes=["only"])})
     with pytest.raises(UserError, match=r"Doe_\d+\.nii\.gz: label 2"):
         run(config)
 

@@ -24,7 +24,7 @@ def cases(n, per_patient=1, classes=0):
     ]
 
 
-@given(st.integers(40, 120), st.integers(1, 4), st.floats(0.1, 0.6))
+@given(st.integers(200, 300), st.integers(1, 3), st.floats(0.2, 0.6))
 @settings(max_examples=20, deadline=None)
 def test_every_patient_on_one_side_by_the_rule_of_the_hold_out(n, per_patient, share):
     sides = split(cases(n, per_patient), SplitConfig(test_fraction=share), [])

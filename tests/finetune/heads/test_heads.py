@@ -63,7 +63,8 @@ def test_anchors_span_the_sizes_of_the_boxes():
     ]
     assert np.mean(overlap) > 0.6
     volume = anchors.prod(-1)
-    assert (volume[0].max() <= volume[1].min()) and (volume[1].max() <= volume[2].min())
+    assert volume[0].max() <= volume[1].min()
+    assert volume[1].max() <= volume[2].min()
     assert np.array(plan_anchors(sizes[:1])).shape == (3, 3, 2)
     with pytest.raises(UserError, match="none of the training cases has a box"):
         plan_anchors(sizes[:0])
