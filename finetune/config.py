@@ -32,9 +32,9 @@ class DetectionTask(Config):
 
     name: Literal["detection"] = "detection"
     id_column: str | None = None
-    min_voxels: int = Field(16, ge=1)  # connected components of a mask below this are no finding
-    score_threshold: float = Field(0.05, ge=0, lt=1)  # boxes below are not kept
-    boxes_per_scan: int = Field(50, ge=1)
+    min_voxels: int = Field(default=16, ge=1)  # connected components of a mask below this are no finding
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)  # boxes below are not kept
+    boxes_per_scan: int = Field(default=50, ge=1)
 
 
 Task = Annotated[SegmentationTask | ClassificationTask | DetectionTask, Field(discriminator="name")]
@@ -53,37 +53,37 @@ class LabelledData(Config):
 class SplitConfig(Config):
     """Who is tested on. The rule is pre-training's `data.holdout`, so equal fractions keep the patients apart."""
 
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
     allow_pretraining_overlap: bool = False  # transductive: test patients may have been pre-trained on, unlabelled
 
 
 class ScheduleConfig(Config):
     """Optimisation of one cell. None: the default of the backbone, see `training.recipe`."""
 
-    steps: int = Field(1000, ge=1)
-    minutes: float | None = Field(None, gt=0)  # end a cell after this time, the learning rate annealed in time
+    steps: int = Field(default=1000, ge=1)
+    minutes: float | None = Field(default=None, gt=0)  # end a cell after this time, the learning rate annealed in time
     optimiser: Literal["auto", "sgd", "adamw"] = "auto"
-    lr: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-    encoder_lr_scale: float = Field(1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
-    warmup_steps: int = Field(50, ge=0)
-    frozen_steps: int = Field(0, ge=0)  # the pre-trained encoder stands still this long, then warms up
-    clip_norm: float = Field(12.0, gt=0)
+    lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    encoder_lr_scale: float = Field(default=1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
+    warmup_steps: int = Field(default=50, ge=0)
+    frozen_steps: int = Field(default=0, ge=0)  # the pre-trained encoder stands still this long, then warms up
+    clip_norm: float = Field(default=12.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
-    foreground: float = Field(0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
+    foreground: float = Field(default=0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
 
 
 class AugmentationConfig(Config):
     """Random changes of training samples. Axes: 0 = D, 1 = H, 2 = W."""
 
     flip_axes: list[int] = []  # axes along which the anatomy may be mirrored
-    rotation: float = Field(15.0, ge=0, le=180)  # degrees, at most; not for boxes
-    scale: float = Field(0.2, ge=0, lt=1)  # zoom within 1/(1+scale)..1+scale
-    probability: float = Field(0.5, ge=0, le=1)  # of the spatial change, and of each intensity change
-    gamma: float = Field(0.3, ge=0, lt=1)
-    brightness: float = Field(0.2, ge=0)  # in standard deviations
-    contrast: float = Field(0.25, ge=0, lt=1)
-    noise: float = Field(0.1, ge=0)
+    rotation: float = Field(default=15.0, ge=0, le=180)  # degrees, at most; not for boxes
+    scale: float = Field(default=0.2, ge=0, lt=1)  # zoom within 1/(1+scale)..1+scale
+    probability: float = Field(default=0.5, ge=0, le=1)  # of the spatial change, and of each intensity change
+    gamma: float = Field(default=0.3, ge=0, lt=1)
+    brightness: float = Field(default=0.2, ge=0)  # in standard deviations
+    contrast: float = Field(default=0.25, ge=0, lt=1)
+    noise: float = Field(default=0.1, ge=0)
 
     @field_validator("flip_axes")
     @classmethod
@@ -97,14 +97,14 @@ class PlanOverrides(Config):
     """Values the planner would choose itself."""
 
     patch: Size | None = None
-    batch: int | None = Field(None, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     spacing: tuple[float, float, float] | None = None
 
 
 class InferenceConfig(Config):
     """Prediction of whole scans."""
 
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)
     mirror: bool = False  # mean over all mirrorings along augmentation.flip_axes
 
 
@@ -124,8 +124,8 @@ class FinetuneConfig(Config):
     augmentation: AugmentationConfig = AugmentationConfig()
     plan: PlanOverrides = PlanOverrides()
     inference: InferenceConfig = InferenceConfig()
-    bootstrap: int = Field(1000, ge=10)  # resamples behind each interval
-    worst_cases: int = Field(6, ge=0)  # pictures in the report
+    bootstrap: int = Field(default=1000, ge=10)  # resamples behind each interval
+    worst_cases: int = Field(default=6, ge=0)  # pictures in the report
     keep_weights: Literal["best", "all"] = "best"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

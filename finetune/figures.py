@@ -121,7 +121,7 @@ def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
     axes.grid(False)
     axes.imshow(share, cmap="GnBu", vmin=0, vmax=1)
     for i, j in np.ndindex(*counts.shape):
-        axes.text(j, i, counts[i, j], ha="center", va="center", color="white" if share[i, j] > 0.6 else INK)
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else INK)
     axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     return _image(figure)
@@ -138,7 +138,7 @@ def reliability(records: Sequence[Record], bins: int = 10) -> str:
     for b in np.unique(index):
         inside = index == b
         axes.bar((b + 0.5) / bins, hit[inside].mean(), 0.9 / bins, color=COLOURS["checkpoint"], alpha=0.8)
-        axes.text((b + 0.5) / bins, hit[inside].mean() + 0.015, int(inside.sum()), ha="center", fontsize=8, color=INK)
+        axes.text((b + 0.5) / bins, hit[inside].mean() + 0.015, str(inside.sum()), ha="center", fontsize=8, color=INK)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.08)
     return _image(figure)

@@ -59,8 +59,8 @@ def make_plan(found: Fingerprint, overrides: PlanOverrides, encoder: Encoder) ->
     """Spacing: the median. Patch: the median shape at it, shrunk evenly to a budget, a multiple of the stride.
     Batch: as many patches as fit a budget, 2 to 12."""
     spacing = overrides.spacing or found.spacing
-    rounded = tuple(round(size) for size in found.shape)
-    median = np.array(target_shape(rounded, found.spacing, spacing), float)  # type: ignore[arg-type]
+    d, h, w = (round(size) for size in found.shape)
+    median = np.array(target_shape((d, h, w), found.spacing, spacing)).astype(np.float64)
     divisor = np.array(encoder.size_divisor(found.is_2d))
     budget = PATCH_2D if found.is_2d else PATCH_3D
     axes = 2 if found.is_2d else 3

@@ -92,7 +92,7 @@ def _targets(scans: Sequence[tuple[Path, str]], out: Path) -> list[Path]:
 def _write_rows(rows: list[dict[str, Any]], out: Path) -> Path:
     if "boxes" in rows[0]:
         target = out / "predictions.json"
-        write_whole(target, lambda part: part.write_text(json.dumps(rows, indent=2) + "\n") and None)
+        write_whole(target, lambda part: part.write_text(json.dumps(rows, indent=2) + "\n"))
         return target
     target = out / "predictions.csv"
 

@@ -35,7 +35,7 @@ def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
     environment.filters |= {"label": figures.label, "limits": limits_text, "number": number}
     html = environment.from_string(source).render(**_content(run_dir, results, best))
     target = run_dir / "report.html"
-    write_whole(target, lambda part: part.write_text(html, encoding="utf-8") and None)
+    write_whole(target, lambda part: part.write_text(html, encoding="utf-8"))
     return target
 
 

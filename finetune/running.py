@@ -128,6 +128,9 @@ def _run_cells(study: Study) -> list[CellResult]:
         whole = bars.add_task("cells", total=len(study.names), note="")
         for name in study.names:
             results.append(_run_or_read(study, name, device, bars))
+            if not bars.console.is_terminal:
+                history = results[-1].history
+                bars.console.print(f"{name.folder}: {history.steps} steps in {history.seconds:.0f} s, tested")
             bars.advance(whole)
     return results
 

@@ -100,8 +100,10 @@ class Segmentation(Adapter[Labels, Labels]):
 
     def metrics(self) -> dict[str, Callable[[list[Record]], float]]:
         """Mean Dice over cases of the mean over classes, and of each class."""
-        named = {f"dice {name}": partial(_class_mean, name=name) for name in self.spec.classes}
-        return {"dice": _mean} | (named if len(named) > 1 else {})
+        named: dict[str, Callable[[list[Record]], float]] = {"dice": _mean}
+        if len(self.spec.classes) > 1:
+            named |= {f"dice {name}": partial(_class_mean, name=name) for name in self.spec.classes}
+        return named
 
     def picture(self, sample: Sample[Labels], prediction: Labels) -> Picture:
         """The slice with the most labelled voxels."""

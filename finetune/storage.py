@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it into place."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -20,4 +20,4 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that any reader takes: nan is refused (ValueError), so an undefined number must be None."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -1,6 +1,7 @@
 """MONAI's RetinaNet on a feature pyramid over the encoder; 2D scans lose their depth axis on the way in."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +123,9 @@ class DetectionModel(TaskModel):
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """The encoder below the pyramid."""
-        return self.detector.network.feature_extractor.encoder.parameters()
+        pyramid = cast(RetinaNet, self.detector.network).feature_extractor
+        assert isinstance(pyramid, Pyramid)
+        return pyramid.encoder.parameters()
 
 
 def suppress(boxes: Tensor, scores: Tensor, limit: int) -> Tensor:
