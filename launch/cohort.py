@@ -25,20 +25,22 @@ Labels = NDArray[np.uint8]
 
 
 def make_cohort(out: Path, patients: int, seed: int = 0) -> None:
-    """Write `out`/{ct,mr}/{imagesTr,labelsTr} (NIfTI), `out`/xray/{images,masks} (PNG) and `out`/xray/labels.csv.
+    """Write `out`/{ct,mr}/{imagesTr,labelsTr,lesions} (NIfTI), `out`/xray/{images,masks} (PNG), `out`/xray/labels.csv.
 
-    A third of the patients have no lesion. Patients of ct, mr and xray are different people.
+    Label maps name the organs (a lesion is part of its liver); `lesions` and `masks` mark the lesions alone. A third
+    of the patients of ct and mr have none, half of those of xray. All are different people.
     """
     rng = np.random.default_rng(seed)
     for modality in ("ct", "mr"):
-        images, labels = out / modality / "imagesTr", out / modality / "labelsTr"
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(parents=True, exist_ok=True)
+        images, labels, lesions = (out / modality / name for name in ("imagesTr", "labelsTr", "lesions"))
+        for folder in (images, labels, lesions):
+            folder.mkdir(parents=True, exist_ok=True)
         for i in range(patients):
             voxels, organs = make_patient(rng, modality, lesion=i % 3 != 0)
             name = f"{modality}_{i:03d}.nii.gz"
             _save_nifti(images / name, voxels.astype(np.int16))
-            _save_nifti(labels / name, organs)
+            _save_nifti(labels / name, np.where(organs == LESION, LIVER, organs).astype(np.uint8))
+            _save_nifti(lesions / name, (organs == LESION).astype(np.uint8))
     _make_projections(out / "xray", 2 * patients, rng)
 
 

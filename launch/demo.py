@@ -43,7 +43,7 @@ def _made_up(out: Path) -> tuple[list[Source], list[str]]:
     sources = [Source(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
     sources.append(Source("xray", cohort / "xray" / "images", "xray"))
     labelled = [f"data.images={cohort / 'ct' / 'imagesTr'}", f"data.labels={cohort / 'ct' / 'labelsTr'}"]
-    return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney, lesion]"]
+    return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney]"]
 
 
 def _real(data: Path) -> tuple[list[Source], list[str]]:
