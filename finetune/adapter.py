@@ -53,6 +53,7 @@ class Sample(Generic[TargetT]):
     image: Tensor  # (C, D, H, W) normalised
     fill: float  # the value outside the scan
     shape: Shape  # of the file
+    orientation: str  # of the file, see `Scan`
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
 
@@ -120,7 +121,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """A scan to predict on."""
         image, fill = self.prepare(scan)
         d, h, w = scan.voxels.shape[1:]
-        return Sample(image, fill, (d, h, w), None, None)
+        return Sample(image, fill, (d, h, w), scan.orientation, None, None)
 
     def read(self, case: Case) -> tuple[Scan, Sample[TargetT]]:
         """The scan of a case and its sample, still without target."""
@@ -148,6 +149,18 @@ def centred(sample: Sample[Any], plan: Plan) -> Tensor:
     """The whole fitted scan in the middle of a patch: (1, C, *patch)."""
     d, h, w = sample.image.shape[1:]
     return extract(sample.image, still_window((d, h, w), plan.patch), sample.fill)[None]
+
+
+def upright(slice_: npt.NDArray, orientation: str, axis: int) -> npt.NDArray:
+    """A slice across `axis` as radiologists look at it: anterior or superior up, the patient's right (or front) left.
+
+    `orientation` says where D, H and W grow to; '' (an image) changes nothing.
+    """
+    if not orientation:
+        return slice_
+    rows, columns = (code for a, code in enumerate(orientation) if a != axis)
+    turned = slice_[::-1] if rows in "AS" else slice_
+    return turned[:, ::-1] if columns in "RA" else turned
 
 
 def identity(case: Case) -> Record:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scanforge.backbones.protocol import Encoder
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, centred, fitted_shape, identity
+from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, centred, fitted_shape, identity, upright
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig
 from scanforge.finetune.heads.classification import ClassificationModel
@@ -91,7 +91,7 @@ class Classification(Adapter[int, Probabilities]):
         """The middle slice along the shortest axis."""
         image = sample.image[0].numpy()
         axis = int(np.argmin(image.shape))
-        middle = np.take(image, image.shape[axis] // 2, axis)
+        middle = upright(np.take(image, image.shape[axis] // 2, axis), sample.orientation, axis)
         return {"image": middle.astype(np.float16), "truth": np.array(sample.truth), "probabilities": prediction}
 
 

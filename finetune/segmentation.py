@@ -12,7 +12,7 @@ from torch import Tensor
 from scanforge.backbones.protocol import Encoder
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, identity
+from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, identity, upright
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig
 from scanforge.finetune.heads.segmentation import SegmentationModel
@@ -106,14 +106,15 @@ class Segmentation(Adapter[Labels, Labels]):
         return named
 
     def picture(self, sample: Sample[Labels], prediction: Labels) -> Picture:
-        """The slice with the most labelled voxels."""
+        """The slice with the most wrong voxels, or with the most labelled ones where none is wrong."""
         assert sample.truth is not None
         axis = int(np.argmin(sample.truth.shape))
         others = tuple(a for a in range(3) if a != axis)
-        index = int(((sample.truth > 0).sum(others) + 0.1 * (prediction > 0).sum(others)).argmax())
+        wrong, labelled = (sample.truth != prediction).sum(others), (sample.truth > 0).sum(others)
+        index = int((wrong + labelled / (1 + labelled.max())).argmax())
         image = resize(sample.image[:1].numpy(), sample.shape)[0]
         parts = {"image": image.astype(np.float16), "truth": sample.truth, "prediction": prediction}
-        return {name: np.take(part, index, axis) for name, part in parts.items()}
+        return {name: upright(np.take(part, index, axis), sample.orientation, axis) for name, part in parts.items()}
 
 
 def _mean(records: list[Record]) -> float:
