@@ -1,6 +1,5 @@
 """The pre-training loop: one run from its folder's newest checkpoint to its last step or a request to stop."""
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
-from scanforge.configs.loading import read_yaml
 from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import Position
-from scanforge.pretrain import checkpoint
-from scanforge.pretrain.config import FREE_TO_CHANGE, PretrainConfig
+from scanforge.pretrain import checkpoint, rng
+from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World, barrier, join
 from scanforge.pretrain.engine import Engine
 from scanforge.pretrain.export import write_release
 from scanforge.pretrain.gallery import Gallery
 from scanforge.pretrain.optimiser import learning_rate
 from scanforge.pretrain.preemption import StopRequest
+from scanforge.pretrain.run_folder import claim, refuse_another_run
 from scanforge.pretrain.tracking import Tracker
 
 
@@ -50,7 +48,7 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
     7. drop logged metrics past its step.
     """
     world = join(config.device, config.threads)
-    _refuse_another_run(config)
+    refuse_another_run(config)
     torch.manual_seed(config.seed)
     objective = config.objective.build(build(config.backbone))
     for crop in ((1, *config.data.crop_2d) if config.data.crop_2d else None, config.data.crop_3d):
@@ -73,9 +71,10 @@ def _run(config: PretrainConfig, world: World, objective: torch.nn.Module, stop:
         if found is not None:
             checkpoint.refuse_other_data(found, loader.manifest_hash)
         engine = Engine(objective, config.optimiser, config.engine, world)
-        _claim(config, world)
+        if world.is_main:
+            claim(config)
         if found is not None:
-            _restore_rng(engine.load(found)["rng"], world)
+            rng.restore(engine.load(found)["rng"], world)
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
         if found is not None:
@@ -96,7 +95,7 @@ class _Loop:
         self.root = config.run_dir / "checkpoints"
         self.gallery = Gallery(config, world)
         self.bad_in_a_row = 0
-        self.saved: tuple[int, Path] | None = None
+        self.saved: Path | None = None
 
     def advance(self, step: int) -> RunResult:
         batches = iter(self.loader)
@@ -152,79 +151,22 @@ class _Loop:
             )
 
     def _save(self, step: int) -> None:
-        state = {"rng": _gather_rng(self.world)}
+        state = {"rng": rng.gather(self.world)}
         stream = self.loader.state() | {"manifests": self.loader.manifest_hash}
         keep = self.config.keep_last
-        folder = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, state), self.world, keep)
-        self.saved = (step, folder)
+        self.saved = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, state), self.world, keep)
 
     def _release(self, step: int) -> None:
         if self.world.is_main and self.saved is not None:
-            write_release(self.config, self.engine, self.loader, step, self.saved[1])
+            write_release(self.config, self.engine, self.loader, step, self.saved)
         barrier(self.world)
 
     def _finish(self, step: int) -> None:
-        release = self.config.run_dir / "model.safetensors"
-        if self.world.is_main and not release.exists():  # killed between the last checkpoint and its release
-            self.saved = self.saved or (step, checkpoint.newest(self.root, _silent) or self.root)
-            write_release(self.config, self.engine, self.loader, step, self.saved[1])
+        if self.saved is None:  # nothing was left to do, but a kill may have come between checkpoint and release
+            self.saved = checkpoint.newest(self.root, _silent)
+            self._release(step)
         self.gallery.hang(self.engine, step)
-        self.tracker.say(f"done: {step} steps; weights in {release}")
-
-
-def _refuse_another_run(config: PretrainConfig) -> None:
-    """UserError if the run folder holds checkpoints of a configuration that computes something else."""
-    path = config.run_dir / "config.yaml"
-    if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):
-        return
-    mine, theirs = config.model_dump(mode="json"), read_yaml(path)
-    for key in sorted(set(mine) - FREE_TO_CHANGE):
-        if _comparable(mine[key]) != _comparable(theirs.get(key)):
-            raise UserError(
-                f"{config.run_dir} holds a run with another '{key}' ({theirs.get(key)}); "
-                "choose a new run_dir or restore the old value"
-            )
-
-
-def _claim(config: PretrainConfig, world: World) -> None:
-    """Write the resolved configuration into the run folder."""
-    if not world.is_main:
-        return
-    path = config.run_dir / "config.yaml"
-    try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write to the run folder {config.run_dir}: {error.strerror}") from error
-
-
-def _comparable(value: Any) -> Any:
-    """Workers and the ring change the speed of the stream, never its content; a folder may have moved."""
-    if isinstance(value, dict):
-        return {k: _comparable(v) for k, v in value.items() if k not in ("workers", "ring", "path")}
-    if isinstance(value, list):
-        return [_comparable(item) for item in value]
-    return value
-
-
-def _gather_rng(world: World) -> list[dict[str, Any]]:
-    mine = {"torch": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        mine["cuda"] = torch.cuda.get_rng_state()
-    if world.size == 1:
-        return [mine]
-    everyone: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone
-
-
-def _restore_rng(states: list[dict[str, Any]], world: World) -> None:
-    state = states[world.rank % len(states)]  # at another world size no rank has a state of its own to go back to
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+        self.tracker.say(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
 
 
 def _memory_gib(world: World) -> float:

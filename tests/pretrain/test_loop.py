@@ -17,8 +17,8 @@ from scanforge.configs.errors import UserError
 from scanforge.configs.loading import check
 from scanforge.pretrain import checkpoint
 from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.loop import _refuse_another_run
 from scanforge.pretrain.optimiser import OptimiserConfig, learning_rate
+from scanforge.pretrain.run_folder import refuse_another_run
 
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
 
@@ -90,14 +90,14 @@ def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
     (tmp_path / "run" / "config.yaml").write_text(
         yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
     )
-    _refuse_another_run(check(PretrainConfig, first, "test"))
+    refuse_another_run(check(PretrainConfig, first, "test"))
     moved = first["data"] | {"workers": 0, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
-    _refuse_another_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
+    refuse_another_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
     for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
         with pytest.raises(UserError, match=f"another '{key}'"):
-            _refuse_another_run(check(PretrainConfig, first | {key: value, "steps": 100}, "test"))
+            refuse_another_run(check(PretrainConfig, first | {key: value, "steps": 100}, "test"))
     (tmp_path / "run" / "checkpoints" / "step-00000002").rmdir()
-    _refuse_another_run(check(PretrainConfig, first | {"seed": 4}, "test"))  # nothing would be lost
+    refuse_another_run(check(PretrainConfig, first | {"seed": 4}, "test"))  # nothing would be lost
 
 
 def test_shards_that_changed_under_a_checkpoint_are_refused(tmp_path):
