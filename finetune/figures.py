@@ -19,6 +19,7 @@ from scanforge.finetune.results import Results
 COLOURS = {"checkpoint": "#0f6e8c", "scratch": "#c2701c"}
 NAMES = {"checkpoint": "pre-trained", "scratch": "from scratch"}
 TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
+SHOWN_SCORE = 0.2  # boxes below it count in the numbers; drawn, they would hide the scan
 INK, FAINT = "#22303a", "#d9e0e4"
 
 
@@ -186,11 +187,10 @@ def _contours(axes: Axes, picture: Picture, n_classes: int) -> None:
 def _boxes(axes: Axes, picture: Picture, n_classes: int) -> None:
     for box in picture["truth"]:
         axes.add_patch(_rectangle(box, TRUTH, 1.8))
-    # Ten boxes tell more than fifty.
-    for box, score in list(zip(picture["boxes"], picture["scores"], strict=True))[:10]:
-        axes.add_patch(_rectangle(box, PREDICTION, 0.6 + 1.2 * float(score)))
-        if score >= 0.2:
-            axes.text(box[1], box[0] - 2, f"{score:.2f}", color=PREDICTION, fontsize=7, fontweight="bold")
+    for box, score in zip(picture["boxes"], picture["scores"], strict=True):
+        if score >= SHOWN_SCORE:
+            axes.add_patch(_rectangle(box, PREDICTION, 0.6 + 1.2 * float(score)))
+            axes.text(box[1], max(box[0] - 2, 5), f"{score:.2f}", color=PREDICTION, fontsize=7, fontweight="bold")
 
 
 def _rectangle(box: npt.NDArray, colour: str, width: float) -> Rectangle:

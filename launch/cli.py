@@ -19,7 +19,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Build and check shards.")
 app.add_typer(data_app, name="data")
 
-UsageError = typer.BadParameter.__bases__[0]  # click's, or the copy that newer releases of typer carry inside
+UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy that newer releases of typer carry inside
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. steps=200.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -81,12 +81,12 @@ def _hand_over(previous: Callable[[int], Handler | None], number: int | None, is
 
 def submit(content: dict[str, Any], cluster: Literal["slurm", "local"], config: ClusterConfig, folder: Path) -> Any:
     """Submit a pre-training run; `content` is its resolved configuration, `folder` takes submitit's files and logs."""
-    executor = (submitit.SlurmExecutor if cluster == "slurm" else submitit.LocalExecutor)(
-        folder, **({"max_num_timeout": config.max_requeues} if cluster == "slurm" else {})
-    )
+    executor: Any
     if cluster == "slurm":
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=config.max_requeues)
         executor.update_parameters(**_slurm(config))
     else:
+        executor = submitit.LocalExecutor(folder)
         executor.update_parameters(
             nodes=config.nodes, tasks_per_node=config.tasks_per_node, gpus_per_node=config.gpus_per_node,
             timeout_min=config.timeout_min, signal_delay_s=config.signal_delay_s, setup=list(config.setup),

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from scanforge.configs.base import Config
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain.distributed import World, all_ranks_agree, mean_over_ranks
+from scanforge.pretrain.objectives import Objective
 from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
 
 TAG = "state"  # DeepSpeed writes its files into a folder of this name inside a checkpoint
@@ -50,7 +50,7 @@ class StepRecord:
 class Engine:
     """DeepSpeed around an objective (`loss, metrics = objective(batch)`)."""
 
-    def __init__(self, objective: nn.Module, optimiser: OptimiserConfig, config: EngineConfig, world: World) -> None:
+    def __init__(self, objective: Objective, optimiser: OptimiserConfig, config: EngineConfig, world: World) -> None:
         self.config, self.world = config, world
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
@@ -62,9 +62,9 @@ class Engine:
         )
 
     @property
-    def objective(self) -> nn.Module:
+    def objective(self) -> Objective:
         """The objective inside; under ZeRO 3 its parameters are whole only during a forward pass of all ranks."""
-        module: nn.Module = self._engine.module
+        module: Objective = self._engine.module
         return module
 
     def step(self, batches: Iterable[Batch], lr: float) -> StepRecord:

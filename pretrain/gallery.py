@@ -24,8 +24,6 @@ class Gallery:
 
     def hang(self, engine: Engine, step: int) -> Path | None:
         """Draw the reconstructions at `step`; every rank computes (ZeRO 3 needs all), the first one draws."""
-        if not hasattr(engine.objective, "reconstruct"):
-            return None
         if self._batches is None:
             self._batches = self._first_batches()
         engine.evaluate()

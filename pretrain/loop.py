@@ -20,6 +20,7 @@ from scanforge.pretrain.distributed import World, barrier, join
 from scanforge.pretrain.engine import Engine
 from scanforge.pretrain.export import write_release
 from scanforge.pretrain.gallery import Gallery
+from scanforge.pretrain.objectives import Objective
 from scanforge.pretrain.optimiser import learning_rate
 from scanforge.pretrain.preemption import StopRequest
 from scanforge.pretrain.run_folder import claim, refuse_another_run
@@ -60,7 +61,7 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
         return _run(config, world, objective, own)
 
 
-def _run(config: PretrainConfig, world: World, objective: torch.nn.Module, stop: StopRequest) -> RunResult:
+def _run(config: PretrainConfig, world: World, objective: Objective, stop: StopRequest) -> RunResult:
     root = config.run_dir / "checkpoints"
     if world.is_main:
         checkpoint.clean(root)

@@ -33,7 +33,8 @@ def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; biases, norms and tokens (one effective dimension) are not decayed."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             vector = sum(size > 1 for size in parameter.shape) <= 1
