@@ -106,6 +106,8 @@ def _data(spec: Spec, sides: Split, found: CaseList) -> dict[str, Any]:
         "test_cases": len(sides.test),
         "test_patients": len({case.patient for case in sides.test}),
         "test_patients_pretrained_on": sides.overlap,
+        "pool_patients_pretrained_on": sides.pool_overlap,
+        "pretraining_patients": sides.pretrained_on,
         "classes_in_pool": class_counts(sides.pool, spec.classes),
         "classes_in_test": class_counts(sides.test, spec.classes),
         "fingerprint": spec.plan.fingerprint.model_dump(),
@@ -136,6 +138,12 @@ def _warnings(
         said.append(
             f"TRANSDUCTIVE: {sides.overlap} test patients were pre-trained on, unlabelled "
             "(split.allow_pretraining_overlap). These numbers do not hold for new patients."
+        )
+    if config.checkpoint and not sides.overlap + sides.pool_overlap:
+        said.append(
+            f"none of these patients is among the {sides.pretrained_on} of the pre-training: true if it saw other "
+            "data; if it saw this data, its shards were built with another site key (data.key_file), and the check "
+            "for overlap saw nothing."
         )
     tested = len({case.patient for case in sides.test})
     if tested < FEW_PATIENTS:

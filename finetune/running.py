@@ -76,7 +76,7 @@ def run(config: FinetuneConfig) -> RunResult:
     shutil.copyfile(best / WEIGHTS, folder / WEIGHTS)
     shutil.copyfile(best / INFO, folder / INFO)
     report = write_report(folder, results, study.best)
-    _tell(results, report)
+    _tell(results)
     return RunResult(folder, report, folder / "results.json", folder)
 
 
@@ -165,7 +165,7 @@ def _run_or_read(study: Study, name: CellName, device: torch.device, bars: Bars)
     return result
 
 
-def _tell(results: Results, report: Path) -> None:
+def _tell(results: Results) -> None:
     console = Console(stderr=True, highlight=False)
     for row in results.table:
         value = row.metrics[results.headline]
@@ -173,5 +173,4 @@ def _tell(results: Results, report: Path) -> None:
         number = "undefined" if value.value is None else f"{value.value:.3f}"
         console.print(f"{row.arm:>10}  {row.shots!s:>4} shots  {results.headline} {number}{interval}")
     for warning in results.warnings:
-        console.print(f"note: {warning}")
-    console.print(f"report: {report}", soft_wrap=True)
+        console.print(f"note: {warning}", soft_wrap=True)

@@ -21,6 +21,8 @@ class Split:
     pool: list[Case]
     test: list[Case]
     overlap: int  # test patients that the pre-training has seen (allowed explicitly)
+    pool_overlap: int = 0  # patients to train from that it has seen, which is as it should be
+    pretrained_on: int = 0  # patients of the pre-training
 
 
 def split(cases: Sequence[Case], config: SplitConfig, pretrained_on: Sequence[str]) -> Split:
@@ -42,7 +44,8 @@ def split(cases: Sequence[Case], config: SplitConfig, pretrained_on: Sequence[st
             f"{overlap} test patients were in the pre-training of this checkpoint: pre-train with "
             f"data.holdout={config.test_fraction}, or set split.allow_pretraining_overlap=true (stated in the report)"
         )
-    return Split(pool, test, overlap)
+    seen = set(pretrained_on)
+    return Split(pool, test, overlap, len({case.patient for case in pool} & seen), len(seen))
 
 
 def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:

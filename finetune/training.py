@@ -44,8 +44,8 @@ class Progress:
 
 def recipe(schedule: ScheduleConfig, backbone: str) -> Recipe:
     """The defaults by backbone. STU-Net: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps:
-    in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml). ViT: AdamW 3e-4 with
-    decay 0.05, as Primus from scratch; a ViT does not train with SGD.
+    in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml).
+    ViT: AdamW 3e-4 with decay 0.05, as Primus from scratch; a ViT does not train with SGD.
     """
     if schedule.optimiser == "sgd":
         chosen = Recipe(optimiser="sgd", lr=1e-2, weight_decay=3e-5)

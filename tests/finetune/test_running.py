@@ -36,6 +36,7 @@ def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, mo
         ("checkpoint", 2), ("scratch", 2), ("checkpoint", 3), ("scratch", 3)
     ]  # fmt: skip
     by_arm = {(cell["arm"], cell["shots"]): cell for cell in found["cells"]}
+    assert any("another site key" in warning for warning in found["warnings"])
     first, second = by_arm["checkpoint", 3], by_arm["scratch", 3]
     assert first["train_cases"] == second["train_cases"]
     assert set(by_arm["checkpoint", 2]["train_cases"]) < set(first["train_cases"])

@@ -59,7 +59,8 @@ def test_refuses_patients_of_the_pretraining():
     allowed = split(everyone, SplitConfig(allow_pretraining_overlap=True), seen)
     assert allowed.overlap == 1
     in_pool = [split(everyone, SplitConfig(), []).pool[0].patient]
-    assert split(everyone, SplitConfig(), in_pool).overlap == 0
+    fine = split(everyone, SplitConfig(), [*in_pool, "stranger"])
+    assert (fine.overlap, fine.pool_overlap, fine.pretrained_on) == (0, 1, 2)
 
 
 def test_empty_sides_and_too_many_shots():
