@@ -1,11 +1,12 @@
-# make demo [DATA=folder]   the whole way on this machine
-# make test                 the whole test suite
+# make demo [DATA=folder MODALITY=mr]   the whole way on this machine
+# make test                             the whole test suite
 # Needs python 3.11+ and make; everything else goes into .venv, pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?=
+MODALITY ?= unknown
 # Run from the root, python would find our folder `datasets` before Hugging Face's.
 export PYTHONSAFEPATH := 1
 
@@ -28,13 +29,13 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 demo: install
-	$(BIN)/scanforge demo $(if $(DATA),--data "$(DATA)")
+	$(BIN)/scanforge demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
 
 test: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fast: dev
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm"
 
 lint: dev
 	$(BIN)/ruff check .

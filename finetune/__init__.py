@@ -1,18 +1,25 @@
 """Few-shot adaptation to a labelled data set: training, honest numbers, report, prediction."""
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scanforge.finetune.config import FinetuneConfig
+    from scanforge.finetune.running import RunResult
 
 __all__ = ["predict", "run"]
 
 
-def __getattr__(name: str) -> Any:
-    # `scanforge --help` must not wait for torch; the submodule `predict` gives way to its function.
-    if name == "run":
-        from scanforge.finetune.running import run
+def run(config: "FinetuneConfig") -> "RunResult":
+    """Run the few-shot study that `config` describes; see `running.run`."""
+    from scanforge.finetune.running import run as run_study  # heavy imports wait until they are needed
 
-        return run
-    if name == "predict":
-        from scanforge.finetune.predict import predict
+    return run_study(config)
 
-        return predict
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto") -> list[Path]:
+    """Apply a fine-tuned model to scans and write the predictions; see `prediction.predict`."""
+    from scanforge.finetune.prediction import predict as predict_scans
+
+    return predict_scans(model, inputs, out, device)

@@ -139,11 +139,12 @@ def launch(
 def demo(
     data: Annotated[Path | None, typer.Option(help="A real data set (imagesTr + labelsTr); default: made up.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    modality: Annotated[str, typer.Option(help="Of the real data set: ct, mr ...")] = "unknown",
 ) -> None:
     """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
     from scanforge.launch.demo import run_demo
 
-    report = run_demo(data, out)
+    report = run_demo(data, out, modality)
     print(f"report: {report}")
     _leave_at_once(0)
 

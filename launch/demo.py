@@ -19,12 +19,12 @@ class Source:
     modality: str
 
 
-def run_demo(data: Path | None, out: Path) -> Path:
+def run_demo(data: Path | None, out: Path, modality: str = "unknown") -> Path:
     """Scans -> shards -> pre-training -> few-shot fine-tuning against scratch; returns the report's path.
 
-    With `data`, a folder with imagesTr and labelsTr; otherwise a cohort is made up below `out`.
+    With `data`, a folder with imagesTr and labelsTr of one `modality`; otherwise a cohort is made up below `out`.
     """
-    sources, labelled = _real(data) if data is not None else _made_up(out)
+    sources, labelled = _real(data, modality) if data is not None else _made_up(out)
     recipe = read_yaml(find("demo", "pretrain"))
     recipe["data"]["sources"] = [_shards(source, out) for source in sources]
     if not any(source.modality == "xray" for source in sources):
@@ -46,12 +46,16 @@ def _made_up(out: Path) -> tuple[list[Source], list[str]]:
     return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney]"]
 
 
-def _real(data: Path) -> tuple[list[Source], list[str]]:
+def _real(data: Path, modality: str) -> tuple[list[Source], list[str]]:
     images, labels = data / "imagesTr", data / "labelsTr"
     if not images.is_dir() or not labels.is_dir():
         raise UserError(f"{data} has no imagesTr and labelsTr; name a folder in the layout of the Decathlon or nnU-Net")
     print(f"1. scans in {images}")
-    return [Source("scans", images, "unknown")], [f"data.images={images}", f"data.labels={labels}"]
+    return [Source("scans", images, modality)], [
+        f"data.images={images}",
+        f"data.labels={labels}",
+        f"data.modality={modality}",
+    ]
 
 
 def _shards(source: Source, out: Path) -> dict[str, Any]:

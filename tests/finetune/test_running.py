@@ -14,7 +14,7 @@ from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.finetune.cases import discover
 from scanforge.finetune.config import SegmentationTask
-from scanforge.finetune.predict import predict
+from scanforge.finetune.prediction import predict
 from scanforge.finetune.running import run
 
 

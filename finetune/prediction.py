@@ -2,10 +2,8 @@
 
 import csv
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -104,12 +102,3 @@ def _write_rows(rows: list[dict[str, Any]], out: Path) -> Path:
 
     write_whole(target, write)
     return target
-
-
-class _Callable(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> list[Path]:
-        return predict(*args, **kwargs)
-
-
-# `scanforge.finetune.predict` is this module once it is imported: calling it does what its name says.
-sys.modules[__name__].__class__ = _Callable
