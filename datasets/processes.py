@@ -114,9 +114,11 @@ def _answers(factory: Callable[[Connection], Handler], connection: Connection) -
         handle = factory(connection)
         while True:
             yield from handle(connection.recv())
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except UserError as error:
         yield _Failure(str(error), mistake=True)
+    except OSError as error:  # disk full, no permission: the user's to mend, and one line says it
+        yield _Failure(f"{error.strerror or error}: {error.filename or 'in a worker process'}", mistake=True)
     except Exception:
         yield _Failure(traceback.format_exc(), mistake=False)
