@@ -63,7 +63,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, o
         paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective)))
     straight = start(paths["straight"])
     killed = start(paths["killed"])
-    wait_for_step(tmp_path / "killed", random.randint(2, 5), killed)
+    wait_for_step(tmp_path / "killed", random.randint(3, 6), killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     if objective == "spark":
