@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,11 @@ class WandbConfig(Config):
     mode: Literal["off", "offline", "online"] = "off"
     project: str = "scanforge"
     name: str | None = None
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
 class MetricsFile:

@@ -19,6 +19,7 @@ from scanforge.pretrain import checkpoint
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.optimiser import OptimiserConfig, learning_rate
 from scanforge.pretrain.run_folder import refuse_another_run
+from scanforge.pretrain.tracking import WandbConfig
 
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
 
@@ -129,6 +130,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tiny_shards, change: di
     assert len(message) == 1
     assert said in message[0]
     assert "Traceback" not in process.stderr
+
+
+def test_a_bare_off_in_yaml_switches_wandb_off():
+    assert WandbConfig.model_validate(yaml.safe_load("mode: off")).mode == "off"
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_floor():
