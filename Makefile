@@ -32,10 +32,10 @@ demo: install
 	$(BIN)/scanforge demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
 
 test: dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 fast: dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not slurm"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
 
 lint: dev
 	$(BIN)/ruff check .

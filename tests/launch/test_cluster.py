@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+# One worker: the runs are compared with each other, and their ranks want the other core.
+pytestmark = pytest.mark.xdist_group("cluster")
+
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
 
 
