@@ -31,6 +31,7 @@ class SourceRecord(Config):
 
     name: str
     manifest_sha256: str
+    site: str = ""  # fingerprint of the key that its patients are hashed with
     scans: int | None = None
 
 

@@ -56,6 +56,11 @@ def keyed_hash(key: bytes, kind: str, text: str) -> str:
     return hmac.new(key, f"{kind}\0{text}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
+def site_fingerprint(key: bytes) -> str:
+    """What tells two sites' keys apart without telling the key; it stands in every manifest and release."""
+    return keyed_hash(key, "site", "")
+
+
 def patient_of(relative_path: str, regex: str | None = None) -> str:
     """The patient's identifier in a path relative to the input folder ('/' between its parts).
 

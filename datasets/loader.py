@@ -149,6 +149,11 @@ class CropLoader:
         """SHA-256 of each source's manifest, by the source's name."""
         return self.plan.manifest_hash
 
+    @property
+    def sites(self) -> dict[str, str]:
+        """Fingerprint of the key that each source's patients are hashed with, by the source's name."""
+        return self.plan.sites
+
     def patients(self) -> list[str]:
         """Sorted hashes of the patients that the stream may hold."""
         return self.plan.patients()

@@ -127,6 +127,9 @@ class SamplingPlan:
         self.config, self.seed = config, seed
         self.data = [DataSet(source.path) for source in config.sources]
         self.manifest_hash = {s.name: d.manifest_hash for s, d in zip(config.sources, self.data, strict=True)}
+        self.sites = {
+            s.name: str(d.manifest.parameters.get("site", "")) for s, d in zip(config.sources, self.data, strict=True)
+        }
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self._patients: set[str] = set()
         self.streams: list[Stream] = []

@@ -139,11 +139,15 @@ def _warnings(
             f"TRANSDUCTIVE: {sides.overlap} test patients were pre-trained on, unlabelled "
             "(split.allow_pretraining_overlap). These numbers do not hold for new patients."
         )
-    if config.checkpoint and not sides.overlap + sides.pool_overlap:
+    if not sides.comparable:
         said.append(
-            f"none of these patients is among the {sides.pretrained_on} of the pre-training: true if it saw other "
-            "data; if it saw this data, its shards were built with another site key (data.key_file), and the check "
-            "for overlap saw nothing."
+            "the checkpoint's patients were hashed with another site key: whether test patients were pre-trained on "
+            "could not be checked. If the pre-training saw this data, set data.key_file to the key of its shards."
+        )
+    elif config.checkpoint and not sides.overlap + sides.pool_overlap:
+        said.append(
+            f"none of these patients is among the {sides.pretrained_on} of the pre-training: right if it saw other "
+            "data; if it saw this data, name the folder (or data.patient_regex) as its shards were built with."
         )
     tested = len({case.patient for case in sides.test})
     if tested < FEW_PATIENTS:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release, load_release
 from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.adapter import Spec
 from scanforge.finetune.cases import Case, CaseList, discover
@@ -87,6 +88,10 @@ def prepare(config: FinetuneConfig) -> Study:
     assert backbone is not None
     found = discover(config.data, config.task)
     sides = split(found.cases, config.split, release.patients if release else [])
+    if release:
+        own = site_fingerprint(site_key(config.data.key_file))
+        sites = {source.site for source in release.info.sources}
+        sides = replace(sides, comparable=sites == {own})
     for k in config.shots:
         for seed in config.seeds:
             shots(sides.pool, k, seed)

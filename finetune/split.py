@@ -23,6 +23,7 @@ class Split:
     overlap: int  # test patients that the pre-training has seen (allowed explicitly)
     pool_overlap: int = 0  # patients to train from that it has seen, which is as it should be
     pretrained_on: int = 0  # patients of the pre-training
+    comparable: bool = True  # the pre-training hashed its patients with this site's key
 
 
 def split(cases: Sequence[Case], config: SplitConfig, pretrained_on: Sequence[str]) -> Split:

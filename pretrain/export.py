@@ -23,7 +23,10 @@ def write_release(config: PretrainConfig, engine: Engine, loader: CropLoader, st
         intensity=data.intensity.model_dump(mode="json"),
         crop_2d=data.crop_2d,
         crop_3d=data.crop_3d,
-        sources=tuple(SourceRecord(name=n, manifest_sha256=h) for n, h in sorted(loader.manifest_hash.items())),
+        sources=tuple(
+            SourceRecord(name=name, manifest_sha256=digest, site=loader.sites[name])
+            for name, digest in sorted(loader.manifest_hash.items())
+        ),
         licence=config.licence or "",
         citation=config.citation or "",
         versions={name: version(name) for name in ("scanforge", "torch", "deepspeed", "timm")},

@@ -11,7 +11,7 @@ from typing import Any
 import blosc2
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import keyed_hash
+from scanforge.datasets.identity import keyed_hash, site_fingerprint
 from scanforge.datasets.shards.format import MANIFEST, Manifest, index_name, parse, write_atomically
 from scanforge.datasets.shards.job import PARTIAL, ShardResult, result_path
 from scanforge.datasets.shards.sources import ShardPlan, SourceFile
@@ -29,7 +29,7 @@ def parameters_of(options: dict[str, Any], files: Sequence[SourceFile], key: byt
         "codec": options["codec"],
         "shard_mb": options["shard_mb"],
         "patients_by": "path" if rule is None else f"pattern {keyed_hash(key, 'pattern', rule)}",
-        "site": keyed_hash(key, "site", ""),
+        "site": site_fingerprint(key),
         "files": len(files),
         "files_hash": keyed_hash(key, "files", listing),
         "scanforge": version("scanforge"),

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from scanforge.backbones.registry import build
-from scanforge.backbones.release import ReleaseInfo, save_release
+from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.finetune.cases import discover
 from scanforge.finetune.config import SegmentationTask
 from scanforge.finetune.prediction import predict
-from scanforge.finetune.running import run
+from scanforge.finetune.running import prepare, run
 
 
 @pytest.fixture
@@ -57,6 +58,17 @@ def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, mo
     (result.run_dir / "plan.json").write_text(json.dumps(plan | {"patch": [16, 16, 16]}))
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         run(config)
+
+
+@pytest.mark.parametrize("same_key", [True, False])
+def test_whether_the_overlap_could_be_checked_is_said(study, volumes, tmp_path, same_key):
+    config = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
+    site = site_fingerprint(site_key() if same_key else b"x" * 32)
+    info = ReleaseInfo(backbone=config, sources=(SourceRecord(name="mr", manifest_sha256="0", site=site),))
+    save_release(tmp_path / "pre", build(config).state_dict(), info, ["0" * 32])
+    sides = prepare(study("segmentation", volumes, backbone=None, checkpoint=tmp_path / "pre")).sides
+    assert sides.comparable == same_key
+    assert sides.overlap == 0
 
 
 def test_the_same_command_gives_the_same_numbers(study, volumes, tmp_path):
