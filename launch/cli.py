@@ -138,13 +138,13 @@ def launch(
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="A real data set (imagesTr + labelsTr); default: made up.")] = None,
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    out: Annotated[Path | None, typer.Option(help="Where everything goes; default: demo or demo-NAME.")] = None,
     modality: Annotated[str, typer.Option(help="Of the real data set: ct, mr ...")] = "unknown",
 ) -> None:
     """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
     from scanforge.launch.demo import run_demo
 
-    report = run_demo(data, out, modality)
+    report = run_demo(data, out or Path(f"demo-{data.resolve().name}" if data else "demo"), modality)
     print(f"report: {report}")
     _leave_at_once(0)
 
