@@ -19,13 +19,13 @@ dev: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (one to three minutes)"
-	$(PIP) install --no-compile --constraint constraints.txt "setuptools>=77"
-	$(PIP) install --no-compile --constraint constraints.txt torch
-	$(PIP) install --no-compile --constraint constraints.txt --no-build-isolation --editable .
+	$(PIP) install --constraint constraints.txt "setuptools>=77"
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install --no-compile --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 
 demo: install
