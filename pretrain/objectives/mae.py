@@ -11,10 +11,8 @@ from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.vit import INIT_STD, ViTEncoder, init_linear, transformer_blocks
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.reconstruction import reconstruction_loss
-from scanforge.pretrain.masking import block_mask, patchify, visible_indices
-from scanforge.pretrain.objectives.protocol import Objective, Reconstruction, compose_reconstruction
+from scanforge.pretrain.masking import visible_indices
+from scanforge.pretrain.objectives.protocol import MaskedObjective
 
 # width, depth, heads; the paper has one decoder for B, L and H, the small ones keep its 32 channels per head
 DECODERS = {192: (192, 4, 6), 384: (256, 4, 8)}
@@ -50,9 +48,10 @@ class MAEConfig(Config):
         return dim, depth, heads
 
 
-class MAE(Objective):
+class MAE(MaskedObjective):
     """Encode the visible patches, decode them among mask tokens, predict the voxels of the hidden ones."""
 
+    config: MAEConfig
     encoder: ViTEncoder
 
     def __init__(self, config: MAEConfig, encoder: ViTEncoder) -> None:
@@ -75,26 +74,17 @@ class MAE(Objective):
         depth, height, width = self.encoder.patch(is_2d)
         return depth * height * width * self.encoder.in_channels
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss over the valid voxels of the hidden patches; see `reconstruction_loss`."""
-        mask = self.mask(batch)  # (B, 1, d, h, w), True where hidden
-        prediction = self.predict(batch.voxels, mask)  # (B, L, V, C)
-        patch = self.encoder.patch(batch.is_2d)
-        loss = reconstruction_loss(
-            prediction,
-            patchify(batch.voxels, patch),
-            mask.flatten(1),
-            patchify(batch.valid, patch),
-            self.config.normalise_target,
-            self.config.target_eps,
-        )
-        return loss, {"reconstruction": loss.detach()}
+    def patch(self, is_2d: bool) -> Triple:
+        """The encoder's patch."""
+        return self.encoder.patch(is_2d)
 
-    def mask(self, batch: Batch) -> Tensor:
-        """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
-        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
-        self.check_shape(shape)
-        return block_mask(batch.seeds, self.encoder.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
+    def grid(self, shape: Triple) -> Triple:
+        """The encoder's grid of tokens."""
+        return self.encoder.grid(shape)
+
+    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
+        """`predict`: a transformer's output is patches already."""
+        return self.predict(voxels, mask)
 
     def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted patches (B, L, V, C) of scans (B, C, D, H, W), from the patches that the mask leaves visible."""
@@ -116,14 +106,6 @@ class MAE(Objective):
         if key not in self._positions:
             self._positions[key] = sincos_positions(grid, like.shape[-1], is_2d).to(like)
         return self._positions[key]
-
-    @torch.no_grad()
-    def reconstruct(self, batch: Batch) -> Reconstruction:
-        """Pictures of the batch with the masks that training would use."""
-        mask, patch = self.mask(batch), self.encoder.patch(batch.is_2d)
-        prediction = self.predict(batch.voxels, mask)
-        options = (self.config.normalise_target, self.config.target_eps)
-        return compose_reconstruction(batch, prediction, mask, patch, *options)
 
     def check_shape(self, shape: Triple) -> None:
         """Crops (D, H, W) must hold at least two whole patches."""

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.reconstruction import patch_statistics
-from scanforge.pretrain.masking import enlarge, patchify, unpatchify
+from scanforge.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
+from scanforge.pretrain.masking import block_mask, enlarge, patchify, unpatchify
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,62 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def check_shape(self, shape: Triple) -> None:
         """Raise UserError, naming what is allowed, where crops of (D, H, W) cannot be trained on."""
+
+
+class MaskedConfig(Protocol):
+    """The keys that every masked objective's configuration has."""
+
+    @property
+    def mask_ratio(self) -> float: ...
+    @property
+    def normalise_target(self) -> bool: ...
+    @property
+    def target_eps(self) -> float: ...
+
+
+class MaskedObjective(Objective):
+    """Hide patches, predict their voxels from the rest: what MAE and SparK share; they differ in how they predict."""
+
+    config: MaskedConfig
+
+    @abstractmethod
+    def patch(self, is_2d: bool) -> Triple:
+        """The unit (D, H, W), in voxels, that is hidden or visible as a whole."""
+
+    @abstractmethod
+    def grid(self, shape: Triple) -> Triple:
+        """Patches (d, h, w) of a crop (D, H, W)."""
+
+    @abstractmethod
+    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
+        """Predicted patches (B, L, V, C), target units, of scans (B, C, D, H, W), from what the mask leaves visible."""
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss over the valid voxels of the hidden patches; see `reconstruction_loss`."""
+        mask, patch = self.mask(batch), self.patch(batch.is_2d)
+        loss = reconstruction_loss(
+            self.predict_patches(batch.voxels, mask),
+            patchify(batch.voxels, patch),
+            mask.flatten(1),
+            patchify(batch.valid, patch),
+            self.config.normalise_target,
+            self.config.target_eps,
+        )
+        return loss, {"reconstruction": loss.detach()}
+
+    def mask(self, batch: Batch) -> Tensor:
+        """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
+        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
+        self.check_shape(shape)
+        return block_mask(batch.seeds, self.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """Pictures of the batch with the masks that training would use."""
+        mask = self.mask(batch)
+        prediction = self.predict_patches(batch.voxels, mask)
+        options = (self.config.normalise_target, self.config.target_eps)
+        return compose_reconstruction(batch, prediction, mask, self.patch(batch.is_2d), *options)
 
 
 def compose_reconstruction(

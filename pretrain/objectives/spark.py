@@ -10,12 +10,10 @@ from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.stunet import DepthFreeConv3d, STUNetEncoder
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.reconstruction import reconstruction_loss
-from scanforge.pretrain.masking import block_mask, masked_count, patchify
+from scanforge.pretrain.masking import masked_count, patchify
 from scanforge.pretrain.objectives.light_decoder import LightDecoder
 from scanforge.pretrain.objectives.masked_dense import level_masks, masked_features, masked_instance_norm
-from scanforge.pretrain.objectives.protocol import Objective, Reconstruction, compose_reconstruction
+from scanforge.pretrain.objectives.protocol import MaskedObjective
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -69,9 +67,10 @@ class Densify(nn.Module):
         return self.project(torch.where(mask.bool(), normed, self.mask_token.to(normed.dtype)))
 
 
-class Spark(Objective):
+class Spark(MaskedObjective):
     """Encode visible blocks alone, fill the holes at every level, decode, predict the hidden blocks' voxels."""
 
+    config: SparkConfig
     encoder: STUNetEncoder
 
     def __init__(self, config: SparkConfig, encoder: STUNetEncoder) -> None:
@@ -85,26 +84,6 @@ class Spark(Objective):
             for level, (channels, width) in enumerate(levels[: config.skip_levels])
         )
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss over the valid voxels of the hidden blocks; see `reconstruction_loss`."""
-        mask, block = self.mask(batch), self.config.block(batch.is_2d)
-        prediction = self.predict(batch.voxels, mask)  # (B, C, D, H, W)
-        loss = reconstruction_loss(
-            patchify(prediction, block),
-            patchify(batch.voxels, block),
-            mask.flatten(1),
-            patchify(batch.valid, block),
-            self.config.normalise_target,
-            self.config.target_eps,
-        )
-        return loss, {"reconstruction": loss.detach()}
-
-    def mask(self, batch: Batch) -> Tensor:
-        """The batch's masks (B, 1, d, h, w) on its device, True where a block is hidden."""
-        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
-        self.check_shape(shape)
-        return block_mask(batch.seeds, self.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
-
     def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
         is_2d = voxels.shape[2] == 1
@@ -116,13 +95,13 @@ class Spark(Objective):
         skips = [densify(feature, level) for densify, feature, level in deepest_first]
         return self.decoder(skips, flat=is_2d)
 
-    @torch.no_grad()
-    def reconstruct(self, batch: Batch) -> Reconstruction:
-        """Pictures of the batch with the masks that training would use."""
-        mask, block = self.mask(batch), self.config.block(batch.is_2d)
-        prediction = patchify(self.predict(batch.voxels, mask), block)
-        options = (self.config.normalise_target, self.config.target_eps)
-        return compose_reconstruction(batch, prediction, mask, block, *options)
+    def patch(self, is_2d: bool) -> Triple:
+        """The configured block."""
+        return self.config.block(is_2d)
+
+    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
+        """`predict`, cut into blocks."""
+        return patchify(self.predict(voxels, mask), self.patch(voxels.shape[2] == 1))
 
     def grid(self, shape: Triple) -> Triple:
         """Blocks (d, h, w) of a crop (D, H, W)."""
