@@ -1,27 +1,84 @@
-"""A scan in memory, and the one exception of a file that cannot become one."""
+"""A scan in memory, where it came from, and the one exception of a file that cannot become one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scanforge.datasets.labels.labels import Labels
+
 
 class ReadError(Exception):
-    """A file that holds no usable scan; the text is the reason, without the file's path."""
+    """A file that holds no usable scan; the text is the reason, without the file's path or anything of its header."""
+
+
+class NothingToStore(ReadError):
+    """A file that holds no image by its nature (a report, a treatment plan, a directory): left out, not bad."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one or several scans are read from: a file, or the files of a DICOM series or of a frame folder.
+
+    kind      name of its reader in `readers.KINDS`
+    identity  what makes it that scan, wherever it lies: the relative path or a DICOM UID; it is only ever hashed
+    files     relative to `root`, '/' between the parts; the first one names the source to people
+    size      bytes of all files; modified: the newest, ns
+    patient   who the header says the scan is of; None where it does not, and the path tells
+    """
+
+    root: Path
+    kind: str
+    identity: str
+    files: tuple[str, ...]
+    size: int
+    modified: int
+    patient: str | None = None
+
+    @property
+    def relative(self) -> str:
+        """The path that people know the source by."""
+        return self.files[0]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files, absolute or as the inputs were given."""
+        return [self.root / name for name in self.files]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One volume or image.
+    """One volume, image, or run of frames.
 
     voxels       (C, D, H, W) in the file's own dtype (native byte order); an image has D = 1
     spacing      (D, H, W) in mm; 1 where the file knows none
     affine       (4, 4) from voxel (x, y, z) = (W, H, D) to world (RAS mm), or None for an image
     orientation  world direction in which D, H and W grow ('SAR' is D to superior, H to anterior, W to right);
                  '' for an image
+    modality     'ct', 'mr', 'us', 'xr', 'mg', 'pt', 'nm', ... where the file itself knows it, else ''
+    facts        of the whitelist `FACTS`, where the file knows them
+    warnings     of `WARNINGS`: what a person should look at before the scan is used
+    part         names the scan among several of one source ('3', 'train-17'); '' for the only one
+    patient      tells patients of one source apart (entries of an .npz); '' where the source is of one patient
+    split        official split of the entry: 'train', 'val', 'test' or ''
+    frames       True where D counts frames of a video, and slices are images of their own
+    labels       what the file itself says of the scan (MedMNIST); others come from `--labels` and `--masks`
     """
 
     voxels: NDArray
     spacing: tuple[float, float, float]
     affine: NDArray[np.float64] | None = None
     orientation: str = ""
+    modality: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    part: str = ""
+    patient: str = ""
+    split: str = ""
+    frames: bool = False
+    labels: Labels = Labels()
+
+
+FACTS = ("manufacturer", "model", "body_part", "sequence")
+WARNINGS = ("burned_in_annotation", "face")

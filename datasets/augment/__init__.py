@@ -1,0 +1,1 @@
+"""Augmentation: batched, on the training device, a pure function of each sample's seed."""

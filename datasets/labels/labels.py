@@ -1,0 +1,48 @@
+"""Labels of one scan, in the scan's own voxel grid."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Point = tuple[float, float, float]  # D, H, W in voxels of the scan
+
+
+@dataclass(frozen=True)
+class Box:
+    """`low` <= voxel < `high` (half-open) along D, H, W; images have D from 0 to 1."""
+
+    low: Point
+    high: Point
+    label: str = "finding"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of one scan.
+
+    mask     (D, H, W) unsigned integers on the scan's grid, or None
+    names    of the mask's values, where known
+    boxes    None: nobody looked for any; (): looked, and there is none
+    classes  target: class ({'diagnosis': 'benign'})
+    targets  target: number ({'age': 61.0})
+    """
+
+    mask: NDArray[np.unsignedinteger] | None = None
+    names: dict[int, str] = field(default_factory=dict)
+    boxes: tuple[Box, ...] | None = None
+    classes: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelRef:
+    """Labels of one source before its scan is read: as `Labels`, the mask still a file. It travels to the workers."""
+
+    mask: Path | None = None
+    names: dict[int, str] = field(default_factory=dict)
+    boxes: tuple[Box, ...] | None = None
+    boxes_from_mask: bool = False  # one box per connected component
+    classes: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)

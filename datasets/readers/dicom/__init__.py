@@ -1,0 +1,1 @@
+"""DICOM: from any pile of files to trustworthy volumes and images."""
