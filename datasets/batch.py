@@ -1,15 +1,17 @@
-"""What the loader hands to the training loop. The only module of `datasets` that imports torch."""
+"""What the loader hands to the training loop: crops as they were stored, and the batch made of them on a device."""
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Batch:
     """Crops of one shape: all 2D (D = 1) or all 3D.
 
-    voxels     (B, C, D, H, W) float32, normalised by `intensity.normalise`
+    voxels     (B, C, D, H, W) float32, normalised as `intensity.normalise` does
     valid      (B, 1, D, H, W) bool, False where the crop reaches beyond the scan
     seeds      (B,) int64, one per sample for augmentation and masking; the same at any world size
     keys, modalities, sources    B strings each: the sample's key, its modality, its source's name
@@ -40,3 +42,57 @@ class Batch:
             valid=self.valid.to(device, non_blocking=non_blocking),
             seeds=self.seeds.to(device, non_blocking=non_blocking),
         )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops as they lie in the ring, in the scans' own dtype: what crosses to the device is small.
+
+    voxels   (B, C, D, H, W) native dtype, undefined outside of `inside`; memory of the ring, free again when dropped
+    inside   (B, 2, 3) int: first voxel along D, H, W that lies in the scan, and the end
+    flips    (B, 3) bool: along D, H, W
+    scaling  (B, 4) float32: low, high, centre, 1 / scale; see `intensity.scaling`
+    the rest as in `Batch`
+    """
+
+    voxels: torch.Tensor
+    inside: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    scaling: NDArray[np.float32]
+    seeds: torch.Tensor
+    keys: list[str]
+    modalities: list[str]
+    sources: list[str]
+    step: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch, on `device`, where it is also cast, normalised, padded and flipped."""
+        voxels = self.voxels.to(device).to(torch.float32)
+        if voxels.data_ptr() == self.voxels.data_ptr():  # the ring's memory is filled again
+            voxels = voxels.clone()
+        valid = self._valid(voxels.device)
+        low, high, centre, factor = torch.from_numpy(self.scaling).to(voxels.device).view(-1, 4, 1, 1, 1, 1).unbind(1)
+        if valid is not None:
+            voxels = torch.where(valid, voxels, low)
+        # In this order and with these roundings: `intensity.normalise` gives the same bits.
+        voxels.clamp_(low, high).sub_(centre).mul_(factor)
+        if valid is None:
+            valid = torch.ones((len(voxels), 1, *voxels.shape[2:]), dtype=torch.bool, device=voxels.device)
+        for sample in np.flatnonzero(self.flips.any(1)):
+            axes = [1 + int(axis) for axis in np.flatnonzero(self.flips[sample])]
+            voxels[sample] = voxels[sample].flip(axes)
+            valid[sample] = valid[sample].flip(axes)
+        return Batch(voxels, valid, self.seeds.to(voxels.device), self.keys, self.modalities, self.sources, self.step)
+
+    def _valid(self, device: torch.device) -> torch.Tensor | None:
+        """(B, 1, D, H, W) bool, True inside the scan; None where all voxels are."""
+        shape = self.voxels.shape[2:]
+        if (self.inside[:, 0] == 0).all() and (self.inside[:, 1] == np.array(shape)).all():
+            return None
+        bounds = torch.from_numpy(self.inside).to(device)
+        valid = torch.ones((len(bounds), 1, *shape), dtype=torch.bool, device=device)
+        for axis, length in enumerate(shape):
+            at = torch.arange(length, device=device)
+            inside = (at >= bounds[:, 0, axis, None]) & (at < bounds[:, 1, axis, None])
+            valid &= inside.view(-1, 1, *(length if each == axis else 1 for each in range(3)))
+        return valid

@@ -40,8 +40,8 @@ class InProcess:
 class Crew:
     """`count` worker processes. One that dies is replaced and its tasks are done again, to the same result."""
 
-    def __init__(self, setup: Setup, ring: Ring, count: int) -> None:
-        self._setup, self._ring = setup, ring
+    def __init__(self, setup: Setup, ring: Ring, count: int, timeout: float) -> None:
+        self._setup, self._ring, self._timeout = setup, ring, timeout
         self._waiting: deque[Task] = deque()
         self._held: dict[Worker, deque[Task]] = {}
         self._attached: dict[Worker, int] = {}
@@ -74,9 +74,12 @@ class Crew:
             worker.send(self._held[worker][-1])
 
     def collect(self) -> list[Filled]:
-        """Waits for at least one worker to fill a buffer or to die."""
+        """Waits for at least one worker to fill a buffer or to die; UserError where none does within the timeout."""
         filled = []
-        for worker in ready(self._held):
+        replied = ready(self._held, self._timeout)
+        if not replied:
+            raise UserError(self._stuck())
+        for worker in replied:
             reply = worker.receive()
             if isinstance(reply, Died):
                 self._replace(worker, reply)
@@ -93,18 +96,25 @@ class Crew:
         if lost:
             self._deaths[lost[0].number] += 1
             if self._deaths[lost[0].number] > _DEATHS:
-                shards = sorted({self._shard(task_draw.source, task_draw.shard) for task_draw in lost[0].draws})
                 raise UserError(
                     f"worker processes died {_DEATHS + 1} times at one batch (exit status {died.status}: -9 is mostly "
-                    f"lack of memory, -7 a disk or a shard that went away); it reads {', '.join(shards)}"
+                    f"lack of memory, -7 a disk or a shard that went away); it reads {self._shards(lost[0])}"
                 )
         self._waiting.extendleft(reversed(lost))
         self.respawned += 1
         self._start()
 
-    def _shard(self, source: int, shard: int) -> str:
-        chosen = self._setup.sources[source]
-        return str(chosen.folder / chosen.shards[shard].name)
+    def _stuck(self) -> str:
+        reading = next((self._shards(tasks[0]) for tasks in self._held.values() if tasks), "nothing")
+        return (
+            f"no worker has filled a batch for {self._timeout:g} s (data.timeout_s): a disk or a network that hangs? "
+            f"one reads {reading}"
+        )
+
+    def _shards(self, task: Task) -> str:
+        sources = self._setup.sources
+        names = {f"{sources[draw.source].folder / sources[draw.source].shards[draw.shard].name}" for draw in task.draws}
+        return ", ".join(sorted(names))
 
     def close(self) -> None:
         """Ends all workers."""

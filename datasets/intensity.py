@@ -133,4 +133,5 @@ def normalise(
 def background(modality: str, stats: dict[str, float], config: IntensityConfig) -> float:
     """The normalised value that padding outside a scan gets: that of its darkest kept intensity."""
     low, _, centre, scale = scaling(modality, stats, config)
-    return (low - centre) / scale
+    # Rounded as `normalise` rounds, so that padding and the darkest voxels are the same number.
+    return float((np.float32(low) - np.float32(centre)) * np.float32(1 / scale))

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
+from scanforge.datasets.batch import Batch, Crops
 from scanforge.datasets.crew import Crew, InProcess
 from scanforge.datasets.crop import mix
 from scanforge.datasets.plan import DataConfig, Draw, Position, SamplingPlan
-from scanforge.datasets.ring import Ring, buffer_size, split_buffer
+from scanforge.datasets.ring import Ring, buffer_size, view_of
 from scanforge.datasets.worker import Filled, Setup, SourceSetup, Task
 
 _GROWTH = 4  # times the configured ring
@@ -35,9 +35,10 @@ class CropLoader:
         world_size: int = 1,
         micro_batches: int = 1,
         position: Position = _START,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.plan = SamplingPlan(config, seed)
-        self._config, self._rank = config, rank
+        self._config, self._rank, self._device = config, rank, device
         self._micro, self._shares = micro_batches, micro_batches * world_size
         for kind in self.plan.kinds:
             if kind.batch % self._shares:
@@ -47,7 +48,11 @@ class CropLoader:
         sizes = [buffer_size(kind.crop, kind.batch // self._shares, config.channels) for kind in self.plan.kinds]
         self._ring = Ring(max(sizes), config.ring, _GROWTH * config.ring)
         setup = self._setup()
-        self._crew = Crew(setup, self._ring, config.workers) if config.workers else InProcess(setup, self._ring)
+        self._crew = (
+            Crew(setup, self._ring, config.workers, config.timeout_s)
+            if config.workers
+            else InProcess(setup, self._ring)
+        )
         # Batches are numbered from the start of the run.
         self._next = (position.epoch * self.plan.steps_per_epoch + position.position) * micro_batches
         self._planned = self._next
@@ -68,6 +73,10 @@ class CropLoader:
         return self
 
     def __next__(self) -> Batch:
+        return self.crops().to(self._device)
+
+    def crops(self) -> Crops:
+        """The next batch as it lies in the ring, before it is cast and normalised on the device."""
         self._plan_ahead()
         if self._next not in self._tasks:
             self._ring.grow()  # every buffer is in the caller's hands
@@ -77,10 +86,10 @@ class CropLoader:
             for filled in self._crew.collect():
                 self._receive(filled)
         self._waited += time.perf_counter() - began
-        batch = self._hand_out(self._next)
+        crops = self._hand_out(self._next)
         self._next += 1
         self._plan_ahead()
-        return batch
+        return crops
 
     def _plan_ahead(self) -> None:
         """Gives every free buffer a batch to be filled with."""
@@ -116,14 +125,16 @@ class CropLoader:
             )
         self._submit(Task(task.number, task.slot, task.crop, [self._readable(draw) for draw in task.draws]))
 
-    def _hand_out(self, number: int) -> Batch:
+    def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)
         buffer = self._ring.lend(task.slot)
-        voxels, valid = split_buffer(buffer, task.crop, len(task.draws), self._config.channels)
+        voxels = view_of(buffer, filled.dtype, task.crop, len(task.draws), self._config.channels)
         seeds = np.array([mix(draw.seed, 1) >> 1 for draw in task.draws], np.int64)
-        return Batch(
+        return Crops(
             voxels=torch.from_numpy(voxels),
-            valid=torch.from_numpy(valid),
+            inside=filled.inside,
+            flips=filled.flips,
+            scaling=filled.scaling,
             seeds=torch.from_numpy(seeds),
             keys=filled.keys,
             modalities=filled.modalities,

@@ -7,7 +7,7 @@ dead worker's task trivial.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +39,15 @@ class SourceConfig(Config):
 class DataConfig(Config):
     """What pre-training reads. A source's share of the crops is proportional to weight * scans**temperature.
 
-    temperature 1: every scan is as likely as any other; 0: every source is. batch_2d and batch_3d are global sizes:
-    they do not change with the number of ranks. Images serve crop_2d; volumes serve crop_3d or, where that is
+    temperature 1: every scan is as likely as any other; 0: every source is, or with balance 'modality' every modality
+    (its share is (sum over sources of weight * scans)**temperature). batch_2d and batch_3d are global sizes:
+    they do not change with the number of ranks. Images and frames of videos serve crop_2d; volumes serve crop_3d or, where that is
     not set, give slices to crop_2d.
     """
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
     temperature: Share = 1.0
+    balance: Literal["source", "modality"] = "source"
     crop_2d: tuple[PositiveInt, PositiveInt] | None = None  # H, W
     crop_3d: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # D, H, W
     batch_2d: PositiveInt = 32
@@ -56,6 +58,7 @@ class DataConfig(Config):
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of patients that is never sampled
     workers: Annotated[int, Field(ge=0)] = 2
     ring: Annotated[int, Field(ge=2)] = 4  # batches in shared memory; it grows up to four times this
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0  # without any batch from the workers ends the run
     bad_sample_ceiling: Share = 0.01  # share of scans that may prove damaged before the run stops
     intensity: IntensityConfig = IntensityConfig()
     window: PositiveInt = 16  # shards that are shuffled together, and so held open at a time
@@ -114,10 +117,20 @@ class Stream:
     """The scans of one source that serve one kind."""
 
     source: int
-    shards: NDArray[np.int32]  # per row
-    samples: NDArray[np.int32]
+    shards: NDArray[np.uint32]  # per row
+    samples: NDArray[np.uint32]
     share: float
     visits: WindowShuffle
+
+
+class _Rows(NamedTuple):
+    """Scans of one source that serve one kind; those of one group share its mass."""
+
+    source: int
+    crop: Triple
+    group: str
+    shards: NDArray[np.uint32]
+    samples: NDArray[np.uint32]
 
 
 class SamplingPlan:
@@ -134,10 +147,9 @@ class SamplingPlan:
         self._patients: set[str] = set()
         self.streams: list[Stream] = []
         kinds: dict[Triple, list[int]] = {}
-        for number in range(len(self.data)):
-            for crop, stream in self._streams_of(number):
-                kinds.setdefault(crop, []).append(len(self.streams))
-                self.streams.append(stream)
+        for crop, stream in self._all_streams():
+            kinds.setdefault(crop, []).append(len(self.streams))
+            self.streams.append(stream)
         self.scans = sum(stream.visits.rows for stream in self.streams)
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
         mass = [sum(self.streams[s].share for s in kind.streams) / kind.batch for kind in self.kinds]
@@ -150,33 +162,57 @@ class SamplingPlan:
         mixture = Mixture([self.streams[s].share for s in streams], _VISITS, mix(self.seed, 2, *crop))
         return Kind(crop, batch, streams, mixture)
 
-    def _streams_of(self, number: int) -> list[tuple[Triple, Stream]]:
-        """A source's streams with their crop shape: of its volumes, of its images."""
+    def _all_streams(self) -> list[tuple[Triple, Stream]]:
+        """All streams with their crop shape; a stream's share is its group's mass, in proportion to its scans."""
+        found: list[_Rows] = []
+        for number in range(len(self.data)):
+            found += self._rows_of(number)
+        streams = []
+        for rows in found:
+            group = [each for each in found if each.group == rows.group]
+            weights = [self.config.sources[each.source].weight * len(each.samples) for each in group]
+            weight = self.config.sources[rows.source].weight * len(rows.samples)
+            if self.config.balance == "modality":
+                share = weight * sum(weights) ** (self.config.temperature - 1)
+            else:
+                share = weight * sum(len(each.samples) for each in group) ** (self.config.temperature - 1)
+            streams.append((rows.crop, self._stream(rows, share)))
+        return streams
+
+    def _rows_of(self, number: int) -> list["_Rows"]:
+        """A source's scans by crop shape (volumes, images) and, where these are balanced, by modality."""
         config, source, data = self.config, self.config.sources[number], self.data[number]
+        table = data.samples()
+        modalities = sorted(data.manifest.modalities)
+        table = table[table["least"] >= config.holdout]
         crop_2d = None if config.crop_2d is None else (1, *config.crop_2d)
-        rows: dict[Triple | None, list[tuple[int, int]]] = {}
-        for shard, record in enumerate(data.manifest.shards):
-            for sample, entry in enumerate(data.index(record).samples):
-                if fraction(entry.patient) < config.holdout:
-                    continue
-                crop = crop_2d if entry.shape[1] == 1 else config.crop_3d or crop_2d
-                rows.setdefault(crop, []).append((shard, sample))
-                if crop is not None:
-                    self._patients.add(entry.patient)
-        self.unused[source.name] = len(rows.pop(None, []))
-        total = sum(len(chosen) for chosen in rows.values())
-        if total == 0:
+        flat = table["flat"] | (config.crop_3d is None)
+        self.unused[source.name] = 0 if crop_2d is not None else int(flat.sum())
+        found = []
+        for crop, chosen in ((crop_2d, table[flat]), (config.crop_3d, table[~flat])):
+            if crop is None or not chosen.size:
+                continue
+            self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]))
+            if config.balance == "source":
+                found.append(_Rows(number, crop, source.name, chosen["shard"], chosen["sample"]))
+                continue
+            for each in np.unique(chosen["modality"]):
+                part = chosen[chosen["modality"] == each]
+                found.append(_Rows(number, crop, modalities[each], part["shard"], part["sample"]))
+        if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
             raise UserError(f"source '{source.name}' ({source.path}) has no scan to sample: {reason}")
-        mass = source.weight * total**config.temperature
-        return [(crop, self._stream(number, crop, chosen, mass / total)) for crop, chosen in rows.items() if crop]
+        self._patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
+        return found
 
-    def _stream(self, number: int, crop: Triple, rows: list[tuple[int, int]], mass: float) -> Stream:
-        shards, samples = np.array(rows, np.int32).T
+    def _stream(self, rows: "_Rows", share: float) -> Stream:
+        name = mix(*rows.group.encode()) if self.config.balance == "modality" else 0
         visits = WindowShuffle(
-            np.unique(shards, return_counts=True)[1], self.config.window, mix(self.seed, 3, number, *crop)
+            np.unique(rows.shards, return_counts=True)[1],
+            self.config.window,
+            mix(self.seed, 3, rows.source, *rows.crop, name),
         )
-        return Stream(number, shards, samples, mass * len(rows), visits)
+        return Stream(rows.source, rows.shards, rows.samples, share, visits)
 
     def patients(self) -> list[str]:
         """Sorted hashes of all patients that may be sampled."""

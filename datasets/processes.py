@@ -82,7 +82,10 @@ class Worker:
             return self.process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+        try:
+            return self.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:  # it waits for a dead disk, which not even SIGKILL ends
+            return -signal.SIGKILL
 
     def close(self) -> None:
         """Ends the worker, by force where it does not go."""

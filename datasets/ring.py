@@ -92,15 +92,15 @@ def _anonymous_file(size: int) -> int:
 
 
 def buffer_size(crop: Triple, batch: int, channels: int) -> int:
-    """Bytes of the buffer for a batch of crops: float32 voxels, then one byte of validity per voxel."""
-    return batch * crop[0] * crop[1] * crop[2] * (4 * channels + 1)
+    """Bytes of the buffer for a batch of crops of any dtype of `DTYPES`."""
+    return batch * channels * crop[0] * crop[1] * crop[2] * 4
 
 
-def split_buffer(
-    buffer: NDArray[np.uint8], crop: Triple, batch: int, channels: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Views of a buffer: voxels (B, C, D, H, W) and valid (B, 1, D, H, W)."""
-    count = batch * channels * crop[0] * crop[1] * crop[2] * 4
-    voxels = buffer[:count].view(np.float32).reshape(batch, channels, *crop)
-    valid = buffer[count : buffer_size(crop, batch, channels)].view(np.bool_).reshape(batch, 1, *crop)
-    return voxels, valid
+# What crops are delivered in: the scan's own dtype, float32 where it is a wider one.
+DTYPES = ("uint8", "int8", "uint16", "int16", "float32")
+
+
+def view_of(buffer: NDArray[np.uint8], dtype: str, crop: Triple, batch: int, channels: int) -> NDArray:
+    """A view of a buffer: voxels (B, C, D, H, W) of `dtype`."""
+    count = batch * channels * crop[0] * crop[1] * crop[2]
+    return buffer[: count * np.dtype(dtype).itemsize].view(dtype).reshape(batch, channels, *crop)

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanforge.datasets.crop import Triple, as_channels, overlap, place
-from scanforge.datasets.intensity import IntensityConfig, background, normalise
+from scanforge.configs.errors import UserError
+from scanforge.datasets.intensity import IntensityConfig, scaling
 from scanforge.datasets.plan import Draw
 from scanforge.datasets.processes import Handler
-from scanforge.datasets.ring import split_buffer
-from scanforge.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
+from scanforge.datasets.ring import DTYPES, view_of
+from scanforge.datasets.shards.format import ShardRecord, unpack_bits
 from scanforge.datasets.shards.reader import BadSample, ShardReader
 
 _OPEN_SHARDS = 64  # whose indices a process keeps
@@ -63,16 +64,23 @@ class Task:
 
 @dataclass(frozen=True)
 class Filled:
-    """A task's answer; where `bad` (position in the batch: reason) is not empty, the buffer is not to be used."""
+    """A task's answer: what `batch.Crops` says of the voxels in the buffer.
+
+    Where `bad` (position in the batch: reason) is not empty, the buffer is not to be used.
+    """
 
     number: int
+    dtype: str
+    inside: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    scaling: NDArray[np.float32]
     keys: list[str] = field(default_factory=list)
     modalities: list[str] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
 
 
 class CropReader:
-    """Reads crops, normalised and padded, straight into buffers."""
+    """Reads crops straight into buffers."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -84,37 +92,62 @@ class CropReader:
 
     def fill(self, task: Task, buffer: NDArray[np.uint8]) -> Filled:
         """Fills `buffer` with the crops of `task`."""
-        voxels, valid = split_buffer(buffer, task.crop, len(task.draws), self._setup.channels)
-        filled = Filled(task.number)
-        for position, draw in enumerate(task.draws):
-            try:
-                entry = self.crop(draw, voxels[position], valid[position])
-            except BadSample as error:
-                filled.bad[position] = str(error)
-                continue
-            filled.keys.append(entry.key)
-            filled.modalities.append(entry.modality)
+        count, channels = len(task.draws), self._setup.channels
+        dtype, readers, bad = self._survey(task)
+        filled = Filled(
+            task.number,
+            dtype,
+            np.zeros((count, 2, 3), np.int64),
+            np.zeros((count, 3), np.bool_),
+            np.zeros((count, 4), np.float32),
+            bad=bad,
+        )
+        voxels = view_of(buffer, dtype, task.crop, count, channels)
+        for position, (draw, reader) in enumerate(zip(task.draws, readers, strict=True)):
+            if reader is not None:
+                try:
+                    self._crop(draw, reader, voxels[position], filled, position)
+                except (BadSample, ValueError) as error:
+                    bad[position] = str(error)
         return filled
 
-    def crop(self, draw: Draw, voxels: NDArray[np.float32], valid: NDArray[np.bool_]) -> SampleEntry:
-        """Writes one crop to voxels (C, D, H, W) and valid (1, D, H, W); BadSample where it cannot be read."""
+    def _survey(self, task: Task) -> tuple[str, list[ShardReader | None], dict[int, str]]:
+        """The dtype that holds all of the batch, the opened shards, and those that could not be opened."""
+        readers: list[ShardReader | None] = []
+        bad: dict[int, str] = {}
+        dtypes = set()
+        for position, draw in enumerate(task.draws):
+            try:
+                readers.append(self._reader(draw.source, draw.shard))
+            except UserError as error:
+                readers.append(None)
+                bad[position] = str(error)
+                continue
+            entry = readers[-1].entries[draw.sample]
+            # Colour that becomes grey has fractions.
+            mixed = entry.shape[0] > self._setup.channels
+            dtypes.add("float32" if mixed or entry.dtype not in DTYPES else entry.dtype)
+        return dtypes.pop() if len(dtypes) == 1 else "float32", readers, bad
+
+    def _crop(self, draw: Draw, reader: ShardReader, voxels: NDArray, filled: Filled, position: int) -> None:
+        """Writes one crop to voxels (C, D, H, W), and what is to know of it; BadSample where it cannot be read."""
         setup, source = self._setup, self._setup.sources[draw.source]
-        reader = self._reader(draw.source, draw.shard)
         entry = reader.entries[draw.sample]
         scan, size = entry.shape[1:], voxels.shape[1:]
         bitmap = unpack_bits(entry.foreground, entry.grid)
         where = place(draw.seed, scan, size, bitmap, setup.foreground, source.flip_axes)
         of_scan, of_crop = overlap(where.start, scan, size)
-        read = as_channels(reader.read(draw.sample, of_scan), setup.channels)
-        if read.shape[1:] != size:
-            voxels.fill(background(entry.modality, entry.stats, setup.intensity))
-            valid.fill(False)
-        # Flipped views of the target: the crop is written once, in its final place.
-        flip = (slice(None), *(slice(None, None, -1) if flipped else slice(None) for flipped in where.flips))
-        target, inside = voxels[flip][(slice(None), *of_crop)], valid[flip][(slice(None), *of_crop)]
-        normalise(read, entry.modality, entry.stats, setup.intensity, out=target)
-        inside[...] = True
-        return entry
+        target = voxels[(slice(None), *of_crop)]
+        if entry.shape[0] == setup.channels:
+            reader.read_into(draw.sample, of_scan, target)
+        else:
+            np.copyto(target, as_channels(reader.read(draw.sample, of_scan), setup.channels), casting="unsafe")
+        filled.inside[position] = [[part.start for part in of_crop], [part.stop for part in of_crop]]
+        filled.flips[position] = where.flips
+        low, high, centre, scale = scaling(entry.modality, entry.stats, setup.intensity)
+        filled.scaling[position] = low, high, centre, 1 / scale
+        filled.keys.append(entry.key)
+        filled.modalities.append(entry.modality)
 
 
 def worker(connection: Connection) -> Handler:

@@ -24,12 +24,12 @@ def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
         first = error.errors()[0]
         raise UserError(f"--{'-'.join(str(p) for p in first['loc']).replace('_', '-')}: {first['msg']}") from error
     console = Console(stderr=True)
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("building", total=None)
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
         summary = build(inputs, out, checked, progress)
     print(describe_build(summary))
@@ -41,25 +41,54 @@ def check_command(folder: Path, contact_sheet: Path | None) -> None:
 
     report = check(folder, contact_sheet or folder / "contact_sheet.png")
     print(
-        f"{folder}: {report.scans} scans of {report.patients} patients in {report.shards} shards, all checksums right"
+        f"{folder}: {report.scans} scans of {report.patients} patients in {report.shards} shards "
+        f"({report.bytes / 2**20:.1f} MiB), all checksums right, {report.duplicates or 'no'} duplicates"
     )
-    for name, one in sorted(report.modalities.items()):
-        shapes, spacings = (" to ".join(str(tuple(edge)) for edge in edges) for edges in (one.shape, one.spacing))
-        low, high = one.intensity
-        print(f"  {name}: {one.scans} scans, shape {shapes}, spacing {spacings} mm, intensity {low:g} to {high:g}")
+    for name, one in report.modalities.items():
+        shape = " x ".join(_range(*each) for each in one.shape)
+        spacing = " x ".join(_range(*each) for each in one.spacing)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(one.dtypes.items()))
+        print(f"  {name}: {one.scans} scans ({kinds}), {shape} voxels of {spacing} mm, {_range(*one.intensity)}")
+        print(f"    spacing in plane: {_histogram(one.in_plane)}")
+        if any(one.between):
+            print(f"    between slices:   {_histogram(one.between)}")
+    for title, counts in (("labels", report.labels), ("look at", report.warnings)):
+        if any(counts.values()):
+            print(f"  {title}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count))
     print(f"  contact sheet: {report.contact_sheet}")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _histogram(counts: list[int]) -> str:
+    from scanforge.datasets.shards.summary import SPACING_BINS
+
+    names = [f"up to {edge:g} mm" for edge in SPACING_BINS] + [f"above {SPACING_BINS[-1]:g} mm"]
+    return ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True) if count)
 
 
 def describe_build(summary: "BuildSummary") -> str:
     """One line for people: what came in, what was stored, what could not be read."""
     text = (
-        f"{summary.out}: {summary.scans} scans of {summary.patients} patients from {summary.files} files "
+        f"{summary.out}: {summary.scans} scans of {summary.patients} patients from {summary.sources} sources "
         f"in {summary.shards} shards ({summary.bytes / 2**20:.1f} MiB)"
     )
     if summary.resumed_shards:
         text += f"; {summary.resumed_shards} shards were there already"
-    if summary.quarantined:
-        text += f"; {summary.quarantined} files could not be read, see {summary.out / 'quarantine.jsonl'}"
+    told = {
+        "refused": "could not be read or trusted",
+        "duplicate": "were duplicates and are stored once",
+        "label": "had a label that does not fit",
+    }
+    lines = [f"{summary.quarantined[kind]} {what}" for kind, what in told.items() if summary.quarantined.get(kind)]
+    if lines:
+        text += f"; {', '.join(lines)}, see {summary.out / 'quarantine.jsonl'}"
+    if summary.unused_labels:
+        text += f"; {summary.unused_labels} labels name no scan"
+    if summary.warnings:
+        text += "; look at " + ", ".join(f"{count} {name}" for name, count in summary.warnings.items())
     if summary.ignored:
-        text += "; ignored " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(summary.ignored.items()))
-    return text
+        text += "; no scans: " + ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
+    return "\n  ".join([text, *summary.notes])

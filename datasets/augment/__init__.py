@@ -1,1 +1,4 @@
-"""Augmentation: batched, on the training device, a pure function of each sample's seed."""
+"""Augmentation: batched, on the training device, a pure function of each sample's seed.
+
+`pipeline.Augment` makes views of batches; `config.AugmentConfig` says which transforms each modality gets.
+"""

@@ -27,6 +27,7 @@ class Labels:
     boxes    None: nobody looked for any; (): looked, and there is none
     classes  target: class ({'diagnosis': 'benign'})
     targets  target: number ({'age': 61.0})
+    left_out boxes that lie outside of the scan or have no extent in it
     """
 
     mask: NDArray[np.unsignedinteger] | None = None
@@ -34,6 +35,7 @@ class Labels:
     boxes: tuple[Box, ...] | None = None
     classes: dict[str, str] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class LabelRef:
     """Labels of one source before its scan is read: as `Labels`, the mask still a file. It travels to the workers."""
 
     mask: Path | None = None
+    more_masks: tuple[Path, ...] = ()  # of the same scan (x_mask_1.png, ...): each of two values, united with `mask`
     names: dict[int, str] = field(default_factory=dict)
     boxes: tuple[Box, ...] | None = None
     boxes_from_mask: bool = False  # one box per connected component
+    flat_boxes: bool = False  # drawn on an image: they know no depth
+    size: tuple[int, int] | None = None  # (H, W) that the boxes were drawn on, where their file says so
     classes: dict[str, str] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)

@@ -1,25 +1,48 @@
-"""From files to scans: one reader per format, a dict from suffix to reader."""
+"""From files to scans: one reader per kind of source."""
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.readers.image import read_image
-from scanforge.datasets.readers.nifti import read_nifti
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanforge.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
 
-__all__ = ["READERS", "ReadError", "Scan", "find_files", "find_scans", "read", "suffix_of"]
+__all__ = [
+    "KINDS",
+    "SUFFIXES",
+    "NothingToStore",
+    "ReadError",
+    "Scan",
+    "Source",
+    "file_source",
+    "find_files",
+    "find_scans",
+    "read",
+    "scans_of",
+    "suffix_of",
+]
 
 _PLAIN_SUFFIX = re.compile(r"(\.[a-z][a-z0-9]{0,7})+")
 
-READERS: dict[str, Callable[[Path], list[Scan]]] = {
-    ".nii": read_nifti,
-    ".nii.gz": read_nifti,
-    ".png": read_image,
-    ".jpg": read_image,
-    ".jpeg": read_image,
+# A reader is imported when its kind is met: together they take seconds.
+KINDS = {
+    "nifti": "nifti:read_nifti",
+    "image": "image:read_image",
+    "tiff": "tiff:read_tiff",
+    "itk": "itk:read_itk",
+    "array": "arrays:read_array",
+    "frames": "frames:read_frames",
+    "dicom-volume": "dicom.volumes:read_volume",
+    "dicom-image": "dicom.images:read_image",
+}
+SUFFIXES = {
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), "image"),
+    **dict.fromkeys((".tif", ".tiff"), "tiff"),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
+    **dict.fromkeys((".npy", ".npz"), "array"),
 }
 
 
@@ -30,25 +53,42 @@ def suffix_of(path: str | Path) -> str:
     return "".join(suffixes[-keep:]).lower()
 
 
-def read(path: Path) -> list[Scan]:
-    """The scans in `path`, at least one. ReadError (the reason) where it holds none that can be used."""
-    reader = READERS.get(suffix_of(path))
-    if reader is None:
-        raise ReadError(f"no reader for '{suffix_of(path)}' files; known: {', '.join(READERS)}")
+def file_source(root: Path, relative: str) -> Source:
+    """The source that is one file whose suffix has a reader; ReadError where it has none."""
+    kind = SUFFIXES.get(suffix_of(relative))
+    if kind is None:
+        raise ReadError(f"no reader for '{suffix_of(relative)}' files; known: {', '.join(SUFFIXES)}, DICOM")
+    status = (root / relative).stat()
+    return Source(root, kind, relative, (relative,), status.st_size, status.st_mtime_ns)
+
+
+def scans_of(source: Source) -> Iterator[Scan]:
+    """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used."""
+    module, function = KINDS[source.kind].split(":")
+    reader: Callable[[Source], Iterator[Scan]] = getattr(import_module(f"{__name__}.{module}"), function)
     try:
-        return reader(Path(path))
+        yield from reader(source)
     except MemoryError as error:
         raise ReadError("does not fit into memory") from error
 
 
-def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], dict[str, int]]:
-    """Files with a reader under `inputs` (folders or files) and, by suffix, how many others lie there.
+def read(path: Path) -> list[Scan]:
+    """All scans in the file `path`, at least one; ReadError (the reason) where it holds none that can be used."""
+    path = Path(path)
+    try:
+        return list(scans_of(file_source(path.parent, path.name)))
+    except OSError as error:
+        raise ReadError(f"cannot be read: {error.strerror}") from error
+
+
+def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    """Files under `inputs` (folders or files) whose suffix has a reader, and all others.
 
     A file is (root, path relative to the root with '/'), sorted; an input that is a file has its folder as root.
     Hidden files and folders are left alone, links to folders followed once. UserError for a missing input.
     """
     found: set[tuple[Path, str]] = set()
-    others: dict[str, int] = {}
+    others: set[tuple[Path, str]] = set()
     for given in inputs:
         path = Path(given)
         if path.is_file():
@@ -58,17 +98,21 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], dict[str
         else:
             raise UserError(f"input '{given}' does not exist")
         for root, relative in candidates:
-            if suffix_of(relative) in READERS:
-                found.add((root, relative))
-            else:
-                # An odd ending may be part of an identifier (a DICOM UID); it is not repeated.
-                suffix = suffix_of(relative) if _PLAIN_SUFFIX.fullmatch(suffix_of(relative)) else "(other)"
-                others[suffix] = others.get(suffix, 0) + 1
-    return sorted(found, key=lambda file: (file[1], str(file[0]))), dict(sorted(others.items()))
+            (found if suffix_of(relative) in SUFFIXES else others).add((root, relative))
+    return _sorted(found), _sorted(others)
+
+
+def _sorted(files: set[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    return sorted(files, key=lambda file: (file[1], str(file[0])))
+
+
+def plain_suffix(relative: str) -> str:
+    """The suffix for telling people what was ignored; an odd ending may be part of an identifier (a DICOM UID)."""
+    return suffix_of(relative) if _PLAIN_SUFFIX.fullmatch(suffix_of(relative)) else "(other)"
 
 
 def find_scans(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
-    """(root, relative path) of every file under `inputs` that has a reader, sorted; see `find_files`."""
+    """(root, relative path) of every file under `inputs` whose suffix has a reader, sorted; see `find_files`."""
     return find_files(inputs)[0]
 
 

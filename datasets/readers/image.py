@@ -1,20 +1,21 @@
 """PNG and JPEG by pillow."""
 
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 
-def read_image(path: Path) -> list[Scan]:
-    """The one image in `path` (.png, .jpg, .jpeg): (1 or 3, 1, H, W), uint8 or uint16, upright by EXIF.
+def read_image(source: Source) -> Iterator[Scan]:
+    """The one image in a file (.png, .jpg, .jpeg): (1 or 3, 1, H, W), uint8 or uint16, upright by EXIF.
 
     1-bit images become 0 and 1, palettes RGB; ReadError for animations, real transparency, CMYK and damaged files.
     """
+    path = source.paths[0]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -31,7 +32,7 @@ def read_image(path: Path) -> list[Scan]:
         raise ReadError(f"damaged image: {reason}") from error
     # (H, W) or (H, W, C) -> (C, 1, H, W)
     channels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    return [Scan(np.ascontiguousarray(channels[:, None]), (1.0, 1.0, 1.0))]
+    yield Scan(np.ascontiguousarray(channels[:, None]), (1.0, 1.0, 1.0))
 
 
 def _pixels(image: Image.Image) -> NDArray:

@@ -1,76 +1,152 @@
-"""NIfTI by nibabel."""
+"""NIfTI: headers by nibabel, voxels as a stream, so that a 4D series never lies in memory whole."""
 
-import gzip
+import io
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanforge.datasets.readers.geometry import geometry
+from scanforge.datasets.readers.scan import ReadError, Scan, Source
+
+_SLAB = 1 << 20  # voxels that are scaled at a time
+_DEFLATE = 1100  # times its size is the most that deflated data can grow
+_DAMAGE = (WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
 
 
-def read_nifti(path: Path) -> list[Scan]:
-    """The scans in `path` (.nii, .nii.gz): one, or one per volume of a 4D series; a slice has depth 1.
+def read_nifti(source: Source) -> Iterator[Scan]:
+    """The scans in a .nii or .nii.gz: one, or one per volume of a 4D series (`part` is its number).
 
-    An array (x, y, z) is returned as its transpose (D, H, W). Voxels equal `img.dataobj`, in the smallest dtype that
-    holds every one of them exactly. ReadError says why a file is refused.
+    An array (x, y, z) becomes its transpose (D, H, W); a slice has depth 1. Voxels equal nibabel's `img.dataobj`, in
+    the smallest dtype that holds every one of them exactly. ReadError says why a file is refused.
     """
+    path = source.paths[0]
     try:
-        image = _load(path)
-        raw = np.asanyarray(image.dataobj)
-    except (ImageFileError, WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        with _opened(path) as stream:
+            yield from _scans(stream, path.stat().st_size)
+    except _DAMAGE as error:
         reason = " ".join(str(error).split()).replace(str(path), "file") or type(error).__name__
         raise ReadError(f"not a readable NIfTI: {reason}") from error
-    _refuse(raw)
-    while raw.ndim > 4 and raw.shape[-1] == 1:
-        raw = raw[..., 0]
-    if not 2 <= raw.ndim <= 4:
-        raise ReadError(f"{raw.ndim}D array of shape {raw.shape}; 2D, 3D and series of 3D are read")
-    volumes = list(np.moveaxis(raw, -1, 0)) if raw.ndim == 4 else [raw if raw.ndim == 3 else raw[..., None]]
-    spacing, affine, orientation = _geometry(image)
-    return [Scan(compact(volume).T[None], spacing, affine, orientation) for volume in volumes]
 
 
-def _load(path: Path) -> Any:
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        # Whole, unlike nibabel, which stops before gzip's checksum: damage would pass as voxels.
-        content = gzip.decompress(content)
-    sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
-    if 540 in sizes:
-        return nib.Nifti2Image.from_bytes(content)
-    if 348 in sizes:
-        return nib.Nifti1Image.from_bytes(content)
-    raise ImageFileError(f"no NIfTI header in {len(content)} bytes")
+def _opened(path: Path) -> BinaryIO:
+    with open(path, "rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    return igzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
 
 
-def _refuse(raw: NDArray) -> None:
-    if raw.dtype.fields is not None:
+def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
+    header = _header(stream)
+    affine = np.asarray(header.get_best_affine(), np.float64)
+    spacing, orientation = geometry(affine)
+    shape, count = _shape_of(header)
+    dtype = header.get_data_dtype()
+    _refuse(dtype)
+    voxels = int(np.prod([int(length) for length in shape]))
+    if voxels * count == 0:
+        raise ReadError(f"empty: shape {header.get_data_shape()}")
+    if voxels * count * dtype.itemsize > _DEFLATE * size:
+        raise ReadError(f"{size} bytes cannot hold the shape {header.get_data_shape()} of its header")
+    for volume in range(count):
+        raw = np.frombuffer(_exactly(stream, voxels * dtype.itemsize), dtype).reshape(shape[::-1])
+        if volume == count - 1:
+            # To the end, unlike nibabel: gzip's checksum stands there, and damage would pass as voxels.
+            while stream.read(1 << 20):
+                pass
+        array = scaled(raw, *header.get_slope_inter())
+        part = "" if volume == 0 else str(volume)
+        yield Scan(array[None], spacing, affine, orientation, part=part)
+
+
+def _header(stream: BinaryIO) -> Any:
+    content = stream.read(4)
+    sizes = {int.from_bytes(content, "little"), int.from_bytes(content, "big")}
+    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+    size = next((size for size in kinds if size in sizes), None)
+    if size is None or len(content) < 4:
+        raise ReadError("not a readable NIfTI: it does not begin with a NIfTI header")
+    header = kinds[size].from_fileobj(io.BytesIO(content + stream.read(size - 4)), check=False)
+    offset = header.get_data_offset()
+    if bytes(header["magic"])[:2] in (b"ni", b"") and offset < size:
+        raise ReadError("a NIfTI header without its voxels (.hdr/.img pairs are not read)")
+    _exactly(stream, offset - size)
+    return header
+
+
+def _exactly(stream: BinaryIO, count: int) -> bytearray:
+    content = bytearray()
+    while len(content) < count:  # piece by piece: a header that lies must not take the memory
+        piece = stream.read(min(count - len(content), 1 << 24))
+        if not piece:
+            raise ReadError(f"not a readable NIfTI: it ends {count - len(content)} bytes early")
+        content += piece
+    return content
+
+
+def _shape_of(header: Any) -> tuple[tuple[int, int, int], int]:
+    """Shape (x, y, z) of a volume, and how many there are."""
+    shape = tuple(int(length) for length in header.get_data_shape())
+    while len(shape) > 4 and shape[-1] == 1:
+        shape = shape[:-1]
+    if not 2 <= len(shape) <= 4:
+        raise ReadError(f"{len(shape)}D array of shape {shape}; 2D, 3D and series of 3D are read")
+    x, y, z, count = (*shape, *[1] * (4 - len(shape)))
+    return (x, y, z), count
+
+
+def _refuse(dtype: np.dtype) -> None:
+    if dtype.fields is not None:
         raise ReadError("RGB NIfTI (structured voxels) is not supported; convert it to one channel")
-    if raw.dtype.kind not in "iufb":
-        raise ReadError(f"voxels of type {raw.dtype} are not supported")
-    if raw.size == 0:
-        raise ReadError(f"empty: shape {raw.shape}")
-    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+    if dtype.kind not in "iufb":
+        raise ReadError(f"voxels of type {dtype} are not supported")
+    if dtype.itemsize > 8:
+        raise ReadError(f"voxels of type {dtype} do not fit into 64 bits exactly")
+
+
+def scaled(raw: NDArray, slope: float | None, inter: float | None) -> NDArray:
+    """raw * slope + inter (float64, as nibabel computes it), stored as `compact` does; ReadError where not finite."""
+    if slope in (None, 1.0) and inter in (None, 0.0):
+        if raw.dtype.kind == "f" and not np.isfinite(raw).all():
+            raise ReadError("holds NaN or infinite voxels")
+        return compact(raw)
+    flat = raw.reshape(-1)
+
+    def slab(begin: int) -> NDArray[np.float64]:
+        part = flat[begin : begin + _SLAB].astype(np.float64)
+        if slope not in (None, 1.0):
+            part *= slope
+        if inter not in (None, 0.0):
+            part += inter
+        return part
+
+    begins = range(0, flat.size, _SLAB)
+    kind = np.result_type(*[smallest(slab(begin)) for begin in begins])
+    if kind.itemsize == 8 and all(np.array_equal(slab(begin).astype(np.float32), slab(begin)) for begin in begins):
+        kind = np.dtype(np.float32)  # of integers in one slab and fractions in another
+    out = np.empty(raw.shape, kind)
+    for begin in begins:
+        out.reshape(-1)[begin : begin + _SLAB] = slab(begin)
+    return out
+
+
+def smallest(array: NDArray) -> np.dtype:
+    """The smallest dtype that holds every number of the finite `array` exactly; ReadError where one is not finite."""
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ReadError("holds NaN or infinite voxels")
-
-
-def _geometry(image: Any) -> tuple[tuple[float, float, float], NDArray[np.float64], str]:
-    affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all():
-        raise ReadError("affine holds NaN or infinite numbers")
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    codes = nib.aff2axcodes(affine)
-    if None in codes or not (steps > 0).all():
-        raise ReadError("affine is singular: the scan has no spacing or orientation")
-    x, y, z = (float(step) for step in steps)
-    return (z, y, x), affine, "".join(reversed([str(code) for code in codes]))
+    for name in ("u1", "i1", "u2", "i2", "u4", "i4", "f4"):
+        kind = np.dtype(name)
+        limits: Any = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
+        if limits.min <= low and high <= limits.max and np.array_equal(array.astype(kind), array):
+            return kind
+    return array.dtype
 
 
 def compact(array: NDArray) -> NDArray:
@@ -81,16 +157,4 @@ def compact(array: NDArray) -> NDArray:
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if native.dtype.itemsize < 8:
-        return native
-    low, high = native.min(), native.max()
-    for name in ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"):
-        kind = np.dtype(name)
-        limits: Any = np.finfo(kind) if kind.kind == "f" else np.iinfo(kind)
-        if limits.min <= low and high <= limits.max:
-            small = native.astype(kind)
-            if np.array_equal(small, native):
-                return small
-    if native.dtype.itemsize > 8:
-        raise ReadError(f"voxels of type {native.dtype} do not fit into 64 bits exactly")
-    return native
+    return native if native.dtype.itemsize < 8 else native.astype(smallest(native), copy=False)

@@ -1,60 +1,68 @@
 """`scanforge data build`: folders of scans into a data set, in parallel, resumable, to the same bytes every time."""
 
 import os
-import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_key
+from scanforge.datasets.labels.book import open_labels
 from scanforge.datasets.processes import Died, Worker, ready
-from scanforge.datasets.shards.format import MANIFEST, VERSION, Manifest, to_json, write_atomically
-from scanforge.datasets.shards.job import PARTIAL, Job, Quarantined, Reading, ShardResult
+from scanforge.datasets.readers import SUFFIXES, plain_suffix
+from scanforge.datasets.readers.frames import find_frame_folders
+from scanforge.datasets.shards.encode import Codec
+from scanforge.datasets.shards.finish import close, finish
+from scanforge.datasets.shards.job import Job, Reading
+from scanforge.datasets.shards.ledger import Ledger, Progress
+from scanforge.datasets.shards.quarantine import Quarantined, count, read_quarantine, write_quarantine
 from scanforge.datasets.shards.resume import begin, finished_shards, locked, parameters_of
 from scanforge.datasets.shards.sources import deal, find_sources
-from scanforge.datasets.shards.writer import Codec
+from scanforge.datasets.shards.survey import find_dicom
 
-QUARANTINE = "quarantine.jsonl"
-_ATTEMPTS = 3  # at a shard whose worker dies
+_ATTEMPTS = 2  # at a source whose worker dies
 _FACTORY = "scanforge.datasets.shards.job:worker"
 
 # Those that a scheduler left to this process, where the system can tell.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-Progress = Callable[[int, int], None]  # files done, files in all
-
 
 class BuildOptions(Config):
     """How a data set is built. All but `workers` and `max_bad` are part of its content and kept in its manifest."""
 
-    modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = "unknown"  # ct, mr, us, xr, ...: of every scan
+    modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = "unknown"  # of scans whose file does not say
+    labels: list[Path] = []  # CSV, COCO, VOC, dataset.json: see labels.book
+    masks: list[Path] = []  # folders of masks named like the scans
+    boxes_from_masks: bool = False  # one per connected component
+    frames: bool = False  # folders of numbered images are videos
     patient_regex: str | None = None  # see identity.patient_of
     key_file: Path | None = None  # see identity.site_key
     shard_mb: PositiveFloat = 128  # of source files per shard
     codec: Codec = "zstd"  # lz4hc: larger, decoded about three times faster
     workers: PositiveInt = _CORES
-    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of files that may be quarantined
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of sources that may be refused
 
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build did. `ignored` counts files without a reader by suffix."""
+    """What a build did. `ignored` counts files that are no scan by suffix, `quarantined` its lines by kind."""
 
     out: Path
-    files: int
+    sources: int
     scans: int
     patients: int
     shards: int
     resumed_shards: int  # finished by an earlier, interrupted build
-    quarantined: int
+    quarantined: dict[str, int]
     ignored: dict[str, int]
+    warnings: dict[str, int]
+    unused_labels: int
+    notes: list[str]  # what a person should know of the labels
     source_bytes: int
     bytes: int
 
@@ -63,32 +71,63 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
     """Makes the data set `out` from the files and folders `inputs`; goes on where an interrupted build ended.
 
     Raises UserError for missing or empty inputs, an `out` that holds something else, other inputs or options than
-    those the interrupted build had, or more than `max_bad` of the files in quarantine (`out`/quarantine.jsonl).
+    those the interrupted build had, or more than `max_bad` of the sources refused (`out`/quarantine.jsonl).
     """
     key = site_key(options.key_file)
     _keep_apart(inputs, out)
-    files, ignored = find_sources(inputs, key, options.patient_regex)
-    parameters = parameters_of(options.model_dump(), files, key)
-    plans = deal(files, int(options.shard_mb * 2**20))
+    tell = progress or (lambda what, done, total: None)
+    book = open_labels(options.labels, options.masks, options.boxes_from_masks)
+    sources, none = find_sources(
+        inputs,
+        key,
+        options.patient_regex,
+        book,
+        lambda root, files: find_dicom(root, files, options.workers, tell),
+        find_frame_folders if options.frames else None,
+    )
+    _some(inputs, sources, none)
+    unused = len(book.unused([each.source.relative for each in sources]))
+    parameters = parameters_of(options.model_dump(), sources, key)
+    plans = deal(sources, int(options.shard_mb * 2**20))
     with locked(out):
-        complete = begin(out, parameters, files)
+        complete = begin(out, parameters, sources)
         done = finished_shards(out, plans)
         if complete is None:
-            ledger = _Ledger(out, len(files), options.max_bad, done, progress)
+            ledger = Ledger(out, len(sources), options.max_bad, done, none, tell)
             jobs = [Job(plan, out, key, options.modality, options.codec) for plan in plans if plan.name not in done]
             _run(jobs, options.workers, ledger)
-            complete = _finish(out, parameters, ledger)
+            complete, duplicates = finish(out, parameters, ledger.finished(), options.codec)
+            write_quarantine(out, [*ledger.quarantine(), *duplicates])
+            close(out, complete)
+    lines = read_quarantine(out)
     return BuildSummary(
         out=out,
-        files=len(files),
+        sources=len(sources),
         scans=complete.scans,
         patients=complete.patients,
         shards=len(complete.shards),
         resumed_shards=len(done),
-        quarantined=len((out / QUARANTINE).read_text(encoding="utf-8").splitlines()),
-        ignored=ignored,
-        source_bytes=sum(file.size for file in files),
+        quarantined=count([line for line in lines if line.kind != "skipped"]),
+        ignored=_by_suffix([line.path for line in lines if line.kind == "skipped"]),
+        warnings=complete.warnings,
+        unused_labels=unused,
+        notes=[*book.notes, *(f"{number} {reason}" for reason, number in book.left_out.items())],
+        source_bytes=sum(each.source.size for each in sources),
         bytes=sum(shard.bytes for shard in complete.shards),
+    )
+
+
+def _by_suffix(paths: Sequence[str]) -> dict[str, int]:
+    return dict(sorted(Counter(plain_suffix(path) for path in paths).items()))
+
+
+def _some(inputs: Sequence[Path], sources: Sequence[object], none: Sequence[Quarantined]) -> None:
+    if sources:
+        return
+    counts = _by_suffix([line.path for line in none])
+    seen = ", ".join(f"{number} {suffix}" for suffix, number in counts.items()) or "nothing"
+    raise UserError(
+        f"no scans in {', '.join(map(str, inputs))} (found {seen}); read are DICOM and {', '.join(SUFFIXES)}"
     )
 
 
@@ -98,51 +137,8 @@ def _keep_apart(inputs: Sequence[Path], out: Path) -> None:
             raise UserError(f"the output folder {out} lies in the input folder {given}; put it elsewhere")
 
 
-class _Ledger:
-    """What is known of a build so far: finished shards, and the file that each unfinished one is at."""
-
-    def __init__(
-        self, out: Path, total: int, max_bad: float, done: dict[str, ShardResult], progress: Progress | None
-    ) -> None:
-        self.out, self.total, self.max_bad, self.progress = out, total, max_bad, progress
-        self.results = dict(done)
-        self.underway: dict[str, int] = {}
-
-    def finish(self, shard: str, result: ShardResult) -> None:
-        """Books a finished shard; ends a build that can no longer stay under the ceiling."""
-        self.results[shard] = result
-        self.underway.pop(shard, None)
-        self.check_ceiling()
-
-    def tell(self) -> None:
-        """Reports the progress in files."""
-        if self.progress is not None:
-            finished = sum(result.files for result in self.results.values())
-            self.progress(finished + sum(self.underway.values()), self.total)
-
-    def quarantine(self) -> list[Quarantined]:
-        """Files that could not be used, by path."""
-        entries = [entry for result in self.results.values() for entry in result.quarantine]
-        return sorted(entries, key=lambda entry: entry.path)
-
-    def write_quarantine(self) -> None:
-        lines = [to_json(entry) + b"\n" for entry in self.quarantine()]
-        write_atomically(self.out / QUARANTINE, b"".join(lines))
-
-    def check_ceiling(self) -> None:
-        bad = self.quarantine()
-        if len(bad) <= self.max_bad * self.total and len(bad) < self.total:
-            return
-        self.write_quarantine()
-        limit = f"more than --max-bad {self.max_bad:g} allows" if len(bad) < self.total else "so nothing is left"
-        raise UserError(
-            f"{len(bad)} of {self.total} files could not be read, {limit}; "
-            f"reasons are in {self.out / QUARANTINE} (first: {bad[0].path}: {bad[0].reason})"
-        )
-
-
-def _run(jobs: Sequence[Job], count: int, ledger: _Ledger) -> None:
-    waiting, deaths = deque(jobs), Counter[str]()
+def _run(jobs: Sequence[Job], count: int, ledger: Ledger) -> None:
+    waiting, deaths = deque(jobs), Counter[tuple[str, int]]()
     busy: dict[Worker, Job] = {}
     idle: list[Worker] = []
     ledger.check_ceiling()
@@ -158,8 +154,9 @@ def _run(jobs: Sequence[Job], count: int, ledger: _Ledger) -> None:
                 if isinstance(reply, Reading):
                     ledger.underway[name] = reply.number
                 elif isinstance(reply, Died):
-                    deaths[name] += 1
-                    waiting.append(_again(busy.pop(worker), deaths[name], ledger.underway.pop(name, 0), reply))
+                    number = ledger.underway.pop(name, 0)
+                    deaths[name, number] += 1
+                    waiting.append(_again(busy.pop(worker), number, deaths[name, number], reply))
                 else:
                     idle.append(worker)
                     del busy[worker]
@@ -170,29 +167,9 @@ def _run(jobs: Sequence[Job], count: int, ledger: _Ledger) -> None:
             worker.close()
 
 
-def _again(job: Job, deaths: int, number: int, died: Died) -> Job:
-    if deaths == _ATTEMPTS:
-        raise UserError(
-            f"the process that reads {job.plan.files[number].path} died {deaths} times (exit status {died.status}; "
-            f"-9 is mostly lack of memory): take the file away or use fewer --workers"
-        )
-    return job
-
-
-def _finish(out: Path, parameters: dict[str, Any], ledger: _Ledger) -> Manifest:
-    ledger.write_quarantine()
-    results = [ledger.results[name] for name in sorted(ledger.results)]
-    shards = [result.record for result in results if result.record is not None]
-    modalities = sum((Counter(shard.modalities) for shard in shards), Counter[str]())
-    manifest = Manifest(
-        version=VERSION,
-        tool=f"scanforge {version('scanforge')}",
-        parameters=parameters,
-        scans=sum(shard.samples for shard in shards),
-        patients=len({patient for result in results for patient in result.patients}),
-        modalities=dict(sorted(modalities.items())),
-        shards=shards,
-    )
-    write_atomically(out / MANIFEST, to_json(manifest, indent=1))
-    shutil.rmtree(out / PARTIAL)
-    return manifest
+def _again(job: Job, number: int, deaths: int, died: Died) -> Job:
+    """The job once more; without the source that it dies of."""
+    if deaths < _ATTEMPTS:
+        return job
+    reason = f"the process that read it died {deaths} times (exit status {died.status}; -9 is mostly lack of memory)"
+    return replace(job, deadly={**job.deadly, number: reason})

@@ -2,18 +2,16 @@
 
 import hashlib
 import tarfile
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import blosc2
-import numpy as np
+from isal.isal_zlib import crc32
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.shards.contact_sheet import draw_contact_sheet
 from scanforge.datasets.shards.format import (
     INDEX_KEY,
+    Member,
     SampleEntry,
     ScanFacts,
     ShardRecord,
@@ -21,19 +19,10 @@ from scanforge.datasets.shards.format import (
     sha256_of,
     to_json,
 )
-from scanforge.datasets.shards.reader import DataSet, read_index
-
-Triple = tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ModalityReport:
-    """Ranges over the scans of one modality: (smallest, largest) per axis."""
-
-    scans: int
-    shape: tuple[Triple, Triple]  # C, D, H, W
-    spacing: tuple[Triple, Triple]  # D, H, W in mm
-    intensity: tuple[float, float]
+from scanforge.datasets.shards.reader import BadSample, DataSet, ShardReader, read_index
+from scanforge.datasets.shards.summary import ModalityReport, Summary
+from scanforge.datasets.shards.table import rows_of
+from scanforge.datasets.shards.writer import content_hash
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,9 @@ class CheckReport:
     shards: int
     bytes: int
     modalities: dict[str, ModalityReport]
+    duplicates: int  # scans whose voxels an earlier one has; a build leaves none
+    warnings: dict[str, int]
+    labels: dict[str, int]  # scans with masks, boxes, and each class or regression target
     contact_sheet: Path | None
 
 
@@ -53,32 +45,37 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     """Verifies every shard of `folder`, draws its contact sheet (PNG) where a path for it is given.
 
     Raises UserError that names the shard for: missing or cut shards, wrong sha256 or crc, an index that differs from
-    the member in the tar, scans that are not what their index says, totals that differ from the manifest's.
+    the member in the tar, scans that are not what their index says, totals and tables that differ from the manifest.
     """
     data = DataSet(folder)
-    entries = [entry for shard in data.manifest.shards for entry in check_shard(data.folder, shard)]
-    modalities = {name: _ranges(entries, name) for name in sorted({entry.modality for entry in entries})}
-    patients = len({entry.patient for entry in entries})
-    found = {name: report.scans for name, report in modalities.items()}
-    if (found, patients) != (data.manifest.modalities, data.manifest.patients):
-        raise UserError(f"{folder}: its shards hold {found} of {patients} patients, its manifest says otherwise")
-    if len({entry.key for entry in entries}) < len(entries):
+    table = data.samples()
+    names = sorted(data.manifest.modalities)
+    summary = Summary()
+    for number, shard in enumerate(data.manifest.shards):
+        entries = check_shard(data.folder, shard)
+        if rows_of(number, entries, names).tobytes() != table[table["shard"] == number].tobytes():
+            raise UserError(f"{folder}: the table of its scans differs from shard {shard.name}; build it again")
+        summary.add(entries)
+    found = {name: report.scans for name, report in summary.modalities().items()}
+    if (found, len(summary.patients)) != (data.manifest.modalities, data.manifest.patients):
+        raise UserError(
+            f"{folder}: its shards hold {found} of {len(summary.patients)} patients, its manifest says otherwise"
+        )
+    if len(summary.keys) < summary.scans:
         raise UserError(f"{folder}: two scans have the same key; build the data set again")
     if contact_sheet is not None:
         draw_contact_sheet(data, contact_sheet)
-    total = sum(shard.bytes for shard in data.manifest.shards)
-    return CheckReport(data.folder, len(entries), patients, len(data.manifest.shards), total, modalities, contact_sheet)
-
-
-def _ranges(entries: Iterable[SampleEntry], modality: str) -> ModalityReport:
-    chosen = [entry for entry in entries if entry.modality == modality]
-    shapes = np.array([entry.shape for entry in chosen])
-    spacings = np.array([entry.spacing for entry in chosen])
-    return ModalityReport(
-        scans=len(chosen),
-        shape=(tuple(shapes.min(0).tolist()), tuple(shapes.max(0).tolist())),
-        spacing=(tuple(spacings.min(0).tolist()), tuple(spacings.max(0).tolist())),
-        intensity=(min(entry.stats["min"] for entry in chosen), max(entry.stats["max"] for entry in chosen)),
+    return CheckReport(
+        folder=data.folder,
+        scans=summary.scans,
+        patients=len(summary.patients),
+        shards=len(data.manifest.shards),
+        bytes=sum(shard.bytes for shard in data.manifest.shards),
+        modalities=summary.modalities(),
+        duplicates=summary.scans - len(summary.contents),
+        warnings=dict(summary.warnings),
+        labels=dict(summary.labels),
+        contact_sheet=contact_sheet,
     )
 
 
@@ -92,11 +89,16 @@ def check_shard(folder: Path, shard: ShardRecord) -> list[SampleEntry]:
         with tarfile.open(path, "r:") as tar:
             members = {member.name: member for member in tar}
             _check_index(tar, members, hashlib.sha256((folder / index_name(shard.name)).read_bytes()).hexdigest())
-            for entry in index.samples:
+            reader = ShardReader(folder, shard)
+            for number, entry in enumerate(index.samples):
                 _check_sample(tar, members, entry)
-    except (tarfile.TarError, OSError, RuntimeError, ValueError, KeyError) as error:
+                if content_hash(reader.read(number)) != entry.content:
+                    raise ValueError(f"scan {entry.key} has other voxels than its index says")
+                reader.read_mask(number)
+    except (tarfile.TarError, OSError, RuntimeError, ValueError, KeyError, BadSample) as error:
         raise UserError(f"shard {path} is damaged: {' '.join(str(error).split())}; build it again") from error
-    if len(index.samples) != shard.samples or len(members) != 2 * shard.samples + 1:
+    count = sum(2 + (entry.mask is not None) for entry in index.samples) + 1
+    if len(index.samples) != shard.samples or len(members) != count:
         raise UserError(f"shard {path} holds {len(index.samples)} scans instead of {shard.samples}; build it again")
     return index.samples
 
@@ -115,13 +117,15 @@ def _check_index(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], dige
 
 
 def _check_sample(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], entry: SampleEntry) -> None:
-    member = members[f"{entry.key}.b2nd"]
-    payload = _payload(tar, member)
-    if (member.offset_data, member.size, zlib.crc32(payload)) != (entry.offset, entry.length, entry.crc32):
-        raise ValueError(f"scan {entry.key} lies elsewhere than its index says")
-    array = blosc2.ndarray_from_cframe(payload)
-    if array.shape != entry.shape or array.dtype.name != entry.dtype:
-        raise ValueError(f"scan {entry.key} is {array.dtype.name} {array.shape}, its index says otherwise")
-    facts = ScanFacts(**entry.model_dump(exclude={"offset", "length", "crc32"}))
+    _check_member(tar, members[f"{entry.key}.b2nd"], entry, entry.key)
+    if entry.mask is not None:
+        _check_member(tar, members[f"{entry.key}.mask.b2nd"], entry.mask, f"{entry.key}.mask")
+    facts = ScanFacts(**{name: getattr(entry, name) for name in ScanFacts.model_fields})
     if _payload(tar, members[f"{entry.key}.json"]) != to_json(facts):
         raise ValueError(f"scan {entry.key} has other facts than its index says")
+
+
+def _check_member(tar: tarfile.TarFile, member: tarfile.TarInfo, place: Member, name: str) -> None:
+    payload = _payload(tar, member)
+    if (member.offset_data, member.size, crc32(payload)) != (place.offset, place.length, place.crc32):
+        raise ValueError(f"{name} lies elsewhere than its index says")

@@ -1,8 +1,9 @@
 """The shard format: what lies in an index and in a manifest, and where a member lies in a tar.
 
-A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc2 frame) and `<key>.json`; the last
-member, `__index__/index.json`, holds the same bytes as the file `<shard>.idx.json` beside the tar. A data set is a
-folder of shards with one `manifest.json`.
+A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc2 frame), `<key>.json`, and
+`<key>.mask.b2nd` where it has a mask; the last member, `__index__/index.json`, holds the same bytes as the file
+`<shard>.idx.json` beside the tar. A data set is a folder of shards with one `manifest.json` and one `samples.npy`,
+which says of each scan what the sampling plan needs, so that a million scans are planned without their indices.
 """
 
 import base64
@@ -16,13 +17,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.shards.encode import Levels
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
 BLOCK = 512  # of a tar: every header is one, every payload is padded to whole ones
 INDEX_KEY = "__index__/index"
 MANIFEST = "manifest.json"
+SAMPLES = "samples.npy"
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Dtype = Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 T = TypeVar("T", bound=BaseModel)
@@ -32,31 +37,74 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class BoxRecord(_Record):
+    """`low` <= voxel < `high` along D, H, W."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    label: Annotated[str, Field(max_length=64)]
+
+
+class LabelRecord(_Record):
+    """What is known of a scan besides its voxels and its mask; see `labels.Labels`."""
+
+    names: dict[int, str] = {}
+    boxes: list[BoxRecord] | None = None
+    classes: dict[str, str] = {}
+    targets: dict[str, float] = {}
+
+
 class ScanFacts(_Record):
     """The whitelist: all that is kept of a scan besides its voxels. It is the content of `<key>.json`."""
 
     key: Key
     shape: tuple[Size, Size, Size, Size]  # C, D, H, W
-    dtype: Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
+    dtype: Dtype  # of the voxels
+    stored: Dtype  # of the numbers in the frame
+    levels: Levels | None = None  # how these become voxels, where a change of dtype is not all
     spacing: tuple[float, float, float]  # D, H, W in mm; 1 where unknown
-    orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")]
+    orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")] = ""
+    frames: bool = False  # D counts frames of a video
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
-    patient: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    patient: Hash
+    also: list[Hash] = []  # other patients under whom the same voxels were found
+    split: Literal["", "train", "val", "test"] = ""
+    facts: dict[Literal["manufacturer", "model", "body_part", "sequence"], str] = {}
+    warnings: list[Literal["burned_in_annotation", "face", "labels_differ"]] = []
+    labels: LabelRecord | None = None
     stats: dict[str, float]
     grid: tuple[Size, Size, Size]  # cells of the foreground bitmap along D, H, W
     foreground: str  # base64 of the packed bits of the bitmap, C order
+    content: Hash  # of shape, dtype and voxels: equal for exact duplicates only
 
 
-class SampleEntry(ScanFacts):
-    """A scan in a shard's index: its facts, and where the payload of its .b2nd member lies in the tar."""
+class Member(_Record):
+    """Where the payload of a member lies in the tar."""
 
     offset: Count
     length: Size
     crc32: Count
 
 
+class MaskMember(Member):
+    """The mask (D, H, W) of a scan, unsigned integers on its grid."""
+
+    dtype: Dtype
+    stored: Dtype
+
+
+class SampleEntry(ScanFacts, Member):
+    """A scan in a shard's index: its facts, and where its voxels and its mask lie in the tar."""
+
+    mask: MaskMember | None = None
+
+    def all_patients(self) -> list[str]:
+        """Everyone under whom these voxels were found."""
+        return [self.patient, *self.also]
+
+
 class ShardIndex(_Record):
-    version: Literal[1]
+    version: Literal[2]
     samples: list[SampleEntry]
 
 
@@ -71,13 +119,22 @@ class ShardRecord(_Record):
     modalities: dict[str, Size]
 
 
+class FinalShard(_Record):
+    """While a build ends: what became of a shard; `record` is None where all its scans were duplicates."""
+
+    record: ShardRecord | None = None
+
+
 class Manifest(_Record):
-    version: Literal[1]
+    version: Literal[2]
     tool: str
     parameters: dict[str, Any]
     scans: Size
     patients: Size
+    also: list[Hash] = []  # patients under whom only duplicates were found, or duplicates too
     modalities: dict[str, Size]
+    warnings: dict[str, Size] = {}
+    samples_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
 
 
@@ -92,8 +149,8 @@ def index_name(shard: str) -> str:
 
 
 def to_json(record: BaseModel, indent: int | None = None) -> bytes:
-    """`record` as UTF-8 JSON that is the same for the same content."""
-    return record.model_dump_json(indent=indent).encode()
+    """`record` as UTF-8 JSON that is the same for the same content; what has its default value is left out."""
+    return record.model_dump_json(indent=indent, exclude_defaults=True).encode()
 
 
 def parse(model: type[T], content: bytes, name: str) -> T:

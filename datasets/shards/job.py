@@ -1,37 +1,33 @@
-"""The part of a build that runs in a worker process: one shard from its files."""
+"""The part of a build that runs in a worker process: one shard from its sources."""
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import blosc2
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from scanforge.datasets.identity import keyed_hash
-from scanforge.datasets.readers import ReadError, Scan, read
+from scanforge.datasets.labels import Labels
+from scanforge.datasets.labels.attach import attach
+from scanforge.datasets.readers import NothingToStore, ReadError, Scan, scans_of
+from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.format import ShardRecord, to_json, write_atomically
-from scanforge.datasets.shards.sources import ShardPlan, SourceFile
-from scanforge.datasets.shards.writer import Codec, ShardWriter
+from scanforge.datasets.shards.quarantine import Quarantined
+from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
+from scanforge.datasets.shards.writer import ShardWriter
 
-PARTIAL = ".partial"  # in the data set's folder: what is known of finished shards, until all are
-
-
-class Quarantined(BaseModel):
-    """A file that could not be used. It names the source, so it never enters a shard or the manifest."""
-
-    model_config = ConfigDict(frozen=True)
-    path: str
-    reason: str
+PARTIAL = ".partial"  # in the data set's folder: shards and what is known of them, until the build is complete
 
 
 class ShardResult(BaseModel):
-    """A finished shard; `record` is None where none of its files could be read."""
+    """A finished shard; `record` is None where none of its sources could be read."""
 
     record: ShardRecord | None
-    patients: list[str]
-    files: int
+    paths: list[str]  # of each scan in it, for telling people of duplicates
+    sources: int
     quarantine: list[Quarantined]
 
 
@@ -44,11 +40,12 @@ class Job:
     key: bytes
     modality: str
     codec: Codec
+    deadly: dict[int, str] = field(default_factory=dict)  # sources that processes died of, and how
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Progress: the worker turns to file `number` of the job."""
+    """Progress: the worker turns to source `number` of the job."""
 
     number: int
 
@@ -67,36 +64,81 @@ def worker(connection: Connection) -> Callable[[Job], Iterator[Reading | ShardRe
 
 
 def run(job: Job) -> Iterator[Reading | ShardResult]:
-    """Writes the shard; yields a `Reading` before each file and the `ShardResult` at the end."""
-    quarantine: list[Quarantined] = []
-    patients: set[str] = set()
-    with ShardWriter(job.out / job.plan.name, job.codec) as writer:
-        for number, file in enumerate(job.plan.files):
+    """Writes the shard; yields a `Reading` before each source and the `ShardResult` at the end."""
+    with ShardWriter(job.out / PARTIAL / job.plan.name, job.codec) as writer:
+        store = _Storing(job, writer)
+        for number, planned in enumerate(job.plan.sources):
             yield Reading(number)
-            try:
-                scans = _read(file.path)
-            except ReadError as error:
-                quarantine.append(Quarantined(path=file.relative, reason=str(error)))
-                continue
-            for volume, scan in enumerate(scans):
-                writer.add(scan, sample_key(job.key, file, volume), job.modality, file.patient)
-            patients.add(file.patient)
+            store.source(planned, job.deadly.get(number))
     result = ShardResult(
-        record=writer.record, patients=sorted(patients), files=len(job.plan.files), quarantine=quarantine
+        record=writer.record,
+        paths=store.paths,
+        sources=len(job.plan.sources),
+        quarantine=store.quarantine,
     )
     write_atomically(result_path(job.out, job.plan.name), to_json(result))
     yield result
 
 
-def sample_key(key: bytes, file: SourceFile, volume: int) -> str:
-    """Name of a sample: 20 hex digits that only the site's key connects to the file."""
-    text = file.relative if volume == 0 else f"{file.relative}\0{volume}"
-    return keyed_hash(key, "scan", text)[:20]
+class _Storing:
+    """Sources into the writer, each whole or not at all."""
+
+    def __init__(self, job: Job, writer: ShardWriter) -> None:
+        self._job, self._writer = job, writer
+        self.paths: list[str] = []
+        self.quarantine: list[Quarantined] = []
+
+    def source(self, planned: PlannedSource, deadly: str | None) -> None:
+        before, relative = len(self._writer), planned.source.relative
+        paths: list[str] = []
+        try:
+            if deadly is not None:
+                raise ReadError(deadly)
+            for scan in _scans(planned):
+                self._scan(planned, scan)
+                paths.append(f"{relative} ({scan.part})" if scan.part else relative)
+                del scan  # not beside the next one in memory
+            if not paths:
+                raise ReadError("holds no scan")
+        except ReadError as error:
+            self._writer.cut(before)
+            kind = "skipped" if isinstance(error, NothingToStore) else "refused"
+            self.quarantine.append(Quarantined(path=relative, kind=kind, reason=str(error)))
+            return
+        self.paths += paths
+
+    def _scan(self, planned: PlannedSource, scan: Scan) -> None:
+        key, patient = self._job.key, planned.patient
+        if scan.patient:
+            patient = keyed_hash(key, "patient", f"{planned.source.identity}\0{scan.patient}")
+        self._writer.add(
+            scan, sample_key(key, planned, scan.part), self._job.modality, patient, self._labels(planned, scan)
+        )
+
+    def _labels(self, planned: PlannedSource, scan: Scan) -> Labels:
+        if planned.labels is None:
+            return scan.labels
+        try:
+            labels = attach(scan, planned.labels)
+        except ReadError as error:
+            self._mislabelled(planned, str(error))
+            return scan.labels
+        if labels.left_out:
+            self._mislabelled(planned, f"{labels.left_out} boxes are empty or lie outside of the scan")
+        return labels
+
+    def _mislabelled(self, planned: PlannedSource, reason: str) -> None:
+        self.quarantine.append(Quarantined(path=planned.source.relative, kind="label", reason=reason))
 
 
-def _read(path: Path) -> list[Scan]:
+def sample_key(key: bytes, planned: PlannedSource, part: str) -> str:
+    """Name of a sample: 20 hex digits that only the site's key connects to the source."""
+    return keyed_hash(key, "scan", f"{planned.source.identity}\0{part}" if part else planned.source.identity)[:20]
+
+
+def _scans(planned: PlannedSource) -> Iterator[Scan]:
     try:
-        return read(path)
+        yield from scans_of(planned.source)
     except ReadError:
         raise
     except Exception as error:

@@ -2,25 +2,36 @@
 
 import hashlib
 import os
-import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import blosc2
+import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.labels import Box, Labels
+from scanforge.datasets.shards.encode import restore, single_block
 from scanforge.datasets.shards.format import (
     MANIFEST,
+    SAMPLES,
+    LabelRecord,
     Manifest,
+    Member,
     SampleEntry,
     ShardIndex,
     ShardRecord,
     index_name,
     parse,
 )
+from scanforge.datasets.shards.table import parse_table
 
 _OPEN_SCANS = 4  # kept open: consecutive crops are often of the same scan
+_WHOLE = 1 << 18  # bytes of a member that is read at once; of a larger one, only what a crop touches is
 Region = tuple[slice, slice, slice]  # of D, H, W
 
 
@@ -56,6 +67,17 @@ class DataSet:
         if size != shard.bytes:
             raise UserError(f"shard {path} has {size} bytes instead of {shard.bytes}; copy or build it again")
 
+    def samples(self) -> NDArray[np.void]:
+        """One row (`table.ROW`) per scan, checked against the manifest; UserError where the table is damaged."""
+        path = self.folder / SAMPLES
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"table {path} cannot be read: {error.strerror}; copy or build it again") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest.samples_sha256:
+            raise UserError(f"table {path} is damaged (its sha256 is not the manifest's); copy or build it again")
+        return parse_table(content, str(path), self.manifest.shards, len(self.manifest.modalities))
+
     def index(self, shard: ShardRecord) -> ShardIndex:
         """The index of one shard, read from disk and checked against the manifest; UserError where it is damaged."""
         return read_index(self.folder, shard)
@@ -81,41 +103,103 @@ class ShardReader:
         self.entries = read_index(folder, shard).samples
         self._verified = bytearray(len(self.entries))
         self._open: OrderedDict[int, blosc2.NDArray] = OrderedDict()
+        self._stream: BinaryIO | None = None
 
     def read(self, number: int, region: Region | None = None) -> NDArray:
         """Voxels (C, d, h, w) of `region` of the scan `number`, or of all of it, in its own dtype.
 
         Only the blocks that the region touches are decoded. BadSample where the bytes are damaged or gone.
         """
+        entry = self.entries[number]
+        with self._as_bad_sample(entry):
+            return restore(self._stored(number, region), entry.dtype, entry.levels)
+
+    def read_into(self, number: int, region: Region, out: NDArray) -> None:
+        """`read` into `out` (C, d, h, w), of any dtype that the voxels are cast to; the fast way for crops."""
+        entry = self.entries[number]
+        with self._as_bad_sample(entry):
+            plain = entry.levels is None and entry.stored == entry.dtype == out.dtype.name and out.flags.c_contiguous
+            if plain and entry.length > _WHOLE:
+                start, stop = zip(*((part.start, part.stop) for part in region), strict=True)
+                self._array(number).get_slice_numpy(out, ((0, *start), (entry.shape[0], *stop)))
+            else:
+                np.copyto(out, restore(self._stored(number, region), entry.dtype, entry.levels), casting="unsafe")
+
+    def read_mask(self, number: int, region: Region | None = None) -> NDArray | None:
+        """The mask (d, h, w) of `region` of the scan `number`, or of all of it; None where it has none."""
+        entry = self.entries[number]
+        if entry.mask is None:
+            return None
+        with self._as_bad_sample(entry):
+            payload = self._payload(entry.mask)
+            shape = (1, *entry.shape[1:])
+            array = _frame_of(payload, shape, entry.mask.stored)
+            return restore(array if region is None else array[(slice(None), *region)], entry.mask.dtype, None)[0]
+
+    def labels(self, number: int) -> Labels:
+        """What is known of the scan `number`, its mask read whole."""
+        record = self.entries[number].labels or LabelRecord()
+        boxes = None if record.boxes is None else tuple(Box(box.low, box.high, box.label) for box in record.boxes)
+        return Labels(self.read_mask(number), record.names, boxes, record.classes, record.targets)
+
+    @contextmanager
+    def _as_bad_sample(self, entry: SampleEntry) -> Iterator[None]:
         try:
-            # A memory map reaches beyond the end of a file that was cut since: the process would die of SIGBUS.
-            if os.stat(self.path).st_size != self.shard.bytes:
-                raise BadSample(f"shard {self.path}: its size has changed")
-            array = self._array(number)
-            return array[:] if region is None else array[(slice(None), *region)]
+            yield
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise BadSample(f"shard {self.path}, scan {self.entries[number].key}: {reason}") from error
+            raise BadSample(f"shard {self.path}, scan {entry.key}: {reason}") from error
+
+    def _stored(self, number: int, region: Region | None) -> NDArray:
+        entry = self.entries[number]
+        if entry.length <= _WHOLE:
+            array = _frame_of(self._payload(entry), entry.shape, entry.stored)
+        else:
+            array = self._array(number)
+        return array[:] if region is None else array[(slice(None), *region)]
+
+    def _payload(self, member: Member) -> bytes:
+        """The bytes of a member, verified. Read rather than mapped: a file that was cut is an error, not a SIGBUS."""
+        payload = os.pread(self._descriptor(), member.length, member.offset)
+        if len(payload) != member.length or crc32(payload) != member.crc32:
+            raise ValueError("its checksum does not fit")
+        return payload
+
+    def _descriptor(self) -> int:
+        if self._stream is None:
+            self._stream = open(self.path, "rb", buffering=0)
+        return self._stream.fileno()
 
     def _array(self, number: int) -> blosc2.NDArray:
+        """A large scan, opened in the memory-mapped tar."""
+        # A memory map reaches beyond the end of a file that was cut since: the process would die of SIGBUS.
+        if os.fstat(self._descriptor()).st_size != self.shard.bytes:
+            raise ValueError("the shard's size has changed")
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
         entry = self.entries[number]
         if not self._verified[number]:
-            self._verify(entry)
+            self._payload(entry)
             self._verified[number] = 1
         array = blosc2.open(str(self.path), mode="r", offset=entry.offset, mmap_mode="r")
-        if array.shape != entry.shape or array.dtype.name != entry.dtype:
-            raise ValueError(f"holds {array.dtype.name} {array.shape}, its index says {entry.dtype} {entry.shape}")
+        _expect(array, entry.shape, entry.stored)
         self._open[number] = array
         if len(self._open) > _OPEN_SCANS:
             self._open.popitem(last=False)
         return array
 
-    def _verify(self, entry: SampleEntry) -> None:
-        with open(self.path, "rb") as stream:
-            stream.seek(entry.offset)
-            payload = stream.read(entry.length)
-        if len(payload) != entry.length or zlib.crc32(payload) != entry.crc32:
-            raise ValueError("its checksum does not fit")
+
+def _frame_of(payload: bytes, shape: tuple[int, ...], stored: str) -> NDArray | blosc2.NDArray:
+    """The array in a member's payload, decoded where it is one block, else opened."""
+    decoded = single_block(payload, shape, stored)
+    if decoded is not None:
+        return decoded
+    array = blosc2.ndarray_from_cframe(payload)
+    _expect(array, shape, stored)
+    return array
+
+
+def _expect(array: blosc2.NDArray, shape: tuple[int, ...], stored: str) -> None:
+    if array.shape != shape or array.dtype.name != stored:
+        raise ValueError(f"holds {array.dtype.name} {array.shape}, its index says {stored} {shape}")

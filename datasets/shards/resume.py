@@ -12,26 +12,30 @@ import blosc2
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_fingerprint
+from scanforge.datasets.shards.finish import final_path
 from scanforge.datasets.shards.format import MANIFEST, Manifest, index_name, parse, write_atomically
 from scanforge.datasets.shards.job import PARTIAL, ShardResult, result_path
-from scanforge.datasets.shards.sources import ShardPlan, SourceFile
+from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
 
 _BUILD = "build.json"
 _LOCK = ".lock"
 
 
-def parameters_of(options: dict[str, Any], files: Sequence[SourceFile], key: bytes) -> dict[str, Any]:
+def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key: bytes) -> dict[str, Any]:
     """All that the bytes of a data set depend on, for its manifest, without anything that identifies the site."""
     rule = options["patient_regex"]
-    listing = "\n".join(f"{file.relative}\0{file.size}" for file in files)
+    listing = "\n".join(f"{each.source.identity}\0{each.source.size}" for each in sources)
+    labels = "\n".join(f"{each.order}\0{each.labels}" for each in sources if each.labels is not None)
     return {
         "modality": options["modality"],
         "codec": options["codec"],
         "shard_mb": options["shard_mb"],
-        "patients_by": "path" if rule is None else f"pattern {keyed_hash(key, 'pattern', rule)}",
+        "frames": options["frames"],
+        "patients_by": "header or path" if rule is None else f"pattern {keyed_hash(key, 'pattern', rule)}",
         "site": site_fingerprint(key),
-        "files": len(files),
-        "files_hash": keyed_hash(key, "files", listing),
+        "sources": len(sources),
+        "sources_hash": keyed_hash(key, "sources", listing),
+        "labels_hash": keyed_hash(key, "labels", labels),
         "scanforge": version("scanforge"),
         "blosc2": blosc2.__version__,
     }
@@ -59,7 +63,7 @@ def locked(out: Path) -> Iterator[None]:
             (out / _LOCK).unlink()
 
 
-def begin(out: Path, parameters: dict[str, Any], files: Sequence[SourceFile]) -> Manifest | None:
+def begin(out: Path, parameters: dict[str, Any], sources: Sequence[PlannedSource]) -> Manifest | None:
     """Prepares `out` to be built or to go on; its manifest where it is complete already.
 
     UserError where it was begun with other parameters or inputs, and what differs.
@@ -68,7 +72,7 @@ def begin(out: Path, parameters: dict[str, Any], files: Sequence[SourceFile]) ->
         manifest = parse(Manifest, (out / MANIFEST).read_bytes(), str(out / MANIFEST))
         _same(out, manifest.parameters, parameters)
         return manifest
-    begun = {**parameters, "modified": str(max(file.modified for file in files))}
+    begun = {**parameters, "modified": str(max(each.source.modified for each in sources))}
     record = out / PARTIAL / _BUILD
     if record.exists():
         _same(out, json.loads(record.read_text(encoding="utf-8")), begun)
@@ -80,8 +84,10 @@ def begin(out: Path, parameters: dict[str, Any], files: Sequence[SourceFile]) ->
 
 
 _MEANING = {
-    "files": "the number of input files",
-    "files_hash": "the input files",
+    "sources": "the number of input scans",
+    "sources_hash": "the input files",
+    "labels_hash": "--labels or --masks",
+    "frames": "--frames",
     "modified": "the input files (one was changed since)",
     "site": "the site key",
     "patients_by": "--patient-regex",
@@ -110,7 +116,7 @@ def finished_shards(out: Path, plans: Sequence[ShardPlan]) -> dict[str, ShardRes
             continue
         result = parse(ShardResult, path.read_bytes(), str(path))
         record = result.record
-        if record is None or _whole(out / record.name, record.bytes):
+        if record is None or final_path(out, plan.name).exists() or _whole(out / PARTIAL / record.name, record.bytes):
             done[plan.name] = result
     return done
 

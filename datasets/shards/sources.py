@@ -1,71 +1,97 @@
-"""What a build works on: the source files in their order, dealt to shards before the first is read."""
+"""What a build works on: the sources in their order, dealt to shards before the first is read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, patient_of
-from scanforge.datasets.readers import find_files
+from scanforge.datasets.labels import LabelRef
+from scanforge.datasets.labels.book import LabelBook
+from scanforge.datasets.readers import Source, file_source, find_files
+from scanforge.datasets.shards.quarantine import Quarantined
 
-MAX_FILES = 512  # in a shard, whatever their size
+MAX_SOURCES = 512  # in a shard, whatever their size
+
+# Finds the DICOM among files of one root: its sources, and those files that are none, with the reason.
+DicomFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[Quarantined]]]
+FrameFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[str]]]
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """A file to read. `order` is its keyed hash: it sorts the files and names their samples."""
+class PlannedSource:
+    """A source to read. `order` is its keyed hash: it sorts the sources and names their samples."""
 
-    path: Path
-    relative: str
-    size: int
-    modified: int  # ns
+    source: Source
     order: str
     patient: str  # keyed hash
+    labels: LabelRef | None = None
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The files that make up one shard; it depends on no other shard."""
+    """The sources that make up one shard; it depends on no other shard."""
 
     name: str
-    files: list[SourceFile]
+    sources: list[PlannedSource]
 
 
 def find_sources(
-    inputs: Sequence[Path], key: bytes, patient_regex: str | None
-) -> tuple[list[SourceFile], dict[str, int]]:
-    """Every readable kind of file under `inputs` by keyed hash, and the others counted by suffix.
+    inputs: Sequence[Path],
+    key: bytes,
+    patient_regex: str | None,
+    book: LabelBook,
+    find_dicom: DicomFinder,
+    find_frames: FrameFinder | None = None,
+) -> tuple[list[PlannedSource], list[Quarantined]]:
+    """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
 
-    UserError where there is none, and where two inputs hold the same relative path (their samples would collide).
+    UserError where there is no source, and where two inputs hold the same one (their samples would collide).
     """
-    found, ignored = find_files(inputs)
-    if not found:
-        seen = ", ".join(f"{count} {suffix}" for suffix, count in ignored.items()) or "nothing"
-        raise UserError(f"no scans in {', '.join(map(str, inputs))} (found {seen}); NIfTI, PNG and JPEG are read")
-    files = []
-    for root, relative in found:
-        status = (root / relative).stat()
-        order = keyed_hash(key, "scan", relative)
-        patient = keyed_hash(key, "patient", patient_of(relative, patient_regex))
-        files.append(SourceFile(root / relative, relative, status.st_size, status.st_mtime_ns, order, patient))
-    files.sort(key=lambda file: file.order)
-    for file, following in pairwise(files):
-        if file.order == following.order:
-            raise UserError(f"two inputs hold '{file.relative}': give their common parent, or build two data sets")
-    return files, ignored
+    found, others = find_files(inputs)
+    files = [file for file in found if (file[0] / file[1]).resolve() not in book.claimed]
+    sources: list[Source] = []
+    if find_frames is not None:
+        for root in sorted({root for root, _ in files}):
+            videos, single = find_frames(root, [relative for each, relative in files if each == root])
+            sources += videos
+            files = [file for file in files if file[0] != root] + [(root, relative) for relative in single]
+    sources += [file_source(root, relative) for root, relative in files]
+    none: list[Quarantined] = []
+    for root in sorted({root for root, _ in others}):
+        dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
+        sources += dicom
+        none += rest
+    planned = [_planned(source, key, patient_regex, book) for source in sources]
+    planned.sort(key=lambda each: each.order)
+    for one, following in pairwise(planned):
+        if one.order == following.order:
+            raise UserError(
+                f"two inputs hold '{one.source.relative}': give their common parent, or build two data sets"
+            )
+    return planned, none
 
 
-def deal(files: Sequence[SourceFile], shard_bytes: int) -> list[ShardPlan]:
-    """`files` in order into shards of about `shard_bytes` of source files, at most `MAX_FILES` each."""
+def _planned(source: Source, key: bytes, patient_regex: str | None, book: LabelBook) -> PlannedSource:
+    # The header knows better than the path, the user's pattern better than both.
+    known = source.patient if patient_regex is None else None
+    patient = known or patient_of(source.relative, patient_regex)
+    return PlannedSource(
+        source, keyed_hash(key, "scan", source.identity), keyed_hash(key, "patient", patient), book.of(source.relative)
+    )
+
+
+def deal(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
+    """`sources` in order into shards of about `shard_bytes` of source files, at most `MAX_SOURCES` each."""
     plans: list[ShardPlan] = []
-    current: list[SourceFile] = []
+    current: list[PlannedSource] = []
     size = 0
-    for file in files:
-        if current and (size + file.size > shard_bytes or len(current) == MAX_FILES):
+    for each in sources:
+        if current and (size + each.source.size > shard_bytes or len(current) == MAX_SOURCES):
             plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
             current, size = [], 0
-        current.append(file)
-        size += file.size
+        current.append(each)
+        size += each.source.size
     plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
     return plans

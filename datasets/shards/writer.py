@@ -1,22 +1,26 @@
-"""One shard from scans: encoding, tar, index. The same scans give the same bytes."""
+"""One shard from scans: tar and index. The same scans give the same bytes."""
 
 import hashlib
 import os
-import zlib
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
-import blosc2
+import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from scanforge.datasets.intensity import statistics
-from scanforge.datasets.readers.scan import Scan
+from scanforge.datasets.labels import Labels
+from scanforge.datasets.readers.scan import FACTS, Scan
+from scanforge.datasets.shards.encode import Codec, encode
 from scanforge.datasets.shards.foreground import foreground_bitmap
 from scanforge.datasets.shards.format import (
     BLOCK,
     INDEX_KEY,
     VERSION,
+    BoxRecord,
+    LabelRecord,
+    MaskMember,
     SampleEntry,
     ScanFacts,
     ShardIndex,
@@ -29,49 +33,22 @@ from scanforge.datasets.shards.format import (
     write_atomically,
 )
 
-Codec = Literal["zstd", "lz4hc"]
-Shape = tuple[int, ...]
-_CODECS = {"zstd": (blosc2.Codec.ZSTD, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9)}
+
+def record_of(labels: Labels) -> LabelRecord | None:
+    """Labels as they stand in a shard, without the mask; None where there are none."""
+    if not (labels.names or labels.classes or labels.targets) and labels.boxes is None:
+        return None
+    boxes = None
+    if labels.boxes is not None:
+        boxes = [BoxRecord(low=box.low, high=box.high, label=box.label) for box in labels.boxes]
+    return LabelRecord(names=labels.names, boxes=boxes, classes=labels.classes, targets=labels.targets)
 
 
-def encode(scan: Scan, codec: Codec) -> bytes:
-    """The voxels (C, D, H, W) as a contiguous blosc2 frame, in chunks of about 64^3 and blocks of 16 x 32 x 32."""
-    depth = scan.voxels.shape[1]
-    chunks: Shape = (1, 1, 512, 512) if depth == 1 else (1, 64, 64, 64)
-    blocks: Shape = (1, 1, 128, 128) if depth == 1 else (1, 16, 32, 32)
-    chunks = tuple(min(a, b) for a, b in zip(chunks, scan.voxels.shape, strict=True))
-    blocks = tuple(min(a, b) for a, b in zip(blocks, chunks, strict=True))
-    # Shuffling bytes helps nearly always; not floats that are scaled integers, of which a scan has few values.
-    filters = [blosc2.Filter.SHUFFLE]
-    if scan.voxels.dtype.itemsize > 2:
-        filters.append(blosc2.Filter.NOFILTER)
-    frames = [_frame(scan.voxels, chunks, blocks, codec, each) for each in filters]
-    return min(frames, key=len)
-
-
-def _frame(voxels: NDArray, chunks: Shape, blocks: Shape, codec: Codec, each: blosc2.Filter) -> bytes:
-    kind, level = _CODECS[codec]
-    # One thread: the bytes would depend on the number of them.
-    parameters = blosc2.CParams(codec=kind, clevel=level, nthreads=1, filters=[each], filters_meta=[0])
-    return blosc2.asarray(voxels, chunks=chunks, blocks=blocks, cparams=parameters).to_cframe()
-
-
-def facts_of(scan: Scan, key: str, modality: str, patient: str) -> ScanFacts:
-    """What is kept of `scan` besides its voxels."""
-    stats = statistics(scan.voxels)
-    bitmap = foreground_bitmap(scan.voxels, stats["threshold"])
-    return ScanFacts(
-        key=key,
-        shape=scan.voxels.shape,
-        dtype=scan.voxels.dtype.name,
-        spacing=scan.spacing,
-        orientation=scan.orientation,
-        modality=modality,
-        patient=patient,
-        stats=stats,
-        grid=bitmap.shape,
-        foreground=pack_bits(bitmap),
-    )
+def content_hash(voxels: NDArray) -> str:
+    """Equal for scans of the same shape, dtype and voxels only; 32 hex digits."""
+    digest = hashlib.blake2b(f"{voxels.shape} {voxels.dtype.name}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(voxels))
+    return digest.hexdigest()
 
 
 class ShardWriter:
@@ -95,15 +72,66 @@ class ShardWriter:
         self._tar = TarWriter(self._stream, encoder=False, mtime=0, user="", group="")
         return self
 
-    def add(self, scan: Scan, key: str, modality: str, patient: str) -> None:
-        """Appends one scan under `key`."""
-        facts, payload = facts_of(scan, key, modality, patient), encode(scan, self._codec)
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def cut(self, scans: int) -> None:
+        """Takes back all but the first `scans`: what a source gave before it proved damaged."""
+        if scans == len(self._entries):
+            return
+        self._position = self._entries[scans].offset - BLOCK
+        del self._entries[scans:]
+        self._stream.seek(self._position)
+        self._stream.truncate()
+        self._tar.tarstream.offset = self._position  # tarfile pads the end by it
+
+    def add(self, scan: Scan, key: str, modality: str, patient: str, labels: Labels | None = None) -> None:
+        """Appends one scan under `key`; its modality is the file's own where that knows it."""
+        labels = scan.labels if labels is None else labels
+        stats = statistics(scan.voxels)
+        bitmap = foreground_bitmap(scan.voxels, stats["threshold"])
+        payload, stored, levels = encode(scan.voxels, self._codec, scan.frames)
+        facts = ScanFacts(
+            key=key,
+            shape=scan.voxels.shape,
+            dtype=scan.voxels.dtype.name,
+            stored=stored,
+            levels=levels,
+            spacing=scan.spacing,
+            orientation=scan.orientation,
+            frames=scan.frames,
+            modality=scan.modality or modality,
+            patient=patient,
+            split=scan.split,
+            facts={name: scan.facts[name] for name in FACTS if scan.facts.get(name)},
+            warnings=list(scan.warnings),
+            labels=record_of(labels),
+            stats=stats,
+            grid=bitmap.shape,
+            foreground=pack_bits(bitmap),
+            content=content_hash(scan.voxels),
+        )
+        mask = None
+        if labels.mask is not None:
+            content, kind, _ = encode(labels.mask[None], self._codec, scan.frames)
+            mask = (content, labels.mask.dtype.name, kind)
+        self.append(facts, payload, mask)
+
+    def append(self, facts: ScanFacts, payload: bytes, mask: tuple[bytes, str, str] | None) -> None:
+        """Appends an encoded scan, and its encoded mask with the dtypes (of the values, stored)."""
         content = to_json(facts)
-        self._tar.write({"__key__": key, "b2nd": payload, "json": content})
+        members = {"__key__": facts.key, "b2nd": payload, "json": content}
         offset = self._position + BLOCK
-        entry = SampleEntry(**facts.model_dump(), offset=offset, length=len(payload), crc32=zlib.crc32(payload))
-        self._entries.append(entry)
-        self._position += 2 * BLOCK + padded(len(payload)) + padded(len(content))
+        self._position = offset + padded(len(payload)) + BLOCK + padded(len(content))
+        member = None
+        if mask is not None:
+            members["mask.b2nd"] = mask[0]
+            place = {"offset": self._position + BLOCK, "length": len(mask[0]), "crc32": crc32(mask[0])}
+            member = MaskMember(**place, dtype=mask[1], stored=mask[2])
+            self._position += BLOCK + padded(len(mask[0]))
+        self._tar.write(members)
+        place = {"offset": offset, "length": len(payload), "crc32": crc32(payload)}
+        self._entries.append(SampleEntry(**facts.model_dump(), **place, mask=member))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_batches_in_hand_are_never_overwritten(data_sets: Path, reference: list[
 
 def test_who_keeps_every_batch_is_told(data_sets: Path) -> None:
     with CropLoader(config(data_sets, ring=2), seed=3) as loader:
-        kept = [next(loader) for _ in range(8)]
+        kept = [loader.crops() for _ in range(8)]
         with pytest.raises(UserError, match="keeps 8 batches alive"):
             next(loader)
         del kept
@@ -231,16 +232,38 @@ def test_a_damaged_scan_is_replaced_and_counted(copied: Path, reference: list[st
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("how", ["cut", "gone"])
-def test_a_shard_that_breaks_during_the_run_ends_it(copied: Path, workers: int, how: str) -> None:
+def test_a_shard_that_breaks_before_it_is_read_ends_the_run(copied: Path, workers: int, how: str) -> None:
     shard = copied / "mr" / DataSet(copied / "mr").manifest.shards[0].name
     with CropLoader(config(copied, workers=workers, bad_sample_ceiling=0.02), seed=3) as loader:
-        next(loader)
         os.truncate(shard, 1000) if how == "cut" else shard.unlink()
         with pytest.raises(UserError, match=f"bad_sample_ceiling 0.02 allows; the last: shard {shard}"):
             stream(loader, 100)
         assert loader.stats()["bad_samples"] >= 2
     with pytest.raises(UserError, match=shard.name):
         CropLoader(config(copied), seed=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_deleted_while_it_is_open_is_read_to_the_end(
+    copied: Path, workers: int, reference: list[str]
+) -> None:
+    with CropLoader(config(copied, workers=workers), seed=3) as loader:
+        seen = stream(loader, 20)  # every shard has been opened
+        for shard in copied.glob("*/*.tar"):
+            shard.unlink()
+        assert seen + stream(loader, 20) == reference
+
+
+def test_a_worker_that_hangs_ends_the_run_in_time(data_sets: Path) -> None:
+    with CropLoader(config(data_sets, workers=1, ring=2, timeout_s=8), seed=3) as loader:
+        next(loader)
+        victim = next(iter(loader._crew._held)).process
+        os.kill(victim.pid, signal.SIGSTOP)  # as one that waits for a network disk
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"no worker has filled a batch for 8 s .* one reads .*shard-\d+\.tar"):
+            stream(loader, 20)
+        assert time.monotonic() - began < 30
+        os.kill(victim.pid, signal.SIGCONT)
 
 
 def test_sizes_that_cannot_be_divided(data_sets: Path) -> None:

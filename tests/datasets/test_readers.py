@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.readers import ReadError, find_files, find_scans, read, suffix_of
+from scanforge.datasets.readers import ReadError, find_files, find_scans, plain_suffix, read, suffix_of
 from scanforge.datasets.readers.nifti import compact
 
 
@@ -170,7 +170,8 @@ def test_files_are_found_and_others_counted(tmp_path: Path) -> None:
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     files, others = find_files([tmp_path, tmp_path / "a.png"])
     assert files == [(tmp_path, "a.png"), (tmp_path, "b/x.NII.GZ")]
-    assert others == {"(other)": 1, ".txt": 1}
+    assert others == [(tmp_path, "1.2.840.30000022"), (tmp_path, "b/notes.txt")]
+    assert [plain_suffix(relative) for _, relative in others] == ["(other)", ".txt"]
     assert find_scans([tmp_path]) == files
     assert suffix_of("a.v2.nii.gz") == ".nii.gz"
     with pytest.raises(UserError, match="does not exist"):

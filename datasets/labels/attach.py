@@ -1,0 +1,89 @@
+"""Labels onto the grid of their scan."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from scanforge.datasets.labels.boxes import boxes_of_mask, fit_boxes
+from scanforge.datasets.labels.labels import LabelRef, Labels
+from scanforge.datasets.labels.values import Mask, whole_numbers
+from scanforge.datasets.readers import read
+from scanforge.datasets.readers.scan import ReadError, Scan
+
+
+def attach(scan: Scan, ref: LabelRef) -> Labels:
+    """The labels of `scan`: what the file itself says (`scan.labels`) and, over it, what `ref` says.
+
+    ReadError (the reason, without a path) where a mask or box is not of this scan's grid.
+    """
+    own = scan.labels
+    mask, names, boxes, left_out = own.mask, own.names | ref.names, own.boxes, 0
+    if ref.mask is not None:
+        mask = _united([mask_on(scan, path) for path in (ref.mask, *ref.more_masks)])
+    if ref.boxes is not None:
+        boxes, left_out = _boxes(scan, ref)
+    if ref.boxes_from_mask and mask is not None and ref.boxes is None:
+        boxes = boxes_of_mask(mask, names)
+    targets, classes = own.targets | ref.targets, own.classes | ref.classes
+    return replace(
+        own, mask=mask, names=names, boxes=boxes, classes=classes, targets=targets, left_out=own.left_out + left_out
+    )
+
+
+def mask_on(scan: Scan, path: Path) -> Mask:
+    """The mask (D, H, W) in `path` on the grid of `scan`, in the smallest unsigned type.
+
+    Of a file of several masks, that of the scan's part. An image mask of 0 and 255 is read as 0 and 1. ReadError where
+    shape or affine differ (by more than a tenth of a voxel at a corner), or it does not hold whole numbers.
+    """
+    try:
+        found = read(path)
+    except ReadError as error:
+        raise ReadError(f"mask: {error}") from error
+    if len(found) > 1:
+        found = [each for each in found if each.part == scan.part]
+    if len(found) != 1:
+        raise ReadError("mask: holds several masks and none for this part")
+    check_grid(scan, found[0])
+    return as_mask(found[0])
+
+
+def check_grid(scan: Scan, mask: Scan) -> None:
+    """ReadError where `mask` does not lie on the grid of `scan`."""
+    if mask.voxels.shape[1:] != scan.voxels.shape[1:]:
+        raise ReadError(f"mask: shape {mask.voxels.shape[1:]} differs from the scan's {scan.voxels.shape[1:]}")
+    if mask.affine is None or scan.affine is None:
+        return
+    corners = np.array([[x, y, z, 1] for z in (0, 1) for y in (0, 1) for x in (0, 1)], float)
+    corners[:, :3] *= np.array(mask.voxels.shape[:0:-1]) - 1
+    apart = np.linalg.norm((corners @ (mask.affine - scan.affine).T)[:, :3], axis=1).max()
+    if apart > 0.1 * min(scan.spacing):
+        raise ReadError(f"mask: its affine puts it {apart:.2f} mm away from the scan; resample it first")
+
+
+def as_mask(scan: Scan) -> Mask:
+    """The values (D, H, W) of a scan that is a mask; ReadError where they are no whole numbers from 0 on."""
+    if any(not np.array_equal(scan.voxels[0], other) for other in scan.voxels[1:]):
+        raise ReadError("mask: in colours; give one number per class")
+    return whole_numbers(scan.voxels[0], scan.affine is None)
+
+
+def _united(masks: list[Mask]) -> Mask:
+    if len(masks) == 1:
+        return masks[0]
+    if max(int(mask.max()) for mask in masks) > 1:
+        raise ReadError("mask: several files with more than one class each; unite them first")
+    return np.bitwise_or.reduce(masks)
+
+
+def _boxes(scan: Scan, ref: LabelRef) -> tuple[tuple, int]:
+    shape = scan.voxels.shape[1:]
+    if ref.boxes and ref.flat_boxes and shape[0] != 1:
+        raise ReadError(f"boxes: without z0 and z1 for a scan of {shape[0]} slices")
+    if ref.size is not None and ref.size != shape[1:]:
+        raise ReadError(f"boxes: drawn on {ref.size[0]} x {ref.size[1]} pixels, the scan has {shape[1]} x {shape[2]}")
+    try:
+        return fit_boxes(ref.boxes or (), shape)
+    except ReadError as error:
+        raise ReadError(f"boxes: {error}") from error

@@ -1,0 +1,181 @@
+"""All labels of a build, to look up by scan."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
+from scanforge.datasets.labels.labels import LabelRef
+from scanforge.datasets.labels.masks import as_names, is_dataset, read_dataset, read_masks
+from scanforge.datasets.labels.names import ByName, parts_of
+from scanforge.datasets.labels.table import Found, read_table
+from scanforge.datasets.readers import SUFFIXES, suffix_of
+
+Parts = tuple[str, ...]
+
+
+@dataclass
+class _List:
+    """One file or folder of labels: those of one scan each, and those of all scans in a folder."""
+
+    title: str
+    scans: ByName[LabelRef] = field(default_factory=ByName)
+    folders: ByName[LabelRef] = field(default_factory=ByName)
+
+    def find(self, relative: str) -> tuple[Parts, LabelRef, bool] | None:
+        """(name of the label, label, whether it is of one scan alone)."""
+        if (found := self.scans.get(relative)) is not None:
+            return *found, True
+        *folder, _ = parts_of(relative)
+        if suffix_of(relative) not in SUFFIXES:  # a file of a DICOM series: the series goes by its folder's name
+            for depth in range(len(folder), 0, -1):
+                if (found := self.scans.get("/".join(folder[:depth]))) is not None:
+                    return *found, False
+        found = self.folders.get("/".join(folder)) if folder else None
+        return (*found, False) if found is not None else None
+
+    def names(self) -> list[Parts]:
+        """The names of all labels."""
+        return [*self.scans.names(), *self.folders.names()]
+
+
+@dataclass
+class LabelBook:
+    """The labels of a build by the path of their scan.
+
+    claimed   resolved mask files: they are no scans
+    notes     what a person should read before the build: columns left out and why
+    left_out  boxes, lines and masks that could not be used, counted by reason
+    """
+
+    claimed: set[Path] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    _lists: list[_List] = field(default_factory=list)
+
+    def of(self, relative: str) -> LabelRef | None:
+        """The labels of the scan at `relative` ('/' between parts), by path or stem; None where there are none.
+
+        A label fits where the shorter of the two paths is the end of the longer. UserError where two labels fit
+        equally well, or lists contradict each other.
+        """
+        found = [match[1] for each in self._lists if (match := each.find(relative)) is not None]
+        if not found:
+            return None
+        merged = found[0]
+        for other in found[1:]:
+            merged = _merged(merged, other, relative)
+        return merged
+
+    def unused(self, relatives: Sequence[str]) -> list[str]:
+        """Labels that are of none of the scans `relatives`.
+
+        UserError where a whole list is of none of them, or one label is of two scans that differ in their folder only.
+        """
+        unused: list[str] = []
+        for each in self._lists:
+            owners: dict[Parts, str] = {}
+            for relative in relatives:
+                match = each.find(relative)
+                if match is None:
+                    continue
+                name, _, alone = match
+                if alone and owners.get(name, relative) != relative:
+                    raise UserError(
+                        f"{each.title}: '{'/'.join(name)}' is both {owners[name]} and {relative}; "
+                        "name them by more of the path"
+                    )
+                owners[name] = relative
+            if not owners:
+                raise UserError(
+                    f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix"
+                )
+            unused += ["/".join(name) for name in each.names() if name not in owners]
+        return unused
+
+
+def open_labels(labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks: bool) -> LabelBook:
+    """Labels of files and folders, told apart by their content.
+
+    labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
+            mask file) as JSON; a folder of Pascal VOC XML
+    masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
+    """
+    book, names, others = LabelBook(), {}, []
+    for path in map(Path, labels):
+        content = _json(path) if path.suffix.lower() == ".json" else None
+        given = None if content is None or is_dataset(content) else as_names(content)
+        if given is not None:
+            names |= given
+        else:
+            others.append((path, content))
+    for path, content in others:
+        _file(book, path, *_found(path, content), boxes_from_masks)
+    for path in map(Path, masks):
+        _file(book, path, *read_masks(path, names), boxes_from_masks)
+    if boxes_from_masks and not book.claimed:
+        raise UserError("boxes from masks are wanted, but no masks are given")
+    if names and not book.claimed:
+        raise UserError("names of mask values are given, but no masks")
+    return book
+
+
+def _found(path: Path, content: Any) -> tuple[Found, set[Path]]:
+    if path.is_dir() or path.suffix.lower() == ".xml":
+        if not (found := read_voc(path)).refs:
+            raise UserError(f"no Pascal VOC file (.xml) in the folder of labels '{path}'; masks go with --masks")
+        return found, set()
+    if not path.exists():
+        raise UserError(f"the labels '{path}' do not exist")
+    if content is None:
+        return read_table(path), set()
+    if is_coco(content):
+        return read_coco(path, content), set()
+    if is_dataset(content):
+        return read_dataset(path, content)
+    raise UserError(f"{path} is neither COCO boxes, a dataset.json, nor names of mask values")
+
+
+def _file(book: LabelBook, path: Path, found: Found, claimed: set[Path], boxes_from_masks: bool) -> None:
+    listed = _List(str(path))
+    for into, pairs in ((listed.scans, found.refs), (listed.folders, found.of_folders)):
+        for name, ref in pairs:
+            into.add(name, replace(ref, boxes_from_mask=boxes_from_masks and ref.mask is not None))
+    book._lists.append(listed)
+    book.claimed |= claimed
+    book.notes += found.notes
+    for reason, count in found.left_out.items():
+        book.left_out[reason] = book.left_out.get(reason, 0) + count
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read the labels {path}: {error}") from error
+
+
+def _merged(one: LabelRef, other: LabelRef, relative: str) -> LabelRef:
+    for name, first, second in (("classes", one.classes, other.classes), ("targets", one.targets, other.targets)):
+        for key in first.keys() & second.keys():
+            if first[key] != second[key]:  # type: ignore[index]
+                raise UserError(f"two lists give '{relative}' different {name} for '{key}'")
+    if one.boxes is not None and other.boxes is not None:
+        raise UserError(f"two lists hold boxes of '{relative}'")
+    if one.mask is not None and other.mask is not None:
+        raise UserError(f"two masks of '{relative}' are given")
+    boxed, masked = (one if one.boxes is not None else other), (one if one.mask is not None else other)
+    return LabelRef(
+        mask=masked.mask,
+        more_masks=masked.more_masks,
+        names=one.names | other.names,
+        boxes=boxed.boxes,
+        boxes_from_mask=masked.boxes_from_mask,
+        flat_boxes=boxed.flat_boxes,
+        size=boxed.size,
+        classes=one.classes | other.classes,
+        targets=one.targets | other.targets,
+    )

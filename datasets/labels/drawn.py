@@ -1,0 +1,95 @@
+"""Boxes of images as annotation tools write them: COCO (JSON) and Pascal VOC (a folder of XML)."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.labels import Box, LabelRef
+from scanforge.datasets.labels.table import Found
+
+
+def is_coco(content: Any) -> bool:
+    """Whether a JSON file's content is of COCO's form."""
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
+
+
+def read_coco(path: Path, content: dict[str, Any]) -> Found:
+    """Boxes (x, y, width, height) of each of the images; an image without annotation: looked, and there is none.
+
+    Without extent, of a crowd, or of no image: left out and counted. UserError where it is not what COCO says.
+    """
+    found = Found()
+    try:
+        names = {each["id"]: str(each["name"]) for each in content.get("categories", [])}
+        boxes: dict[Any, list[Box]] = {each["id"]: [] for each in content["images"]}
+        for each in content["annotations"]:
+            if each["image_id"] not in boxes:
+                found.drop("boxes of no image")
+            elif each.get("iscrowd"):
+                found.drop("regions of a crowd")
+            else:
+                x, y, width, height = (float(number) for number in each["bbox"])
+                label = names.get(each.get("category_id"), f"category {each.get('category_id')}")
+                _keep(boxes[each["image_id"]], x, y, x + width, y + height, label, found)
+        for each in content["images"]:
+            size = (int(each["height"]), int(each["width"])) if "height" in each and "width" in each else None
+            ref = LabelRef(boxes=tuple(boxes[each["id"]]), flat_boxes=True, size=size)
+            found.refs.append((str(each["file_name"]), ref))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no COCO list of boxes: {type(error).__name__} {error}") from error
+    return found
+
+
+def read_voc(folder: Path) -> Found:
+    """Boxes of the XML files under `folder` (or of the one file), each of the image of its own name and place.
+
+    Pascal VOC counts pixels from 1 and includes the last, so `xmin` to `xmax` is [xmin - 1, xmax). A folder in which
+    any box begins at 0 cannot mean that: there it is [xmin, xmax). A box that ends where it begins is a slip of the
+    hand by either count: left out and counted.
+    """
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"))
+    drawn = [(file, _objects(file)) for file in files]
+    first = 0.0 if any(min(low[:2]) < 1 for _, (_, objects) in drawn for _, low in objects) else 1.0
+    found = Found()
+    for file, (size, objects) in drawn:
+        boxes: list[Box] = []
+        for label, (x0, y0, x1, y1) in objects:
+            if x0 < x1 and y0 < y1:
+                _keep(boxes, x0 - first, y0 - first, x1, y1, label, found)
+            else:
+                found.drop("boxes without extent")
+        name = file.name if file == folder else file.relative_to(folder).as_posix()
+        found.refs.append((name.removesuffix(".xml"), LabelRef(boxes=tuple(boxes), flat_boxes=True, size=size)))
+    if any(objects for _, (_, objects) in drawn) and not first:
+        found.notes.append(f"{folder.name}: boxes that begin at 0, so pixels are counted from 0")
+    return found
+
+
+def _objects(file: Path) -> tuple[tuple[int, int] | None, list[tuple[str, tuple[float, float, float, float]]]]:
+    """(H, W) and the (label, (xmin, ymin, xmax, ymax)) of one file."""
+    try:
+        content = file.read_bytes()
+        if b"<!ENTITY" in content:
+            raise UserError(f"{file}: declares entities, which no annotation needs")
+        root = ElementTree.fromstring(content)
+        if root.tag != "annotation":
+            raise UserError(f"{file} is no Pascal VOC annotation, but '{root.tag}'")
+        height, width = (int(float(root.findtext(f"size/{name}") or 0)) for name in ("height", "width"))
+        objects = [
+            (
+                (each.findtext("name") or "").strip() or "finding",
+                tuple(float(each.findtext(f"bndbox/{name}") or "") for name in ("xmin", "ymin", "xmax", "ymax")),
+            )
+            for each in root.iter("object")
+        ]
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{file} is no Pascal VOC annotation: {error}") from error
+    return ((height, width) if height and width else None), objects  # type: ignore[return-value]
+
+
+def _keep(boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: Found) -> None:
+    if x0 < x1 and y0 < y1:
+        boxes.append(Box((0.0, y0, x0), (1.0, y1, x1), label))
+    else:
+        found.drop("boxes without extent")

@@ -1,0 +1,92 @@
+"""dcm2niix in a temporary folder: links with neutral names go in, NIfTI files come out, nothing else is kept."""
+
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import dcm2niix
+import pydicom
+
+from scanforge.datasets.readers.dicom.geometry import Grid, Plane
+from scanforge.datasets.readers.dicom.headers import Survey
+from scanforge.datasets.readers.dicom.plugin import register
+from scanforge.datasets.readers.dicom.quiet import quiet
+from scanforge.datasets.readers.dicom.split import split
+from scanforge.datasets.readers.scan import ReadError
+
+# No defaults of the user's, no sidecar, no comment, uncompressed, neither cropped nor turned nor rescaled.
+_OPTIONS = ["-g", "i", "-b", "n", "-c", "", "-z", "n", "-x", "i", "-l", "o", "-w", "2", "-f", "v"]
+SECONDS = 120.0
+BYTES_PER_SECOND = 1e6  # of compressed slices, on a slow machine
+# What the converter decodes by itself; it is given the others decoded.
+_KNOWN_SYNTAXES = {
+    "", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """`volumes`: NIfTI files in the order of their names; `slices`: what was converted, a file per plane or mosaic."""
+
+    volumes: list[Path]
+    slices: list[Path]
+
+
+@contextmanager
+def converted(files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | None) -> Iterator[Conversion]:
+    """`files` converted, in a folder that is gone when the context ends. `grid` is None for mosaics.
+
+    ReadError where the converter fails or takes longer than two minutes and a second per megabyte.
+    """
+    with TemporaryDirectory(prefix="scanforge-") as folder:
+        given, made = Path(folder, "in"), Path(folder, "out")
+        given.mkdir()
+        made.mkdir()
+        if grid is not None and files[0].frames > 1:
+            slices = split(files[0], planes, grid, given)
+        else:
+            slices = [_place(file, given / f"{number:06d}.dcm") for number, file in enumerate(files)]
+        seconds = SECONDS + sum(file.size for file in files) / BYTES_PER_SECOND
+        command = [dcm2niix.bin, *_OPTIONS, "-o", str(made), str(given)]
+        try:
+            # What it prints names files, protocols and patients.
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ReadError(f"dcm2niix did not end within {seconds:.0f} s") from error
+        except OSError as error:
+            raise ReadError("dcm2niix cannot be started") from error
+        found = sorted(made.glob("*.nii"), key=_natural)
+        if not found:
+            raise ReadError("dcm2niix makes no volume of these files")
+        yield Conversion(found, slices)
+
+
+def _place(file: Survey, path: Path) -> Path:
+    if file.syntax in _KNOWN_SYNTAXES:
+        path.symlink_to(file.path.resolve())
+        return path
+    register()
+    try:
+        with quiet():
+            header = pydicom.dcmread(file.path, force=True)
+            if header["PixelData"].is_undefined_length:
+                header.decompress(as_rgb=False, generate_instance_uid=False)
+            header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            header.save_as(path, enforce_file_format=True)
+    except Exception as error:  # decoders and parsers raise whatever the damage makes them
+        raise ReadError("compressed pixels cannot be decoded") from error
+    return path
+
+
+def marks(path: Path) -> set[str]:
+    """What the converter appended to a name: {'Tilt'}, {'Eq'}, {'e2'}, {'ph'}, ..."""
+    return set(path.stem.split("_")[1:])
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.stem)]

@@ -1,0 +1,146 @@
+"""From surveys to sources: which files are one volume, which an image, which a copy, which nothing."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from scanforge.datasets.readers.dicom.geometry import SAME_DIRECTION
+from scanforge.datasets.readers.dicom.headers import Survey
+from scanforge.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
+from scanforge.datasets.readers.dicom.patient import patient_of
+from scanforge.datasets.readers.dicom.pixels import why_incomplete
+from scanforge.datasets.readers.dicom.planes import is_mosaic
+from scanforge.datasets.readers.scan import Source
+
+Refusal = tuple[str, str, str]  # relative path, reason, 'skipped' (nothing to store) or 'refused'
+_STATES = {
+    "other": ("not DICOM", "skipped"),
+    "pretended": ("named as DICOM, but there is no DICOM header at its start", "refused"),
+    "damaged": ("damaged DICOM header", "refused"),
+    "unreadable": ("the file cannot be opened", "refused"),
+}
+
+
+def group(surveys: Iterable[Survey], root: Path) -> tuple[list[Source], list[Refusal]]:
+    """Sources and refusals; every file is in exactly one of either, by its path relative to `root`.
+
+    Slices of one series, size and orientation are one source, wherever they lie below `root`; everything else is a
+    source per file. Of the copies of one instance the first whole one is kept. Localisers are left out: they are
+    a few thick planes (MR) or projections that are no Hounsfield units (CT), planned on and never read.
+    """
+    refusals: list[Refusal] = []
+    images: list[Survey] = []
+    for file in sorted(surveys, key=lambda file: str(file.path)):
+        reason, kind = _why_not(file)
+        if kind:
+            refusals.append((_relative(file, root), reason, kind))
+        else:
+            images.append(file)
+    kept = _without_copies(images, root, refusals)
+    sources: list[Source] = []
+    for members in _series(kept):
+        sources += _sources(members, root)
+    return sorted(sources, key=lambda source: source.files), sorted(refusals)
+
+
+def _why_not(file: Survey) -> tuple[str, str]:
+    if file.state in _STATES:
+        return _STATES[file.state]
+    reason = why_no_image(file.sop_class, file.modality, file.has_pixels)
+    if reason:
+        return reason, "skipped"
+    if not file.has_pixels:
+        return "holds no pixel data", "refused"
+    if "LOCALIZER" in file.image_type or "SCOUT" in file.image_type:
+        return "localiser: for planning, not a scan", "skipped"
+    return "", ""
+
+
+def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) -> list[Survey]:
+    """One file per instance. Files that share the UID but not the shape are no copies of each other."""
+    instances: dict[tuple[str, ...], list[Survey]] = defaultdict(list)
+    for file in files:
+        instances[_instance(file)].append(file)
+    kept: list[Survey] = []
+    for copies in instances.values():
+        best = copies[0] if len(copies) == 1 else next((f for f in copies if not why_incomplete(f)), copies[0])
+        kept.append(best)
+        for other in copies:
+            if other is not best:
+                refusals.append((_relative(other, root), "another file holds the same instance", "skipped"))
+    return kept
+
+
+def _instance(file: Survey) -> tuple[str, ...]:
+    shape = (file.rows, file.columns, file.frames, file.samples, file.bits)
+    return (file.sop, file.study, file.series, file.patient, *(str(size) for size in shape))
+
+
+def _series(files: list[Survey]) -> list[list[Survey]]:
+    """Files of one patient, study, series (by folder where it has no UID), sorted by instance number."""
+    series: dict[tuple[str, ...], list[Survey]] = defaultdict(list)
+    for file in files:
+        where = file.series or f"{file.path.parent}\n{file.series_number}"
+        series[(file.patient, file.study, where, file.modality)].append(file)
+    return [sorted(members, key=lambda file: (file.instance, str(file.path))) for _, members in sorted(series.items())]
+
+
+def is_volume(file: Survey) -> bool:
+    """Whether the file alone is a volume: an enhanced object, a mosaic, a reconstructed nuclear tomography."""
+    if file.samples != 1:
+        return False
+    if file.sop_class == NM:
+        return file.frames > 1 and "RECON TOMO" in file.image_type
+    return is_mosaic(file) or (file.functional_groups and file.sop_class in MULTI_FRAME_VOLUMES and file.frames > 1)
+
+
+def is_slice(file: Survey) -> bool:
+    """Whether the file can be one slice among others."""
+    scanned = file.sop_class in (CT, MR, PT) or file.modality in ("CT", "MR", "PT")
+    return scanned and file.frames == 1 and file.position is not None and file.orientation is not None
+
+
+def _sources(members: list[Survey], root: Path) -> list[Source]:
+    """The sources of one series: whole volumes, stacks of slices, and single images."""
+    stacks: dict[tuple[int, ...], list[list[Survey]]] = defaultdict(list)
+    alone: list[Survey] = []
+    for file in members:
+        if is_volume(file) and not is_mosaic(file):
+            alone.append(file)
+        elif is_mosaic(file) or is_slice(file):
+            _put(stacks[(file.rows, file.columns, file.samples, int(is_mosaic(file)))], file)
+        else:
+            alone.append(file)
+    sources = [_source([file], root, "dicom-volume" if is_volume(file) else "dicom-image") for file in alone]
+    for clusters in stacks.values():
+        for cluster in clusters:
+            single = len(cluster) == 1 and not is_volume(cluster[0])
+            sources.append(_source(cluster, root, "dicom-image" if single else "dicom-volume"))
+    return sources
+
+
+def _put(clusters: list[list[Survey]], file: Survey) -> None:
+    for cluster in clusters:
+        if np.allclose(cluster[0].orientation or 0, file.orientation or 0, rtol=0, atol=SAME_DIRECTION):
+            cluster.append(file)
+            return
+    clusters.append([file])
+
+
+def _source(files: list[Survey], root: Path, kind: str) -> Source:
+    first = files[0]
+    names = tuple(_relative(file, root) for file in files)
+    if kind == "dicom-volume" and len(files) > 1:
+        direction = [round(number, 3) + 0.0 for number in first.orientation or ()]
+        what = f"{first.rows}x{first.columns}x{first.samples} {direction}"
+        identity = f"{first.series} {what}" if first.series else f"{min(file.sop for file in files)} {what}"
+    else:
+        identity = " ".join(_instance(first))
+    size, modified = sum(file.size for file in files), max(file.modified for file in files)
+    return Source(root, kind, identity, names, size, modified, patient_of(first))
+
+
+def _relative(file: Survey, root: Path) -> str:
+    return file.path.relative_to(root).as_posix()

@@ -1,0 +1,166 @@
+"""The survey: what each file is, by a cheap look at its header. No pixel is read, no exception leaves."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pydicom
+from pydicom.dataset import Dataset, FileDataset
+
+from scanforge.datasets.readers.dicom.kinds import DICOMDIR, dicom_modality
+from scanforge.datasets.readers.dicom.quiet import quiet
+from scanforge.datasets.readers.dicom.sniff import UNDEFINED, element_length, is_dicom
+from scanforge.datasets.readers.dicom.values import number, numbers, text, texts, whole
+
+HEAD_BYTES = 4096
+_READ = (
+    "ImageType SOPClassUID SOPInstanceUID Modality Manufacturer PatientID IssuerOfPatientID StudyInstanceUID "
+    "SeriesInstanceUID SeriesNumber InstanceNumber ImagePositionPatient ImageOrientationPatient SamplesPerPixel "
+    "PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing SpacingBetweenSlices BitsAllocated BitsStored "
+    "PixelRepresentation RescaleSlope RescaleIntercept PixelPaddingValue PerFrameFunctionalGroupsSequence "
+    "DirectoryRecordSequence"
+)
+_ENDINGS = (".dcm", ".dicom", ".ima")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One file's header in short. It travels between processes.
+
+    state         'dicom', 'other' (no DICOM), 'pretended' (no DICOM but by its name), 'damaged' (DICOM that does not
+                  parse) or 'unreadable' (by the system)
+    sop           SOPInstanceUID; where a file has none, a hash of its bytes, so that copies are still known
+    position      ImagePositionPatient in mm (LPS); orientation: direction of a row, then of a column
+    spacing       PixelSpacing in mm: between rows, between columns
+    pixel_length  bytes of the pixel element, -1 in fragments, 0 where there is none; pixel_offset: where they start
+    """
+
+    path: Path
+    state: str
+    size: int = 0
+    modified: int = 0
+    patient: str = ""
+    issuer: str = ""
+    study: str = ""
+    series: str = ""
+    sop: str = ""
+    sop_class: str = ""
+    modality: str = ""
+    image_type: tuple[str, ...] = ()
+    manufacturer: str = ""
+    series_number: int = 0
+    instance: int = 0
+    rows: int = 0
+    columns: int = 0
+    frames: int = 1
+    samples: int = 1
+    bits: int = 0
+    stored_bits: int = 0
+    signed: bool = False
+    photometric: str = ""
+    position: tuple[float, ...] | None = None
+    orientation: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    between: float | None = None
+    slope: float | None = None
+    intercept: float | None = None
+    padding: int | None = None
+    syntax: str = ""
+    functional_groups: bool = False
+    pixel_offset: int = 0
+    pixel_length: int = 0
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether there is a pixel element with anything in it."""
+        return self.pixel_length != 0
+
+
+def survey(paths: Iterable[Path]) -> list[Survey]:
+    """One `Survey` per file, in order. For worker processes: hand each a chunk of the files."""
+    with quiet():
+        return [_look(Path(path)) for path in paths]
+
+
+def _look(path: Path) -> Survey:
+    try:
+        status = path.stat()
+        size, modified = status.st_size, status.st_mtime_ns
+        with path.open("rb") as file:
+            if not is_dicom(file.read(HEAD_BYTES), size):
+                claims = path.suffix.lower() in _ENDINGS
+                return Survey(path, "pretended" if claims else "other", size, modified)
+            file.seek(0)
+            return _parse(path, file, size, modified)
+    except OSError:
+        return Survey(path, "unreadable")
+    except Exception:  # whatever damage makes pydicom raise
+        return Survey(path, "damaged", size, modified)
+
+
+def _parse(path: Path, file: IO[bytes], size: int, modified: int) -> Survey:
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_READ.split())
+    meta = getattr(header, "file_meta", Dataset())
+    sop_class = text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
+    if "DirectoryRecordSequence" in header:
+        sop_class = DICOMDIR
+    offset, length = _pixels(header, file)
+    return Survey(
+        path, "dicom", size, modified,
+        patient=text(header, "PatientID"),
+        issuer=text(header, "IssuerOfPatientID"),
+        study=text(header, "StudyInstanceUID"),
+        series=text(header, "SeriesInstanceUID"),
+        sop=text(header, "SOPInstanceUID") or text(meta, "MediaStorageSOPInstanceUID") or _content(path),
+        sop_class=sop_class,
+        modality=dicom_modality(sop_class, text(header, "Modality").upper()),
+        image_type=tuple(part.upper() for part in texts(header, "ImageType")),
+        manufacturer=text(header, "Manufacturer"),
+        series_number=whole(header, "SeriesNumber", 0),
+        instance=whole(header, "InstanceNumber", 0),
+        rows=whole(header, "Rows", 0),
+        columns=whole(header, "Columns", 0),
+        frames=whole(header, "NumberOfFrames", 1),
+        samples=whole(header, "SamplesPerPixel", 1),
+        bits=whole(header, "BitsAllocated", 0),
+        stored_bits=whole(header, "BitsStored", 0),
+        signed=whole(header, "PixelRepresentation", 0) == 1,
+        photometric=text(header, "PhotometricInterpretation"),
+        position=numbers(header, "ImagePositionPatient", 3),
+        orientation=numbers(header, "ImageOrientationPatient", 6),
+        spacing=numbers(header, "PixelSpacing", 2),
+        between=number(header, "SpacingBetweenSlices"),
+        slope=number(header, "RescaleSlope"),
+        intercept=number(header, "RescaleIntercept"),
+        padding=_padding(header),
+        syntax=text(meta, "TransferSyntaxUID"),
+        functional_groups="PerFrameFunctionalGroupsSequence" in header,
+        pixel_offset=offset,
+        pixel_length=length,
+    )  # fmt: skip
+
+
+def _padding(header: FileDataset) -> int | None:
+    found = number(header, "PixelPaddingValue")
+    return None if found is None else int(found)
+
+
+def _pixels(header: FileDataset, file: IO[bytes]) -> tuple[int, int]:
+    """(offset, length) of the pixels; pydicom has stopped in front of their element."""
+    if getattr(header.file_meta, "TransferSyntaxUID", "") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return 0, -1  # found on reading: the file as it lies says nothing of it
+    at = file.tell()
+    start = file.read(12)
+    implicit, little = header.original_encoding
+    order = "<" if little else ">"
+    if len(start) < 12 or start[:2] != (b"\xe0\x7f" if little else b"\x7f\xe0"):
+        return 0, 0
+    value_at, length = element_length(start, 0, order, not implicit)
+    return (at + value_at, -1 if length == UNDEFINED else length) if value_at > 0 else (0, 0)
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return "content-" + hashlib.file_digest(file, "blake2b").hexdigest()[:40]

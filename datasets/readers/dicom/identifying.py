@@ -1,0 +1,80 @@
+"""Every string of a header that could tell who, where or when: for tests that shards hold none of them."""
+
+import re
+from pathlib import Path
+
+import pydicom
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
+from scanforge.datasets.readers.dicom.quiet import quiet
+from scanforge.datasets.readers.dicom.words import BODY_PARTS, vendor_of
+
+SHORTEST = 4
+_VRS = frozenset(("PN", "UI", "DA", "DT", "AE"))
+_KEYWORDS = re.compile(
+    r"(ID|IDs|Identifier|AccessionNumber|SerialNumber|UID|Institution\w*|StationName|Physician\w*|Operators?\w*|"
+    r"\w*Address\w*|\w*Telephone\w*|PatientComments|ImageComments|\w*Name|Occupation|\w*Location|\w*Department\w*|"
+    r"PatientMotherBirthName|\w*Insurance\w*|\w*Date|\w*DateTime|IssuerOf\w*|RequestingService|\w*Physicians?\w*)$"
+)
+_TECHNICAL = re.compile(
+    r"\w*(ModelName|ManufacturerName|ProtocolName|SequenceName|CodingSchemeName|TableName)$|Slice\w*"
+)
+_WORDS = (
+    "none null unknown anonymous anonymized anonymised anon test patient name image scan series study scanner phantom "
+    "default original primary derived secondary axial head first last removed hospital department clinic center "
+    "centre university medical radiology true false"
+)
+_PLAIN = frozenset(_WORDS.split())
+_WELL_KNOWN = "1.2.840.10008."  # UIDs of the standard itself
+
+
+def identifying_strings(path: Path) -> set[str]:
+    """Names (and their parts), IDs, dates, UIDs, institutions, addresses and serial numbers in the header of `path`.
+
+    At least four characters long; words that stand in anybody's header are left out. Empty for what is no DICOM.
+    """
+    try:
+        with quiet():
+            return of_header(pydicom.dcmread(path, stop_before_pixels=True, force=True))
+    except Exception:  # a header that cannot be parsed says nothing
+        return set()
+
+
+def of_header(header: Dataset) -> set[str]:
+    """As `identifying_strings`, of a parsed header."""
+    found: set[str] = set()
+    for dataset in (header, getattr(header, "file_meta", None)):
+        if dataset is not None:
+            _walk(dataset, found)
+    return {one for one in found if len(one) >= SHORTEST and not _is_plain(one)}
+
+
+def _walk(dataset: Dataset, found: set[str]) -> None:
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except Exception:  # one damaged element does not hide the others
+            continue
+        if element.VR == "SQ":
+            for item in element.value or ():
+                _walk(item, found)
+        elif element.VR in _VRS or (_KEYWORDS.search(element.keyword) and not _TECHNICAL.match(element.keyword)):
+            _collect(element, found)
+
+
+def _collect(element: DataElement, found: set[str]) -> None:
+    if element.value is None or isinstance(element.value, bytes):
+        return
+    several = element.value if element.VM > 1 else [element.value]
+    for value in several:
+        text = str(value).strip()
+        if text.startswith(_WELL_KNOWN):
+            continue
+        found.add(text)
+        if element.VR == "PN" or "Institution" in element.keyword or "Address" in element.keyword:
+            found.update(part for part in re.split(r"[\^=\s,;]+", text) if not part.isdigit())
+
+
+def _is_plain(text: str) -> bool:
+    return text.casefold() in _PLAIN or text.upper() in BODY_PARTS or (vendor_of(text) != "" and " " not in text)

@@ -1,0 +1,134 @@
+"""Images: single planes and runs of frames, by pydicom, at the full range of what was stored."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.pixels.processing import apply_modality_lut, apply_voi
+
+from scanforge.datasets.readers.dicom.facts import of_dataset
+from scanforge.datasets.readers.dicom.headers import Survey, survey
+from scanforge.datasets.readers.dicom.padding import without_padding
+from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
+from scanforge.datasets.readers.dicom.plugin import register
+from scanforge.datasets.readers.dicom.quiet import quiet
+from scanforge.datasets.readers.dicom.spacing import pixel_spacing
+from scanforge.datasets.readers.dicom.values import items, numbers
+from scanforge.datasets.readers.guard import refuse_bomb, refuse_voxels
+from scanforge.datasets.readers.nifti import compact
+from scanforge.datasets.readers.scan import ReadError, Scan, Source
+
+PHYSICAL = ("ct", "mr", "pt", "nm")  # values that mean something: not turned round where only the display is
+
+
+def read_image(source: Source) -> Iterator[Scan]:
+    """The image of a 'dicom-image' source, (1 or 3, D, H, W); D counts frames, and `frames` is set, where D > 1.
+
+    Modality LUT applied, VOI LUT applied where it is a table (a window only says what a screen shows, and would clip),
+    MONOCHROME1 turned round where values are brightness, palettes and YBR as RGB. ReadError says why there is none.
+    """
+    (file,) = survey(source.paths)
+    if file.state != "dicom":
+        raise ReadError("the file is gone or no DICOM any more")
+    refuse_incomplete(file)
+    refuse_bomb(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
+    register()
+    try:
+        with quiet():
+            header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
+            known = of_dataset(header, file)
+            voxels = _frames(file, header, known.modality)
+            spacing = pixel_spacing(header, file)
+    except (ReadError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever the damage makes them
+        raise ReadError(_why(error, file)) from error
+    refuse_voxels(voxels)
+    if voxels.min() == voxels.max():
+        raise ReadError("every pixel has the same value")
+    yield Scan(
+        voxels, (1.0, *spacing), modality=known.modality, facts=known.facts,
+        warnings=known.warnings(voxels.shape[1:], None), frames=file.frames > 1,
+    )  # fmt: skip
+
+
+def _why(error: Exception, file: Survey) -> str:
+    if isinstance(error, NotImplementedError):
+        return "pixels in a transfer syntax that cannot be decoded"
+    if "plugins are missing" in str(error) or "is not supported" in str(error):
+        return "pixels in a transfer syntax that cannot be decoded"
+    return "compressed pixels cannot be decoded" if file.pixel_length < 0 else "pixels do not fit their header"
+
+
+def _frames(file: Survey, header: Dataset, modality: str) -> NDArray:
+    """All frames (C, D, H, W), decoded one after the other into one array."""
+    voxels: NDArray | None = None
+    count = 0
+    for count, frame in enumerate(_decoded(file), 1):
+        image = _rendered(frame, file, header, modality)
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
+        if voxels is None:
+            voxels = np.empty((image.shape[0], file.frames, *image.shape[1:]), image.dtype)
+        if count > file.frames:
+            break
+        if image.dtype != voxels.dtype:
+            voxels = voxels.astype(np.result_type(voxels, image))
+        voxels[:, count - 1] = image
+    if voxels is None or count != file.frames:
+        raise ReadError(f"{file.frames} frames declared, {count} in the file")
+    return voxels
+
+
+def _decoded(file: Survey) -> Iterator[NDArray]:
+    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB."""
+    if file.syntax == "" or file.syntax not in pydicom.uid.AllTransferSyntaxes:
+        # Without the file's word pydicom has guessed how the header is encoded; the pixels are plain then.
+        dataset = pydicom.dcmread(file.path, force=True)
+        implicit, little = dataset.original_encoding
+        plain = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else pydicom.uid.ExplicitVRBigEndian
+        yield from iter_pixels(dataset)
+        return
+    yield from iter_pixels(file.path)
+
+
+def _rendered(frame: NDArray, file: Survey, header: Dataset, modality: str) -> NDArray:
+    """One frame (1 or 3, H, W)."""
+    if file.photometric == "PALETTE COLOR":
+        return np.moveaxis(_palette(frame, header), -1, 0)
+    if frame.ndim == 3:
+        return np.moveaxis(frame, -1, 0)
+    values: Any = apply_modality_lut(frame, header)
+    table = items(header, "VOILUTSequence") if values.dtype.kind in "iu" else []
+    if table:
+        values = apply_voi(values, header)
+    if file.photometric == "MONOCHROME1" and modality not in PHYSICAL:
+        ends = _table_ends(table[0]) if table else apply_modality_lut(_stored_ends(frame, file), header)
+        values = ends.sum(dtype=np.float64) - values
+    values = compact(np.asarray(values))
+    values = values.astype(np.float32) if values.dtype == np.float64 else values
+    return (without_padding(values, file) if modality == "ct" else values)[None]
+
+
+def _stored_ends(frame: NDArray, file: Survey) -> NDArray:
+    """The darkest and the brightest value that the header allows; the same for all images of a device."""
+    low = -(1 << file.stored_bits - 1) if file.signed else 0
+    ends = (min(low, int(frame.min())), max(low + (1 << file.stored_bits) - 1, int(frame.max())))
+    return np.asarray(ends, frame.dtype.newbyteorder("="))
+
+
+def _table_ends(table: Dataset) -> NDArray:
+    """The ends of what a lookup table puts out."""
+    bits = int(numbers(table, "LUTDescriptor", 3)[2])  # type: ignore[index]  # pydicom has just used it
+    return np.asarray((0, (1 << bits) - 1))
+
+
+def _palette(frame: NDArray, header: Dataset) -> NDArray:
+    colours = apply_color_lut(frame, header)
+    if colours.dtype == np.uint16 and not (colours & 0xFF).any():
+        return (colours >> 8).astype(np.uint8)
+    return colours

@@ -1,0 +1,130 @@
+"""Volumes: the headers say what must come out, dcm2niix converts, and what comes out is held against the headers."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from scanforge.datasets.readers.dicom.convert import Conversion, converted, marks
+from scanforge.datasets.readers.dicom.facts import Known, known_of
+from scanforge.datasets.readers.dicom.geometry import Grid, place, stack
+from scanforge.datasets.readers.dicom.headers import Survey, survey
+from scanforge.datasets.readers.dicom.mosaic import refuse_foreign_tiles, refuse_mosaic
+from scanforge.datasets.readers.dicom.padding import without_padding
+from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
+from scanforge.datasets.readers.dicom.planes import is_mosaic, planes_of
+from scanforge.datasets.readers.dicom.tilt import corrected
+from scanforge.datasets.readers.dicom.verify import refuse_misplaced
+from scanforge.datasets.readers.geometry import geometry
+from scanforge.datasets.readers.guard import refuse_bomb, refuse_voxels
+from scanforge.datasets.readers.nifti import compact
+from scanforge.datasets.readers.scan import ReadError, Scan, Source
+
+Volume = tuple[Any, int, NDArray[np.float64]]  # NIfTI image, number in it, affine
+
+
+def read_volume(source: Source) -> Iterator[Scan]:
+    """The volumes of a 'dicom-volume' source, (1, D, H, W), D from slice to slice; CT in Hounsfield units.
+
+    Stored values times their slope, in the smallest dtype that holds them; where no integer does, float32. Voxels that
+    a CT marks as padding, below air, become air. Volumes of one source have `part` '1', '2', ...
+    ReadError says why the slices are no trustworthy volume, or why the conversion does not match the headers.
+    """
+    files = survey(source.paths)
+    _refuse(files)
+    known = known_of(files[0])
+    mosaic = is_mosaic(files[0])
+    planes = [] if mosaic else [plane for file in files for plane in planes_of(file)]
+    grid = None if mosaic else stack(planes, known.thickness)
+    with converted(files, planes, grid) as conversion:
+        volumes = _mosaics(files, conversion) if grid is None else _matched(grid, conversion, known)
+        for image, number, _ in volumes:
+            _refuse_uniform(_raw(image, number))
+        for number, volume in enumerate(volumes, 1):
+            yield _scan(volume, files[0], known, str(number) if len(volumes) > 1 else "")
+
+
+def _refuse(files: Sequence[Survey]) -> None:
+    for file in files:
+        if file.state != "dicom":
+            raise ReadError("a file of the series is gone or no DICOM any more")
+        refuse_incomplete(file)
+    if any(file.samples != 1 for file in files):
+        raise ReadError("colour slices are renderings, not a volume")
+    refuse_bomb(sum(f.rows * f.columns * f.frames * f.bits // 8 for f in files), sum(file.size for file in files))
+    if files[0].modality == "CT" and len({(file.slope, file.intercept) for file in files}) > 1:
+        raise ReadError("CT slices of different rescale slope or intercept")
+    if len({file.bits for file in files}) > 1:
+        raise ReadError("slices of different bit depth")
+
+
+def _matched(grid: Grid, conversion: Conversion, known: Known) -> list[Volume]:
+    """The converted volumes, each at its place; every slice that went in must have come out."""
+    if grid.shear and known.modality != "ct":
+        raise ReadError("slices are stacked askew along their columns; only CT is straightened")
+    images = _as_stored(conversion)
+    slices = sum(int(np.prod(image.shape[2:])) for image in images)
+    if slices != grid.shape[2] * grid.volumes:
+        raise ReadError(f"dcm2niix makes {slices} slices of {grid.shape[2] * grid.volumes}")
+    if any(len(image.shape) < 3 or image.shape[:3] != grid.shape for image in images):
+        raise ReadError("dcm2niix makes volumes of another size than the slices")
+    refuse_misplaced(images, grid, conversion.slices, known.facts.get("manufacturer") == "philips")
+    if grid.shear:
+        return corrected(grid, images, [path for path in conversion.volumes if "Tilt" in marks(path)])
+    volumes: list[Volume] = []
+    for image in images:
+        affine = place(image.affine, image.shape[:3], grid)
+        if affine is None:
+            raise ReadError("dcm2niix places the volume elsewhere than its headers do")
+        volumes += [(image, number, affine) for number in range(_count(image))]
+    return volumes
+
+
+def _as_stored(conversion: Conversion) -> list[Any]:
+    """The converted images without those that were interpolated: straightened or made even."""
+    return [nib.Nifti1Image.from_filename(path) for path in conversion.volumes if not marks(path) & {"Tilt", "Eq"}]
+
+
+def _mosaics(files: Sequence[Survey], conversion: Conversion) -> list[Volume]:
+    images = _as_stored(conversion)
+    for image in images:
+        refuse_mosaic(image, files[0])
+    refuse_foreign_tiles(images, conversion.slices)
+    volumes = [(image, number, image.affine) for image in images for number in range(_count(image))]
+    if len(volumes) != len(files):
+        raise ReadError(f"dcm2niix makes {len(volumes)} volumes of {len(files)} mosaics")
+    return volumes
+
+
+def _count(image: Any) -> int:
+    return int(np.prod(image.shape[3:]))
+
+
+def _raw(image: Any, number: int) -> NDArray:
+    """Volume `number` of the image (x, y, z), slope applied; nothing else of a series is read."""
+    if len(image.shape) < 4:
+        return np.asanyarray(image.dataobj).reshape(*image.shape, *[1] * (3 - len(image.shape)))
+    return np.asanyarray(image.dataobj[..., number])
+
+
+def _refuse_uniform(voxels: NDArray) -> None:
+    if voxels.dtype.fields is not None:
+        raise ReadError("colour slices are renderings, not a volume")
+    refuse_voxels(voxels)
+    if voxels.min() == voxels.max():
+        raise ReadError("every voxel has the same value")
+
+
+def _scan(volume: Volume, file: Survey, known: Known, part: str) -> Scan:
+    image, number, affine = volume
+    voxels = compact(_raw(image, number))
+    if voxels.dtype == np.float64:
+        voxels = voxels.astype(np.float32)
+    if known.modality == "ct":
+        voxels = without_padding(voxels, file)
+    spacing, orientation = geometry(affine)
+    channels = np.ascontiguousarray(voxels.T[None])
+    warnings = known.warnings(voxels.shape, affine)
+    return Scan(channels, spacing, affine, orientation, known.modality, known.facts, warnings, part)

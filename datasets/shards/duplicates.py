@@ -1,0 +1,74 @@
+"""Exact duplicates (the same voxels): which scan is kept, and what is known of the others goes with it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from scanforge.datasets.shards.format import SampleEntry, ScanFacts
+
+Place = tuple[int, int]  # shard, sample
+Walk = Callable[[], Iterator[tuple[Place, SampleEntry]]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The one scan of a group that stays."""
+
+    also: tuple[str, ...]  # patients of the others
+    labels_differ: bool  # somebody was wrong about one of them
+
+    def apply(self, facts: ScanFacts) -> ScanFacts:
+        """`facts` with what the group adds."""
+        warnings = [*facts.warnings, "labels_differ"] if self.labels_differ else facts.warnings
+        return facts.model_copy(update={"also": list(self.also), "warnings": warnings})
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A scan that goes, and the one that it equals."""
+
+    twin: Place
+    labels_differ: bool
+
+
+def decide(walk: Walk) -> dict[Place, Kept | Dropped]:
+    """What becomes of every scan that has a twin. `walk` goes through all scans in order, as often as it is called.
+
+    The one with the most labels stays, the first of these; the outcome depends on the scans' order alone.
+    """
+    seen: set[bytes] = set()
+    twice: set[bytes] = set()
+    for _, entry in walk():
+        content = bytes.fromhex(entry.content)
+        (twice if content in seen else seen).add(content)
+    groups: dict[bytes, list[tuple[Place, SampleEntry]]] = {}
+    if twice:
+        for place, entry in walk():
+            if bytes.fromhex(entry.content) in twice:
+                groups.setdefault(bytes.fromhex(entry.content), []).append((place, entry))
+    fates: dict[Place, Kept | Dropped] = {}
+    for group in groups.values():
+        fates.update(_of_group(group))
+    return fates
+
+
+def _of_group(group: Sequence[tuple[Place, SampleEntry]]) -> dict[Place, Kept | Dropped]:
+    place, kept = max(group, key=lambda each: (_labelled(each[1]), tuple(-number for number in each[0])))
+    also = sorted({entry.patient for _, entry in group} - {kept.patient})
+    differ = {each: _differ(kept, entry) for each, entry in group}
+    fates: dict[Place, Kept | Dropped] = {each: Dropped(place, differ[each]) for each, _ in group if each != place}
+    fates[place] = Kept(tuple(also), any(differ.values()))
+    return fates
+
+
+def _labelled(entry: SampleEntry) -> int:
+    labels = entry.labels
+    found = 0 if labels is None else len(labels.classes) + len(labels.targets) + (labels.boxes is not None)
+    return found + (entry.mask is not None)
+
+
+def _differ(one: SampleEntry, other: SampleEntry) -> bool:
+    """True where both are labelled, and not alike."""
+    if not (_labelled(one) and _labelled(other)):
+        return False
+    masks = [entry.mask and (entry.mask.crc32, entry.mask.length) for entry in (one, other)]
+    return one.labels != other.labels or masks[0] != masks[1]
