@@ -113,7 +113,7 @@ class Crew:
 
     def _shards(self, task: Task) -> str:
         sources = self._setup.sources
-        names = {f"{sources[draw.source].folder / sources[draw.source].shards[draw.shard].name}" for draw in task.draws}
+        names = {sources[draw.source].store.shown(sources[draw.source].shards[draw.shard].name) for draw in task.draws}
         return ", ".join(sorted(names))
 
     def close(self) -> None:

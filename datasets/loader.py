@@ -12,9 +12,12 @@ from scanforge.datasets.crew import Crew, InProcess
 from scanforge.datasets.crop import mix
 from scanforge.datasets.plan import DataConfig, Draw, Position, SamplingPlan
 from scanforge.datasets.ring import Ring, buffer_size, view_of
+from scanforge.datasets.shards.prefetch import Prefetcher, Wanted
 from scanforge.datasets.worker import Filled, Setup, SourceSetup, Task
 
 _GROWTH = 4  # times the configured ring
+_OPEN_SHARDS = 64  # that a worker keeps open
+_AHEAD = 64  # steps whose shards are fetched before they are needed
 _START = Position()
 
 
@@ -56,6 +59,9 @@ class CropLoader:
         # Batches are numbered from the start of the run.
         self._next = (position.epoch * self.plan.steps_per_epoch + position.position) * micro_batches
         self._planned = self._next
+        self._remote = any(data.store.remote for data in self.plan.data)
+        self._prefetcher = Prefetcher(config.cache.ahead_bytes)
+        self._ahead = -1  # the last step whose shards are on their way
         self._tasks: dict[int, Task] = {}  # under way or filled, not handed out yet
         self._filled: dict[int, Filled] = {}
         self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
@@ -64,10 +70,14 @@ class CropLoader:
     def _setup(self) -> Setup:
         config = self._config
         sources = [
-            SourceSetup(data.folder.resolve(), data.manifest.shards, source.flip_axes)
+            SourceSetup(data.store, data.manifest.shards, source.flip_axes)
             for source, data in zip(config.sources, self.plan.data, strict=True)
         ]
-        return Setup(sources, config.channels, config.foreground, config.intensity)
+        # Half of the cache is for what the workers hold; the other half for what comes next.
+        remote = [shard.bytes for each in sources if each.store.remote for shard in each.shards]
+        held = int(config.cache.ahead_bytes / (max(remote) * max(1, config.workers))) if remote else _OPEN_SHARDS
+        opened = max(1, min(_OPEN_SHARDS, held))
+        return Setup(sources, config.channels, config.foreground, config.intensity, opened)
 
     def __iter__(self) -> "CropLoader":
         return self
@@ -77,6 +87,7 @@ class CropLoader:
 
     def crops(self) -> Crops:
         """The next batch as it lies in the ring, before it is cast and normalised on the device."""
+        self._fetch_ahead()
         self._plan_ahead()
         if self._next not in self._tasks:
             self._ring.grow()  # every buffer is in the caller's hands
@@ -99,6 +110,20 @@ class CropLoader:
             draws = [self._readable(draw) for draw in self.plan.draws(step, share, self._shares)]
             self._submit(Task(self._planned, slot, self.plan.kind(step).crop, draws))
             self._planned += 1
+
+    def _fetch_ahead(self) -> None:
+        """Has the remote shards of the coming steps fetched; looks again when half of them are done."""
+        step = self._next // self._micro
+        if not self._remote or step + _AHEAD // 2 < self._ahead:
+            return
+        self._ahead = step + _AHEAD
+        needed = dict.fromkeys(pair for each in range(step, self._ahead) for pair in self.plan.shards_of(each))
+        wanted = []
+        for source, number in needed:
+            data = self.plan.data[source]
+            shard = data.manifest.shards[number]
+            wanted.append(Wanted(data.store, shard.name, shard.sha256, shard.bytes))
+        self._prefetcher.ahead(wanted)
 
     def _submit(self, task: Task) -> None:
         self._tasks[task.number] = task
@@ -171,6 +196,7 @@ class CropLoader:
 
     def close(self) -> None:
         """Ends the workers and gives the buffers back; batches in hand stay valid."""
+        self._prefetcher.close()
         self._crew.close()
         self._ring.close()
 

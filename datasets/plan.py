@@ -6,12 +6,11 @@ dead worker's task trivial.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
@@ -20,6 +19,7 @@ from scanforge.datasets.identity import fraction
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.mixture import Mixture
 from scanforge.datasets.shards.reader import DataSet
+from scanforge.datasets.shards.store import CacheConfig
 from scanforge.datasets.shuffle import WindowShuffle
 
 _STEPS, _VISITS = 64, 256  # block lengths of the mixtures of kinds and of sources
@@ -28,10 +28,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SourceConfig(Config):
-    """One data set (a folder that `scanforge data build` made) in the mixture."""
+    """One data set in the mixture: a folder that `scanforge data build` made, or the URL of one."""
 
     name: str
-    path: Path
+    path: Annotated[str, BeforeValidator(str)]
     weight: Annotated[float, Field(gt=0)] = 1.0
     flip_axes: list[Annotated[int, Field(ge=0, le=2)]] = []  # 0 = D, 1 = H, 2 = W; only where anatomy allows
 
@@ -40,9 +40,9 @@ class DataConfig(Config):
     """What pre-training reads. A source's share of the crops is proportional to weight * scans**temperature.
 
     temperature 1: every scan is as likely as any other; 0: every source is, or with balance 'modality' every modality
-    (its share is (sum over sources of weight * scans)**temperature). batch_2d and batch_3d are global sizes:
-    they do not change with the number of ranks. Images and frames of videos serve crop_2d; volumes serve crop_3d or, where that is
-    not set, give slices to crop_2d.
+    (its share is (sum over sources of weight * scans)**temperature). batch_2d and batch_3d are global sizes: they do
+    not change with the number of ranks. Images and frames of videos serve crop_2d; volumes serve crop_3d or, where
+    that is not set, give slices to crop_2d.
     """
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
@@ -62,6 +62,7 @@ class DataConfig(Config):
     bad_sample_ceiling: Share = 0.01  # share of scans that may prove damaged before the run stops
     intensity: IntensityConfig = IntensityConfig()
     window: PositiveInt = 16  # shards that are shuffled together, and so held open at a time
+    cache: CacheConfig = CacheConfig()  # of shards behind a URL
     steps_per_epoch: PositiveInt | None = None  # default: as many as visit each scan once
 
     @model_validator(mode="after")
@@ -138,7 +139,7 @@ class SamplingPlan:
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.data = [DataSet(source.path) for source in config.sources]
+        self.data = [DataSet(source.path, config.cache) for source in config.sources]
         self.manifest_hash = {s.name: d.manifest_hash for s, d in zip(config.sources, self.data, strict=True)}
         self.sites = {
             s.name: str(d.manifest.parameters.get("site", "")) for s, d in zip(config.sources, self.data, strict=True)
@@ -201,7 +202,7 @@ class SamplingPlan:
                 found.append(_Rows(number, crop, modalities[each], part["shard"], part["sample"]))
         if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
-            raise UserError(f"source '{source.name}' ({source.path}) has no scan to sample: {reason}")
+            raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
         self._patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
         return found
 
@@ -241,6 +242,10 @@ class SamplingPlan:
     def _at(self, number: int, row: int, seed: int) -> Draw:
         stream = self.streams[number]
         return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
+
+    def shards_of(self, step: int) -> list[tuple[int, int]]:
+        """(source, shard) that the global batch of step `step` needs, each once, in order."""
+        return list(dict.fromkeys((draw.source, draw.shard) for draw in self.draws(step)))
 
     def replacement(self, draw: Draw) -> Draw:
         """What takes the place of a crop whose scan cannot be read: the same of the source's next scan."""

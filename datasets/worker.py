@@ -2,34 +2,31 @@
 
 import mmap
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
-from pathlib import Path
 
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
 from scanforge.datasets.crop import Triple, as_channels, overlap, place
-from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig, scaling
 from scanforge.datasets.plan import Draw
 from scanforge.datasets.processes import Handler
 from scanforge.datasets.ring import DTYPES, view_of
 from scanforge.datasets.shards.format import ShardRecord, unpack_bits
 from scanforge.datasets.shards.reader import BadSample, ShardReader
-
-_OPEN_SHARDS = 64  # whose indices a process keeps
+from scanforge.datasets.shards.store import Store, Unavailable
 
 
 @dataclass(frozen=True)
 class SourceSetup:
     """A source as a worker needs it."""
 
-    folder: Path
+    store: Store
     shards: Sequence[ShardRecord]
     flip_axes: Sequence[int]
 
@@ -42,6 +39,7 @@ class Setup:
     channels: int
     foreground: float
     intensity: IntensityConfig
+    open_shards: int  # whose indices, and files of remote ones, a worker keeps
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,17 @@ class CropReader:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._reader = lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
 
-    def _open(self, source: int, shard: int) -> ShardReader:
-        chosen = self._setup.sources[source]
-        return ShardReader(chosen.folder, chosen.shards[shard])
+    def _reader(self, source: int, shard: int) -> ShardReader:
+        place = (source, shard)
+        if place not in self._readers:
+            chosen = self._setup.sources[source]
+            self._readers[place] = ShardReader(chosen.store, chosen.shards[shard])
+            if len(self._readers) > self._setup.open_shards:
+                self._readers.popitem(last=False)[1].close()
+        self._readers.move_to_end(place)
+        return self._readers[place]
 
     def fill(self, task: Task, buffer: NDArray[np.uint8]) -> Filled:
         """Fills `buffer` with the crops of `task`."""
@@ -119,7 +123,7 @@ class CropReader:
         for position, draw in enumerate(task.draws):
             try:
                 readers.append(self._reader(draw.source, draw.shard))
-            except UserError as error:
+            except Unavailable as error:
                 readers.append(None)
                 bad[position] = str(error)
                 continue

@@ -1,7 +1,9 @@
 """A loader's process as the benchmark sees it: started, told to run rounds, ended."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ class Contender:
         self._log = open(log, "w") if log else None  # noqa: SIM115
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log or subprocess.DEVNULL,
-            text=True, bufsize=1, env=environment(),
+            text=True, bufsize=1, env=environment(), start_new_session=True,
         )  # fmt: skip
         self._answer()
 
@@ -44,11 +46,11 @@ class Contender:
     def close(self) -> None:
         """Ask it to end; kill it after some seconds."""
         self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):  # workers outlive some loaders
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         if self._log:
             self._log.close()
 

@@ -2,7 +2,8 @@
 
 The loader's process builds its loader, writes {"ready": true} and waits. To "round 3.0" it answers with
 {"crops": delivered, "seconds": taken}; at the end of its input it ends. A failure is {"error": reason}. One JSON
-object per line. Only the standard library is imported here: the loaders live in another environment.
+object per line. It leads a process group, which dies with it. Only the standard library is imported here: the loaders
+live in another environment.
 
 A round first hands out, uncounted, as many batches as can have been made while the loader was idle; what is counted
 was made in the round. It ends with a whole turn of the workers, since their batches come in bunches.
@@ -10,8 +11,10 @@ was made in the round. It ends with a whole turn of the workers, since their bat
 
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
@@ -61,10 +64,16 @@ def serve(build: Callable[[], Rounds]) -> None:
             crops, seconds = rounds.round(float(argument))
             _say(answers, crops=crops, seconds=seconds)
     except Exception as error:
+        traceback.print_exc()
         _say(answers, error=f"{type(error).__name__}: {error}")
-        raise
-    # Loaders differ in how well they end; nothing of theirs is kept.
+    _end()
+
+
+def _end() -> None:
+    """Loaders differ in how well they end, and workers outlive some; nothing of theirs is kept."""
     sys.stderr.flush()
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
-from scanforge.datasets.labels.masks import as_names, is_dataset, read_dataset, read_masks
+from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
 from scanforge.datasets.labels.names import ByName, parts_of
 from scanforge.datasets.labels.table import Found, read_table
 from scanforge.datasets.readers import SUFFIXES, suffix_of
@@ -104,7 +104,9 @@ def open_labels(labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks:
             mask file) as JSON; a folder of Pascal VOC XML
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
     """
-    book, names, others = LabelBook(), {}, []
+    book = LabelBook()
+    names: dict[str, Names] = {}
+    others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
         content = _json(path) if path.suffix.lower() == ".json" else None
         given = None if content is None or is_dataset(content) else as_names(content)
@@ -161,7 +163,7 @@ def _json(path: Path) -> Any:
 def _merged(one: LabelRef, other: LabelRef, relative: str) -> LabelRef:
     for name, first, second in (("classes", one.classes, other.classes), ("targets", one.targets, other.targets)):
         for key in first.keys() & second.keys():
-            if first[key] != second[key]:  # type: ignore[index]
+            if first[key] != second[key]:
                 raise UserError(f"two lists give '{relative}' different {name} for '{key}'")
     if one.boxes is not None and other.boxes is not None:
         raise UserError(f"two lists hold boxes of '{relative}'")

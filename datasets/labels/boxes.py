@@ -17,10 +17,12 @@ def boxes_of_mask(mask: NDArray[np.unsignedinteger], names: dict[int, str]) -> t
     """
     boxes = []
     everywhere = np.ones((3, 3, 3))
-    for value in np.unique(mask[mask > 0]).tolist():
-        whole = mask == value
-        (around,) = ndimage.find_objects(whole.astype(np.uint8))
-        parts, _ = ndimage.label(whole[around], everywhere)
+    values, numbered = np.unique(mask, return_inverse=True)
+    numbered = numbered.reshape(mask.shape) + (values[0] > 0)  # 0 stays the background
+    values = values[values > 0]
+    for number, around in enumerate(ndimage.find_objects(numbered), start=1):
+        value = int(values[number - 1])
+        parts, _ = ndimage.label(numbered[around] == number, everywhere)
         label = names.get(value) or ("finding" if value == 1 else f"label {value}")
         for place in ndimage.find_objects(parts):
             pairs = list(zip(around, place, strict=True))

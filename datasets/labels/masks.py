@@ -84,10 +84,10 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
     pairs = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     if pairs:
         found.refs = []
-        for each in pairs:
-            mask = path.parent / str(each.get("label", ""))
+        for pair in pairs:
+            mask = path.parent / str(pair.get("label", ""))
             if mask.is_file():
-                found.refs.append((str(each.get("image", "")), LabelRef(mask=mask.absolute(), names=names)))
+                found.refs.append((str(pair.get("image", "")), LabelRef(mask=mask.absolute(), names=names)))
                 claimed.add(mask.resolve())
             else:
                 found.drop("masks listed, but not there")

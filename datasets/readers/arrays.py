@@ -1,6 +1,7 @@
 """NPY and NPZ; of MedMNIST's files one scan per entry."""
 
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 MIN_SIDE = 8  # what is smaller along height or width is an affine or a list, not an image
 MAX_LABELS = 64  # per entry
-_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_ERRORS = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, NotImplementedError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 _STACK = re.compile(r"(?:(train|val|test)_)?images")
 
 
@@ -102,7 +106,9 @@ def _scan(array: NDArray, part: str = "", beside: Any = (), patient: str = "", s
 
 def _labels(beside: list[NDArray], shape: tuple[int, ...]) -> Labels:
     """A mask where an array has the image's shape, else classes (whole numbers, text) or numbers ('label-0', ...)."""
-    mask, classes, targets = None, {}, {}
+    mask = None
+    classes: dict[str, str] = {}
+    targets: dict[str, float] = {}
     for values in beside:
         if values.shape == shape or values.shape == (*shape, 1):
             refuse_voxels(values)

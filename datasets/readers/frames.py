@@ -31,7 +31,8 @@ def find_frame_folders(root: Path, files: Sequence[str]) -> tuple[list[Source], 
         if match is not None and path.suffix.lower() in _SUFFIXES:
             key = (path.parent.as_posix(), match["stem"], path.suffix.lower())
             groups.setdefault(key, []).append((int(match["number"]), file))
-    videos, taken = [], set()
+    videos: list[Source] = []
+    taken: set[str] = set()
     for group in groups.values():
         group.sort()
         if _consecutive([number for number, _ in group]) and _one_size([root / file for _, file in group]):

@@ -3,6 +3,7 @@
 ITK itself reads a compressed stream that is damaged without a word; the stream's own checksum is looked at here.
 """
 
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -11,7 +12,10 @@ from scanforge.datasets.readers.guard import refuse_bomb
 from scanforge.datasets.readers.scan import ReadError
 
 MAX_HEADER_BYTES = 2**20
+MAX_LINE = 250
 _CHUNK = 2**20
+_PER_AXIS = {"dimsize", "elementspacing", "elementsize", "offset", "position", "origin", "centerofrotation"}
+_PER_PAIR = {"transformmatrix", "rotation", "orientation"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def _metaimage(start: bytes) -> Header:
     data_file = fields.get("elementdatafile")
     if data_file is None or "dimsize" not in fields:
         raise ReadError("no header of a NRRD or MetaImage")
+    _refuse_overflow(fields, lines)
     if fields.get("binarydata", "true").lower() not in {"true", "t", "1"}:
         raise ReadError("MetaImage with voxels as text is not supported")
     slope, shift = (fields.get(f"elementtointensityfunction{name}") for name in ("slope", "offset"))
@@ -105,6 +110,24 @@ def _metaimage(start: bytes) -> Header:
     if data_file.upper() == "LOCAL":
         return Header(fields, None, offset + foreign, packed)
     return Header(fields, data_file, foreign, packed)
+
+
+def _refuse_overflow(fields: dict[str, str], lines: list[str]) -> None:
+    """MetaIO writes what the header says into arrays of fixed length, unchecked: 83 dimensions end the process."""
+    if fields.get("objecttype", "Image") != "Image" or fields.get("ndims") not in {"2", "3", "4"}:
+        raise ReadError("no MetaImage of 2, 3 or 4 dimensions")
+    side = int(fields["ndims"])
+    for names, count in ((_PER_AXIS, side), (_PER_PAIR, side * side)):
+        for name in names & fields.keys():
+            numbers = fields[name].split()
+            if len(numbers) != count or not all(math.isfinite(float(number)) for number in numbers):
+                raise ReadError(f"its header gives '{name}' not as {count} numbers")
+    if not all(0 < int(size) < 2**31 for size in fields["dimsize"].split()):
+        raise ReadError("its header gives 'dimsize' not as sizes")
+    if not 0 < int(fields.get("elementnumberofchannels", "1")) < 2**10:
+        raise ReadError("its header gives 'elementnumberofchannels' not as a small number")
+    if max(map(len, lines)) > MAX_LINE or len(fields) < len(lines):
+        raise ReadError("its header has overlong lines, or says something twice")
 
 
 def _lines(start: bytes, until: bytes) -> tuple[list[str], int]:

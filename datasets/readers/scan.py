@@ -77,7 +77,7 @@ class Scan:
     patient: str = ""
     split: str = ""
     frames: bool = False
-    labels: Labels = Labels()
+    labels: Labels = field(default_factory=Labels)
 
 
 FACTS = ("manufacturer", "model", "body_part", "sequence")

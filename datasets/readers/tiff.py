@@ -24,6 +24,11 @@ _JPEG = (COMPRESSION.JPEG, COMPRESSION.OJPEG)
 # EXIF orientation -> what is done with (..., H, W): transpose, then flip along H, along W.
 _UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 
+# Of a damaged structure tifffile raises whatever it stumbles over.
+_ERRORS = (
+    *(TiffFileError, OSError, ValueError, LookupError, TypeError, ArithmeticError, AssertionError, AttributeError),
+    *(struct.error, zlib.error),
+)
 # Its messages name files and repeat headers.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
@@ -44,7 +49,7 @@ def read_tiff(source: Source) -> Iterator[Scan]:
             scans = (scan for number, image in enumerate(images) for scan in _scans(tiff, image, number))
             for part, scan in enumerate(scans):
                 yield replace(scan, part=str(part) if several else "")
-    except (TiffFileError, OSError, ValueError, LookupError, TypeError, struct.error, zlib.error) as error:
+    except _ERRORS as error:
         raise ReadError(f"not a readable TIFF: {reason_of(error, path)}") from error
     except RuntimeError as error:  # those of imagecodecs
         raise ReadError(f"damaged TIFF: {reason_of(error, path)}") from error
@@ -80,7 +85,10 @@ def _axes(tiff: TiffFile, image: Any) -> str:
 
 def _scans(tiff: TiffFile, image: Any, number: int) -> Iterator[Scan]:
     page, axes = image.keyframe, _axes(tiff, image)
-    refuse_bomb(image.nbytes, tiff.filehandle.size)
+    stored = tiff.filehandle.size
+    refuse_bomb(image.nbytes, stored)
+    if page.compression == COMPRESSION.NONE and image.nbytes > stored * 8 // page.bitspersample * image.dtype.itemsize:
+        raise ReadError(f"cut short: declares {image.nbytes} bytes of voxels, has {stored} in all")
     if any(0 in one.databytecounts for one in image.pages if one is not None):
         raise ReadError("damaged TIFF: parts of it are missing")
     # What lies in the file as one piece is mapped: of a series in time only the volume in hand is then in memory.

@@ -8,7 +8,6 @@ to in any way, or that outlived a reboot, is hashed again when it is next opened
 
 import errno
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,10 +23,9 @@ from scanforge.datasets.shards.fetch import LONGEST_PAUSE, write_all
 from scanforge.datasets.shards.format import sha256_of
 from scanforge.datasets.shards.locks import exclusive, lies_at, lock
 from scanforge.datasets.shards.space import GB, Space, part_name
+from scanforge.datasets.shards.verified import is_verified, set_verified, touch
 
 _HASHING = 120.0  # seconds for the largest file
-_BOOTS = 8  # of the machines that share the folder, whose verification is remembered
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Fill = Callable[[BinaryIO], None]
@@ -77,10 +75,7 @@ class Cache:
         wait for room while everything in the cache is in use (default: the timeout).
         """
         with self._usable(f"{what} ({size / GB:.3g} GB)"):
-            while True:
-                held = self._present(sha256, size) or self._made(sha256, size, fill, what, stop, wait)
-                if held is not None:
-                    return held
+            return self._present(sha256, size) or self._made(sha256, size, fill, what, stop, wait)
 
     def small(self, sha256: str, download: Callable[[], bytes], what: str) -> bytes:
         """The content itself, from the folder or else from `download`, whose answer is trusted; hashed at each read."""
@@ -110,21 +105,31 @@ class Cache:
                 ) from error
             raise UserError(f"the cache {self.folder} cannot be used ({reason}); set cache.folder") from error
 
-    def _made(
-        self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None, wait: float | None
-    ) -> Held | None:
-        """The file after it was verified or fetched; None where another process did so meanwhile."""
+    def _made(self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None, wait: float | None) -> Held:
+        """The file after it was verified or fetched, or after another process did so."""
         part = self.folder / part_name(sha256, size)
         with exclusive(self.folder / f"{sha256}.lock", self._patience, stop, lambda: _progress(part)) as record:
-            data = self.folder / sha256
-            if (held := self._present(sha256, size)) is not None:
+            held = self._present(sha256, size) or self._verified(sha256, size, record)
+            if held is not None:
                 return held
-            if _size(data) == size and sha256_of(data) == sha256:
-                _stamp(record, data)
-                return None
+            data = self.folder / sha256
             data.unlink(missing_ok=True)
             self._space.reserve(sha256, size, what, self._timeout if wait is None else wait, stop)
             return self._filled(part, data, fill, record)
+
+    def _verified(self, sha256: str, size: int, record: IO[bytes]) -> Held | None:
+        """The file if it is there and its content is right."""
+        path = self.folder / sha256
+        try:
+            stream = open(path, "rb", buffering=0)  # noqa: SIM115 (it is what keeps the file)
+        except FileNotFoundError:
+            return None
+        lock(stream, shared=True, block=True)
+        if os.fstat(stream.fileno()).st_size == size and sha256_of(path) == sha256:
+            set_verified(record, stream)
+            return Held(path, stream)
+        stream.close()
+        return None
 
     def _filled(self, part: Path, data: Path, fill: Fill, record: IO[bytes]) -> Held:
         stream = open(part, "r+b", buffering=0)  # noqa: SIM115 (it is what keeps the file)
@@ -133,7 +138,8 @@ class Cache:
             os.fsync(stream.fileno())
             lock(stream, shared=True, block=True)
             self._space.publish(part, data)
-            _stamp(record, data)
+            set_verified(record, stream)
+            touch(self.folder / f"{data.name}.lock")
         except BaseException as error:
             empty = os.fstat(stream.fileno()).st_size == 0
             stream.close()
@@ -150,11 +156,10 @@ class Cache:
         except FileNotFoundError:
             return None
         lock(stream, shared=True, block=True)
-        status = os.fstat(stream.fileno())
         with suppress(FileNotFoundError):
-            stamp = _stamps(record.read_bytes()).get(_boot())
-            if lies_at(stream, path) and status.st_size == size and stamp == _state(status):
-                os.utime(record)
+            whole = lies_at(stream, path) and os.fstat(stream.fileno()).st_size == size
+            if whole and is_verified(record.read_bytes(), stream):
+                touch(record)
                 return Held(path, stream)
         stream.close()
         return None
@@ -167,47 +172,14 @@ class Cache:
         if hashlib.sha256(content).hexdigest() != sha256:
             return None
         with suppress(FileNotFoundError):
-            os.utime(self.folder / f"{sha256}.lock")
+            touch(self.folder / f"{sha256}.lock")
         return content
-
-
-def _state(status: os.stat_result) -> list[int]:
-    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _boot() -> str:
-    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "one"
-
-
-def _stamps(content: bytes) -> dict[str, list[int]]:
-    try:
-        found = json.loads(content)
-    except ValueError:  # being written, or a power cut
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _stamp(record: IO[bytes], data: Path) -> None:
-    record.seek(0)
-    stamps = _stamps(record.read())
-    stamps.pop(_boot(), None)
-    stamps[_boot()] = _state(os.stat(data))
-    record.seek(0)
-    record.truncate()
-    record.write(json.dumps(dict(list(stamps.items())[-_BOOTS:])).encode())
 
 
 def _write(stream: BinaryIO, content: bytes) -> None:
     stream.seek(0)
     stream.truncate()
     write_all(stream, content)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 def _progress(part: Path) -> tuple[int, int] | None:

@@ -10,8 +10,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from scanforge.datasets.shards.address import Transient, Unavailable, shown
 from scanforge.datasets.shards.locks import Stopped, pause
-from scanforge.datasets.shards.remote import Piece, Transient, Unavailable, pieces, shown
+from scanforge.datasets.shards.remote import pieces
+from scanforge.datasets.shards.web import Piece
 
 _PAUSE = 0.5, 30.0  # seconds: the first, the longest
 LONGEST_PAUSE = 120.0  # that a server may ask for

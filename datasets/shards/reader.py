@@ -28,6 +28,7 @@ from scanforge.datasets.shards.format import (
     index_name,
     parse,
 )
+from scanforge.datasets.shards.store import CacheConfig, FolderStore, Store, Unavailable
 from scanforge.datasets.shards.table import parse_table
 
 _OPEN_SCANS = 4  # kept open: consecutive crops are often of the same scan
@@ -40,67 +41,69 @@ class BadSample(Exception):
 
 
 class DataSet:
-    """An opened data set: its manifest is valid and every shard is there in its full size.
+    """An opened data set: its manifest is valid and, on local disk, every shard is there in its full size.
 
-    Raises UserError (one line) for a folder that is none, another format version, missing or cut shards.
+    location: a folder, or a URL of one that fsspec reads (http, s3, gs, hf, ...); then shards are fetched when used.
+    Raises UserError (one line) for what is no data set, another format version, missing or cut shards.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        path = self.folder / MANIFEST
+    def __init__(self, location: str | Path, cache: CacheConfig | None = None) -> None:
+        self.store = Store.of(location, cache or CacheConfig())
+        name = self.store.shown(MANIFEST)
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            reason = f"{self.folder} is not a complete data set ({MANIFEST}: {error.strerror})"
-            raise UserError(f"{reason}; make it by 'scanforge data build'") from error
-        self.manifest = parse(Manifest, content, str(path))
+            content = self.store.small(MANIFEST)
+        except Unavailable as error:
+            raise UserError(
+                f"{location} is not a complete data set ({error}); make it by 'scanforge data build'"
+            ) from error
+        self.manifest = parse(Manifest, content, name)
         self.manifest_hash = hashlib.sha256(content).hexdigest()
-        for shard in self.manifest.shards:
-            self._check_size(shard)
+        if isinstance(self.store, FolderStore):
+            for shard in self.manifest.shards:
+                _check_size(self.store.folder, shard)
 
-    def _check_size(self, shard: ShardRecord) -> None:
-        path = self.folder / shard.name
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"shard {path} cannot be opened: {error.strerror}; copy or build it again") from error
-        if size != shard.bytes:
-            raise UserError(f"shard {path} has {size} bytes instead of {shard.bytes}; copy or build it again")
+    @property
+    def folder(self) -> Path:
+        """Where it lies on local disk; UserError for one behind a URL."""
+        if isinstance(self.store, FolderStore):
+            return self.store.folder
+        raise UserError(f"{self.store.shown('')} is not on local disk: copy it there first")
 
     def samples(self) -> NDArray[np.void]:
         """One row (`table.ROW`) per scan, checked against the manifest; UserError where the table is damaged."""
-        path = self.folder / SAMPLES
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"table {path} cannot be read: {error.strerror}; copy or build it again") from error
-        if hashlib.sha256(content).hexdigest() != self.manifest.samples_sha256:
-            raise UserError(f"table {path} is damaged (its sha256 is not the manifest's); copy or build it again")
-        return parse_table(content, str(path), self.manifest.shards, len(self.manifest.modalities))
+        content = self.store.small(SAMPLES, self.manifest.samples_sha256)
+        name = self.store.shown(SAMPLES)
+        return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
 
     def index(self, shard: ShardRecord) -> ShardIndex:
-        """The index of one shard, read from disk and checked against the manifest; UserError where it is damaged."""
-        return read_index(self.folder, shard)
+        """The index of one shard, checked against the manifest; UserError where it is damaged."""
+        return read_index(self.store, shard)
 
 
-def read_index(folder: Path, shard: ShardRecord) -> ShardIndex:
-    """See `DataSet.index`."""
-    path = folder / index_name(shard.name)
+def _check_size(folder: Path, shard: ShardRecord) -> None:
+    path = folder / shard.name
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"index {path} cannot be read: {error.strerror}; copy or build it again") from error
-    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-        raise UserError(f"index {path} is damaged (its sha256 is not the manifest's); copy or build it again")
-    return parse(ShardIndex, content, str(path))
+        raise UserError(f"shard {path} cannot be opened: {error.strerror}; copy or build it again") from error
+    if size != shard.bytes:
+        raise UserError(f"shard {path} has {size} bytes instead of {shard.bytes}; copy or build it again")
+
+
+def read_index(where: Path | Store, shard: ShardRecord) -> ShardIndex:
+    """The index of `shard` in the folder or store `where`; UserError where it cannot be read or is damaged."""
+    store = where if isinstance(where, Store) else FolderStore(where)
+    name = index_name(shard.name)
+    return parse(ShardIndex, store.small(name, shard.index_sha256), store.shown(name))
 
 
 class ShardReader:
     """Partial reads of the scans of one shard. A scan's checksum is verified when it is first touched."""
 
-    def __init__(self, folder: Path, shard: ShardRecord) -> None:
-        self.path, self.shard = folder / shard.name, shard
-        self.entries = read_index(folder, shard).samples
+    def __init__(self, where: Path | Store, shard: ShardRecord) -> None:
+        self._store = where if isinstance(where, Store) else FolderStore(where)
+        self.shard, self.name = shard, self._store.shown(shard.name)
+        self.entries = read_index(self._store, shard).samples
         self._verified = bytearray(len(self.entries))
         self._open: OrderedDict[int, blosc2.NDArray] = OrderedDict()
         self._stream: BinaryIO | None = None
@@ -146,9 +149,9 @@ class ShardReader:
     def _as_bad_sample(self, entry: SampleEntry) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, Unavailable) as error:
             reason = " ".join(str(error).split())
-            raise BadSample(f"shard {self.path}, scan {entry.key}: {reason}") from error
+            raise BadSample(f"shard {self.name}, scan {entry.key}: {reason}") from error
 
     def _stored(self, number: int, region: Region | None) -> NDArray:
         entry = self.entries[number]
@@ -167,8 +170,17 @@ class ShardReader:
 
     def _descriptor(self) -> int:
         if self._stream is None:
-            self._stream = open(self.path, "rb", buffering=0)
+            self._path = self._store.local(self.shard.name, self.shard.sha256, self.shard.bytes)
+            self._stream = open(self._path, "rb", buffering=0)  # noqa: SIM115 (until `close`)
         return self._stream.fileno()
+
+    def close(self) -> None:
+        """Lets the shard go: a cached file may be deleted then."""
+        self._open.clear()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+            self._store.release(self.shard.name)
 
     def _array(self, number: int) -> blosc2.NDArray:
         """A large scan, opened in the memory-mapped tar."""
@@ -182,7 +194,7 @@ class ShardReader:
         if not self._verified[number]:
             self._payload(entry)
             self._verified[number] = 1
-        array = blosc2.open(str(self.path), mode="r", offset=entry.offset, mmap_mode="r")
+        array = blosc2.open(str(self._path), mode="r", offset=entry.offset, mmap_mode="r")
         _expect(array, entry.shape, entry.stored)
         self._open[number] = array
         if len(self._open) > _OPEN_SCANS:

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.shards.address import Unavailable, is_url, join, shown
 from scanforge.datasets.shards.cache import Cache, CacheConfig, Held
 from scanforge.datasets.shards.fetch import Fetch
-from scanforge.datasets.shards.remote import Unavailable, is_url, join, shown
 
 __all__ = ["CacheConfig", "FolderStore", "RemoteStore", "Store", "Unavailable"]
 

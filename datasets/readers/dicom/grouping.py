@@ -134,8 +134,9 @@ def _source(files: list[Survey], root: Path, kind: str) -> Source:
     names = tuple(_relative(file, root) for file in files)
     if kind == "dicom-volume" and len(files) > 1:
         direction = [round(number, 3) + 0.0 for number in first.orientation or ()]
-        what = f"{first.rows}x{first.columns}x{first.samples} {direction}"
-        identity = f"{first.series} {what}" if first.series else f"{min(file.sop for file in files)} {what}"
+        which = first.series or min(file.sop for file in files)
+        what = f"{first.rows}x{first.columns}x{first.samples} {direction} {first.modality}"
+        identity = f"{first.patient} {first.study} {which} {what}"
     else:
         identity = " ".join(_instance(first))
     size, modified = sum(file.size for file in files), max(file.modified for file in files)

@@ -7,14 +7,14 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.pixels import apply_color_lut
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
+from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.facts import of_dataset
 from scanforge.datasets.readers.dicom.headers import Survey, survey
 from scanforge.datasets.readers.dicom.padding import without_padding
 from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
-from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.spacing import pixel_spacing
 from scanforge.datasets.readers.dicom.values import items, numbers
@@ -36,7 +36,6 @@ def read_image(source: Source) -> Iterator[Scan]:
         raise ReadError("the file is gone or no DICOM any more")
     refuse_incomplete(file)
     refuse_bomb(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
-    register()
     try:
         with quiet():
             header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
@@ -68,7 +67,7 @@ def _frames(file: Survey, header: Dataset, modality: str) -> NDArray:
     """All frames (C, D, H, W), decoded one after the other into one array."""
     voxels: NDArray | None = None
     count = 0
-    for count, frame in enumerate(_decoded(file), 1):
+    for count, frame in enumerate(frames_of(file), 1):
         image = _rendered(frame, file, header, modality)
         image = image.astype(image.dtype.newbyteorder("="), copy=False)
         if voxels is None:
@@ -81,19 +80,6 @@ def _frames(file: Survey, header: Dataset, modality: str) -> NDArray:
     if voxels is None or count != file.frames:
         raise ReadError(f"{file.frames} frames declared, {count} in the file")
     return voxels
-
-
-def _decoded(file: Survey) -> Iterator[NDArray]:
-    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB."""
-    if file.syntax == "" or file.syntax not in pydicom.uid.AllTransferSyntaxes:
-        # Without the file's word pydicom has guessed how the header is encoded; the pixels are plain then.
-        dataset = pydicom.dcmread(file.path, force=True)
-        implicit, little = dataset.original_encoding
-        plain = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
-        dataset.file_meta.TransferSyntaxUID = plain if little else pydicom.uid.ExplicitVRBigEndian
-        yield from iter_pixels(dataset)
-        return
-    yield from iter_pixels(file.path)
 
 
 def _rendered(frame: NDArray, file: Survey, header: Dataset, modality: str) -> NDArray:

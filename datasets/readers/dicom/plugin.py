@@ -61,7 +61,7 @@ def _as_file(source: bytes, runner: DecodeRunner) -> bytes:
     file.file_meta = FileMetaDataset()
     file.file_meta.TransferSyntaxUID = runner.transfer_syntax
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = uid.SecondaryCaptureImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = "1.2.3"
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = uid.UID("1.2.3")
     file.Rows, file.Columns = runner.rows, runner.columns
     file.SamplesPerPixel = runner.samples_per_pixel
     file.PhotometricInterpretation = "RGB" if runner.samples_per_pixel == 3 else "MONOCHROME2"

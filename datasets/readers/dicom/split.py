@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.pixels import iter_pixels
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
+from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
 from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.values import items, number
 from scanforge.datasets.readers.scan import ReadError
@@ -27,17 +26,16 @@ def split(file: Survey, planes: Sequence[Plane], grid: Grid, folder: Path) -> li
     """One file per frame of `file` in `folder`, in the order of `planes`. ReadError where frames cannot be decoded."""
     order = {plane: (k, v) for k, several in enumerate(grid.members) for v, plane in enumerate(several)}
     paths: list[Path] = []
-    register()
     try:
         with quiet():
             header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
             scales = list(_scales(header, file))
-            for frame, pixels in enumerate(iter_pixels(file.path)):
+            for frame, pixels in enumerate(frames_of(file)):
                 slice_number, volume = order[frame]
                 made = _slice(pixels, file, planes[frame], scales[frame])
                 made.InstanceNumber = volume * len(grid.members) + slice_number + 1
                 made.AcquisitionNumber = volume + 1
-                made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = f"{_SERIES}.{frame + 1}"
+                made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = UID(f"{_SERIES}.{frame + 1}")
                 paths.append(folder / f"{frame:06d}.dcm")
                 made.save_as(paths[-1], enforce_file_format=True)
     except Exception as error:  # decoders raise whatever the damage makes them

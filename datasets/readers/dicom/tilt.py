@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.geometry import Grid, turn_like
+from scanforge.datasets.readers.dicom.geometry import Grid
+from scanforge.datasets.readers.dicom.matching import turn_like
 from scanforge.datasets.readers.scan import ReadError
 
 ROUNDING = 2.0  # stored values: the converter cuts fractions off, and measures the tilt itself

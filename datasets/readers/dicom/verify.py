@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
+from scanforge.datasets.readers.dicom.decode import whole_dataset
 from scanforge.datasets.readers.dicom.geometry import Grid
 from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
@@ -48,20 +47,11 @@ def values_of(path: Path) -> NDArray:
     register()
     try:
         with quiet():
-            dataset: Dataset = pydicom.dcmread(path, force=True)
-            if "TransferSyntaxUID" not in dataset.file_meta:
-                dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(_plain_syntax(dataset))
+            dataset = whole_dataset(path)
             slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
             return dataset.pixel_array * (1.0 if slope is None else slope) + (intercept or 0.0)
     except Exception as error:  # decoders raise whatever the damage makes them
         raise ReadError("compressed pixels cannot be decoded") from error
-
-
-def _plain_syntax(dataset: Any) -> str:
-    implicit, little = dataset.original_encoding
-    if not little:
-        return pydicom.uid.ExplicitVRBigEndian
-    return pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
 
 
 def _same(plane: NDArray, values: NDArray, own_scale: bool) -> bool:

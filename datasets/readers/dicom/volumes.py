@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from scanforge.datasets.readers.dicom.convert import Conversion, converted, marks
 from scanforge.datasets.readers.dicom.facts import Known, known_of
-from scanforge.datasets.readers.dicom.geometry import Grid, place, stack
+from scanforge.datasets.readers.dicom.geometry import Grid, stack
 from scanforge.datasets.readers.dicom.headers import Survey, survey
+from scanforge.datasets.readers.dicom.matching import place
 from scanforge.datasets.readers.dicom.mosaic import refuse_foreign_tiles, refuse_mosaic
 from scanforge.datasets.readers.dicom.padding import without_padding
 from scanforge.datasets.readers.dicom.pixels import refuse_incomplete

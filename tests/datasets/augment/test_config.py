@@ -21,11 +21,13 @@ def test_a_modality_replaces_only_the_switches_it_names():
 
 def test_what_the_user_sets_goes_over_the_preset():
     config = AugmentConfig.model_validate(
-        {"preset": "strong", "default": {"blur": None}, "modalities": {"ct": {"window": None}}}
+        {"preset": "strong", "default": {"blur": None, "flip": None}, "modalities": {"ct": {"window": None}}}
     )
     strong = AugmentConfig(preset="strong")
     assert strong.of("us").blur
     assert config.of("us").blur is None
+    assert strong.of("us").flip
+    assert config.of("us").flip is None
     assert config.of("us").speckle == strong.of("us").speckle
     assert strong.of("ct").window
     assert config.of("ct").window is None

@@ -173,9 +173,7 @@ def test_what_is_made_much_coarser_is_low_passed_first(make_batch):
     padding=st.integers(0, 2),
     view=st.integers(0, 1000),
 )
-@example(
-    shape=(1, 1, 2), size=(2, 1, 1), padding=1, view=0
-)  # a view of one voxel shared its memory with the background
+@example(shape=(1, 1, 2), size=(2, 1, 1), padding=1, view=0)  # once, a view of one voxel was the background itself
 def test_any_shape_gives_a_view_of_the_size_asked_for(make_batch, shape, size, padding, view):
     config = AugmentConfig(preset="strong", size_3d=size, size_2d=size[1:])
     batch = make_batch(["ct", "mr", "us", "sm"], shape, padding=padding)

@@ -66,7 +66,7 @@ def test_nothing_that_tells_a_person_travels(tmp_path: Path) -> None:
     columns += ["scanned", "source_file", "laterality", "free"]
     lines = [
         f"s{i},Meier^{i % 2},1960-01-0{i + 1},{i},{i},{20240101 + i % 2},ok,{50 + i},{'FM'[i % 2]},{7000000 + i},"
-        f"0{i % 2}.03.2021,x{i % 2}.dcm,{'left right'.split()[i % 2]},word{i}"
+        f"0{i % 2}.03.2021,x{i % 2}.dcm,{('left', 'right')[i % 2]},word{i}"
         for i in range(8)
     ]
     found = book(csv(tmp_path / "l.csv", ",".join(columns), *lines))

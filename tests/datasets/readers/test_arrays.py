@@ -153,8 +153,7 @@ def test_flipped_bytes_are_refused_or_harmless(tmp_path: Path, data: st.DataObje
     (tmp_path / "a.npz").write_bytes(content)
     try:
         found = scans(tmp_path / "a.npz")
-    except ReadError as error:
-        assert str(tmp_path) not in str(error)
+    except ReadError:
         return
     # What passed is what was stored (a flip in a date or an attribute of the archive, or in a member's name).
     stored = {image.tobytes() for image in images} | {images.tobytes()}

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scanforge.datasets.readers.dicom.geometry import Plane, corners_apart, place, stack, turn_like
+from scanforge.datasets.readers.dicom.geometry import Plane, stack
+from scanforge.datasets.readers.dicom.matching import corners_apart, place, turn_like
 from scanforge.datasets.readers.scan import ReadError
 
 
@@ -86,6 +87,6 @@ def test_frames_that_do_not_fit_together() -> None:
     with pytest.raises(ReadError, match="different orientations"):
         stack([first, Plane(rest[0].position, (0, 1, 0, 1, 0, 0), first.spacing, 12, 10)])
     with pytest.raises(ReadError, match="side by side"):
-        stack([first, *rest, Plane((50, 0, 1), first.orientation, first.spacing, 12, 10)])
+        stack([first, *rest, Plane((50, -7, 4), first.orientation, first.spacing, 12, 10)])
     with pytest.raises(ReadError, match="on a line"):
         stack([Plane((2.0 * (k % 2), 0, k), first.orientation, first.spacing, 12, 10) for k in range(5)])

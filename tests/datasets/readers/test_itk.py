@@ -1,5 +1,6 @@
 """NRRD and MetaImage: the same scan as nibabel's of the same volume, and nothing that is damaged."""
 
+import contextlib
 from pathlib import Path
 
 import nibabel as nib
@@ -155,6 +156,10 @@ def test_headers_that_lie(tmp_path: Path, packed: bool) -> None:
         "scales the voxels": (b"ElementType", b"ElementToIntensityFunctionSlope = 2\nElementType"),
         "outside its folder": (b"= LOCAL", b"= /etc/hostname"),
         "is missing": (b"= LOCAL", b"= gone.raw"),
+        # Either ends the process inside MetaIO where it gets that far.
+        "2, 3 or 4 dimensions": (b"NDims = 3", b"NDims = 83"),
+        "as 3 numbers": (b"ElementSpacing = ", b"ElementSpacing = 1 1 1 1 1 1 1 1 1 1 1 1 "),
+        "overlong": (b"ElementType", b"Comment = " + b"x" * 5000 + b"\nElementType"),
     }
     for reason, (old, new) in cases.items():
         if reason == "more than" and not packed:
@@ -162,6 +167,19 @@ def test_headers_that_lie(tmp_path: Path, packed: bool) -> None:
         (tmp_path / "a.mha").write_bytes(whole.replace(old, new))
         with pytest.raises(ReadError, match=reason):
             scans(tmp_path / "a.mha")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(["a.nrrd", "a.mha"]), st.booleans())
+def test_no_damaged_header_is_worse_than_a_refusal(tmp_path: Path, data, name: str, packed: bool) -> None:
+    made = image(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    sitk.WriteImage(made, str(tmp_path / name), useCompression=packed)
+    content = bytearray((tmp_path / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b"0189 =\n\x00\xff-e"))
+    (tmp_path / name).write_bytes(content)
+    with contextlib.suppress(ReadError):
+        assert all(scan.voxels.size for scan in scans(tmp_path / name))
 
 
 def test_what_cannot_be_a_scan_says_why(tmp_path: Path) -> None:

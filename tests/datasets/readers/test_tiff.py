@@ -1,10 +1,13 @@
 """TIFF: what pillow and tifffile wrote comes back, a third dimension only where the file vouches for it."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from scanforge.datasets.readers import guard
@@ -145,6 +148,18 @@ def test_damage_is_refused(tmp_path: Path, compression: str | None) -> None:
         with pytest.raises(ReadError) as caught:
             scans(path)
         assert str(tmp_path) not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from([None, "zlib", "lzw"]))
+def test_no_damage_is_worse_than_a_refusal(tmp_path: Path, data, compression: str | None) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK[:3, :9, :10], imagej=compression is None, compression=compression)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(400, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.tif").write_bytes(content)
+    with contextlib.suppress(ReadError, MemoryError):
+        assert all(scan.voxels.size for scan in scans(tmp_path / "a.tif"))
 
 
 def test_what_cannot_be_a_scan_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 from scanforge.datasets.shards.cache import CacheConfig
 from scanforge.datasets.shards.store import Store
 
+
 class File(NamedTuple):
     content: bytes
     sha256: str

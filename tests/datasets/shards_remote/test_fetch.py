@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.shards.remote import Unavailable
+from scanforge.datasets.shards.address import Unavailable
 from scanforge.datasets.shards.store import Store
 
 MB = 1 << 20
@@ -143,7 +143,9 @@ def test_server_errors_that_stay_are_told(server, faults, open_store, random_fil
     assert server.gets("d/a.tar") == 3
 
 
-@pytest.mark.parametrize(("code", "text"), [(404, "no such file"), (403, "access is denied"), (401, "access is denied")])
+@pytest.mark.parametrize(
+    ("code", "text"), [(404, "no such file"), (403, "access is denied"), (401, "access is denied")]
+)
 def test_what_will_not_change_is_asked_once(server, faults, open_store, random_file, cache, code, text):
     file = random_file(0, 100)
     server.always = faults.status(code)

@@ -1,0 +1,31 @@
+"""Frames out of a file by pydicom, one after the other."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from numpy.typing import NDArray
+from pydicom.pixels import iter_pixels
+
+from scanforge.datasets.readers.dicom.headers import Survey
+from scanforge.datasets.readers.dicom.plugin import register
+
+
+def frames_of(file: Survey) -> Iterator[NDArray]:
+    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB. Raises whatever damage makes a decoder raise."""
+    register()
+    if file.syntax in pydicom.uid.AllTransferSyntaxes and file.syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        yield from iter_pixels(file.path)
+    else:
+        yield from iter_pixels(whole_dataset(file.path))
+
+
+def whole_dataset(path: Path) -> Any:
+    """The parsed file with pixels; without a known syntax it is the plain one that pydicom has parsed it in."""
+    dataset = pydicom.dcmread(path, force=True)
+    if dataset.file_meta.get("TransferSyntaxUID", "") not in pydicom.uid.AllTransferSyntaxes:
+        implicit, little = dataset.original_encoding
+        plain = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = plain if little else pydicom.uid.ExplicitVRBigEndian
+    return dataset
