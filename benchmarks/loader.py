@@ -72,10 +72,9 @@ def table(title: str, speeds: dict[str, list[float]]) -> dict[str, object]:
     copies = max((medians[name] for name in BOUNDS[1:] if name in medians), default=None)
     print(f"\n{title}: best peer {best}")
     for name in sorted(medians, key=medians.__getitem__):
-        low, high = min(speeds[name]), max(speeds[name])
-        print(f"  {name:28} {medians[name]:9.1f}/s ({low:.1f} to {high:.1f})  {medians[name] / medians[best]:6.2f} x best",
-              end="")  # fmt: skip
-        print(f"  {medians[name] / copies:.2f} of memcpy" if copies else "")
+        low, high, ratio = min(speeds[name]), max(speeds[name]), medians[name] / medians[best]
+        line = f"  {name:28} {medians[name]:9.1f}/s ({low:.1f} to {high:.1f})  {ratio:6.2f} x best"
+        print(line + (f"  {medians[name] / copies:.2f} of memcpy" if copies else ""))
     rounded = {name: [round(value, 1) for value in values] for name, values in speeds.items()}
     ratios = {name: round(medians[name] / medians[best], 2) for name in OURS if name in medians}
     result: dict[str, object] = {"best_peer": best, "per_second": rounded, "times_best_peer": ratios}

@@ -13,16 +13,18 @@ from PIL import Image
 from record import record
 
 from scanforge.datasets.identity import site_key
+from scanforge.datasets.labels.book import open_labels
 from scanforge.datasets.shards.build import BuildOptions, build
 from scanforge.datasets.shards.check import check
 from scanforge.datasets.shards.job import sample_key
+from scanforge.datasets.shards.quarantine import read_quarantine
 from scanforge.datasets.shards.reader import DataSet, ShardReader
 from scanforge.datasets.shards.sources import find_sources
 
 FOLDERS = {
     "hippocampus": ("msd_task04_hippocampus/imagesTr", "mr"),
     "ultrasound": ("busi_breast_ultrasound/images", "us"),
-    "xray": ("nih_chestxray8_2class/images", "xray"),
+    "xray": ("nih_chestxray8_2class/images", "xr"),
 }
 
 
@@ -48,12 +50,12 @@ def main() -> None:
         seconds = time.perf_counter() - started
         report = check(arguments.out / name, arguments.out / f"{name}.png")
         result[name] = {
-            "files": summary.files, "scans": summary.scans, "quarantined": summary.quarantined,
+            "sources": summary.sources, "scans": summary.scans, "quarantined": summary.quarantined,
             **compare(root, arguments.out / name), "seconds": round(seconds, 1),
             "size_ratio_to_source": round(summary.source_bytes / summary.bytes, 3), "checked_scans": report.scans,
         }  # fmt: skip
         print(name, result[name])
-    record("spine_roundtrip", result)
+    record("roundtrip", result)
 
 
 def compare(root: Path, shards: Path) -> dict[str, int]:
@@ -63,14 +65,25 @@ def compare(root: Path, shards: Path) -> dict[str, int]:
     where = {entry.key: (reader, n) for reader in readers for n, entry in enumerate(reader.entries)}
     key = site_key()
     equal = voxels = different = 0
-    for source in find_sources([root], key, None)[0]:
-        wanted = source_voxels(source.path)
-        reader, number = where.pop(sample_key(key, source, 0), (None, 0))
+    twins = {
+        line.path: line.reason.removeprefix("has the same voxels as ").split(";")[0] for line in read_quarantine(shards)
+    }
+    book, no_dicom = open_labels([], [], False), lambda root, files: ([], [])
+    sources = {each.source.relative: each for each in find_sources([root], key, None, book, no_dicom)[0]}
+    keys = {relative: sample_key(key, each, "") for relative, each in sources.items()}
+    for relative, each in sources.items():
+        wanted = source_voxels(each.source.paths[0])
+        reader, number = where.get(keys[twins.get(relative, relative)], (None, 0))
         if reader is not None and np.array_equal(reader.read(number), wanted):
             equal, voxels = equal + 1, voxels + wanted.size
         else:
             different += 1
-    return {"equal": equal, "voxels": voxels, "different_or_missing": different, "without_source": len(where)}
+    return {
+        "equal": equal,
+        "voxels": voxels,
+        "different_or_missing": different,
+        "without_source": len(where.keys() - set(keys.values())),
+    }
 
 
 if __name__ == "__main__":

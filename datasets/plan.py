@@ -5,6 +5,7 @@ resume exact after any kill, the global stream independent of world size and of 
 dead worker's task trivial.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
+from scanforge.datasets.augment.config import AugmentConfig
 from scanforge.datasets.crop import Triple, mix
 from scanforge.datasets.identity import fraction
 from scanforge.datasets.intensity import IntensityConfig
@@ -62,6 +64,7 @@ class DataConfig(Config):
     bad_sample_ceiling: Share = 0.01  # share of scans that may prove damaged before the run stops
     intensity: IntensityConfig = IntensityConfig()
     window: PositiveInt = 16  # shards that are shuffled together, and so held open at a time
+    augment: AugmentConfig = AugmentConfig()  # of every batch that is trained on
     cache: CacheConfig = CacheConfig()  # of shards behind a URL
     steps_per_epoch: PositiveInt | None = None  # default: as many as visit each scan once
 
@@ -144,6 +147,7 @@ class SamplingPlan:
         self.sites = {
             s.name: str(d.manifest.parameters.get("site", "")) for s, d in zip(config.sources, self.data, strict=True)
         }
+        self._know(config.augment.modalities)
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self._patients: set[str] = set()
         self.streams: list[Stream] = []
@@ -157,6 +161,13 @@ class SamplingPlan:
         self._schedule = Mixture(mass, _STEPS, mix(seed, 1))
         crops = self.scans * config.crops_per_visit / sum(stream.share for stream in self.streams)
         self.steps_per_epoch = config.steps_per_epoch or max(1, round(crops * sum(mass)))
+
+    def _know(self, modalities: Iterable[str]) -> None:
+        """UserError where augmentation is set for a modality that no source has: a slip would go unnoticed."""
+        known = sorted({name for data in self.data for name in data.manifest.modalities})
+        for name in modalities:
+            if name not in known:
+                raise UserError(f"data.augment.modalities: no source has '{name}'; there are {', '.join(known)}")
 
     def _kind(self, crop: Triple, streams: list[int]) -> Kind:
         batch = self.config.batch_2d if crop[0] == 1 else self.config.batch_3d

@@ -27,7 +27,7 @@ def run_demo(data: Path | None, out: Path, modality: str = "unknown") -> Path:
     sources, labelled = _real(data, modality) if data is not None else _made_up(out)
     recipe = read_yaml(find("demo", "pretrain"))
     recipe["data"]["sources"] = [_shards(source, out) for source in sources]
-    if not any(source.modality == "xray" for source in sources):
+    if not any(source.modality == "xr" for source in sources):
         recipe["data"]["crop_2d"] = None
     run_dir = _pretrain(recipe, out / "pretrain")
     words = [f"run_dir={out / 'finetune'}", f"checkpoint={run_dir}", *labelled]
@@ -41,7 +41,7 @@ def _made_up(out: Path) -> tuple[list[Source], list[str]]:
     print(f"1. a procedural cohort in {cohort}")
     make_cohort(cohort, PATIENTS)
     sources = [Source(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
-    sources.append(Source("xray", cohort / "xray" / "images", "xray"))
+    sources.append(Source("xray", cohort / "xray" / "images", "xr"))
     labelled = [f"data.images={cohort / 'ct' / 'imagesTr'}", f"data.labels={cohort / 'ct' / 'labelsTr'}"]
     return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney]"]
 

@@ -11,6 +11,7 @@ import torch
 
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
+from scanforge.datasets.augment.pipeline import Augment
 from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import Position
@@ -68,7 +69,8 @@ def _run(config: PretrainConfig, world: World, objective: Objective, stop: StopR
     barrier(world)
     found = checkpoint.newest(root, print if world.is_main else _silent)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
-    with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream) as loader:
+    with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
+                    world.device) as loader:  # fmt: skip
         if found is not None:
             checkpoint.refuse_other_data(found, loader.manifest_hash)
         engine = Engine(objective, config.optimiser, config.engine, world)
@@ -94,6 +96,7 @@ class _Loop:
         self.config, self.world, self.engine = config, world, engine
         self.loader, self.tracker, self.stop = loader, tracker, stop
         self.root = config.run_dir / "checkpoints"
+        self.augment = Augment(config.data.augment)
         self.gallery = Gallery(config, world)
         self.bad_in_a_row = 0
         self.saved: Path | None = None
@@ -118,7 +121,7 @@ class _Loop:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
         started = time.perf_counter()
-        micro = list(islice(batches, self.config.engine.accumulation))
+        micro = [self.augment(batch) for batch in islice(batches, self.config.engine.accumulation)]
         waited = time.perf_counter() - started
         lr = learning_rate(step, self.config.steps, self.config.optimiser)
         record = self.engine.step(micro, lr)

@@ -58,8 +58,22 @@ def file_source(root: Path, relative: str) -> Source:
     kind = SUFFIXES.get(suffix_of(relative))
     if kind is None:
         raise ReadError(f"no reader for '{suffix_of(relative)}' files; known: {', '.join(SUFFIXES)}, DICOM")
-    status = (root / relative).stat()
-    return Source(root, kind, relative, (relative,), status.st_size, status.st_mtime_ns)
+    files = (relative, *(_voxel_files(root, relative) if suffix_of(relative) in (".mhd", ".nhdr") else ()))
+    states = [(root / name).stat() for name in files]
+    size, modified = sum(each.st_size for each in states), max(each.st_mtime_ns for each in states)
+    return Source(root, kind, relative, files, size, modified)
+
+
+def _voxel_files(root: Path, relative: str) -> list[str]:
+    """The files beside a header that hold its voxels; none where the header is damaged, which its reader will say."""
+    from scanforge.datasets.readers.itk_header import data_files
+
+    try:
+        names = data_files(root / relative)
+    except (ReadError, OSError):
+        return []
+    found = [PurePosixPath(relative).parent / name for name in names]
+    return [str(name) for name in found if (root / name).is_file()]
 
 
 def scans_of(source: Source) -> Iterator[Scan]:

@@ -61,7 +61,7 @@ def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
             while stream.read(1 << 20):
                 pass
         array = scaled(raw, *header.get_slope_inter())
-        part = "" if volume == 0 else str(volume)
+        part = "" if count == 1 else str(volume)
         yield Scan(array[None], spacing, affine, orientation, part=part)
 
 

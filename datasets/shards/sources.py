@@ -58,6 +58,8 @@ def find_sources(
             sources += videos
             files = [file for file in files if file[0] != root] + [(root, relative) for relative in single]
     sources += [file_source(root, relative) for root, relative in files]
+    taken = {(source.root, name) for source in sources for name in source.files}  # a header's voxels
+    others = [file for file in others if file not in taken and (file[0] / file[1]).resolve() not in book.claimed]
     none: list[Quarantined] = []
     for root in sorted({root for root, _ in others}):
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])

@@ -122,7 +122,7 @@ def _why_irregular(gaps: NDArray[np.float64], typical: float, tolerance: float) 
     steps = np.round(gaps / typical)
     if steps.max() > 1 and steps.min() == 1 and (np.abs(gaps - steps * typical) <= 2 * tolerance * steps).all():
         missing = int(steps.sum()) - len(gaps)
-        return f"{missing} slices missing: gaps of up to {gaps.max():.2f} mm in a stack of {typical:.2f} mm steps"
+        return f"{missing} slices missing, or a change of spacing: steps of {gaps.min():.2f} to {gaps.max():.2f} mm"
     return f"slice spacing varies from {gaps.min():.2f} to {gaps.max():.2f} mm"
 
 

@@ -14,16 +14,15 @@ SHORTEST = 4
 _VRS = frozenset(("PN", "UI", "DA", "DT", "AE"))
 _KEYWORDS = re.compile(
     r"(ID|IDs|Identifier|AccessionNumber|SerialNumber|UID|Institution\w*|StationName|Physician\w*|Operators?\w*|"
-    r"\w*Address\w*|\w*Telephone\w*|PatientComments|ImageComments|\w*Name|Occupation|\w*Location|\w*Department\w*|"
+    r"\w*Address\w*|\w*Telephone\w*|PatientComments|ImageComments|Occupation|\w*Location|\w*Department\w*|"
     r"PatientMotherBirthName|\w*Insurance\w*|\w*Date|\w*DateTime|IssuerOf\w*|RequestingService|\w*Physicians?\w*)$"
 )
-_TECHNICAL = re.compile(
-    r"\w*(ModelName|ManufacturerName|ProtocolName|SequenceName|CodingSchemeName|TableName)$|Slice\w*"
-)
+_TECHNICAL = re.compile(r"Slice\w*")
 _WORDS = (
     "none null unknown anonymous anonymized anonymised anon test patient name image scan series study scanner phantom "
     "default original primary derived secondary axial head first last removed hospital department clinic center "
-    "centre university medical radiology true false"
+    "centre university medical radiology healthcare imaging health memorial text enter room building street drive road "
+    "avenue here operator field body true false"
 )
 _PLAIN = frozenset(_WORDS.split())
 _WELL_KNOWN = "1.2.840.10008."  # UIDs of the standard itself
@@ -47,7 +46,7 @@ def of_header(header: Dataset) -> set[str]:
     for dataset in (header, getattr(header, "file_meta", None)):
         if dataset is not None:
             _walk(dataset, found)
-    return {one for one in found if len(one) >= SHORTEST and not _is_plain(one)}
+    return {one for one in found if len(re.sub(r"[\W_]", "", one)) >= SHORTEST and not _is_plain(one)}
 
 
 def _walk(dataset: Dataset, found: set[str]) -> None:

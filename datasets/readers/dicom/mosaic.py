@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.verify import values_of
+from scanforge.datasets.readers.dicom.verify import stored_of
 from scanforge.datasets.readers.geometry import LPS_TO_RAS
 from scanforge.datasets.readers.scan import ReadError
 
@@ -44,11 +44,12 @@ def refuse_mosaic(image: Any, file: Survey) -> None:
 
 def refuse_foreign_tiles(images: Sequence[Any], slices: Sequence[Path]) -> None:
     """ReadError where a plane of a converted volume is no tile of any of the mosaics in `slices`."""
-    left = [values_of(path) for path in slices]
+    left = [stored_of(path)[0] for path in slices]
     for image in images:
         columns, rows = image.shape[:2]
+        stored = image.dataobj.get_unscaled()
         for volume in range(int(np.prod(image.shape[3:]))):
-            found = np.asarray(image.dataobj[..., volume] if len(image.shape) > 3 else image.dataobj, np.float64)
+            found = np.asarray(stored[..., volume] if len(image.shape) > 3 else stored, np.float64)
             planes = {plane.T[::-1].tobytes() for plane in np.moveaxis(found, -1, 0)}
             match = next((k for k, mosaic in enumerate(left) if planes <= _tiles(mosaic, rows, columns)), None)
             if match is None:

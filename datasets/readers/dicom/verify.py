@@ -43,13 +43,19 @@ def _plane(image: Any, volume: int, place: int, grid: Grid) -> NDArray:
 
 
 def values_of(path: Path) -> NDArray:
-    """Pixels of a file times slope plus intercept, as pydicom decodes them. ReadError where it cannot."""
+    """Pixels of a file as pydicom decodes them, times slope plus intercept. ReadError where it cannot."""
+    pixels, slope, intercept = stored_of(path)
+    return pixels * slope + intercept
+
+
+def stored_of(path: Path) -> tuple[NDArray, float, float]:
+    """(pixels of a file as stored, slope, intercept). ReadError where pydicom cannot decode it."""
     register()
     try:
         with quiet():
             dataset = whole_dataset(path)
             slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
-            return dataset.pixel_array * (1.0 if slope is None else slope) + (intercept or 0.0)
+            return dataset.pixel_array, 1.0 if slope is None else slope, intercept or 0.0
     except Exception as error:  # decoders raise whatever the damage makes them
         raise ReadError("compressed pixels cannot be decoded") from error
 

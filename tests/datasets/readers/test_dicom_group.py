@@ -1,5 +1,6 @@
 """The survey and the grouping: what is DICOM, what belongs together, and that no file is lost."""
 
+import contextlib
 import gzip
 import os
 import pickle
@@ -20,8 +21,9 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from scanforge.datasets.readers.dicom import group, survey
+from scanforge.datasets.readers.dicom import group, read_image, read_volume, survey
 from scanforge.datasets.readers.dicom.patient import is_dummy
+from scanforge.datasets.readers.scan import ReadError
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 
@@ -78,14 +80,16 @@ def test_no_bytes_make_the_survey_raise(junk: bytes, preamble: bool) -> None:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damage_anywhere_in_a_header_loses_no_file(dicom: SimpleNamespace, data: st.DataObject) -> None:
+def test_damage_anywhere_loses_no_file_and_raises_nothing_else(dicom: SimpleNamespace, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (path,) = dicom.slices(Path(folder), [(0.0, 0.0, 0.0)])
+        (path,) = dicom.slices(Path(folder), [(0.0, 0.0, 0.0)], SOPInstanceUID="1.2.3")
         content = bytearray(path.read_bytes())
         for _ in range(data.draw(st.integers(1, 6))):
             content[data.draw(st.integers(0, 900))] = data.draw(st.integers(0, 255))
-        path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
-        grouped(Path(folder))
+        path.write_bytes(content[: data.draw(st.integers(1, 4000))])
+        for source in grouped(Path(folder))[0]:
+            with contextlib.suppress(ReadError):
+                assert list({"dicom-volume": read_volume, "dicom-image": read_image}[source.kind](source))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

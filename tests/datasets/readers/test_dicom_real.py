@@ -65,7 +65,7 @@ def test_every_odd_file_is_stored_or_left_out_with_its_reason(mixed: Path) -> No
         print(f"{name:100} {reason or 'stored'}")
         expected = next((reason for pattern, reason in LEFT_OUT if fnmatch.fnmatch(name, pattern)), "")
         assert (name, reason) == (name, expected)
-    assert sum(not reason for reason in found.values()) >= 46
+    assert sum(not reason for reason in found.values()) >= 45
 
 
 def test_stored_images_hold_the_pixels_that_pydicom_decodes(mixed: Path) -> None:

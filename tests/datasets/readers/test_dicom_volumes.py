@@ -1,13 +1,16 @@
 """Volumes out of slices: geometry against the headers, voxels against what was written, and every refusal."""
 
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import dcm2niix
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -16,11 +19,12 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLSLossless,
     MRImageStorage,
+    NuclearMedicineImageStorage,
     PositronEmissionTomographyImageStorage,
     RLELossless,
 )
 
-from scanforge.datasets.readers.dicom import group, read_volume, survey
+from scanforge.datasets.readers.dicom import convert, group, read_volume, survey
 from scanforge.datasets.readers.scan import ReadError, Scan
 
 SYNTAXES = [
@@ -188,7 +192,7 @@ def test_padding_of_a_ct_becomes_air(tmp_path: Path, dicom: SimpleNamespace) -> 
     ("heights", "reason"),
     [
         ([0, 4.22, 8.44, 9.58, 16.96, 24.34], "slice spacing varies from 1.14 to 7.38 mm"),
-        ([0, 2.5, 5, 10, 12.5, 15], "1 slices missing: gaps of up to 5.00 mm in a stack of 2.50 mm steps"),
+        ([0, 2.5, 5, 10, 12.5, 15], "1 slices missing, or a change of spacing: steps of 2.50 to 5.00 mm"),
         ([0, 2, 4, 6, 14, 16, 18], "3 slices missing"),
         ([0, 2, 2, 4, 6], "5 slices at 4 positions, 1 to 2 at each"),
         ([0, 2, 4, 6, 0, 2, 4], "7 slices at 4 positions, 1 to 2 at each"),
@@ -251,3 +255,76 @@ def test_gantry_tilt_is_straightened(tmp_path: Path, dicom: SimpleNamespace, til
     world = [scan.affine[:3] @ [5, row, number, 1] for number, row in enumerate(rows)]
     assert np.ptp([point[1] for point in world]) < 1.6
     assert np.ptp(rows) >= 2
+
+
+def test_reconstructed_nuclear_tomography(tmp_path: Path, dicom: SimpleNamespace) -> None:
+    detector = Dataset()
+    detector.ImagePositionPatient, detector.ImageOrientationPatient = [-30.0, 12.5, 70.25], list(dicom.axial)
+    pixels = np.stack([dicom.texture(40, 36, number) for number in range(9)])
+    dataset = dicom.header(
+        SOPClassUID=NuclearMedicineImageStorage, Modality="NM", ImageType=["ORIGINAL", "PRIMARY", "RECON TOMO"],
+        DetectorInformationSequence=[detector], PixelSpacing=[4.0, 4.0], SpacingBetweenSlices=4.0,
+    )  # fmt: skip
+    dicom.put_pixels(dataset, pixels)
+    dicom.save(dataset, tmp_path / "NM1")
+    (scan,), _ = dicom.load(tmp_path)
+    assert (scan.modality, scan.spacing) == ("nm", (4.0, 4.0, 4.0))
+    for number in (0, 6):
+        assert at(scan, (-30.0, 12.5, 70.25 + 4.0 * number)) == pixels[number, 0, 0]
+
+
+def test_slices_without_meta_information(tmp_path: Path, dicom: SimpleNamespace) -> None:
+    positions = line(5, 3.0, dicom.axial)
+    for number, file in enumerate(dicom.slices(tmp_path / "meta", positions)):
+        dataset = pydicom.dcmread(file)
+        dicom.save(dataset, tmp_path / "bare" / f"{number}", ImplicitVRLittleEndian, bare=True)
+    (scan,), _ = dicom.load(tmp_path / "meta")
+    (bare,), _ = dicom.load(tmp_path / "bare")
+    assert np.array_equal(bare.voxels, scan.voxels)
+    assert np.array_equal(bare.affine, scan.affine)
+
+
+def test_scaled_mr_keeps_its_values(tmp_path: Path, dicom: SimpleNamespace) -> None:
+    positions = line(5, 3.0, dicom.axial)
+    dicom.slices(
+        tmp_path, positions, Modality="MR", SOPClassUID=MRImageStorage, RescaleSlope="0.37", RescaleIntercept=3
+    )
+    (scan,), _ = dicom.load(tmp_path)
+    assert scan.voxels.dtype == np.float32
+    assert at(scan, positions[3]) == pytest.approx(dicom.texture(40, 36, 3)[0, 0] * 0.37 + 3, rel=1e-6)
+
+
+def test_a_converter_that_hangs_is_ended(tmp_path: Path, dicom: SimpleNamespace, monkeypatch) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nsleep 30\n")
+    slow.chmod(0o755)
+    dicom.slices(tmp_path / "in", line(5, 3.0, dicom.axial))
+    monkeypatch.setattr(dcm2niix, "bin", str(slow))
+    monkeypatch.setattr(convert, "SECONDS", 0.2)
+    assert refused(tmp_path / "in").startswith("dcm2niix did not end within")
+
+
+def test_a_converter_that_drops_or_moves_slices_is_noticed(tmp_path: Path, dicom: SimpleNamespace, monkeypatch) -> None:
+    """A wrapper spoils what dcm2niix has written; nothing in its output says so."""
+    dicom.slices(tmp_path / "in", line(6, 3.0, dicom.axial))
+    spoils = {
+        "a = a[..., :-1]": "dcm2niix makes 5 slices of 6",
+        "a = a[..., ::-1]": "dcm2niix puts other pixels into a slice than its file holds",
+        "m[2, 3] += 5": "dcm2niix places the volume elsewhere than its headers do",
+        "m[2, 2] *= 1.1": "dcm2niix places the volume elsewhere than its headers do",
+    }
+    real = dcm2niix.bin
+    for number, (spoil, reason) in enumerate(spoils.items()):
+        wrapper = tmp_path / f"wrapper{number}"
+        wrapper.write_text(
+            f"#!{sys.executable}\n"
+            "import subprocess, sys, glob, numpy as np, nibabel as nib\n"
+            f"subprocess.run([{real!r}, *sys.argv[1:]])\n"
+            "(p,) = glob.glob(sys.argv[sys.argv.index('-o') + 1] + '/*.nii')\n"
+            "i = nib.load(p); a, m = np.array(i.dataobj), i.affine.copy()\n"
+            f"{spoil}\n"
+            "nib.save(nib.Nifti1Image(a, m), p)\n"
+        )
+        wrapper.chmod(0o755)
+        monkeypatch.setattr(dcm2niix, "bin", str(wrapper))
+        assert refused(tmp_path / "in") == reason
