@@ -122,12 +122,13 @@ class CropReader:
         dtypes = set()
         for position, draw in enumerate(task.draws):
             try:
-                readers.append(self._reader(draw.source, draw.shard))
+                reader = self._reader(draw.source, draw.shard)
             except Unavailable as error:
                 readers.append(None)
                 bad[position] = str(error)
                 continue
-            entry = readers[-1].entries[draw.sample]
+            readers.append(reader)
+            entry = reader.entries[draw.sample]
             # Colour that becomes grey has fractions.
             mixed = entry.shape[0] > self._setup.channels
             dtypes.add("float32" if mixed or entry.dtype not in DTYPES else entry.dtype)

@@ -18,7 +18,15 @@ from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 _SLAB = 1 << 20  # voxels that are scaled at a time
 _DEFLATE = 1100  # times its size is the most that deflated data can grow
-_DAMAGE = (WrapStructError, HeaderDataError, OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
+_DAMAGE: tuple[type[Exception], ...] = (
+    WrapStructError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    isal_zlib.error,
+)
 
 
 def read_nifti(source: Source) -> Iterator[Scan]:
@@ -39,7 +47,7 @@ def read_nifti(source: Source) -> Iterator[Scan]:
 def _opened(path: Path) -> BinaryIO:
     with open(path, "rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
-    return igzip.open(path, "rb") if zipped else open(path, "rb")  # type: ignore[return-value]
+    return igzip.open(path, "rb") if zipped else open(path, "rb")
 
 
 def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:

@@ -39,8 +39,8 @@ class Levels(BaseModel):
             except IndexError as error:
                 raise ValueError("a stored number has no level in the table") from error
         voxels = numbers.astype(kind)
-        voxels *= kind.type(self.scale)
-        voxels += kind.type(self.offset)
+        voxels *= np.asarray(self.scale, kind)
+        voxels += np.asarray(self.offset, kind)
         return voxels
 
 

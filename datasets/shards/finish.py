@@ -134,6 +134,6 @@ def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec:
             if isinstance(fate, Dropped):
                 continue
             facts = ScanFacts(**{name: getattr(entry, name) for name in ScanFacts.model_fields})
-            mask = entry.mask and (payload(entry.mask), entry.mask.dtype, entry.mask.stored)
+            mask = (payload(entry.mask), entry.mask.dtype, entry.mask.stored) if entry.mask else None
             writer.append(facts if fate is None else fate.apply(facts), payload(entry), mask)
     return writer.record

@@ -28,6 +28,8 @@ SAMPLES = "samples.npy"
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Dtype = Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+FactName = Annotated[str, Field(pattern=r"^(manufacturer|model|body_part|sequence)$")]
+WarningName = Annotated[str, Field(pattern=r"^(burned_in_annotation|face|labels_differ)$")]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 T = TypeVar("T", bound=BaseModel)
@@ -68,9 +70,9 @@ class ScanFacts(_Record):
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     patient: Hash
     also: list[Hash] = []  # other patients under whom the same voxels were found
-    split: Literal["", "train", "val", "test"] = ""
-    facts: dict[Literal["manufacturer", "model", "body_part", "sequence"], str] = {}
-    warnings: list[Literal["burned_in_annotation", "face", "labels_differ"]] = []
+    split: Annotated[str, Field(pattern=r"^(train|val|test)?$")] = ""
+    facts: dict[FactName, Annotated[str, Field(max_length=64)]] = {}
+    warnings: list[WarningName] = []
     labels: LabelRecord | None = None
     stats: dict[str, float]
     grid: tuple[Size, Size, Size]  # cells of the foreground bitmap along D, H, W

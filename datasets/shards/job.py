@@ -15,7 +15,7 @@ from scanforge.datasets.labels.attach import attach
 from scanforge.datasets.readers import NothingToStore, ReadError, Scan, scans_of
 from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.format import ShardRecord, to_json, write_atomically
-from scanforge.datasets.shards.quarantine import Quarantined
+from scanforge.datasets.shards.quarantine import Kind, Quarantined
 from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
 from scanforge.datasets.shards.writer import ShardWriter
 
@@ -102,7 +102,7 @@ class _Storing:
                 raise ReadError("holds no scan")
         except ReadError as error:
             self._writer.cut(before)
-            kind = "skipped" if isinstance(error, NothingToStore) else "refused"
+            kind: Kind = "skipped" if isinstance(error, NothingToStore) else "refused"
             self.quarantine.append(Quarantined(path=relative, kind=kind, reason=str(error)))
             return
         self.paths += paths

@@ -4,13 +4,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.processes import Died, Worker, ready
 from scanforge.datasets.readers import Source
 from scanforge.datasets.shards.ledger import Progress
-from scanforge.datasets.shards.quarantine import Quarantined
+from scanforge.datasets.shards.quarantine import Kind, Quarantined
 
 if TYPE_CHECKING:
     from scanforge.datasets.readers.dicom.headers import Survey
@@ -30,7 +30,7 @@ def find_dicom(
     paths = [root / relative for relative in files]
     surveys = survey(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
     sources, refusals = group(surveys, root)
-    return sources, [Quarantined(path=path, reason=reason, kind=kind) for path, reason, kind in refusals]
+    return sources, [Quarantined(path=path, reason=reason, kind=cast(Kind, kind)) for path, reason, kind in refusals]
 
 
 def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["Survey"]]]:

@@ -47,7 +47,7 @@ def record_of(labels: Labels) -> LabelRecord | None:
 def content_hash(voxels: NDArray) -> str:
     """Equal for scans of the same shape, dtype and voxels only; 32 hex digits."""
     digest = hashlib.blake2b(f"{voxels.shape} {voxels.dtype.name}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(voxels))
+    digest.update(np.ascontiguousarray(voxels).data)
     return digest.hexdigest()
 
 
@@ -131,7 +131,7 @@ class ShardWriter:
             self._position += BLOCK + padded(len(mask[0]))
         self._tar.write(members)
         place = {"offset": offset, "length": len(payload), "crc32": crc32(payload)}
-        self._entries.append(SampleEntry(**facts.model_dump(), **place, mask=member))
+        self._entries.append(SampleEntry(**{**facts.model_dump(), **place, "mask": member}))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

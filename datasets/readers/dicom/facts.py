@@ -57,7 +57,7 @@ def known_of(file: Survey) -> Known:
         with quiet():
             header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
             return of_dataset(header, file)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # whatever damage makes pydicom raise
         raise ReadError("damaged DICOM header") from error
 
 

@@ -41,16 +41,11 @@ def _plane(
 
 
 def _enhanced(file: Survey) -> list[Plane]:
-    try:
-        with quiet():
-            header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
-            shared = (items(header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
-            frames = items(header, "PerFrameFunctionalGroupsSequence")
-            planes = [_frame(file, frame, shared) for frame in frames]
-    except ReadError:
-        raise
-    except Exception as error:  # whatever damage makes pydicom raise
-        raise ReadError("functional groups are damaged") from error
+    with quiet():
+        header = _header(file)
+        shared = (items(header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
+        frames = items(header, "PerFrameFunctionalGroupsSequence")
+        planes = [_frame(file, frame, shared) for frame in frames]
     if len(planes) != file.frames:
         raise ReadError(f"{file.frames} frames declared, {len(planes)} described")
     return planes
@@ -73,10 +68,17 @@ def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
     )
 
 
+def _header(file: Survey) -> Dataset:
+    try:
+        return pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
+    except Exception as error:  # whatever damage makes pydicom raise
+        raise ReadError("damaged DICOM header") from error
+
+
 def _tomography(file: Survey) -> list[Plane]:
     """Nuclear medicine gives the first slice's place, and the distance from slice to slice."""
     with quiet():
-        header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
+        header = _header(file)
         detector = (items(header, "DetectorInformationSequence") or [Dataset()])[0]
         position = numbers(detector, "ImagePositionPatient", 3) or file.position
         orientation = numbers(detector, "ImageOrientationPatient", 6) or file.orientation
