@@ -50,7 +50,7 @@ class CropLoader:
                 raise UserError(f"data.{name} {kind.batch} cannot be divided among {parts}")
         sizes = [buffer_size(kind.crop, kind.batch // self._shares, config.channels) for kind in self.plan.kinds]
         self._ring = Ring(max(sizes), config.ring, _GROWTH * config.ring)
-        setup = self._setup()
+        setup = self._setup(world_size)
         self._crew = (
             Crew(setup, self._ring, config.workers, config.timeout_s)
             if config.workers
@@ -67,7 +67,7 @@ class CropLoader:
         self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
         self._waited = 0.0
 
-    def _setup(self) -> Setup:
+    def _setup(self, world_size: int) -> Setup:
         config = self._config
         sources = [
             SourceSetup(data.store, data.manifest.shards, source.flip_axes)
@@ -75,7 +75,8 @@ class CropLoader:
         ]
         # Half of the cache is for what the workers hold; the other half for what comes next.
         remote = [shard.bytes for each in sources if each.store.remote for shard in each.shards]
-        held = int(config.cache.ahead_bytes / (max(remote) * max(1, config.workers))) if remote else _OPEN_SHARDS
+        holders = max(1, config.workers) * world_size
+        held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
         opened = max(1, min(_OPEN_SHARDS, held))
         return Setup(sources, config.channels, config.foreground, config.intensity, opened)
 

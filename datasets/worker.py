@@ -21,6 +21,8 @@ from scanforge.datasets.shards.format import ShardRecord, unpack_bits
 from scanforge.datasets.shards.reader import BadSample, ShardReader
 from scanforge.datasets.shards.store import Store, Unavailable
 
+_INDICES = 64  # of shards, that a process keeps
+
 
 @dataclass(frozen=True)
 class SourceSetup:
@@ -39,7 +41,7 @@ class Setup:
     channels: int
     foreground: float
     intensity: IntensityConfig
-    open_shards: int  # whose indices, and files of remote ones, a worker keeps
+    open_shards: int  # that a worker keeps open
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,29 @@ class CropReader:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
+        self._opened: OrderedDict[ShardReader, None] = OrderedDict()  # those with an open file
 
     def _reader(self, source: int, shard: int) -> ShardReader:
         place = (source, shard)
         if place not in self._readers:
             chosen = self._setup.sources[source]
             self._readers[place] = ShardReader(chosen.store, chosen.shards[shard])
-            if len(self._readers) > self._setup.open_shards:
-                self._readers.popitem(last=False)[1].close()
         self._readers.move_to_end(place)
         return self._readers[place]
+
+    def _used(self, reader: ShardReader) -> None:
+        """Closes files that were used longest ago, so that few are held in a cache of remote shards."""
+        self._opened[reader] = None
+        self._opened.move_to_end(reader)
+        while len(self._opened) > self._setup.open_shards:
+            self._opened.popitem(last=False)[0].close()
+
+    def _forget(self) -> None:
+        """Lets go of indices that were used longest ago; between batches, since a batch holds its readers."""
+        while len(self._readers) > _INDICES:
+            reader = self._readers.popitem(last=False)[1]
+            self._opened.pop(reader, None)
+            reader.close()
 
     def fill(self, task: Task, buffer: NDArray[np.uint8]) -> Filled:
         """Fills `buffer` with the crops of `task`."""
@@ -113,6 +128,8 @@ class CropReader:
                     self._crop(draw, reader, voxels[position], filled, position)
                 except (BadSample, ValueError) as error:
                     bad[position] = str(error)
+                self._used(reader)
+        self._forget()
         return filled
 
     def _survey(self, task: Task) -> tuple[str, list[ShardReader | None], dict[int, str]]:

@@ -63,7 +63,7 @@ def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
     if voxels * count * dtype.itemsize > _DEFLATE * size:
         raise ReadError(f"{size} bytes cannot hold the shape {header.get_data_shape()} of its header")
     for volume in range(count):
-        raw = np.frombuffer(_exactly(stream, voxels * dtype.itemsize), dtype).reshape(shape[::-1])
+        raw = _exactly(stream, voxels * dtype.itemsize).view(dtype).reshape(shape[::-1])
         if volume == count - 1:
             # To the end, unlike nibabel: gzip's checksum stands there, and damage would pass as voxels.
             while stream.read(1 << 20):
@@ -88,13 +88,14 @@ def _header(stream: BinaryIO) -> Any:
     return header
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytearray:
-    content = bytearray()
-    while len(content) < count:  # piece by piece: a header that lies must not take the memory
-        piece = stream.read(min(count - len(content), 1 << 24))
-        if not piece:
-            raise ReadError(f"not a readable NIfTI: it ends {count - len(content)} bytes early")
-        content += piece
+def _exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
+    content = np.empty(count, np.uint8)  # memory is taken as it is filled: a header that lies does not get it
+    view, filled = memoryview(content), 0
+    while filled < count:
+        got = stream.readinto(view[filled : filled + (1 << 24)])  # type: ignore[attr-defined]
+        if not got:
+            raise ReadError(f"not a readable NIfTI: it ends {count - filled} bytes early")
+        filled += got
     return content
 
 

@@ -5,7 +5,10 @@ are one block, and are stored the way that makes them smallest: floats that are 
 levels' numbers, bytes as 16-bit numbers, since blosc2's BYTEDELTA does nothing for single bytes.
 """
 
+import math
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import blosc2
@@ -15,10 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Codec = Literal["zstd", "lz4hc"]
 Shape = tuple[int, ...]
-_CODECS = {"zstd": (blosc2.Codec.ZSTD, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9)}
+# Levels from which on size and speed of reading hardly gain, but writing takes two to three times as long.
+_CODECS = {"zstd": (blosc2.Codec.ZSTD, 4), "lz4hc": (blosc2.Codec.LZ4HC, 6)}
 _SMALL = 1 << 18  # voxels of a scan that is one block
 _BLOCKS = {False: (1, 16, 32, 32), True: (1, 1, 128, 128)}  # of volumes; of images and frames
 _CHUNKS = {False: (1, 64, 64, 64), True: (1, 1, 512, 512)}
+_WORTH = 1.03  # times smaller must differences of rows be, since it takes time to sum them up
+_NOISY = 2.0  # bits per difference: above it, no scan repeats itself, and differences are always smaller
 _TABLE = 256  # levels that are stored one by one
 
 
@@ -44,13 +50,28 @@ class Levels(BaseModel):
         return voxels
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A payload, the dtype of the numbers in it, and how these become voxels: see `format.ScanFacts`."""
+
+    payload: bytes
+    stored: str
+    levels: Levels | None
+    rows: bool
+
+
+def summed(stored: NDArray) -> NDArray[np.uint8]:
+    """Numbers (C, D, H, W) whose rows are differences from the row above, modulo 256, as they were."""
+    return np.add.accumulate(stored.astype(np.uint8, copy=False), axis=2, dtype=np.uint8)
+
+
 def restore(stored: NDArray, dtype: DTypeLike, levels: Levels | None) -> NDArray:
     """Stored numbers as voxels of `dtype`."""
     return stored.astype(dtype, copy=False) if levels is None else levels.decode(stored, dtype)
 
 
-def encode(voxels: NDArray, codec: Codec, frames: bool = False) -> tuple[bytes, str, Levels | None]:
-    """The payload for `voxels` (C, D, H, W), the dtype that it is stored in, and how that becomes voxels again.
+def encode(voxels: NDArray, codec: Codec, frames: bool = False) -> Encoded:
+    """`voxels` (C, D, H, W) as the payload of a member.
 
     frames: the slices are images of their own, so each gets its own chunks.
     """
@@ -59,15 +80,37 @@ def encode(voxels: NDArray, codec: Codec, frames: bool = False) -> tuple[bytes, 
         flat = frames or voxels.shape[1] == 1
         chunks = tuple(min(a, b) for a, b in zip(_CHUNKS[flat], voxels.shape, strict=True))
         blocks = tuple(min(a, b) for a, b in zip(_BLOCKS[flat], chunks, strict=True))
-        return _frame(stored, chunks, blocks, codec, delta=False), stored.dtype.name, levels
-    payloads = [_frame(stored, stored.shape, stored.shape, codec, delta=delta) for delta in (codec == "zstd", False)]
-    if stored.dtype == np.uint8 and codec == "zstd":
-        wide = stored.astype(np.uint16)
-        payloads.append(_frame(wide, wide.shape, wide.shape, codec, delta=True))
-    number = min(range(len(payloads)), key=lambda each: len(payloads[each]))
-    return payloads[number], "uint16" if number == 2 else stored.dtype.name, levels
+        return Encoded(_frame(stored, chunks, blocks, codec, delta=False), stored.dtype.name, levels, False)
+    return min(_ways(stored, levels, codec), key=lambda way: len(way.payload))
 
 
+def _ways(stored: NDArray, levels: Levels | None, codec: Codec) -> Iterator[Encoded]:
+    """Ways to store a small scan."""
+
+    def way(numbers: NDArray, delta: bool, rows: bool = False) -> Encoded:
+        payload = _frame(numbers, numbers.shape, numbers.shape, codec, delta)
+        return Encoded(payload, numbers.dtype.name, levels, rows)
+
+    if codec == "zstd" and stored.dtype == np.uint8:
+        differences = np.diff(stored, axis=2, prepend=np.uint8(0))
+        across, both = _entropy(np.diff(stored)), _entropy(np.diff(differences))
+        rows = _WORTH * both < across
+        yield way((differences if rows else stored).astype(np.uint16), delta=True, rows=rows)
+        if min(across, both) > _NOISY:
+            return
+    elif codec == "zstd":
+        yield way(stored, delta=True)
+    yield way(stored, delta=False)
+
+
+def _entropy(numbers: NDArray[np.uint8]) -> float:
+    """Bits per number that a code for each by itself takes: what is left for zstd to do after differences."""
+    counts = np.bincount(numbers.reshape(-1), minlength=1)
+    shares = counts[counts > 0] / max(1, numbers.size)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+@np.errstate(all="ignore")  # extreme values are found out by comparison
 def _narrowed(voxels: NDArray) -> tuple[NDArray, Levels | None]:
     """`voxels` in the smallest dtype that can be stored for them, and how that becomes them again."""
     if voxels.dtype.kind in "iu" and voxels.dtype.itemsize > 2:
@@ -88,7 +131,7 @@ def _narrowed(voxels: NDArray) -> tuple[NDArray, Levels | None]:
 def _values(voxels: NDArray) -> NDArray:
     """The values that occur, ascending: all of them in a small scan, else extremes and those of a sample."""
     if voxels.size <= _SMALL:
-        return np.unique(voxels)
+        return np.sort(np.unique(voxels, sorted=False))  # by hashing: far fewer levels than voxels
     flat = voxels.reshape(-1)
     sample = flat[:: flat.size // _SMALL | 1]
     return np.unique(np.concatenate([sample, [flat.min(), flat.max()]]).astype(voxels.dtype))
@@ -104,23 +147,36 @@ def _even_levels(values: NDArray) -> Levels | None:
     span = exact[-1] - exact[0]
     if not span / scale <= 65535:
         return None
-    if steps := round(span / scale):
-        scale = span / steps
-    kind = values.dtype.type
-    if not kind(scale) > 0:
+    near = values.dtype.type(_slope(exact, scale))
+    if not 0 < near < np.inf:
         return None
+    # The extremes are rounded: the slope may be the next number above or below.
+    scales = [near, *(np.nextafter(near, near.dtype.type(end)) for end in (0, np.inf))]
     for offset in (0.0, float(exact[0])):
-        levels = Levels(offset=offset, scale=float(kind(scale)))
-        if _numbers(values, levels) is not None:
-            return levels
+        for each in scales:
+            levels = Levels(offset=offset, scale=float(each))
+            if 0 < each < np.inf and _numbers(values, levels) is not None:
+                return levels
     return None
+
+
+def _slope(values: NDArray[np.float64], step: float) -> float:
+    """The slope of `values` (ascending), of which `step` is the smallest distance and rounded: measured ever wider."""
+    reach = 32
+    while reach <= 65536:
+        last = np.searchsorted(values, values[0] + reach * step, side="right") - 1
+        if count := round((values[last] - values[0]) / step):
+            step = (values[last] - values[0]) / count
+        reach *= 2
+    return step
 
 
 def _numbers(voxels: NDArray, levels: Levels) -> NDArray | None:
     """The numbers that `levels` decodes to exactly `voxels`; None where there are none."""
-    highest = round((float(voxels.max()) - levels.offset) / levels.scale)
-    if not 0 <= round((float(voxels.min()) - levels.offset) / levels.scale) <= highest <= 65535:
+    low, high = ((float(end) - levels.offset) / levels.scale for end in (voxels.min(), voxels.max()))
+    if not -0.5 <= low <= high < 65535.5:
         return None
+    highest = round(high)
     numbers = np.empty(voxels.shape, np.uint8 if highest < 256 else np.uint16)
     flat, target = voxels.reshape(-1), numbers.reshape(-1)
     for begin in range(0, flat.size, _SMALL):  # slab by slab: no second volume of float64
@@ -159,8 +215,10 @@ def single_block(payload: bytes, shape: Shape, dtype: DTypeLike) -> NDArray | No
     if not 64 <= start <= len(payload) - 32:
         return None
     nbytes, block, cbytes = struct.unpack_from("<iii", payload, start + 4)
-    array = np.empty(shape, dtype)
-    if not nbytes == block == array.nbytes or not 32 <= cbytes <= len(payload) - start:
+    # Before the array is made: an index may speak of a shape that no memory holds.
+    whole = nbytes == block == math.prod(shape) * np.dtype(dtype).itemsize
+    if not whole or not 32 <= cbytes <= len(payload) - start:
         return None
+    array = np.empty(shape, dtype)
     blosc2.decompress2(payload[start : start + cbytes], dst=array)
     return array

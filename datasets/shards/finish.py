@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scanforge.datasets.shards.duplicates import Dropped, Kept, Place, decide
-from scanforge.datasets.shards.encode import Codec
+from scanforge.datasets.shards.encode import Codec, Encoded
 from scanforge.datasets.shards.format import (
     MANIFEST,
     SAMPLES,
@@ -134,6 +134,10 @@ def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec:
             if isinstance(fate, Dropped):
                 continue
             facts = ScanFacts(**{name: getattr(entry, name) for name in ScanFacts.model_fields})
-            mask = (payload(entry.mask), entry.mask.dtype, entry.mask.stored) if entry.mask else None
-            writer.append(facts if fate is None else fate.apply(facts), payload(entry), mask)
+            mask = None
+            if entry.mask is not None:
+                encoded = Encoded(payload(entry.mask), entry.mask.stored, None, entry.mask.rows)
+                mask = (encoded, entry.mask.dtype)
+            facts = facts if fate is None else fate.apply(facts)
+            writer.append(facts, payload(entry), entry.content, mask)
     return writer.record

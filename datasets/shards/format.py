@@ -64,7 +64,8 @@ class ScanFacts(_Record):
     dtype: Dtype  # of the voxels
     stored: Dtype  # of the numbers in the frame
     levels: Levels | None = None  # how these become voxels, where a change of dtype is not all
-    spacing: tuple[float, float, float]  # D, H, W in mm; 1 where unknown
+    rows: bool = False  # the numbers of a row (along W) are differences from the row above, modulo 256
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # D, H, W in mm; 1 where unknown
     orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")] = ""
     frames: bool = False  # D counts frames of a video
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -77,7 +78,6 @@ class ScanFacts(_Record):
     stats: dict[str, float]
     grid: tuple[Size, Size, Size]  # cells of the foreground bitmap along D, H, W
     foreground: str  # base64 of the packed bits of the bitmap, C order
-    content: Hash  # of shape, dtype and voxels: equal for exact duplicates only
 
 
 class Member(_Record):
@@ -93,12 +93,14 @@ class MaskMember(Member):
 
     dtype: Dtype
     stored: Dtype
+    rows: bool = False
 
 
 class SampleEntry(ScanFacts, Member):
     """A scan in a shard's index: its facts, and where its voxels and its mask lie in the tar."""
 
     mask: MaskMember | None = None
+    content: Hash  # of shape, dtype and voxels: equal for exact duplicates only
 
     def all_patients(self) -> list[str]:
         """Everyone under whom these voxels were found."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels import Box, Labels
-from scanforge.datasets.shards.encode import restore, single_block
+from scanforge.datasets.shards.encode import restore, single_block, summed
 from scanforge.datasets.shards.format import (
     MANIFEST,
     SAMPLES,
@@ -54,7 +54,7 @@ class DataSet:
             content = self.store.small(MANIFEST)
         except Unavailable as error:
             raise UserError(
-                f"{location} is not a complete data set ({error}); make it by 'scanforge data build'"
+                f"{self.store.shown('')} is not a complete data set ({error}); make it by 'scanforge data build'"
             ) from error
         self.manifest = parse(Manifest, content, name)
         self.manifest_hash = hashlib.sha256(content).hexdigest()
@@ -94,7 +94,11 @@ def read_index(where: Path | Store, shard: ShardRecord) -> ShardIndex:
     """The index of `shard` in the folder or store `where`; UserError where it cannot be read or is damaged."""
     store = where if isinstance(where, Store) else FolderStore(where)
     name = index_name(shard.name)
-    return parse(ShardIndex, store.small(name, shard.index_sha256), store.shown(name))
+    index = parse(ShardIndex, store.small(name, shard.index_sha256), store.shown(name))
+    if len(index.samples) != shard.samples:
+        found = f"{len(index.samples)} scans instead of {shard.samples}"
+        raise UserError(f"{store.shown(name)} holds {found}; copy or build it again")
+    return index
 
 
 class ShardReader:
@@ -136,7 +140,7 @@ class ShardReader:
         with self._as_bad_sample(entry):
             payload = self._payload(entry.mask)
             shape = (1, *entry.shape[1:])
-            array = _frame_of(payload, shape, entry.mask.stored)
+            array = _frame_of(payload, shape, entry.mask.stored, entry.mask.rows)
             return restore(array if region is None else array[(slice(None), *region)], entry.mask.dtype, None)[0]
 
     def labels(self, number: int) -> Labels:
@@ -149,20 +153,24 @@ class ShardReader:
     def _as_bad_sample(self, entry: SampleEntry) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, ValueError, Unavailable) as error:
+        except Exception as error:  # a damaged frame can take its decoder anywhere
+            if isinstance(error, UserError) and not isinstance(error, Unavailable):
+                raise
             reason = " ".join(str(error).split())
             raise BadSample(f"shard {self.name}, scan {entry.key}: {reason}") from error
 
     def _stored(self, number: int, region: Region | None) -> NDArray:
         entry = self.entries[number]
-        if entry.length <= _WHOLE:
-            array = _frame_of(self._payload(entry), entry.shape, entry.stored)
+        if entry.length <= _WHOLE or entry.rows:
+            array = _frame_of(self._payload(entry), entry.shape, entry.stored, entry.rows)
         else:
             array = self._array(number)
         return array[:] if region is None else array[(slice(None), *region)]
 
     def _payload(self, member: Member) -> bytes:
         """The bytes of a member, verified. Read rather than mapped: a file that was cut is an error, not a SIGBUS."""
+        if member.offset + member.length > self.shard.bytes:
+            raise ValueError("its index says that it lies beyond the shard's end")
         payload = os.pread(self._descriptor(), member.length, member.offset)
         if len(payload) != member.length or crc32(payload) != member.crc32:
             raise ValueError("its checksum does not fit")
@@ -202,14 +210,13 @@ class ShardReader:
         return array
 
 
-def _frame_of(payload: bytes, shape: tuple[int, ...], stored: str) -> NDArray | blosc2.NDArray:
-    """The array in a member's payload, decoded where it is one block, else opened."""
-    decoded = single_block(payload, shape, stored)
-    if decoded is not None:
-        return decoded
-    array = blosc2.ndarray_from_cframe(payload)
-    _expect(array, shape, stored)
-    return array
+def _frame_of(payload: bytes, shape: tuple[int, ...], stored: str, rows: bool) -> NDArray | blosc2.NDArray:
+    """The numbers in a member's payload, decoded where it is one block, else opened."""
+    array = single_block(payload, shape, stored)
+    if array is None:
+        array = blosc2.ndarray_from_cframe(payload)
+        _expect(array, shape, stored)
+    return summed(array[:]) if rows else array
 
 
 def _expect(array: blosc2.NDArray, shape: tuple[int, ...], stored: str) -> None:

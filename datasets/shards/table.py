@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from scanforge.configs.errors import UserError
@@ -21,6 +22,7 @@ ROW = np.dtype(
         ("patient", "S32"),  # keyed hash; the manifest's `also` lists those of duplicates
     ]
 )
+_HEX = np.isin(np.arange(256), list(b"0123456789abcdef"))
 
 
 def rows_of(shard: int, entries: Iterable[SampleEntry], modalities: list[str]) -> NDArray[np.void]:
@@ -49,19 +51,37 @@ def to_bytes(table: NDArray[np.void]) -> bytes:
 
 def parse_table(content: bytes, name: str, shards: list[ShardRecord], modalities: int) -> NDArray[np.void]:
     """The table in the bytes of an .npy file; UserError names `name` where it does not belong to these shards."""
-    try:
-        table = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{name} is damaged; copy or build it again") from error
-    sizes = np.array([shard.samples for shard in shards])
-    if table.dtype != ROW or table.shape != (sizes.sum(),):
+    table = _table_in(content)
+    if table is None:
+        raise UserError(f"{name} is damaged; copy or build it again")
+    if len(table) != sum(shard.samples for shard in shards):
         raise UserError(f"{name} is damaged (it has other rows than the manifest); copy or build it again")
+    sizes = np.array([shard.samples for shard in shards])
     numbers = np.repeat(np.arange(len(sizes)), sizes)
-    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    within = np.arange(len(table)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     if (
         (table["shard"] != numbers).any()
         or (table["sample"] != within).any()
         or (table["modality"] >= modalities).any()
     ):
         raise UserError(f"{name} is damaged (its rows are out of order); copy or build it again")
+    # numpy relies on bools to be 0 or 1: others can make it write beyond an array.
+    flags, patients = table["flat"].view(np.uint8), np.ascontiguousarray(table["patient"]).view(np.uint8)
+    known = (table["least"] >= 0) & (table["least"] < 1)
+    if (flags > 1).any() or not known.all() or not _HEX[patients].all():
+        raise UserError(f"{name} is damaged (its rows hold what no scan has); copy or build it again")
     return table
+
+
+def _table_in(content: bytes) -> NDArray[np.void] | None:
+    """The rows in the bytes of an .npy file; None where that is none, or holds anything else."""
+    stream = io.BytesIO(content)
+    try:
+        version = npy.read_magic(stream)
+        shape, _, dtype = npy.read_array_header_1_0(stream)
+    except Exception:  # numpy reads the head as python source, and raises whatever the damage makes of that
+        return None
+    rows = content[stream.tell() :]
+    if version != (1, 0) or dtype != ROW or len(shape) != 1 or len(rows) != shape[0] * ROW.itemsize:
+        return None
+    return np.frombuffer(rows, ROW)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scanforge.datasets.intensity import statistics
 from scanforge.datasets.labels import Labels
 from scanforge.datasets.readers.scan import FACTS, Scan
-from scanforge.datasets.shards.encode import Codec, encode
+from scanforge.datasets.shards.encode import Codec, Encoded, encode
 from scanforge.datasets.shards.foreground import foreground_bitmap
 from scanforge.datasets.shards.format import (
     BLOCK,
@@ -46,9 +46,9 @@ def record_of(labels: Labels) -> LabelRecord | None:
 
 def content_hash(voxels: NDArray) -> str:
     """Equal for scans of the same shape, dtype and voxels only; 32 hex digits."""
-    digest = hashlib.blake2b(f"{voxels.shape} {voxels.dtype.name}".encode(), digest_size=16)
+    digest = hashlib.sha256(f"{voxels.shape} {voxels.dtype.name}".encode())
     digest.update(np.ascontiguousarray(voxels).data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 class ShardWriter:
@@ -90,13 +90,14 @@ class ShardWriter:
         labels = scan.labels if labels is None else labels
         stats = statistics(scan.voxels)
         bitmap = foreground_bitmap(scan.voxels, stats["threshold"])
-        payload, stored, levels = encode(scan.voxels, self._codec, scan.frames)
+        encoded = encode(scan.voxels, self._codec, scan.frames)
         facts = ScanFacts(
             key=key,
             shape=scan.voxels.shape,
             dtype=scan.voxels.dtype.name,
-            stored=stored,
-            levels=levels,
+            stored=encoded.stored,
+            levels=encoded.levels,
+            rows=encoded.rows,
             spacing=scan.spacing,
             orientation=scan.orientation,
             frames=scan.frames,
@@ -109,29 +110,34 @@ class ShardWriter:
             stats=stats,
             grid=bitmap.shape,
             foreground=pack_bits(bitmap),
-            content=content_hash(scan.voxels),
         )
         mask = None
         if labels.mask is not None:
-            content, kind, _ = encode(labels.mask[None], self._codec, scan.frames)
-            mask = (content, labels.mask.dtype.name, kind)
-        self.append(facts, payload, mask)
+            mask = (encode(labels.mask[None], self._codec, scan.frames), labels.mask.dtype.name)
+        self.append(facts, encoded.payload, content_hash(scan.voxels), mask)
 
-    def append(self, facts: ScanFacts, payload: bytes, mask: tuple[bytes, str, str] | None) -> None:
-        """Appends an encoded scan, and its encoded mask with the dtypes (of the values, stored)."""
-        content = to_json(facts)
-        members = {"__key__": facts.key, "b2nd": payload, "json": content}
+    def append(self, facts: ScanFacts, payload: bytes, content: str, mask: tuple[Encoded, str] | None) -> None:
+        """Appends an encoded scan, the hash of its voxels, and its encoded mask with the dtype of its values."""
+        description = to_json(facts)
+        members = {"__key__": facts.key, "b2nd": payload, "json": description}
         offset = self._position + BLOCK
-        self._position = offset + padded(len(payload)) + BLOCK + padded(len(content))
+        self._position = offset + padded(len(payload)) + BLOCK + padded(len(description))
         member = None
         if mask is not None:
-            members["mask.b2nd"] = mask[0]
-            place = {"offset": self._position + BLOCK, "length": len(mask[0]), "crc32": crc32(mask[0])}
-            member = MaskMember(**place, dtype=mask[1], stored=mask[2])
-            self._position += BLOCK + padded(len(mask[0]))
+            encoded, dtype = mask
+            members["mask.b2nd"] = encoded.payload
+            member = MaskMember(
+                offset=self._position + BLOCK,
+                length=len(encoded.payload),
+                crc32=crc32(encoded.payload),
+                dtype=dtype,
+                stored=encoded.stored,
+                rows=encoded.rows,
+            )
+            self._position += BLOCK + padded(len(encoded.payload))
         self._tar.write(members)
         place = {"offset": offset, "length": len(payload), "crc32": crc32(payload)}
-        self._entries.append(SampleEntry(**{**facts.model_dump(), **place, "mask": member}))
+        self._entries.append(SampleEntry(**{**facts.model_dump(), **place, "content": content, "mask": member}))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -118,10 +118,11 @@ def test_foreground_is_where_the_tissue_is() -> None:
     scan = np.random.default_rng(0).normal(0, 5, (1, 40, 50, 7))
     scan[:, 10:30, 25:, :] += 500
     bitmap = foreground_bitmap(scan, statistics(scan)["threshold"])
-    assert bitmap.shape == (16, 16, 7)
-    assert bitmap[4:12, 8:].all()
-    assert not bitmap[:4].any()
-    assert not bitmap[:, :8].any()
+    assert bitmap.shape == (10, 12, 1)
+    assert bitmap[3:7, 6:].all()
+    assert not bitmap[:2].any()
+    assert not bitmap[:, :6].any()
+    assert foreground_bitmap(np.ones((1, 3, 64, 100)), 0.5).shape == (1, 16, 16)
 
 
 def copied(data_sets: Path, tmp_path: Path) -> Path:

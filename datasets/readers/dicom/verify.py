@@ -57,7 +57,7 @@ def stored_of(path: Path) -> tuple[NDArray, float, float]:
             slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
             return dataset.pixel_array, 1.0 if slope is None else slope, intercept or 0.0
     except Exception as error:  # decoders raise whatever the damage makes them
-        raise ReadError("compressed pixels cannot be decoded") from error
+        raise ReadError("pixels cannot be decoded") from error
 
 
 def _same(plane: NDArray, values: NDArray, own_scale: bool) -> bool:
