@@ -4,6 +4,8 @@ from collections import Counter, deque
 from contextlib import suppress
 from multiprocessing.reduction import send_handle
 
+import blosc2
+
 from scanforge.configs.errors import UserError
 from scanforge.datasets.processes import Died, Worker, ready
 from scanforge.datasets.ring import Ring
@@ -20,6 +22,7 @@ class InProcess:
     respawned = 0
 
     def __init__(self, setup: Setup, ring: Ring) -> None:
+        blosc2.set_nthreads(1)  # blocks are small: threads only wait for each other
         self._reader, self._ring = CropReader(setup), ring
         self._waiting: deque[Task] = deque()
 

@@ -16,13 +16,19 @@ Slices = tuple[slice, slice, slice]
 
 def mix(*numbers: int) -> int:
     """A 64-bit number that depends on all of `numbers` (64 bits each) and on their order."""
-    packed = struct.pack(f"<{len(numbers)}Q", *(number & (2**64 - 1) for number in numbers))
+    packed = struct.pack(f"<{len(numbers)}Q", *[number & 0xFFFFFFFFFFFFFFFF for number in numbers])
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
 def uniforms(seed: int, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1). Of Philox's raw stream, which numpy keeps the same in all versions."""
     return (np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _eight(seed: int) -> list[float]:
+    """Eight numbers in [0, 1): as `uniforms`, but without making a generator, for what is done for every crop."""
+    digest = hashlib.blake2b(struct.pack("<Q", seed), digest_size=64, person=b"place").digest()
+    return [(number >> 11) * 2.0**-53 for number in struct.unpack("<8Q", digest)]
 
 
 def permutation(seed: int, count: int) -> NDArray[np.int64]:
@@ -46,15 +52,15 @@ def place(
     scan, crop: shapes (D, H, W). bitmap: foreground cells of the scan. foreground: probability that the crop is
     centred on a foreground voxel; otherwise each position is as likely. axes: those that may be flipped.
     """
-    draw = uniforms(seed, 8)
+    draw = _eight(seed)
     room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]
     cells = np.flatnonzero(bitmap)
     if draw[0] < foreground and cells.size and any(room):
-        cell = np.unravel_index(cells[int(draw[1] * cells.size)], bitmap.shape)
+        plane, column = divmod(int(cells[int(draw[1] * cells.size)]), bitmap.shape[2])
+        cell = (*divmod(plane, bitmap.shape[1]), column)
         starts = []
         for axis in range(3):
-            edges = cell_edges(scan[axis], bitmap.shape[axis])
-            low, high = edges[cell[axis]], edges[cell[axis] + 1]
+            low, high = cell_edges(scan[axis], bitmap.shape[axis], cell[axis])
             centre = int(low + draw[2 + axis] * (high - low))
             starts.append(min(max(0, centre - crop[axis] // 2), room[axis]))
     else:

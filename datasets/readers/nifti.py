@@ -25,7 +25,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
     EOFError,
     ValueError,
     zlib.error,
-    isal_zlib.error,
+    isal_zlib.error,  # type: ignore[assignment]
 )
 
 
@@ -90,7 +90,7 @@ def _header(stream: BinaryIO) -> Any:
 
 def _exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
     content = np.empty(count, np.uint8)  # memory is taken as it is filled: a header that lies does not get it
-    view, filled = memoryview(content), 0
+    view, filled = content.data, 0
     while filled < count:
         got = stream.readinto(view[filled : filled + (1 << 24)])  # type: ignore[attr-defined]
         if not got:

@@ -203,8 +203,10 @@ def _frame(voxels: NDArray, chunks: Shape, blocks: Shape, codec: Codec, delta: b
     return blosc2.asarray(voxels, chunks=chunks, blocks=blocks, cparams=parameters).to_cframe()
 
 
-def single_block(payload: bytes, shape: Shape, dtype: DTypeLike) -> NDArray | None:
+def single_block(payload: bytes, shape: Shape, dtype: DTypeLike, out: NDArray | None = None) -> NDArray | None:
     """The array in the frame `payload` where that is one chunk of one block, which takes no opening; else None.
+
+    It is decoded into `out`, contiguous and of that shape and dtype, where it is given.
 
     Offsets are those of blosc2's contiguous frame and chunk formats: length of the header at byte 11, the chunk
     after it, which begins with nbytes, blocksize and cbytes at its bytes 4, 8 and 12.
@@ -219,6 +221,6 @@ def single_block(payload: bytes, shape: Shape, dtype: DTypeLike) -> NDArray | No
     whole = nbytes == block == math.prod(shape) * np.dtype(dtype).itemsize
     if not whole or not 32 <= cbytes <= len(payload) - start:
         return None
-    array = np.empty(shape, dtype)
+    array = np.empty(shape, dtype) if out is None else out
     blosc2.decompress2(payload[start : start + cbytes], dst=array)
     return array

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 
+from scanforge.configs.errors import UserError
 from scanforge.datasets.shards.duplicates import Dropped, Kept, Place, decide
 from scanforge.datasets.shards.encode import Codec, Encoded
 from scanforge.datasets.shards.format import (
@@ -115,11 +117,18 @@ def _place(out: Path, number: int, result: ShardResult, fates: Fates, codec: Cod
         # The tar stays until the record is written: a link is no copy.
         for name in (record.name, index_name(record.name)):
             (out / name).unlink(missing_ok=True)
-            os.link(out / PARTIAL / name, out / name)
+            _link(out / PARTIAL / name, out / name)
         final = record
     write_atomically(done, to_json(FinalShard(record=final)))
     source.unlink()
     return final
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # exFAT, SMB, mounted object stores
+        shutil.copyfile(source, target)
 
 
 def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec: Codec) -> ShardRecord | None:
@@ -127,7 +136,10 @@ def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec:
     with open(out / PARTIAL / record.name, "rb") as stream, ShardWriter(out / record.name, codec) as writer:
 
         def payload(member: Member) -> bytes:
-            return os.pread(stream.fileno(), member.length, member.offset)
+            content = os.pread(stream.fileno(), member.length, member.offset)
+            if crc32(content) != member.crc32:  # it gets a new checksum, which would hide that
+                raise UserError(f"shard {out / PARTIAL / record.name} is damaged; delete it and build again")
+            return content
 
         for sample, entry in enumerate(read_index(out / PARTIAL, record).samples):
             fate = fates.get((number, sample))

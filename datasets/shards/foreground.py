@@ -9,9 +9,9 @@ _SMALLEST = 4  # voxels along a cell of a small scan: finer than that, the map i
 _SHARE = 0.25  # of a cell's voxels above the threshold makes the cell foreground
 
 
-def cell_edges(length: int, cells: int) -> NDArray[np.int64]:
-    """First voxel of each of `cells` cells along an axis of `length` voxels, and the end: (cells + 1,)."""
-    return np.arange(cells + 1) * length // cells
+def cell_edges(length: int, cells: int, cell: int) -> tuple[int, int]:
+    """First voxel of cell number `cell` of `cells` along an axis of `length` voxels, and the end."""
+    return cell * length // cells, (cell + 1) * length // cells
 
 
 def foreground_bitmap(voxels: NDArray, threshold: float) -> NDArray[np.bool_]:
@@ -21,7 +21,7 @@ def foreground_bitmap(voxels: NDArray, threshold: float) -> NDArray[np.bool_]:
     """
     shape = voxels.shape[1:]
     cells = [min(CELLS, max(1, length // _SMALLEST)) for length in shape]
-    edges = [cell_edges(length, count) for length, count in zip(shape, cells, strict=True)]
+    edges = [np.arange(count + 1) * length // count for length, count in zip(shape, cells, strict=True)]
     counts = np.empty([shape[0], *cells[1:]])
     step = max(1, _SLAB // (shape[1] * shape[2]))
     for plane in range(0, shape[0], step):  # slab by slab: no second copy of the volume

@@ -125,8 +125,12 @@ class ShardReader:
         """`read` into `out` (C, d, h, w), of any dtype that the voxels are cast to; the fast way for crops."""
         entry = self.entries[number]
         with self._as_bad_sample(entry):
-            plain = entry.levels is None and entry.stored == entry.dtype == out.dtype.name and out.flags.c_contiguous
-            if plain and entry.length > _WHOLE:
+            plain = entry.levels is None and entry.stored == entry.dtype and not entry.rows
+            plain = plain and out.dtype == entry.dtype and out.flags.c_contiguous
+            if plain and out.shape == entry.shape and entry.length <= _WHOLE:
+                if single_block(self._payload(entry), entry.shape, entry.stored, out) is None:
+                    np.copyto(out, self._stored(number, None))
+            elif plain and entry.length > _WHOLE:
                 start, stop = zip(*((part.start, part.stop) for part in region), strict=True)
                 self._array(number).get_slice_numpy(out, ((0, *start), (entry.shape[0], *stop)))
             else:

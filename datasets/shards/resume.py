@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -45,7 +46,7 @@ def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key
 def locked(out: Path) -> Iterator[None]:
     """Holds `out` for one build; UserError where another one is at it, or `out` cannot be written."""
     try:
-        fresh = not out.exists() or not any(out.iterdir())
+        fresh = not out.exists() or all(path.name == _LOCK for path in out.iterdir())  # of one killed early
         if not fresh and not (out / MANIFEST).exists() and not (out / PARTIAL).exists():
             raise UserError(f"{out} is not empty and no data set; give a new folder")
         out.mkdir(parents=True, exist_ok=True)
@@ -71,6 +72,7 @@ def begin(out: Path, parameters: dict[str, Any], sources: Sequence[PlannedSource
     if (out / MANIFEST).exists():
         manifest = parse(Manifest, (out / MANIFEST).read_bytes(), str(out / MANIFEST))
         _same(out, manifest.parameters, parameters)
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a build that was killed while it tidied up
         return manifest
     begun = {**parameters, "modified": str(max(each.source.modified for each in sources))}
     record = out / PARTIAL / _BUILD
