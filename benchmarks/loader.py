@@ -1,6 +1,6 @@
 """Crops per second against the best public loaders, in turns in one run, with the ablation of what makes it fast.
 
-command: python benchmarks/loader.py --data ../shared/data --work runs/loader [--quick]
+command: python benchmarks/loader.py --data ../shared/data --work runs/loader [--only ct mr small]
 Peers run in their own environment, see peers/requirements.txt and PEERS_PYTHON. Everything delivers batches of 8 crops
 in the scans' own dtype to one process, by two workers, the files in the page cache; see peers/ for what each was given.
 """
@@ -91,15 +91,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--count", type=int, default=6, help="large scans of each modality")
+    parser.add_argument("--crops", type=int, nargs="+", default=[96, 128])
+    parser.add_argument("--visits", type=int, nargs="+", default=[4, 1], help="crops per visit")
     parser.add_argument("--only", choices=("mr", "ct", "small"), nargs="+", default=["mr", "ct", "small"])
     given = parser.parse_args()
     result: dict[str, object] = {}
     for modality in [name for name in given.only if name != "small"]:
         folder = given.work / "scans" / modality
         large(given.data, folder, given.count, SIZES[modality], modality)
-        for side in (96, 128):
-            for per_visit in (4, 1):
-                ablate = list(OURS) if per_visit == 4 else ["scanforge zstd", "scanforge lz4hc"]
+        for side in given.crops:
+            for per_visit in given.visits:
+                ablate = list(OURS) if per_visit == 4 and modality == "ct" else ["scanforge zstd", "scanforge lz4hc"]
                 names = {"peers": [*PEERS, *BOUNDS], "ours": ablate}
                 speeds = contest(folder, given.work / modality, modality, (side,) * 3, per_visit, 8, names,
                                  given.rounds, given.seconds)  # fmt: skip

@@ -128,6 +128,8 @@ class CropReader:
                     self._crop(draw, reader, voxels[position], filled, position)
                 except (BadSample, ValueError) as error:
                     bad[position] = str(error)
+                except (LookupError, ArithmeticError) as error:
+                    bad[position] = f"shard {reader.name}: its index is damaged ({type(error).__name__}: {error})"
                 self._used(reader)
         self._forget()
         return filled

@@ -1,6 +1,8 @@
 """The part of a build that runs in a worker process: one shard from its sources."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -16,7 +18,7 @@ from scanforge.datasets.readers import NothingToStore, ReadError, Scan, scans_of
 from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.format import ShardRecord, to_json, write_atomically
 from scanforge.datasets.shards.quarantine import Kind, Quarantined
-from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
+from scanforge.datasets.shards.sources import PlannedSource, ShardPlan, shown
 from scanforge.datasets.shards.writer import ShardWriter
 
 PARTIAL = ".partial"  # in the data set's folder: shards and what is known of them, until the build is complete
@@ -89,7 +91,7 @@ class _Storing:
         self.quarantine: list[Quarantined] = []
 
     def source(self, planned: PlannedSource, deadly: str | None) -> None:
-        before, relative = len(self._writer), planned.source.relative
+        before, relative = len(self._writer), shown(planned.source.relative)
         paths: list[str] = []
         try:
             if deadly is not None:
@@ -103,7 +105,9 @@ class _Storing:
         except ReadError as error:
             self._writer.cut(before)
             kind: Kind = "skipped" if isinstance(error, NothingToStore) else "refused"
-            self.quarantine.append(Quarantined(path=relative, kind=kind, reason=str(error)))
+            files = len(planned.source.files)
+            reason = f"{error} ({files} files)" if files > 1 else str(error)
+            self.quarantine.append(Quarantined(path=relative, kind=kind, reason=reason))
             return
         self.paths += paths
 
@@ -128,7 +132,7 @@ class _Storing:
         return labels
 
     def _mislabelled(self, planned: PlannedSource, reason: str) -> None:
-        self.quarantine.append(Quarantined(path=planned.source.relative, kind="label", reason=reason))
+        self.quarantine.append(Quarantined(path=shown(planned.source.relative), kind="label", reason=reason))
 
 
 def sample_key(key: bytes, planned: PlannedSource, part: str) -> str:
@@ -143,4 +147,12 @@ def _scans(planned: PlannedSource) -> Iterator[Scan]:
         raise
     except Exception as error:
         # A damaged header can take a parser anywhere; one file must not end a build of a million.
-        raise ReadError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise ReadError(_unforeseen(error)) from error
+
+
+def _unforeseen(error: Exception) -> str:
+    """What went wrong, without the error's own words: these may be the header's, or name the file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {os.strerror(error.errno)}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"

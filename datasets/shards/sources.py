@@ -1,7 +1,10 @@
 """What a build works on: the sources in their order, dealt to shards before the first is read."""
 
+import os
+import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from scanforge.datasets.readers import Source, file_source, find_files
 from scanforge.datasets.shards.quarantine import Quarantined
 
 MAX_SOURCES = 512  # in a shard, whatever their size
+
+File = tuple[Path, str]  # root, path relative to it
 
 # Finds the DICOM among files of one root: its sources, and those files that are none, with the reason.
 DicomFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[Quarantined]]]
@@ -47,10 +52,10 @@ def find_sources(
 ) -> tuple[list[PlannedSource], list[Quarantined]]:
     """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
 
-    UserError where there is no source, and where two inputs hold the same one (their samples would collide).
+    UserError where two inputs hold the same one: their samples would collide, and a series may lie in parts in both.
     """
-    found, others = find_files(inputs)
-    files = [file for file in found if (file[0] / file[1]).resolve() not in book.claimed]
+    none: list[Quarantined] = []
+    files, others = (_opened(files, book, none) for files in find_files(inputs))
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -59,20 +64,52 @@ def find_sources(
             files = [file for file in files if file[0] != root] + [(root, relative) for relative in single]
     sources += [file_source(root, relative) for root, relative in files]
     taken = {(source.root, name) for source in sources for name in source.files}  # a header's voxels
-    others = [file for file in others if file not in taken and (file[0] / file[1]).resolve() not in book.claimed]
-    none: list[Quarantined] = []
+    others = [file for file in others if file not in taken]
     for root in sorted({root for root, _ in others}):
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
         sources += dicom
         none += rest
-    planned = [_planned(source, key, patient_regex, book) for source in sources]
+    planned = [_planned(source, key, patient_regex, book) for source in _told_apart(sources)]
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
+            names = " and ".join(f"'{each.source.root / each.source.relative}'" for each in (one, following))
             raise UserError(
-                f"two inputs hold '{one.source.relative}': give their common parent, or build two data sets"
+                f"two inputs hold '{one.source.relative}' ({names}): give their common parent, or build two data sets"
             )
     return planned, none
+
+
+def shown(relative: str) -> str:
+    """A path for people and for JSON: file names are bytes, and those of old systems are often not UTF-8."""
+    return os.fsencode(relative).decode("utf-8", "backslashreplace")
+
+
+def _opened(files: Sequence[File], book: LabelBook, none: list[Quarantined]) -> list[File]:
+    """Those that are regular files and no masks. The others get a line: a pipe would be waited on for ever."""
+    opened: list[File] = []
+    for root, relative in files:
+        try:
+            regular = stat.S_ISREG((root / relative).stat().st_mode)
+        except OSError as error:
+            none.append(Quarantined(path=shown(relative), reason=f"cannot be opened: {error.strerror}"))
+            continue
+        if not regular:
+            none.append(Quarantined(path=shown(relative), kind="skipped", reason="no regular file"))
+        elif not book.claimed or (root / relative).resolve() not in book.claimed:
+            opened.append((root, relative))
+    return opened
+
+
+def _told_apart(sources: Sequence[Source]) -> list[Source]:
+    """Sources of one input have an identity each, whatever damaged headers say: the second of two gets a number."""
+    seen = Counter[tuple[Path, str]]()
+    apart: list[Source] = []
+    for source in sorted(sources, key=lambda source: source.files):
+        number = seen[source.root, source.identity]
+        seen[source.root, source.identity] += 1
+        apart.append(replace(source, identity=f"{source.identity}\n{number}") if number else source)
+    return apart
 
 
 def _planned(source: Source, key: bytes, patient_regex: str | None, book: LabelBook) -> PlannedSource:

@@ -11,6 +11,7 @@ from scanforge.datasets.processes import Died, Worker, ready
 from scanforge.datasets.readers import Source
 from scanforge.datasets.shards.ledger import Progress
 from scanforge.datasets.shards.quarantine import Kind, Quarantined
+from scanforge.datasets.shards.sources import shown
 
 if TYPE_CHECKING:
     from scanforge.datasets.readers.dicom.headers import Survey
@@ -30,7 +31,8 @@ def find_dicom(
     paths = [root / relative for relative in files]
     surveys = survey(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
     sources, refusals = group(surveys, root)
-    return sources, [Quarantined(path=path, reason=reason, kind=cast(Kind, kind)) for path, reason, kind in refusals]
+    none = [Quarantined(path=shown(path), reason=reason, kind=cast(Kind, kind)) for path, reason, kind in refusals]
+    return sources, none
 
 
 def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["Survey"]]]:
