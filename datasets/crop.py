@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scanforge.datasets.shards.foreground import cell_edges
 
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue
 Triple = tuple[int, int, int]  # D, H, W
 Slices = tuple[slice, slice, slice]
 
@@ -86,7 +87,9 @@ def as_channels(voxels: NDArray, channels: int) -> NDArray:
     if voxels.shape[0] == channels:
         return voxels
     if channels == 1 and voxels.shape[0] == 3:
-        return np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), voxels.astype(np.float32), axes=1)[None]
+        # No matrix product: its roundings differ between processors and shapes, and so between crop and scan.
+        red, green, blue = (np.float32(w) * c.astype(np.float32) for w, c in zip(_LUMINANCE, voxels, strict=True))
+        return (red + green + blue)[None]
     if voxels.shape[0] == 1:
         return np.broadcast_to(voxels, (channels, *voxels.shape[1:]))
     raise ValueError(f"{voxels.shape[0]} channels cannot become {channels}")

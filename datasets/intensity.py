@@ -14,6 +14,7 @@ from scanforge.configs.base import Config
 LOW, HIGH = (0.0, 0.5, 1.0, 2.0, 5.0), (95.0, 98.0, 99.0, 99.5, 100.0)
 _SAMPLE = 1 << 18  # voxels that percentiles and threshold are estimated from; smaller scans are used whole
 _BINS = 256
+_NARROW = 1e-300  # what is closer together, or farther apart than its inverse, cannot be divided into bins
 
 
 class IntensityConfig(Config):
@@ -30,6 +31,7 @@ class IntensityConfig(Config):
         return value
 
 
+_CONFIGS = [IntensityConfig(percentiles=(low, high)) for low in LOW for high in HIGH]
 # Names of the percentiles; the extremes are known exactly.
 _NAMES = {level: f"p{round(level * 10):03d}" for level in LOW + HIGH} | {0.0: "min", 100.0: "max"}
 
@@ -45,6 +47,7 @@ def _rounded(value: float | np.floating) -> float:
     return float(f"{value:.6g}")
 
 
+@np.errstate(all="ignore")  # of extreme values: some are not finite then, see `normalisable`
 def statistics(array: NDArray) -> dict[str, float]:
     """Intensity statistics of a finite, non-empty scan of any shape, as JSON numbers.
 
@@ -77,7 +80,7 @@ def foreground_threshold(sample: NDArray[np.float64], low: float, high: float) -
 
     Otsu's own threshold parts dark from bright tissue as readily as air from body; half of it keeps dark tissue.
     """
-    if not high > low:
+    if not _NARROW < high - low < 1 / _NARROW:
         return low
     edges = np.linspace(low, high, _BINS + 1)
     bins = ((sample.clip(low, high) - low) * (_BINS / (high - low))).astype(np.int64)
@@ -107,6 +110,16 @@ def scaling(modality: str, stats: dict[str, float], config: IntensityConfig) -> 
         stats["foreground_mean"],
         max(stats["foreground_std"], 1e-6 * max(abs(low), abs(high))) or 1.0,
     )
+
+
+@np.errstate(all="ignore")
+def normalisable(stats: dict[str, float]) -> bool:
+    """Whether `normalise` gives finite numbers for a scan with these statistics, whatever the percentiles."""
+    if stats["foreground_std"] > 1e-15 and max(abs(stats["min"]), abs(stats["max"])) < 1e15:
+        return True
+    found = np.array([scaling("", stats, config) for config in _CONFIGS])
+    ends, centre, factor = found[:, :2].astype(np.float32), found[:, 2:3].astype(np.float32), 1 / found[:, 3:]
+    return bool(np.isfinite((ends - centre) * factor.astype(np.float32)).all())
 
 
 def normalise(

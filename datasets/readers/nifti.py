@@ -71,6 +71,7 @@ def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
         array = scaled(raw, *header.get_slope_inter())
         part = "" if count == 1 else str(volume)
         yield Scan(array[None], spacing, affine, orientation, part=part)
+        del raw, array  # not beside the next volume in memory
 
 
 def _header(stream: BinaryIO) -> Any:

@@ -3,6 +3,7 @@
 import hashlib
 import tarfile
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,12 +102,11 @@ def check_shard(folder: Path, shard: ShardRecord) -> list[SampleEntry]:
         raise UserError(f"shard {path} is damaged (its sha256 is not the manifest's); copy or build it again")
     index = read_index(folder, shard)
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:") as tar, closing(ShardReader(folder, shard)) as reader:
             members = {member.name: member for member in tar}
             if len(members) < len(tar.getmembers()):
                 raise ValueError("two of its members have the same name")
             _check_index(tar, members, hashlib.sha256((folder / index_name(shard.name)).read_bytes()).hexdigest())
-            reader = ShardReader(folder, shard)
             for number, entry in enumerate(index.samples):
                 _check_sample(tar, members, entry)
                 if content_hash(reader.read(number)) != entry.content:

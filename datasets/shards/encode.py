@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import blosc2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 Codec = Literal["zstd", "lz4hc"]
 Shape = tuple[int, ...]
@@ -32,9 +32,9 @@ class Levels(BaseModel):
     """How stored numbers become voxels: number * scale + offset, or the number's entry in `table`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    offset: float = 0.0
-    scale: float = 1.0
-    table: Annotated[list[float], Field(max_length=_TABLE)] = []
+    offset: FiniteFloat = 0.0
+    scale: FiniteFloat = 1.0
+    table: Annotated[list[FiniteFloat], Field(max_length=_TABLE)] = []
 
     def decode(self, numbers: NDArray, dtype: DTypeLike) -> NDArray:
         """The voxels that `numbers` stand for, computed in `dtype`; ValueError for one that is not in the table."""
@@ -148,14 +148,12 @@ def _even_levels(values: NDArray) -> Levels | None:
     if not span / scale <= 65535:
         return None
     near = values.dtype.type(_slope(exact, scale))
-    if not 0 < near < np.inf:
-        return None
     # The extremes are rounded: the slope may be the next number above or below.
     scales = [near, *(np.nextafter(near, near.dtype.type(end)) for end in (0, np.inf))]
     for offset in (0.0, float(exact[0])):
         for each in scales:
-            levels = Levels(offset=offset, scale=float(each))
-            if 0 < each < np.inf and _numbers(values, levels) is not None:
+            levels = Levels(offset=offset, scale=float(each)) if 0 < each < np.inf else None
+            if levels is not None and _numbers(values, levels) is not None:
                 return levels
     return None
 

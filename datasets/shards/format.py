@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.shards.encode import Levels
@@ -32,6 +32,7 @@ FactName = Annotated[str, Field(pattern=r"^(manufacturer|model|body_part|sequenc
 WarningName = Annotated[str, Field(pattern=r"^(burned_in_annotation|face|labels_differ)$")]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(max_length=64)]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -42,18 +43,18 @@ class _Record(BaseModel):
 class BoxRecord(_Record):
     """`low` <= voxel < `high` along D, H, W."""
 
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-    label: Annotated[str, Field(max_length=64)]
+    low: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    high: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    label: Text
 
 
 class LabelRecord(_Record):
     """What is known of a scan besides its voxels and its mask; see `labels.Labels`."""
 
-    names: dict[int, str] = {}
+    names: dict[int, Text] = {}
     boxes: list[BoxRecord] | None = None
-    classes: dict[str, str] = {}
-    targets: dict[str, float] = {}
+    classes: dict[Text, Text] = {}
+    targets: dict[Text, FiniteFloat] = {}
 
 
 class ScanFacts(_Record):
@@ -65,17 +66,17 @@ class ScanFacts(_Record):
     stored: Dtype  # of the numbers in the frame
     levels: Levels | None = None  # how these become voxels, where a change of dtype is not all
     rows: bool = False  # the numbers of a row (along W) are differences from the row above, modulo 256
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # D, H, W in mm; 1 where unknown
+    spacing: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (1.0, 1.0, 1.0)  # D, H, W in mm; 1 where unknown
     orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")] = ""
     frames: bool = False  # D counts frames of a video
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     patient: Hash
     also: list[Hash] = []  # other patients under whom the same voxels were found
     split: Annotated[str, Field(pattern=r"^(train|val|test)?$")] = ""
-    facts: dict[FactName, Annotated[str, Field(max_length=64)]] = {}
+    facts: dict[FactName, Text] = {}
     warnings: list[WarningName] = []
     labels: LabelRecord | None = None
-    stats: dict[str, float]
+    stats: dict[str, FiniteFloat]
     grid: tuple[Size, Size, Size]  # cells of the foreground bitmap along D, H, W
     foreground: str  # base64 of the packed bits of the bitmap, C order
 

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import blosc2
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from scanforge.datasets.identity import keyed_hash
 from scanforge.datasets.labels import Labels
@@ -19,7 +19,7 @@ from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.format import ShardRecord, to_json, write_atomically
 from scanforge.datasets.shards.quarantine import Kind, Quarantined
 from scanforge.datasets.shards.sources import PlannedSource, ShardPlan, shown
-from scanforge.datasets.shards.writer import ShardWriter
+from scanforge.datasets.shards.writer import ShardWriter, record_of
 
 PARTIAL = ".partial"  # in the data set's folder: shards and what is known of them, until the build is complete
 
@@ -115,21 +115,32 @@ class _Storing:
         key, patient = self._job.key, planned.patient
         if scan.patient:
             patient = keyed_hash(key, "patient", f"{planned.source.identity}\0{scan.patient}")
-        self._writer.add(
-            scan, sample_key(key, planned, scan.part), self._job.modality, patient, self._labels(planned, scan)
-        )
+        labels = self._labels(planned, scan)
+        try:
+            self._writer.add(scan, sample_key(key, planned, scan.part), self._job.modality, patient, labels)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ReadError(f"cannot be stored ({place}: {first['msg']})") from error
 
     def _labels(self, planned: PlannedSource, scan: Scan) -> Labels:
-        if planned.labels is None:
-            return scan.labels
-        try:
-            labels = attach(scan, planned.labels)
-        except ReadError as error:
-            self._mislabelled(planned, str(error))
-            return scan.labels
-        if labels.left_out:
-            self._mislabelled(planned, f"{labels.left_out} boxes are empty or lie outside of the scan")
-        return labels
+        """Those of the build where they fit, else the scan's own, else none."""
+        own, ref = (lambda: scan.labels), planned.labels
+        for find in [own] if ref is None else [lambda: attach(scan, ref), own]:
+            try:
+                labels = find()
+                record_of(labels)
+            except ReadError as error:
+                self._mislabelled(planned, str(error))
+            except ValidationError:
+                self._mislabelled(planned, "labels: a text of more than 64 characters, or a number that is none")
+            except Exception as error:  # of a damaged mask
+                self._mislabelled(planned, f"mask: {_unforeseen(error)}")
+            else:
+                if labels.left_out:
+                    self._mislabelled(planned, f"{labels.left_out} boxes are empty or lie outside of the scan")
+                return labels
+        return Labels()
 
     def _mislabelled(self, planned: PlannedSource, reason: str) -> None:
         self.quarantine.append(Quarantined(path=shown(planned.source.relative), kind="label", reason=reason))

@@ -145,7 +145,8 @@ class ShardReader:
             payload = self._payload(entry.mask)
             shape = (1, *entry.shape[1:])
             array = _frame_of(payload, shape, entry.mask.stored, entry.mask.rows)
-            return restore(array if region is None else array[(slice(None), *region)], entry.mask.dtype, None)[0]
+            numbers = array[:] if region is None else array[(slice(None), *region)]
+            return restore(numbers, entry.mask.dtype, None)[0]
 
     def labels(self, number: int) -> Labels:
         """What is known of the scan `number`, its mask read whole."""

@@ -9,9 +9,9 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from scanforge.datasets.intensity import statistics
+from scanforge.datasets.intensity import normalisable, statistics
 from scanforge.datasets.labels import Labels
-from scanforge.datasets.readers.scan import FACTS, Scan
+from scanforge.datasets.readers.scan import FACTS, ReadError, Scan
 from scanforge.datasets.shards.encode import Codec, Encoded, encode
 from scanforge.datasets.shards.foreground import foreground_bitmap
 from scanforge.datasets.shards.format import (
@@ -86,9 +86,14 @@ class ShardWriter:
         self._tar.tarstream.offset = self._position  # tarfile pads the end by it
 
     def add(self, scan: Scan, key: str, modality: str, patient: str, labels: Labels | None = None) -> None:
-        """Appends one scan under `key`; its modality is the file's own where that knows it."""
+        """Appends one scan under `key`; its modality is the file's own where that knows it.
+
+        ReadError where its intensities cannot be normalised.
+        """
         labels = scan.labels if labels is None else labels
         stats = statistics(scan.voxels)
+        if not normalisable(stats):
+            raise ReadError("its intensities are too large or too close together for float32")
         bitmap = foreground_bitmap(scan.voxels, stats["threshold"])
         encoded = encode(scan.voxels, self._codec, scan.frames)
         facts = ScanFacts(

@@ -59,7 +59,7 @@ def test_a_corrupt_nifti_is_quarantined(tmp_path, real_data):
     done = scanforge("data", "build", source, "--out", tmp_path / "out", "--modality", "mr", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "11 scans" in done.stdout
-    assert "1 files could not be read" in done.stdout
+    assert "1 could not be read or trusted" in done.stdout
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["path"] == victim.name
     assert json.loads(line)["reason"]

@@ -37,7 +37,7 @@ from scanforge.datasets.shards.reader import BadSample, DataSet, ShardReader
 from scanforge.datasets.shards.table import rows_of, to_bytes
 from scanforge.datasets.shards.writer import ShardWriter
 
-bounded = settings(max_examples=2500, deadline=None, derandomize=True)
+bounded = settings(max_examples=60, deadline=None, derandomize=True)
 Truth = dict[str, tuple[np.ndarray, np.ndarray | None]]
 # (what, where, bytes): `where` counts in 1/2**16 of the length, so that shrinking keeps its sense.
 Change = tuple[str, int, bytes]
@@ -177,13 +177,18 @@ def signed(folder: Path, **fields: Any) -> Path:
     return folder
 
 
+def in_one_line(error: Exception, name: str = "") -> None:
+    assert "\n" not in str(error)
+    assert name in str(error)
+
+
 def used(folder: Path, truth: Truth) -> None:
     """Everything that can be done with a data set: right voxels, or UserError and BadSample only."""
     for work in (read_all, checked, sampled):
         try:
             work(folder, truth)
         except (UserError, BadSample) as error:
-            assert "\n" not in str(error)
+            in_one_line(error)
 
 
 def checked(folder: Path, truth: Truth) -> None:
@@ -201,7 +206,7 @@ def read_all(folder: Path, truth: Truth) -> None:
                 whole, mask = reader.read(number), reader.read_mask(number)
                 part = reader.read(number, (slice(0, 1), slice(2, 9), slice(3, 11)))
             except BadSample as error:
-                assert shard.name in str(error)
+                in_one_line(error, shard.name)
                 continue
             if entry.key in truth and whole.dtype == truth[entry.key][0].dtype:
                 assert np.array_equal(whole, truth[entry.key][0])
@@ -235,11 +240,9 @@ def test_any_file_with_any_damage(damage: Callable, whole: Path, truth: Truth, d
     used(damage(name, changed((whole / name).read_bytes(), data.draw(CHANGES))), truth)
 
 
-@settings(parent=bounded, max_examples=4000)
+@settings(parent=bounded, max_examples=150)
 @given(edit=EDITS)
-def test_any_value_in_the_manifest(
-    damage: Callable, whole: Path, truth: Truth, edit: tuple[int, Any, bool]
-) -> None:
+def test_any_value_in_the_manifest(damage: Callable, whole: Path, truth: Truth, edit: tuple[int, Any, bool]) -> None:
     """No checksum protects it."""
     folder = damage(MANIFEST, edited((whole / MANIFEST).read_bytes(), *edit))
     used(folder, truth)
@@ -276,7 +279,8 @@ def test_check_tells_every_change_of_the_manifest(damage: Callable, whole: Path)
             check(signed(damage(MANIFEST, content), **{f"shard_{name}": value}))
 
 
-@settings(parent=bounded, max_examples=4000)
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # levels of 1e308 in a scan of float32
+@settings(parent=bounded, max_examples=150)
 @given(edit=EDITS)
 def test_an_index_that_somebody_signed(
     damage: Callable, whole: Path, truth: Truth, edit: tuple[int, Any, bool]
@@ -289,7 +293,7 @@ def test_an_index_that_somebody_signed(
         try:
             work(folder)
         except (UserError, BadSample) as error:
-            assert "\n" not in str(error)
+            in_one_line(error)
 
 
 def touched(folder: Path) -> None:
@@ -301,10 +305,10 @@ def touched(folder: Path) -> None:
             try:
                 work(number)
             except BadSample as error:
-                assert "\n" not in str(error)
+                in_one_line(error)
 
 
-@settings(parent=bounded, max_examples=4000)
+@settings(parent=bounded, max_examples=80)
 @given(changes=CHANGES, blocks=st.booleans())
 def test_a_tar_that_somebody_signed(
     damage: Callable, whole: Path, truth: Truth, changes: list[Change], blocks: bool
@@ -403,7 +407,7 @@ def read_hostile(folder: Path, kind: str, first: int, count: int) -> None:
             try:
                 work()
             except BadSample as error:
-                assert "\n" not in str(error)
+                in_one_line(error)
         reader.close()
 
 
@@ -432,7 +436,7 @@ def test_frames_that_want_to_run_code_are_refused(tmp_path: Path, marker: str, l
     try:
         assert np.array_equal(reader.read(0), voxels)  # as plain numbers it is right
     except BadSample as error:
-        assert "s.tar" in str(error)
+        in_one_line(error, "s.tar")
     assert not trap.exists()
 
 
