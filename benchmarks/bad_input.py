@@ -109,7 +109,7 @@ def built(name: str, folder: Path, work: Path, key_file: Path) -> tuple[Account,
     seconds = time.monotonic() - started
     command("check", out)
     account = Account(folder, out, site_key(key_file))
-    reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", fate) for fate in account.fates.values())
+    reasons = Counter(re.sub(r"(?<![a-z])\d+(\.\d+)?", "N", fate) for fate in account.fates.values())
     kinds = Counter(fate.split(":")[0].split(" ")[0] for fate in account.fates.values())
     row = {"files": len(account.fates), **{kind: kinds[kind] for kind in ("stored", "skipped", "refused")}}
     print(f"{name:24} {' '.join(f'{number:8}' for number in row.values())} {seconds:8.1f} s", flush=True)

@@ -33,7 +33,8 @@ class Dropped:
 def decide(walk: Walk) -> dict[Place, Kept | Dropped]:
     """What becomes of every scan that has a twin. `walk` goes through all scans in order, as often as it is called.
 
-    The one with the most labels stays, the first of these; the outcome depends on the scans' order alone.
+    The one with the most labels stays, of these the one with the most facts (a DICOM knows more than the NIfTI made of
+    it, its modality above all), the first of these; the outcome depends on the scans' order alone.
     """
     seen: set[bytes] = set()
     twice: set[bytes] = set()
@@ -52,7 +53,9 @@ def decide(walk: Walk) -> dict[Place, Kept | Dropped]:
 
 
 def _of_group(group: Sequence[tuple[Place, SampleEntry]]) -> dict[Place, Kept | Dropped]:
-    place, kept = max(group, key=lambda each: (_labelled(each[1]), tuple(-number for number in each[0])))
+    place, kept = max(
+        group, key=lambda each: (_labelled(each[1]), len(each[1].facts), tuple(-number for number in each[0]))
+    )
     also = sorted({entry.patient for _, entry in group} - {kept.patient})
     differ = {each: _differ(kept, entry) for each, entry in group}
     fates: dict[Place, Kept | Dropped] = {each: Dropped(place, differ[each]) for each, _ in group if each != place}

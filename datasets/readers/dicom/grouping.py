@@ -19,6 +19,7 @@ _STATES = {
     "other": ("not DICOM", "skipped"),
     "pretended": ("named as DICOM, but there is no DICOM header at its start", "refused"),
     "damaged": ("damaged DICOM header", "refused"),
+    "bomb": ("deflated to a tiny part of its size: refused as a decompression bomb", "refused"),
     "unreadable": ("the file cannot be opened", "refused"),
 }
 
@@ -52,14 +53,14 @@ def _why_not(file: Survey) -> tuple[str, str]:
     if reason:
         return reason, "skipped"
     if not file.has_pixels:
-        return "holds no pixel data", "refused"
+        return "no pixel data found: none stored, or the header is cut or damaged", "refused"
     if "LOCALIZER" in file.image_type or "SCOUT" in file.image_type:
         return "localiser: for planning, not a scan", "skipped"
     return "", ""
 
 
 def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) -> list[Survey]:
-    """One file per instance. Files that share the UID but not the shape are no copies of each other."""
+    """One file per instance. Files that share the UID but not shape or place are no copies: anonymisers share UIDs."""
     instances: dict[tuple[str, ...], list[Survey]] = defaultdict(list)
     for file in files:
         instances[_instance(file)].append(file)
@@ -74,8 +75,8 @@ def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) ->
 
 
 def _instance(file: Survey) -> tuple[str, ...]:
-    shape = (file.rows, file.columns, file.frames, file.samples, file.bits)
-    return (file.sop, file.study, file.series, file.patient, *(str(size) for size in shape))
+    place = (file.rows, file.columns, file.frames, file.samples, file.bits, file.instance, file.position)
+    return (file.sop, file.study, file.series, file.patient, *(str(each) for each in place))
 
 
 def _series(files: list[Survey]) -> list[list[Survey]]:

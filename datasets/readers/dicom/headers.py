@@ -1,6 +1,8 @@
 """The survey: what each file is, by a cheap look at its header. No pixel is read, no exception leaves."""
 
 import hashlib
+import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,12 @@ from scanforge.datasets.readers.dicom.kinds import DICOMDIR, dicom_modality
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.sniff import UNDEFINED, element_length, is_dicom
 from scanforge.datasets.readers.dicom.values import number, numbers, text, texts, whole
+from scanforge.datasets.readers.guard import refuse_bomb
+from scanforge.datasets.readers.scan import ReadError
 
 HEAD_BYTES = 4096
+_META = 132  # behind preamble and prefix
+_PIECE = 1 << 20
 _READ = (
     "ImageType SOPClassUID SOPInstanceUID Modality Manufacturer PatientID IssuerOfPatientID StudyInstanceUID "
     "SeriesInstanceUID SeriesNumber InstanceNumber ImagePositionPatient ImageOrientationPatient SamplesPerPixel "
@@ -30,7 +36,7 @@ class Survey:
     """One file's header in short. It travels between processes.
 
     state         'dicom', 'other' (no DICOM), 'pretended' (no DICOM but by its name), 'damaged' (DICOM that does not
-                  parse) or 'unreadable' (by the system)
+                  parse), 'bomb' (deflated, and far too much) or 'unreadable' (by the system)
     sop           SOPInstanceUID; where a file has none, a hash of its bytes, so that copies are still known
     position      ImagePositionPatient in mm (LPS); orientation: direction of a row, then of a column
     spacing       PixelSpacing in mm: between rows, between columns
@@ -93,9 +99,13 @@ def _look(path: Path) -> Survey:
                 claims = path.suffix.lower() in _ENDINGS
                 return Survey(path, "pretended" if claims else "other", size, modified)
             file.seek(0)
+            if _is_bomb(file, size):
+                return Survey(path, "bomb", size, modified)
             return _parse(path, file, size, modified)
-    except OSError:
-        return Survey(path, "unreadable")
+    except OSError as error:
+        if error.errno is not None:
+            return Survey(path, "unreadable")
+        return Survey(path, "damaged", size, modified)  # pydicom's word for a sequence that ends early
     except Exception:  # whatever damage makes pydicom raise
         return Survey(path, "damaged", size, modified)
 
@@ -140,6 +150,27 @@ def _parse(path: Path, file: IO[bytes], size: int, modified: int) -> Survey:
         pixel_offset=offset,
         pixel_length=length,
     )  # fmt: skip
+
+
+def _is_bomb(file: IO[bytes], size: int) -> bool:
+    """Whether a deflated file is too much: pydicom inflates it as a whole, for its header too."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    if pydicom.uid.DeflatedExplicitVRLittleEndian.encode() not in head or head[_META : _META + 4] != b"\2\0\0\0":
+        return False
+    file.seek(_META + 12 + struct.unpack_from("<I", head, _META + 8)[0])
+    inflate, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        while piece := inflate.unconsumed_tail or file.read(_PIECE):
+            inflated += len(inflate.decompress(piece, _PIECE))
+            refuse_bomb(inflated, size)
+    except ReadError:
+        return True
+    except zlib.error:  # for pydicom to find
+        return False
+    finally:
+        file.seek(0)
+    return False
 
 
 def _padding(header: FileDataset) -> int | None:

@@ -1,5 +1,6 @@
 """Volumes: the headers say what must come out, dcm2niix converts, and what comes out is held against the headers."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from scanforge.datasets.readers.geometry import geometry
 from scanforge.datasets.readers.guard import refuse_bomb, refuse_voxels
 from scanforge.datasets.readers.nifti import compact
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
+
+_INTERPOLATED = {"Tilt", "Eq"}
+_OVERLAY = re.compile(r"ROI\d+")  # of group 6000, in an image of its own
 
 Volume = tuple[Any, int, NDArray[np.float64]]  # NIfTI image, number in it, affine
 
@@ -84,8 +88,9 @@ def _matched(grid: Grid, conversion: Conversion, known: Known) -> list[Volume]:
 
 
 def _as_stored(conversion: Conversion) -> list[Any]:
-    """The converted images without those that were interpolated: straightened or made even."""
-    return [nib.Nifti1Image.from_filename(path) for path in conversion.volumes if not marks(path) & {"Tilt", "Eq"}]
+    """The converted images without those that were interpolated (straightened or made even) and without overlays."""
+    paths = [path for path in conversion.volumes if not _INTERPOLATED & marks(path)]
+    return [nib.Nifti1Image.from_filename(path) for path in paths if not any(map(_OVERLAY.fullmatch, marks(path)))]
 
 
 def _mosaics(files: Sequence[Survey], conversion: Conversion) -> list[Volume]:

@@ -134,7 +134,7 @@ def test_what_holds_no_image_is_skipped_with_what_it_is(tmp_path: Path, dicom: S
         assert word in refusals[end][0]
         assert refusals[end][1] == "skipped"
     assert refusals["DICOMDIR"] == ("DICOMDIR: a directory of other files", "skipped")
-    assert refusals["stripped"] == ("holds no pixel data", "refused")
+    assert refusals["stripped"] == ("no pixel data found: none stored, or the header is cut or damaged", "refused")
 
 
 def test_series_in_nested_folders_copies_and_localisers(tmp_path: Path, dicom: SimpleNamespace) -> None:

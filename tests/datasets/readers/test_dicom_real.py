@@ -13,11 +13,12 @@ from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.scan import Scan, Source
 
 READERS = {"dicom-volume": read_volume, "dicom-image": read_image}
+NO_PIXELS = "no pixel data found: none stored, or the header is cut or damaged"
 COPY = "another file holds the same instance"
 # In this order: the first pattern that fits. Files that none fits must be stored.
 LEFT_OUT = [
     ("*/TINY_ALPHA/README", "not DICOM"),
-    ("*/TINY_ALPHA/*", "holds no pixel data"),
+    ("*/TINY_ALPHA/*", NO_PIXELS),
     ("*/DICOMDIR*", "DICOMDIR: a directory of other files"),
     ("*/98892001/CT2N/*", "localiser: for planning, not a scan"),
     ("*.txt", "not DICOM"), ("*.json", "not DICOM"), ("*.gz", "not DICOM"), ("*.icc", "not DICOM"),
@@ -33,8 +34,8 @@ LEFT_OUT = [
     ("*/rtplan*", "radiotherapy plan or record, no image"), ("*NoMeta.dcm", "radiotherapy plan or record, no image"),
     ("*/reportsi*", "structured report, no image"), ("*/test-SR.dcm", "structured report, no image"),
     ("*/waveform_ecg.dcm", "waveform (ECG or the like), no image"),
-    ("*/UN_sequence.dcm", "holds no pixel data"), ("*/nested_priv_SQ.dcm", "holds no pixel data"),
-    ("*/no_meta_group_length.dcm", "holds no pixel data"),
+    ("*/UN_sequence.dcm", NO_PIXELS), ("*/nested_priv_SQ.dcm", NO_PIXELS),
+    ("*/no_meta_group_length.dcm", NO_PIXELS),
 ]  # fmt: skip
 
 
