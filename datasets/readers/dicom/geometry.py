@@ -12,7 +12,8 @@ from scanforge.datasets.readers.scan import ReadError
 SAME_PLACE = 0.01  # mm: planes nearer than this repeat a position
 SAME_DIRECTION = 2e-3  # of direction cosines; headers round them to some five digits
 # Positions are written with one to six decimals. A plane may lie off the regular grid by the rounding of one decimal
-# (a line through numbers rounded by 0.05 mm passes them by up to 0.08, yet at most a tenth of a step) or by a hundredth of a step; what is beyond is another scan.
+# (a line through numbers rounded by 0.05 mm passes them by up to 0.08; at most a tenth of a step) or by a hundredth of
+# a step; what is beyond is another scan.
 ROUNDING = 0.08
 ROUNDING_SHARE = 0.1
 JITTER_SHARE = 0.01
