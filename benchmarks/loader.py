@@ -6,20 +6,21 @@ in the scans' own dtype to one process, by two workers, the files in the page ca
 """
 
 import argparse
+import json
 import statistics
 import sys
 from pathlib import Path
 
 from peers import run as peers
 from peers.process import BENCHMARKS, Contender
-from record import record
+from record import RESULTS, record
 from scans import SIZES, large, small
 
 from scanforge.datasets.shards.build import BuildOptions, build
 
 CODECS = ("zstd", "lz4hc")
-PEERS = ("litdata:tensor", "litdata:b2nd", "mosaic:ndarray", "mosaic:b2nd", "monai:cache", "webdataset:npy",
-         "webdataset:b2nd", "blosc2:lz4hc", "blosc2:zstd")  # fmt: skip
+# The fastest way found to use each; other ways are in peers/, and were slower.
+PEERS = ("litdata:tensor", "mosaic:b2nd", "monai:cache", "webdataset:b2nd", "blosc2:lz4hc", "blosc2:zstd")
 BOUNDS = ("bounds:empty", "bounds:memcpy1", "bounds:memcpy2")
 OURS = {
     "scanforge zstd": ("both", "zstd"),
@@ -54,7 +55,10 @@ def contest(
     try:
         for name in names["peers"]:
             data = peers.prepare(name, scans, work)
-            running[name] = peers.start(name, data, crop, per_visit, batch=batch, prefetch=prefetch)
+            try:
+                running[name] = peers.start(name, data, crop, per_visit, batch=batch, prefetch=prefetch)
+            except RuntimeError as error:
+                print(f"{name} does not run here: {error}", flush=True)
         for name in names["ours"]:
             variant, codec = OURS[name]
             data = shards(scans, work / f"shards-{codec}", codec, modality)
@@ -93,6 +97,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6, help="large scans of each modality")
     parser.add_argument("--crops", type=int, nargs="+", default=[96, 128])
     parser.add_argument("--visits", type=int, nargs="+", default=[4, 1], help="crops per visit")
+    parser.add_argument("--ablation", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--only", choices=("mr", "ct", "small"), nargs="+", default=["mr", "ct", "small"])
     given = parser.parse_args()
     result: dict[str, object] = {}
@@ -101,8 +106,8 @@ def main() -> None:
         large(given.data, folder, given.count, SIZES[modality], modality)
         for side in given.crops:
             for per_visit in given.visits:
-                ablate = list(OURS) if per_visit == 4 and modality == "ct" else ["scanforge zstd", "scanforge lz4hc"]
-                names = {"peers": [*PEERS, *BOUNDS], "ours": ablate}
+                ablate = given.ablation and per_visit == 4 and modality == "ct"
+                names = {"peers": [*PEERS, *BOUNDS], "ours": list(OURS) if ablate else list(OURS)[:2]}
                 speeds = contest(folder, given.work / modality, modality, (side,) * 3, per_visit, 8, names,
                                  given.rounds, given.seconds)  # fmt: skip
                 title = f"{modality} {side}^3, {per_visit} crops per visit"
@@ -115,7 +120,10 @@ def main() -> None:
                              given.seconds)  # fmt: skip
             title = f"small {name} {crop}"
             result[title] = table(title, speeds)
-    record("loader", result)
+    # Parts may be run one after the other.
+    path = RESULTS / "loader.json"
+    before = json.loads(path.read_text())["result"] if path.exists() else {}
+    record("loader", before | result)
 
 
 if __name__ == "__main__":
