@@ -42,9 +42,7 @@ def mask_on(scan: Scan, path: Path) -> Mask:
     except ReadError as error:
         raise ReadError(f"mask: {error}") from error
     if len(found) > 1:
-        # Of a NIfTI series, the first volume has no part of its own.
-        same = [each for each in found if each.part == scan.part]
-        found = same or [each for each in found if scan.part == "0" and not each.part]
+        found = [each for each in found if each.part == scan.part]
     if len(found) != 1:
         raise ReadError("mask: holds several masks and none for this part")
     check_grid(scan, found[0])

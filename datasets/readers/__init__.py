@@ -59,9 +59,7 @@ def file_source(root: Path, relative: str) -> Source:
     if kind is None:
         raise ReadError(f"no reader for '{suffix_of(relative)}' files; known: {', '.join(SUFFIXES)}, DICOM")
     files = (relative, *(_voxel_files(root, relative) if suffix_of(relative) in (".mhd", ".nhdr") else ()))
-    states = [(root / name).stat() for name in files]
-    size, modified = sum(each.st_size for each in states), max(each.st_mtime_ns for each in states)
-    return Source(root, kind, relative, files, size, modified)
+    return Source.of_files(root, kind, files)
 
 
 def _voxel_files(root: Path, relative: str) -> list[str]:

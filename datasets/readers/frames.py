@@ -37,7 +37,7 @@ def find_frame_folders(root: Path, files: Sequence[str]) -> tuple[list[Source], 
         group.sort()
         if _consecutive([number for number, _ in group]) and _one_size([root / file for _, file in group]):
             frames = tuple(file for _, file in group)
-            videos.append(_source(root, frames))
+            videos.append(Source.of_files(root, "frames", frames))
             taken.update(frames)
     return videos, [file for file in files if file not in taken]
 
@@ -68,12 +68,6 @@ def _frame(path: Path, number: int) -> NDArray:
     except ReadError as error:
         raise ReadError(f"frame {number}: {error}") from error
     return scan.voxels[:, 0]
-
-
-def _source(root: Path, files: tuple[str, ...]) -> Source:
-    states = [(root / file).stat() for file in files]
-    size, modified = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
-    return Source(root, "frames", files[0], files, size, modified)
 
 
 def _consecutive(numbers: list[int]) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scanforge.datasets.readers.guard import reason_of
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 
@@ -28,8 +29,7 @@ def read_image(source: Source) -> Iterator[Scan]:
     except UnidentifiedImageError as error:
         raise ReadError("not an image that pillow can read") from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        reason = " ".join(str(error).split()).replace(str(path), "file") or type(error).__name__
-        raise ReadError(f"damaged image: {reason}") from error
+        raise ReadError(f"damaged image: {reason_of(error, path)}") from error
     # (H, W) or (H, W, C) -> (C, 1, H, W)
     channels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     yield Scan(np.ascontiguousarray(channels[:, None]), (1.0, 1.0, 1.0))

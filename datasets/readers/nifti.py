@@ -14,6 +14,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from scanforge.datasets.readers.geometry import geometry
+from scanforge.datasets.readers.guard import reason_of
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 _SLAB = 1 << 20  # voxels that are scaled at a time
@@ -40,8 +41,7 @@ def read_nifti(source: Source) -> Iterator[Scan]:
         with _opened(path) as stream:
             yield from _scans(stream, path.stat().st_size)
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()).replace(str(path), "file") or type(error).__name__
-        raise ReadError(f"not a readable NIfTI: {reason}") from error
+        raise ReadError(f"not a readable NIfTI: {reason_of(error, path)}") from error
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -36,6 +36,13 @@ class Source:
     modified: int
     patient: str | None = None
 
+    @classmethod
+    def of_files(cls, root: Path, kind: str, files: tuple[str, ...]) -> "Source":
+        """A source that is known by the path of its first file; OSError where one is not there."""
+        states = [(root / name).stat() for name in files]
+        size, modified = sum(each.st_size for each in states), max(each.st_mtime_ns for each in states)
+        return cls(root, kind, files[0], files, size, modified)
+
     @property
     def relative(self) -> str:
         """The path that people know the source by."""

@@ -1,7 +1,6 @@
 """`scanforge data build`: folders of scans into a data set, in parallel, resumable, to the same bytes every time."""
 
 import os
-import shutil
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from scanforge.datasets.readers import SUFFIXES, plain_suffix
 from scanforge.datasets.readers.frames import find_frame_folders
 from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.finish import close, finish
-from scanforge.datasets.shards.job import PARTIAL, Job, Reading
+from scanforge.datasets.shards.job import Job, Reading
 from scanforge.datasets.shards.ledger import Ledger, Progress
 from scanforge.datasets.shards.quarantine import Quarantined, count, read_quarantine, write_quarantine
 from scanforge.datasets.shards.resume import begin, finished_shards, locked, parameters_of
@@ -100,8 +99,6 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
             complete, duplicates = finish(out, parameters, ledger.finished(), options.codec)
             write_quarantine(out, [*ledger.quarantine(), *duplicates])
             close(out, complete)
-        # Of a build that was killed while it closed: its records name paths.
-        shutil.rmtree(out / PARTIAL, ignore_errors=True)
     lines = read_quarantine(out)
     return BuildSummary(
         out=out,

@@ -17,7 +17,6 @@ from scanforge.datasets.shards.format import (
     INDEX_KEY,
     Member,
     SampleEntry,
-    ScanFacts,
     ShardRecord,
     index_name,
     sha256_of,
@@ -115,8 +114,8 @@ def check_shard(folder: Path, shard: ShardRecord) -> list[SampleEntry]:
     except Exception as error:  # damage can take tarfile and the decoders anywhere
         raise UserError(f"shard {path} is damaged: {' '.join(str(error).split())}; build it again") from error
     count = sum(2 + (entry.mask is not None) for entry in index.samples) + 1
-    if len(index.samples) != shard.samples or len(members) != count:
-        raise UserError(f"shard {path} holds {len(index.samples)} scans instead of {shard.samples}; build it again")
+    if len(members) != count:
+        raise UserError(f"shard {path} holds {len(members)} members instead of {count}; build it again")
     return index.samples
 
 
@@ -138,8 +137,7 @@ def _check_sample(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], ent
     _check_member(tar, members[f"{entry.key}.b2nd"], entry, entry.key)
     if entry.mask is not None:
         _check_member(tar, members[f"{entry.key}.mask.b2nd"], entry.mask, f"{entry.key}.mask")
-    facts = ScanFacts(**{name: getattr(entry, name) for name in ScanFacts.model_fields})
-    if _payload(tar, members[f"{entry.key}.json"]) != to_json(facts):
+    if _payload(tar, members[f"{entry.key}.json"]) != to_json(entry.scan_facts()):
         raise ValueError(f"scan {entry.key} has other facts than its index says")
 
 

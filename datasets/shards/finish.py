@@ -23,7 +23,6 @@ from scanforge.datasets.shards.format import (
     Manifest,
     Member,
     SampleEntry,
-    ScanFacts,
     ShardRecord,
     index_name,
     parse,
@@ -145,7 +144,7 @@ def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec:
             fate = fates.get((number, sample))
             if isinstance(fate, Dropped):
                 continue
-            facts = ScanFacts(**{name: getattr(entry, name) for name in ScanFacts.model_fields})
+            facts = entry.scan_facts()
             mask = None
             if entry.mask is not None:
                 encoded = Encoded(payload(entry.mask), entry.mask.stored, None, entry.mask.rows)

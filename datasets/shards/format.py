@@ -103,6 +103,10 @@ class SampleEntry(ScanFacts, Member):
     mask: MaskMember | None = None
     content: Hash  # of shape, dtype and voxels: equal for exact duplicates only
 
+    def scan_facts(self) -> ScanFacts:
+        """What `<key>.json` holds of it."""
+        return ScanFacts(**{name: getattr(self, name) for name in ScanFacts.model_fields})
+
     def all_patients(self) -> list[str]:
         """Everyone under whom these voxels were found."""
         return [self.patient, *self.also]

@@ -127,12 +127,13 @@ class ShardReader:
         with self._as_bad_sample(entry):
             plain = entry.levels is None and entry.stored == entry.dtype and not entry.rows
             plain = plain and out.dtype == entry.dtype and out.flags.c_contiguous
-            if plain and out.shape == entry.shape and entry.length <= _WHOLE:
-                if single_block(self._payload(entry), entry.shape, entry.stored, out) is None:
-                    np.copyto(out, self._stored(number, None))
-            elif plain and entry.length > _WHOLE:
+            if plain and entry.length > _WHOLE:
                 start, stop = zip(*((part.start, part.stop) for part in region), strict=True)
                 self._array(number).get_slice_numpy(out, ((0, *start), (entry.shape[0], *stop)))
+            elif plain and out.shape == entry.shape:
+                stored = _frame_of(self._payload(entry), entry.shape, entry.stored, False, out)
+                if stored is not out:
+                    np.copyto(out, stored[:])
             else:
                 np.copyto(out, restore(self._stored(number, region), entry.dtype, entry.levels), casting="unsafe")
 
@@ -215,9 +216,11 @@ class ShardReader:
         return array
 
 
-def _frame_of(payload: bytes, shape: tuple[int, ...], stored: str, rows: bool) -> NDArray | blosc2.NDArray:
-    """The numbers in a member's payload, decoded where it is one block, else opened."""
-    array = single_block(payload, shape, stored)
+def _frame_of(
+    payload: bytes, shape: tuple[int, ...], stored: str, rows: bool, out: NDArray | None = None
+) -> NDArray | blosc2.NDArray:
+    """The numbers in a member's payload, decoded (into `out`, where it is given) where it is one block, else opened."""
+    array = single_block(payload, shape, stored, out)
     if array is None:
         array = blosc2.ndarray_from_cframe(payload)
         _expect(array, shape, stored)

@@ -72,7 +72,7 @@ def begin(out: Path, parameters: dict[str, Any], sources: Sequence[PlannedSource
     if (out / MANIFEST).exists():
         manifest = parse(Manifest, (out / MANIFEST).read_bytes(), str(out / MANIFEST))
         _same(out, manifest.parameters, parameters)
-        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a build that was killed while it tidied up
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a build killed while it closed: it names paths
         return manifest
     begun = {**parameters, "modified": str(max(each.source.modified for each in sources))}
     record = out / PARTIAL / _BUILD
