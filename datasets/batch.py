@@ -12,10 +12,11 @@ class Batch:
     """Crops of one shape: all 2D (D = 1) or all 3D.
 
     voxels     (B, C, D, H, W) float32, normalised as `intensity.normalise` does
-    valid      (B, 1, D, H, W) bool, False where the crop reaches beyond the scan
+    valid      (B, 1, D, H, W) bool, False where the crop reaches beyond the scan or its source's map excludes a voxel
     seeds      (B,) int64, one per sample for augmentation and masking; the same at any world size
     keys, modalities, sources    B strings each: the sample's key, its modality, its source's name
     step       optimiser step since the start of the run that the batch belongs to
+    paired     True where row B / 2 + i is the partner of row i (`data.positives`: crops, study)
     """
 
     voxels: torch.Tensor
@@ -25,9 +26,28 @@ class Batch:
     modalities: list[str]
     sources: list[str]
     step: int
+    paired: bool = False
 
     def __len__(self) -> int:
         return self.voxels.shape[0]
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The first scans and their partners, row by row; views of a paired batch. ValueError for another one."""
+        if not self.paired:
+            raise ValueError("the batch has no partners: data.positives is neither 'crops' nor 'study'")
+        middle = len(self) // 2
+        return self._rows(slice(0, middle)), self._rows(slice(middle, None))
+
+    def _rows(self, rows: slice) -> "Batch":
+        return Batch(
+            self.voxels[rows],
+            self.valid[rows],
+            self.seeds[rows],
+            self.keys[rows],
+            self.modalities[rows],
+            self.sources[rows],
+            self.step,
+        )
 
     @property
     def is_2d(self) -> bool:
@@ -52,6 +72,7 @@ class Crops:
     inside   (B, 2, 3) int: first voxel along D, H, W that lies in the scan, and the end
     flips    (B, 3) bool: along D, H, W
     scaling  (B, 4) float32: low, high, centre, 1 / scale; see `intensity.scaling`
+    excluded (B, bytes) uint8, the packed bits of (D, H, W), True where a voxel is excluded; None where none is
     the rest as in `Batch`
     """
 
@@ -64,6 +85,8 @@ class Crops:
     modalities: list[str]
     sources: list[str]
     step: int
+    paired: bool = False
+    excluded: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch, on `device`, where it is also cast, normalised, padded and flipped."""
@@ -82,9 +105,21 @@ class Crops:
             axes = [1 + int(axis) for axis in np.flatnonzero(self.flips[sample])]
             voxels[sample] = voxels[sample].flip(axes)
             valid[sample] = valid[sample].flip(axes)
-        return Batch(voxels, valid, self.seeds.to(voxels.device), self.keys, self.modalities, self.sources, self.step)
+        seeds = self.seeds.to(voxels.device)
+        return Batch(voxels, valid, seeds, self.keys, self.modalities, self.sources, self.step, self.paired)
 
     def _valid(self, device: torch.device) -> torch.Tensor | None:
+        """(B, 1, D, H, W) bool, True where a voxel is inside the scan and not excluded; None where all voxels are."""
+        inside = self._inside(device)
+        if self.excluded is None:
+            return inside
+        count = self.voxels[0, 0].numel()
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+        bits = (self.excluded.to(device)[:, :, None] >> shifts & 1).flatten(1)[:, :count]
+        kept = (bits == 0).view(-1, 1, *self.voxels.shape[2:])
+        return kept if inside is None else kept & inside
+
+    def _inside(self, device: torch.device) -> torch.Tensor | None:
         """(B, 1, D, H, W) bool, True inside the scan; None where all voxels are."""
         shape = self.voxels.shape[2:]
         if (self.inside[:, 0] == 0).all() and (self.inside[:, 1] == np.array(shape)).all():

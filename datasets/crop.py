@@ -73,6 +73,25 @@ def place(
     return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
+def near(first: Place, seed: int, scan: Triple, crop: Triple, share: float, axes: Sequence[int]) -> Place:
+    """Another crop of the scan, at least `share` (over 0) of whose voxels lie in the crop `first`.
+
+    Every start within reach is as likely; the reach is the same fraction of the crop along each axis.
+    """
+    draw = _eight(seed)
+    room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]
+    free = sum(1 for each, size in zip(room, crop, strict=True) if each and size > 1)
+    side = share ** (1 / max(1, free))  # of the crop that is shared along each axis
+    starts = list(first.start)
+    for axis in range(3):
+        if room[axis]:
+            reach = int((1 - side) * crop[axis])
+            low, high = max(0, starts[axis] - reach), min(room[axis], starts[axis] + reach)
+            starts[axis] = low + int(draw[2 + axis] * (high - low + 1))
+    flips = [axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)]
+    return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
+
+
 def overlap(start: Triple, scan: Triple, crop: Triple) -> tuple[Slices, Slices]:
     """The part of the scan that lies in the crop: as slices of the scan, and as slices of the crop."""
     low = [max(0, begin) for begin in start]

@@ -1,6 +1,7 @@
 """The crop loader: an endless, exactly resumable stream of batches."""
 
 import time
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -11,7 +12,7 @@ from scanforge.datasets.batch import Batch, Crops
 from scanforge.datasets.crew import Crew, InProcess
 from scanforge.datasets.crop import mix
 from scanforge.datasets.plan import DataConfig, Draw, Position, SamplingPlan
-from scanforge.datasets.ring import Ring, buffer_size, view_of
+from scanforge.datasets.ring import Ring, bits_of, buffer_size, view_of
 from scanforge.datasets.shards.prefetch import Prefetcher, Wanted
 from scanforge.datasets.worker import Filled, Setup, SourceSetup, Task
 
@@ -26,7 +27,8 @@ class CropLoader:
 
     What it yields depends on config, seed and position alone, not on workers, their deaths, or earlier iteration;
     the ranks' parts of a step make up the same global batch at any world size. A scan that cannot be read is
-    replaced by the next of its source and counted; beyond `config.bad_sample_ceiling` it is a UserError.
+    replaced by the next of its source and counted; beyond `config.bad_sample_ceiling` it is a UserError. With
+    `config.positives` of two scans a batch is twice as long: the partners of its first half are the second.
     Use it as a context manager, or call `close`.
     """
 
@@ -48,7 +50,11 @@ class CropLoader:
                 name = "batch_2d" if kind.crop[0] == 1 else "batch_3d"
                 parts = f"{world_size} ranks x {micro_batches} micro-batches"
                 raise UserError(f"data.{name} {kind.batch} cannot be divided among {parts}")
-        sizes = [buffer_size(kind.crop, kind.batch // self._shares, config.channels) for kind in self.plan.kinds]
+        rows, excluding = (2 if self.plan.paired else 1), any(source.exclude for source in config.sources)
+        sizes = [
+            buffer_size(kind.crop, rows * kind.batch // self._shares, config.channels, excluding)
+            for kind in self.plan.kinds
+        ]
         self._ring = Ring(max(sizes), config.ring, _GROWTH * config.ring)
         setup = self._setup(world_size)
         self._crew = (
@@ -70,7 +76,7 @@ class CropLoader:
     def _setup(self, world_size: int) -> Setup:
         config = self._config
         sources = [
-            SourceSetup(data.store, data.manifest.shards, source.flip_axes)
+            SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude)
             for source, data in zip(config.sources, self.plan.data, strict=True)
         ]
         # Half of the cache is for what the workers hold; the other half for what comes next.
@@ -78,7 +84,7 @@ class CropLoader:
         holders = max(1, config.workers) * world_size
         held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
         opened = max(1, min(_OPEN_SHARDS, held))
-        return Setup(sources, config.channels, config.foreground, config.intensity, opened)
+        return Setup(sources, config.channels, config.foreground, config.intensity, opened, config.min_overlap)
 
     def __iter__(self) -> "CropLoader":
         return self
@@ -108,8 +114,8 @@ class CropLoader:
         while (slot := self._ring.acquire()) is not None:
             step, micro = divmod(self._planned, self._micro)
             share = self._rank * self._micro + micro
-            draws = [self._readable(draw) for draw in self.plan.draws(step, share, self._shares)]
-            self._submit(Task(self._planned, slot, self.plan.kind(step).crop, draws))
+            draws = self._readable(self.plan.draws(step, share, self._shares))
+            self._submit(Task(self._planned, slot, self.plan.kind(step).crop, draws, self.plan.paired))
             self._planned += 1
 
     def _fetch_ahead(self) -> None:
@@ -130,10 +136,15 @@ class CropLoader:
         self._tasks[task.number] = task
         self._crew.submit(task)
 
-    def _readable(self, draw: Draw) -> Draw:
-        while (draw.stream, draw.row) in self._bad:
-            draw = self.plan.replacement(draw)
-        return draw
+    def _readable(self, draws: list[Draw]) -> list[Draw]:
+        """The draws, with others where a scan is known to be bad; then the partners, of the scans as they are now."""
+        readable: list[Draw] = []
+        for draw in draws:
+            while (draw.stream, draw.row) in self._bad:
+                draw = self.plan.replacement(draw)
+            readable.append(draw)
+        partners = [self.plan.partner(draw, self._bad) for draw in readable] if self.plan.paired else []
+        return readable + partners
 
     def _receive(self, filled: Filled) -> None:
         if not filled.bad:
@@ -149,12 +160,14 @@ class CropLoader:
                 f"{len(self._bad)} of {self.plan.scans} scans cannot be read, more than data.bad_sample_ceiling "
                 f"{ceiling:g} allows; the last: {reason}"
             )
-        self._submit(Task(task.number, task.slot, task.crop, [self._readable(draw) for draw in task.draws]))
+        first = task.draws[: len(task.draws) // 2] if task.paired else task.draws
+        self._submit(replace(task, draws=self._readable(first)))
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)
         buffer = self._ring.lend(task.slot)
-        voxels = view_of(buffer, filled.dtype, task.crop, len(task.draws), self._config.channels)
+        shape = task.crop, len(task.draws), self._config.channels
+        voxels = view_of(buffer, filled.dtype, *shape)
         seeds = np.array([mix(draw.seed, 1) >> 1 for draw in task.draws], np.int64)
         return Crops(
             voxels=torch.from_numpy(voxels),
@@ -166,6 +179,8 @@ class CropLoader:
             modalities=filled.modalities,
             sources=[self._config.sources[draw.source].name for draw in task.draws],
             step=number // self._micro,
+            paired=task.paired,
+            excluded=torch.from_numpy(bits_of(buffer, *shape)) if filled.excluded else None,
         )
 
     def state(self) -> dict[str, int]:

@@ -5,7 +5,7 @@ resume exact after any kill, the global stream independent of world size and of 
 dead worker's task trivial.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,14 +17,17 @@ from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.datasets.augment.config import AugmentConfig
 from scanforge.datasets.crop import Triple, mix
+from scanforge.datasets.excluded import Excluded, require
 from scanforge.datasets.identity import fraction
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.mixture import Mixture
+from scanforge.datasets.pairs import Companions
 from scanforge.datasets.shards.reader import DataSet
 from scanforge.datasets.shards.store import CacheConfig
 from scanforge.datasets.shuffle import WindowShuffle
 
 _STEPS, _VISITS = 64, 256  # block lengths of the mixtures of kinds and of sources
+PROJECTED = "xr"  # modality of a volume's projection
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -36,6 +39,7 @@ class SourceConfig(Config):
     path: Annotated[str, BeforeValidator(str)]
     weight: Annotated[float, Field(gt=0)] = 1.0
     flip_axes: list[Annotated[int, Field(ge=0, le=2)]] = []  # 0 = D, 1 = H, 2 = W; only where anatomy allows
+    exclude: Excluded | None = None  # of the masks: voxels that are padding to every loss; see excluded.values_of
 
 
 class DataConfig(Config):
@@ -45,11 +49,18 @@ class DataConfig(Config):
     (its share is (sum over sources of weight * scans)**temperature). batch_2d and batch_3d are global sizes: they do
     not change with the number of ranks. Images and frames of videos serve crop_2d; volumes serve crop_3d or, where
     that is not set, give slices to crop_2d.
+
+    positives: what objectives that compare two views compare. 'views': two augmentations of one crop. 'crops': two
+    crops of one scan, which share at least min_overlap of their voxels (0: they lie anywhere). 'study': crops of two
+    scans of one study, at the same place where these have the same grid; a scan that is alone in its study pairs with
+    itself, as 'crops' does. 'projection': a volume and its projection. batch_2d and batch_3d count pairs.
     """
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
     temperature: Share = 1.0
     balance: Literal["source", "modality"] = "source"
+    positives: Literal["views", "crops", "study", "projection"] = "views"
+    min_overlap: Share = 0.5
     crop_2d: tuple[PositiveInt, PositiveInt] | None = None  # H, W
     crop_3d: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # D, H, W
     batch_2d: PositiveInt = 32
@@ -77,6 +88,8 @@ class DataConfig(Config):
             raise ValueError("set crop_2d, crop_3d or both")
         if self.channels == 2:
             raise ValueError("channels is 1 (grey) or 3 (RGB)")
+        if self.positives == "projection" and self.crop_3d is None:
+            raise ValueError("positives 'projection' are of volumes: set crop_3d")
         return self
 
 
@@ -125,6 +138,7 @@ class Stream:
     samples: NDArray[np.uint32]
     share: float
     visits: WindowShuffle
+    studies: NDArray[np.bytes_]  # per row where positives ask for them, else empty
 
 
 class _Rows(NamedTuple):
@@ -133,8 +147,7 @@ class _Rows(NamedTuple):
     source: int
     crop: Triple
     group: str
-    shards: NDArray[np.uint32]
-    samples: NDArray[np.uint32]
+    table: NDArray[np.void]
 
 
 class SamplingPlan:
@@ -148,6 +161,9 @@ class SamplingPlan:
             s.name: str(d.manifest.parameters.get("site", "")) for s, d in zip(config.sources, self.data, strict=True)
         }
         self._know(config.augment.modalities)
+        for source, data in zip(config.sources, self.data, strict=True):
+            if source.exclude is not None:
+                require(data, source.name, source.exclude)
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self._patients: set[str] = set()
         self.streams: list[Stream] = []
@@ -157,6 +173,8 @@ class SamplingPlan:
             self.streams.append(stream)
         self.scans = sum(stream.visits.rows for stream in self.streams)
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
+        self.alone: dict[str, int] = {}  # with positives 'study': scans by source that pair with themselves
+        self._companions = self._studies() if config.positives == "study" else {}  # by stream
         mass = [sum(self.streams[s].share for s in kind.streams) / kind.batch for kind in self.kinds]
         self._schedule = Mixture(mass, _STEPS, mix(seed, 1))
         crops = self.scans * config.crops_per_visit / sum(stream.share for stream in self.streams)
@@ -165,6 +183,8 @@ class SamplingPlan:
     def _know(self, modalities: Iterable[str]) -> None:
         """UserError where augmentation is set for a modality that no source has: a slip would go unnoticed."""
         known = sorted({name for data in self.data for name in data.manifest.modalities})
+        if self.config.positives == "projection":
+            known.append(PROJECTED)
         for name in modalities:
             if name not in known:
                 raise UserError(f"data.augment.modalities: no source has '{name}'; there are {', '.join(known)}")
@@ -182,12 +202,12 @@ class SamplingPlan:
         streams = []
         for rows in found:
             group = [each for each in found if each.group == rows.group]
-            weights = [self.config.sources[each.source].weight * len(each.samples) for each in group]
-            weight = self.config.sources[rows.source].weight * len(rows.samples)
+            weights = [self.config.sources[each.source].weight * len(each.table) for each in group]
+            weight = self.config.sources[rows.source].weight * len(rows.table)
             if self.config.balance == "modality":
                 share = weight * sum(weights) ** (self.config.temperature - 1)
             else:
-                share = weight * sum(len(each.samples) for each in group) ** (self.config.temperature - 1)
+                share = weight * sum(len(each.table) for each in group) ** (self.config.temperature - 1)
             streams.append((rows.crop, self._stream(rows, share)))
         return streams
 
@@ -197,6 +217,11 @@ class SamplingPlan:
         table = data.samples()
         modalities = sorted(data.manifest.modalities)
         table = table[table["least"] >= config.holdout]
+        if config.positives == "study" and "study" not in (table.dtype.names or ()):
+            where = data.store.shown("")
+            raise UserError(
+                f"data.positives 'study': {where} was built before studies were kept; build it into a new folder"
+            )
         crop_2d = None if config.crop_2d is None else (1, *config.crop_2d)
         flat = table["flat"] | (config.crop_3d is None)
         self.unused[source.name] = 0 if crop_2d is not None else int(flat.sum())
@@ -206,11 +231,11 @@ class SamplingPlan:
                 continue
             self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]))
             if config.balance == "source":
-                found.append(_Rows(number, crop, source.name, chosen["shard"], chosen["sample"]))
+                found.append(_Rows(number, crop, source.name, chosen))
                 continue
             for each in np.unique(chosen["modality"]):
                 part = chosen[chosen["modality"] == each]
-                found.append(_Rows(number, crop, modalities[each], part["shard"], part["sample"]))
+                found.append(_Rows(number, crop, modalities[each], part))
         if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
             raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
@@ -220,11 +245,29 @@ class SamplingPlan:
     def _stream(self, rows: "_Rows", share: float) -> Stream:
         name = mix(*rows.group.encode()) if self.config.balance == "modality" else 0
         visits = WindowShuffle(
-            np.unique(rows.shards, return_counts=True)[1],
+            np.unique(rows.table["shard"], return_counts=True)[1],
             self.config.window,
             mix(self.seed, 3, rows.source, *rows.crop, name),
         )
-        return Stream(rows.source, rows.shards, rows.samples, share, visits)
+        studies = rows.table["study"] if self.config.positives == "study" else np.empty(0, "S32")
+        return Stream(rows.source, rows.table["shard"], rows.table["sample"], share, visits, studies)
+
+    def _studies(self) -> dict[int, Companions]:
+        found: dict[int, Companions] = {}
+        every: list[Companions] = []
+        self.alone = dict.fromkeys((source.name for source in self.config.sources), 0)
+        for kind in self.kinds:
+            for source in sorted({self.streams[stream].source for stream in kind.streams}):
+                streams = {s: self.streams[s].studies for s in kind.streams if self.streams[s].source == source}
+                every.append(Companions(streams))
+                found |= dict.fromkeys(streams, every[-1])
+                self.alone[self.config.sources[source].name] += every[-1].alone
+        if all(each.alone == each.scans for each in every):
+            raise UserError(
+                f"data.positives 'study': none of {self.scans} scans has another one of its study to pair with; "
+                f"take 'crops', or build the scans of a study into one data set"
+            )
+        return found
 
     def patients(self) -> list[str]:
         """Sorted hashes of all patients that may be sampled."""
@@ -250,13 +293,28 @@ class SamplingPlan:
         stream = kind.streams[part]
         return self._at(stream, self.streams[stream].visits(visit), mix(self.seed, 4, number, crop))
 
+    @property
+    def paired(self) -> bool:
+        """Whether every crop has a partner."""
+        return self.config.positives in ("crops", "study")
+
+    def partner(self, draw: Draw, bad: Container[tuple[int, int]] = ()) -> Draw:
+        """The crop that `draw` is paired with; not of a scan that is `bad` (stream, row), unless `draw` is."""
+        stream, row = draw.stream, draw.row
+        if stream in self._companions:
+            stream, row = self._companions[stream].of(stream, row, draw.seed, bad)
+        return self._at(stream, row, mix(draw.seed, 2))
+
     def _at(self, number: int, row: int, seed: int) -> Draw:
         stream = self.streams[number]
         return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
 
     def shards_of(self, step: int) -> list[tuple[int, int]]:
         """(source, shard) that the global batch of step `step` needs, each once, in order."""
-        return list(dict.fromkeys((draw.source, draw.shard) for draw in self.draws(step)))
+        draws = self.draws(step)
+        if self._companions:
+            draws += [self.partner(draw) for draw in draws]
+        return list(dict.fromkeys((draw.source, draw.shard) for draw in draws))
 
     def replacement(self, draw: Draw) -> Draw:
         """What takes the place of a crop whose scan cannot be read: the same of the source's next scan."""

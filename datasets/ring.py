@@ -91,9 +91,10 @@ def _anonymous_file(size: int) -> int:
     return descriptor
 
 
-def buffer_size(crop: Triple, batch: int, channels: int) -> int:
-    """Bytes of the buffer for a batch of crops of any dtype of `DTYPES`."""
-    return batch * channels * crop[0] * crop[1] * crop[2] * 4
+def buffer_size(crop: Triple, batch: int, channels: int, excluded: bool = False) -> int:
+    """Bytes of the buffer for a batch of crops of any dtype of `DTYPES`, with room for `bits_of` where asked for."""
+    voxels = crop[0] * crop[1] * crop[2]
+    return batch * (channels * voxels * 4 + (-(-voxels // 8) if excluded else 0))
 
 
 # What crops are delivered in: the scan's own dtype, float32 where it is a wider one.
@@ -104,3 +105,9 @@ def view_of(buffer: NDArray[np.uint8], dtype: str, crop: Triple, batch: int, cha
     """A view of a buffer: voxels (B, C, D, H, W) of `dtype`."""
     count = batch * channels * crop[0] * crop[1] * crop[2]
     return buffer[: count * np.dtype(dtype).itemsize].view(dtype).reshape(batch, channels, *crop)
+
+
+def bits_of(buffer: NDArray[np.uint8], crop: Triple, batch: int, channels: int) -> NDArray[np.uint8]:
+    """A view of a buffer behind its voxels: (B, bytes), the packed bits of maps (D, H, W)."""
+    start, size = buffer_size(crop, batch, channels), -(-crop[0] * crop[1] * crop[2] // 8)
+    return buffer[start : start + batch * size].reshape(batch, size)

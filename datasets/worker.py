@@ -3,7 +3,7 @@
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
@@ -12,12 +12,14 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.crop import Triple, as_channels, overlap, place
+from scanforge.datasets.crop import Place, Slices, Triple, as_channels, near, overlap, place
+from scanforge.datasets.excluded import read_excluded
 from scanforge.datasets.intensity import IntensityConfig, scaling
+from scanforge.datasets.pairs import aligned
 from scanforge.datasets.plan import Draw
 from scanforge.datasets.processes import Handler
-from scanforge.datasets.ring import DTYPES, view_of
-from scanforge.datasets.shards.format import ShardRecord, unpack_bits
+from scanforge.datasets.ring import DTYPES, bits_of, view_of
+from scanforge.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
 from scanforge.datasets.shards.reader import BadSample, ShardReader
 from scanforge.datasets.shards.store import Store, Unavailable
 
@@ -31,6 +33,7 @@ class SourceSetup:
     store: Store
     shards: Sequence[ShardRecord]
     flip_axes: Sequence[int]
+    exclude: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Setup:
     foreground: float
     intensity: IntensityConfig
     open_shards: int  # that a worker keeps open
+    min_overlap: float = 0.0  # of two crops of one scan
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,12 @@ class Task:
     slot: int
     crop: Triple
     draws: list[Draw]
+    paired: bool = False  # the second half are the partners of the first
 
 
-@dataclass(frozen=True)
+@dataclass
 class Filled:
-    """A task's answer: what `batch.Crops` says of the voxels in the buffer.
+    """A task's answer: what `batch.Crops` says of the voxels in the buffer, and whether bits of exclusion are there.
 
     Where `bad` (position in the batch: reason) is not empty, the buffer is not to be used.
     """
@@ -74,9 +79,10 @@ class Filled:
     inside: NDArray[np.int64]
     flips: NDArray[np.bool_]
     scaling: NDArray[np.float32]
-    keys: list[str] = field(default_factory=list)
-    modalities: list[str] = field(default_factory=list)
+    keys: list[str]
+    modalities: list[str]
     bad: dict[int, str] = field(default_factory=dict)
+    excluded: bool = False
 
 
 class CropReader:
@@ -111,7 +117,7 @@ class CropReader:
 
     def fill(self, task: Task, buffer: NDArray[np.uint8]) -> Filled:
         """Fills `buffer` with the crops of `task`."""
-        count, channels = len(task.draws), self._setup.channels
+        count = len(task.draws)
         dtype, readers, bad = self._survey(task)
         filled = Filled(
             task.number,
@@ -119,13 +125,17 @@ class CropReader:
             np.zeros((count, 2, 3), np.int64),
             np.zeros((count, 3), np.bool_),
             np.zeros((count, 4), np.float32),
+            [""] * count,
+            [""] * count,
             bad=bad,
         )
-        voxels = view_of(buffer, dtype, task.crop, count, channels)
-        for position, (draw, reader) in enumerate(zip(task.draws, readers, strict=True)):
+        voxels = view_of(buffer, dtype, task.crop, count, self._setup.channels)
+        batch = _Filling(task, readers, [None] * count, buffer, voxels, filled)
+        for position in batch.order():
+            reader = readers[position]
             if reader is not None:
                 try:
-                    self._crop(draw, reader, voxels[position], filled, position)
+                    self._crop(batch, position, reader)
                 except (BadSample, ValueError) as error:
                     bad[position] = str(error)
                 except (LookupError, ArithmeticError) as error:
@@ -153,25 +163,78 @@ class CropReader:
             dtypes.add("float32" if mixed or entry.dtype not in DTYPES else entry.dtype)
         return dtypes.pop() if len(dtypes) == 1 else "float32", readers, bad
 
-    def _crop(self, draw: Draw, reader: ShardReader, voxels: NDArray, filled: Filled, position: int) -> None:
-        """Writes one crop to voxels (C, D, H, W), and what is to know of it; BadSample where it cannot be read."""
-        setup, source = self._setup, self._setup.sources[draw.source]
+    def _crop(self, batch: "_Filling", position: int, reader: ShardReader) -> None:
+        """Writes one crop into the buffer, and what is to know of it; BadSample where it cannot be read."""
+        setup, draw, filled = self._setup, batch.task.draws[position], batch.filled
         entry = reader.entries[draw.sample]
-        scan, size = entry.shape[1:], voxels.shape[1:]
-        bitmap = unpack_bits(entry.foreground, entry.grid)
-        where = place(draw.seed, scan, size, bitmap, setup.foreground, source.flip_axes)
-        of_scan, of_crop = overlap(where.start, scan, size)
-        target = voxels[(slice(None), *of_crop)]
+        where = self._place(batch, position, entry)
+        if where is None:
+            return
+        of_scan, of_crop = overlap(where.start, entry.shape[1:], batch.task.crop)
+        target = batch.voxels[(position, slice(None), *of_crop)]
         if entry.shape[0] == setup.channels:
             reader.read_into(draw.sample, of_scan, target)
         else:
             np.copyto(target, as_channels(reader.read(draw.sample, of_scan), setup.channels), casting="unsafe")
+        exclude = setup.sources[draw.source].exclude
+        if exclude is not None:
+            excluded = read_excluded(reader, draw.sample, of_scan, exclude)
+            if excluded is not None:
+                batch.exclude(position, excluded, of_crop)
+        batch.places[position] = where
         filled.inside[position] = [[part.start for part in of_crop], [part.stop for part in of_crop]]
         filled.flips[position] = where.flips
         low, high, centre, scale = scaling(entry.modality, entry.stats, setup.intensity)
         filled.scaling[position] = low, high, centre, 1 / scale
-        filled.keys.append(entry.key)
-        filled.modalities.append(entry.modality)
+        filled.keys[position] = entry.key
+        filled.modalities[position] = entry.modality
+
+    def _place(self, batch: "_Filling", position: int, entry: SampleEntry) -> Place | None:
+        """Where a crop lies; None for the partner of one that could not be read: both will be replaced."""
+        setup, task, draw = self._setup, batch.task, batch.task.draws[position]
+        scan, axes = entry.shape[1:], setup.sources[draw.source].flip_axes
+        number = position - len(task.draws) // 2
+        if task.paired and number >= 0:
+            first, reader, partner = batch.places[number], batch.readers[number], task.draws[number]
+            if first is None or reader is None:
+                return None
+            if draw[2:5] != partner[2:5]:
+                if aligned(reader.entries[partner.sample], entry):
+                    return first
+            elif setup.min_overlap:
+                return near(first, draw.seed, scan, task.crop, setup.min_overlap, axes)
+        bitmap = unpack_bits(entry.foreground, entry.grid)
+        return place(draw.seed, scan, task.crop, bitmap, setup.foreground, axes)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A task under way."""
+
+    task: Task
+    readers: list[ShardReader | None]
+    places: list[Place | None]  # of the crops that are done
+    buffer: NDArray[np.uint8]
+    voxels: NDArray  # (B, C, D, H, W), in the buffer
+    filled: Filled
+
+    def order(self) -> Iterable[int]:
+        """The positions, partners one after the other: they may be of one scan, which is opened once."""
+        count = len(self.task.draws)
+        if not self.task.paired:
+            return range(count)
+        return [position for first in range(count // 2) for position in (first, count // 2 + first)]
+
+    def exclude(self, position: int, excluded: NDArray[np.bool_], where: Slices) -> None:
+        """Marks voxels of the part `where` of a crop."""
+        count, channels = self.voxels.shape[:2]
+        bits = bits_of(self.buffer, self.task.crop, count, channels)
+        if not self.filled.excluded:
+            bits[:] = 0
+            self.filled.excluded = True
+        whole = np.zeros(self.task.crop, np.bool_)
+        whole[where] = excluded
+        bits[position] = np.packbits(whole)
 
 
 def worker(connection: Connection) -> Handler:

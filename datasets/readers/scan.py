@@ -26,6 +26,7 @@ class Source:
     files     relative to `root`, '/' between the parts; the first one names the source to people
     size      bytes of all files; modified: the newest, ns
     patient   who the header says the scan is of; None where it does not, and the path tells
+    study     the study that the header says it belongs to; None where the path tells
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Source:
     size: int
     modified: int
     patient: str | None = None
+    study: str | None = None
 
     @classmethod
     def of_files(cls, root: Path, kind: str, files: tuple[str, ...]) -> "Source":

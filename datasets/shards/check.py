@@ -24,7 +24,7 @@ from scanforge.datasets.shards.format import (
 )
 from scanforge.datasets.shards.reader import DataSet, ShardReader, read_index
 from scanforge.datasets.shards.summary import ModalityReport, Summary
-from scanforge.datasets.shards.table import rows_of
+from scanforge.datasets.shards.table import differs, rows_of
 from scanforge.datasets.shards.writer import content_hash
 
 
@@ -90,7 +90,7 @@ def _check_rows(data: DataSet, number: int, entries: list[SampleEntry], rows: ND
         raise UserError(
             f"{data.folder}: shard {shard.name} holds other modalities than the manifest says; build it again"
         )
-    if rows_of(number, entries, names).tobytes() != rows.tobytes():
+    if differs(rows, rows_of(number, entries, names)):
         raise UserError(f"{data.folder}: the table of its scans differs from shard {shard.name}; build it again")
 
 

@@ -28,6 +28,7 @@ SAMPLES = "samples.npy"
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Dtype = Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+OptionalHash = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
 FactName = Annotated[str, Field(pattern=r"^(manufacturer|model|body_part|sequence)$")]
 WarningName = Annotated[str, Field(pattern=r"^(burned_in_annotation|face|labels_differ)$")]
 Count = Annotated[int, Field(ge=0)]
@@ -71,6 +72,7 @@ class ScanFacts(_Record):
     frames: bool = False  # D counts frames of a video
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     patient: Hash
+    study: OptionalHash = ""  # keyed, of patient and study; '' in builds from before studies were kept
     also: list[Hash] = []  # other patients under whom the same voxels were found
     split: Annotated[str, Field(pattern=r"^(train|val|test)?$")] = ""
     facts: dict[FactName, Text] = {}

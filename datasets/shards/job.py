@@ -112,12 +112,13 @@ class _Storing:
         self.paths += paths
 
     def _scan(self, planned: PlannedSource, scan: Scan) -> None:
-        key, patient = self._job.key, planned.patient
+        key, patient, study = self._job.key, planned.patient, planned.study
         if scan.patient:
-            patient = keyed_hash(key, "patient", f"{planned.source.identity}\0{scan.patient}")
+            entry = f"{planned.source.identity}\0{scan.patient}"
+            patient, study = keyed_hash(key, "patient", entry), keyed_hash(key, "study", entry)
         labels = self._labels(planned, scan)
         try:
-            self._writer.add(scan, sample_key(key, planned, scan.part), self._job.modality, patient, labels)
+            self._writer.add(scan, sample_key(key, planned, scan.part), self._job.modality, patient, labels, study)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])

@@ -70,7 +70,7 @@ class DataSet:
         raise UserError(f"{self.store.shown('')} is not on local disk: copy it there first")
 
     def samples(self) -> NDArray[np.void]:
-        """One row (`table.ROW`) per scan, checked against the manifest; UserError where the table is damaged."""
+        """One row per scan (`table.ROW`, in older builds without `study`); UserError where the table is damaged."""
         content = self.store.small(SAMPLES, self.manifest.samples_sha256)
         name = self.store.shown(SAMPLES)
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))

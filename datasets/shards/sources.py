@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from scanforge.datasets.labels import LabelRef
 from scanforge.datasets.labels.book import LabelBook
 from scanforge.datasets.readers import Source, file_source, find_files
 from scanforge.datasets.shards.quarantine import Quarantined
+from scanforge.datasets.study import studies_of
 
 MAX_SOURCES = 512  # in a shard, whatever their size
 
@@ -32,6 +33,7 @@ class PlannedSource:
     order: str
     patient: str  # keyed hash
     labels: LabelRef | None = None
+    study: str = ""  # keyed hash
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def find_sources(
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
         sources += dicom
         none += rest
-    planned = [_planned(source, key, patient_regex, book) for source in _told_apart(sources)]
+    studies = studies_of([source.relative for source in sources if source.study is None])
+    planned = [_planned(source, key, patient_regex, book, studies) for source in _told_apart(sources)]
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
@@ -112,12 +115,21 @@ def _told_apart(sources: Sequence[Source]) -> list[Source]:
     return apart
 
 
-def _planned(source: Source, key: bytes, patient_regex: str | None, book: LabelBook) -> PlannedSource:
+def _planned(
+    source: Source, key: bytes, patient_regex: str | None, book: LabelBook, studies: Mapping[str, str]
+) -> PlannedSource:
     # The header knows better than the path, the user's pattern better than both.
     known = source.patient if patient_regex is None else None
     patient = known or patient_of(source.relative, patient_regex)
+    # Of a path without a patient in it, the study's own name has to tell patients apart.
+    whose = patient if known or patient_regex is not None else ""
+    study = studies[source.relative] if source.study is None else source.study
     return PlannedSource(
-        source, keyed_hash(key, "scan", source.identity), keyed_hash(key, "patient", patient), book.of(source.relative)
+        source,
+        keyed_hash(key, "scan", source.identity),
+        keyed_hash(key, "patient", patient),
+        book.of(source.relative),
+        keyed_hash(key, "study", f"{whose}\0{study}"),
     )
 
 

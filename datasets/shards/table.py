@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.lib.recfunctions import repack_fields
 from numpy.typing import NDArray
 
 from scanforge.configs.errors import UserError
@@ -20,8 +21,10 @@ ROW = np.dtype(
         ("modality", "<u2"),  # number in the manifest's modalities
         ("least", "<f8"),  # smallest `identity.fraction` of the patients under whom it was found
         ("patient", "S32"),  # keyed hash; the manifest's `also` lists those of duplicates
+        ("study", "S32"),  # keyed hash, empty where it was not kept; builds from before it was have no such column
     ]
 )
+_BEFORE = np.dtype([(name, ROW[name]) for name in ROW.names or () if name != "study"])
 _HEX = np.isin(np.arange(256), list(b"0123456789abcdef"))
 
 
@@ -36,10 +39,17 @@ def rows_of(shard: int, entries: Iterable[SampleEntry], modalities: list[str]) -
             modalities.index(entry.modality),
             min(fraction(patient) for patient in entry.all_patients()),
             entry.patient.encode(),
+            entry.study.encode(),
         )
         for sample, entry in enumerate(entries)
     ]
     return np.array(rows, ROW)
+
+
+def differs(rows: NDArray[np.void], expected: NDArray[np.void]) -> bool:
+    """Whether the rows of a data set are not `expected`, of which they may lack the newer columns."""
+    names = list(rows.dtype.names or ())
+    return repack_fields(expected[names]).tobytes() != rows.tobytes()
 
 
 def to_bytes(table: NDArray[np.void]) -> bytes:
@@ -68,9 +78,17 @@ def parse_table(content: bytes, name: str, shards: list[ShardRecord], modalities
     # numpy relies on bools to be 0 or 1: others can make it write beyond an array.
     flags, patients = table["flat"].view(np.uint8), np.ascontiguousarray(table["patient"]).view(np.uint8)
     known = (table["least"] >= 0) & (table["least"] < 1)
-    if (flags > 1).any() or not known.all() or not _HEX[patients].all():
+    if (flags > 1).any() or not known.all() or not _HEX[patients].all() or not _studies(table):
         raise UserError(f"{name} is damaged (its rows hold what no scan has); copy or build it again")
     return table
+
+
+def _studies(table: NDArray[np.void]) -> bool:
+    """Whether its studies are hashes or empty."""
+    if "study" not in (table.dtype.names or ()):
+        return True
+    studies = np.ascontiguousarray(table["study"]).view(np.uint8).reshape(len(table), -1)
+    return bool((_HEX[studies].all(1) | (studies == 0).all(1)).all())
 
 
 def _table_in(content: bytes) -> NDArray[np.void] | None:
@@ -82,6 +100,6 @@ def _table_in(content: bytes) -> NDArray[np.void] | None:
     except Exception:  # numpy reads the head as python source, and raises whatever the damage makes of that
         return None
     rows = content[stream.tell() :]
-    if version != (1, 0) or dtype != ROW or len(shape) != 1 or len(rows) != shape[0] * ROW.itemsize:
+    if version != (1, 0) or dtype not in (ROW, _BEFORE) or len(shape) != 1 or len(rows) != shape[0] * dtype.itemsize:
         return None
-    return np.frombuffer(rows, ROW)
+    return np.frombuffer(rows, dtype)

@@ -85,7 +85,9 @@ class ShardWriter:
         self._stream.truncate()
         self._tar.tarstream.offset = self._position  # tarfile pads the end by it
 
-    def add(self, scan: Scan, key: str, modality: str, patient: str, labels: Labels | None = None) -> None:
+    def add(
+        self, scan: Scan, key: str, modality: str, patient: str, labels: Labels | None = None, study: str = ""
+    ) -> None:
         """Appends one scan under `key`; its modality is the file's own where that knows it.
 
         ReadError where its intensities cannot be normalised.
@@ -108,6 +110,7 @@ class ShardWriter:
             frames=scan.frames,
             modality=scan.modality or modality,
             patient=patient,
+            study=study,
             split=scan.split,
             facts={name: scan.facts[name] for name in FACTS if scan.facts.get(name)},
             warnings=list(scan.warnings),

@@ -141,7 +141,7 @@ def _source(files: list[Survey], root: Path, kind: str) -> Source:
     else:
         identity = " ".join(_instance(first))
     size, modified = sum(file.size for file in files), max(file.modified for file in files)
-    return Source(root, kind, identity, names, size, modified, patient_of(first))
+    return Source(root, kind, identity, names, size, modified, patient_of(first), first.study or None)
 
 
 def _relative(file: Survey, root: Path) -> str:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.recfunctions import repack_fields
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import fraction
 from scanforge.datasets.shards.format import SampleEntry, ShardRecord
 from scanforge.datasets.shards.reader import DataSet
-from scanforge.datasets.shards.table import ROW, parse_table, rows_of, to_bytes
+from scanforge.datasets.shards.table import ROW, differs, parse_table, rows_of, to_bytes
 
 HASHES = st.text("0123456789abcdef", min_size=32, max_size=32)
 FACTS = {
@@ -45,7 +46,15 @@ def entries(draw: st.DrawFn) -> SampleEntry:
     shape = (1, draw(st.integers(1, 400)), 9, 9)
     people = draw(st.lists(HASHES, min_size=1, max_size=3, unique=True))
     modality, frames = draw(st.sampled_from(["ct", "mr", "us"])), draw(st.booleans())
-    return SampleEntry(shape=shape, patient=people[0], also=people[1:], modality=modality, frames=frames, **FACTS)
+    return SampleEntry(
+        shape=shape,
+        patient=people[0],
+        study=draw(st.one_of(st.just(""), HASHES)),
+        also=people[1:],
+        modality=modality,
+        frames=frames,
+        **FACTS,
+    )
 
 
 SHARDS = st.lists(st.lists(entries(), min_size=1, max_size=5), min_size=1, max_size=4)
@@ -64,7 +73,7 @@ def test_rows_say_what_the_entries_say(shards: list[list[SampleEntry]]) -> None:
         assert (row["shard"], row["sample"], row["depth"]) == (number, sample, entry.shape[1])
         assert row["flat"] == (entry.frames or entry.shape[1] == 1)
         assert modalities[row["modality"]] == entry.modality
-        assert row["patient"].decode() == entry.patient
+        assert (row["patient"].decode(), row["study"].decode()) == (entry.patient, entry.study)
         # Whoever of them is held out holds it out.
         for share in (0.1, 0.5, 0.9):
             held = any(fraction(patient) < share for patient in entry.all_patients())
@@ -88,6 +97,10 @@ def good() -> tuple[np.ndarray, list[ShardRecord]]:
         ("modality", [0, 0, 0, 0, 2]),
         ("patient", b"\xff" * 32),
         ("patient", b"0" * 31),
+        ("patient", b""),
+        ("study", b"\xff" * 32),
+        ("study", b"0" * 31),
+        ("study", b"\0" + b"0" * 31),
         ("least", float("nan")),
         ("least", -0.5),
     ],
@@ -98,6 +111,22 @@ def test_rows_that_cannot_be(field: str, value: object) -> None:
     table[field] = value
     with pytest.raises(UserError, match=r"t\.npy is damaged"):
         parse_table(to_bytes(table), "t.npy", records, 2)
+
+
+def test_rows_from_before_studies_were_kept() -> None:
+    table, records = good()
+    names = [name for name in ROW.names or () if name != "study"]
+    before = repack_fields(table[names])
+    found = parse_table(to_bytes(before), "t.npy", records, 2)
+    assert found.dtype.names == tuple(names)
+    assert found.tobytes() == before.tobytes()
+    assert not differs(found, table)
+    assert not differs(table, table)
+    table["patient"][3] = b"f" * 32
+    assert differs(found, table)
+    for fewer in (names[:-1], [*names[1:], "study"]):
+        with pytest.raises(UserError, match=r"t\.npy is damaged"):
+            parse_table(to_bytes(repack_fields(table[fewer])), "t.npy", records, 2)
 
 
 def test_a_truth_value_that_is_neither() -> None:
@@ -164,6 +193,7 @@ def test_any_bytes_are_a_table_or_an_error(changes: list[tuple[int, int]], cut: 
     assert found.dtype == ROW
     assert found["flat"].view(np.uint8).max() <= 1
     assert all(len(patient.decode("ascii")) == 32 for patient in found["patient"])
+    assert {len(study.decode("ascii")) for study in found["study"]} <= {0, 32}
 
 
 def test_the_table_of_a_build_is_that_of_its_indices(data_sets: Path) -> None:

@@ -1,0 +1,85 @@
+"""A volume's projection: its mean or maximum along an axis, as an X-ray of the crop."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.batch import Batch
+from scanforge.datasets.crop import mix
+from scanforge.datasets.plan import PROJECTED
+
+How = Literal["mean", "max"]
+_SALT = 0x9A0E
+_FLAT = 1e-5  # deviation below which a projection is flat: it becomes 0
+
+
+def axis_of(step: int) -> int:
+    """The axis (0, 1, 2 = D, H, W) that the batches of a step are projected along: the same on all ranks."""
+    return mix(step, _SALT) % 3
+
+
+@torch.no_grad()
+def project(batch: Batch, axis: int | None = None, how: How = "mean") -> Batch:
+    """The projections of a 3D batch along `axis` (0, 1, 2 = D, H, W; None: the step's own) as a 2D batch.
+
+    The other two axes are the image's rows and columns, in their order and direction: (D, H, W) becomes (1, H, W),
+    (1, D, W) or (1, D, H). Only valid voxels count; a pixel is valid where its line has one. Each sample is then
+    standardised over its valid pixels, all channels together (mean 0, deviation 1; 0 where it is flat); the others
+    get its darkest value. Seeds are other ones, so that augmentation is drawn anew; the modality is 'xr'.
+    UserError for a batch of images.
+    """
+    if batch.is_2d:
+        raise UserError("images have no projection: unset data.crop_2d, or take other data.positives")
+    line = 2 + (axis_of(batch.step) if axis is None else axis)
+    valid = batch.valid.any(line, keepdim=True)
+    pixels = _image(_along(batch.voxels.to(torch.float32), batch.valid, line, how), line)
+    valid = _image(valid, line)
+    return replace(
+        batch,
+        voxels=_standardised(pixels, valid),
+        valid=valid,
+        seeds=_mixed(batch.seeds),
+        modalities=[PROJECTED] * len(batch),
+    )
+
+
+def _along(voxels: torch.Tensor, valid: torch.Tensor, line: int, how: How) -> torch.Tensor:
+    """(B, C, ...) with one voxel along `line`; anything where none of the line is valid."""
+    if how == "max":
+        return torch.where(valid, voxels, -torch.inf).amax(line, keepdim=True)
+    total = torch.where(valid, voxels, 0.0).sum(line, keepdim=True)
+    return total / valid.sum(line, keepdim=True).clamp(min=1)
+
+
+def _image(volume: torch.Tensor, line: int) -> torch.Tensor:
+    """(B, C, D, H, W) of one voxel along `line` as (B, C, 1, rows, columns)."""
+    return volume.squeeze(line).unsqueeze(2)
+
+
+def _standardised(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    every = (1, 2, 3, 4)
+    count = (valid.sum(every, keepdim=True) * pixels.shape[1]).clamp(min=1)
+    centred = torch.where(valid, pixels, 0.0)
+    centred = torch.where(valid, centred - centred.sum(every, keepdim=True) / count, 0.0)
+    deviation = (centred.square().sum(every, keepdim=True) / count).sqrt()
+    scaled = torch.where(deviation > _FLAT, centred / deviation.clamp(min=_FLAT), 0.0)
+    return torch.where(valid, scaled, torch.where(valid, scaled, 0.0).amin(every, keepdim=True))
+
+
+def _mixed(seeds: torch.Tensor) -> torch.Tensor:
+    """Other seeds, not negative: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), in wrapping int64."""
+    mixed = seeds + _signed(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
+    return _shifted(mixed ^ _shifted(mixed, 31), 1)
+
+
+def _shifted(numbers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift to the right; torch's own copies the sign."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64)
