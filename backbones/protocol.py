@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanforge.configs.base import Config
@@ -26,8 +28,11 @@ class Encoder(nn.Module, ABC):
         """Feature maps (B, F, d, h, w) of the scans (B, C, D, H, W), finest level first."""
 
     @abstractmethod
-    def pooled(self, x: Tensor) -> Tensor:
-        """One vector (B, pooled_dim) for each scan (B, C, D, H, W)."""
+    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """One vector (B, pooled_dim) for each scan (B, C, D, H, W): the `masked_mean` of the deepest features.
+
+        valid: (B, 1, D, H, W) bool, False on voxels that must not count (padding, defaced regions).
+        """
 
     @abstractmethod
     def check_input(self, shape: Triple) -> None:
@@ -36,3 +41,18 @@ class Encoder(nn.Module, ABC):
     def size_divisor(self, is_2d: bool) -> Triple:
         """Sizes (D, H, W) that are a multiple of this lose nothing at any level."""
         return self.feature_strides(is_2d)[-1]
+
+
+def masked_mean(features: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over space (B, F) of features (B, F, d, h, w), each cell weighted by its share of valid voxels.
+
+    valid: (B, 1, D, H, W) bool at the scan's own size, or None for the plain mean. Where all voxels of a scan are
+    valid, or none is, this is its plain mean too. A grid that does not divide the scan is shared out evenly.
+    """
+    if valid is None:
+        return features.mean(dim=(2, 3, 4))
+    wide = torch.promote_types(features.dtype, torch.float32)  # a share of 32^3 voxels needs more than bfloat16
+    share = F.adaptive_avg_pool3d(valid.to(wide), (features.shape[2], features.shape[3], features.shape[4]))
+    share = torch.where(share.flatten(1).any(dim=1).view(-1, 1, 1, 1, 1), share, 1.0)
+    mean = (features.to(wide) * share).mean(dim=(2, 3, 4)) / share.mean(dim=(2, 3, 4))
+    return mean.to(features.dtype)

@@ -4,12 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
 from scanforge.backbones.vit import ViTConfig, ViTEncoder
 
-BACKBONES: dict[str, type[Encoder]] = {"stunet": STUNetEncoder, "vit": ViTEncoder}
-BackboneConfig = Annotated[STUNetConfig | ViTConfig, Field(discriminator="name")]
+BACKBONES: dict[str, type[Encoder]] = {"mednext": MedNeXtEncoder, "stunet": STUNetEncoder, "vit": ViTEncoder}
+BackboneConfig = Annotated[MedNeXtConfig | STUNetConfig | ViTConfig, Field(discriminator="name")]
 
 
 def build(config: BackboneConfig) -> Encoder:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.protocol import Encoder, Triple, masked_mean
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 
@@ -52,7 +52,8 @@ class DepthFreeConv3d(nn.Conv3d):
             return super().forward(x)
         weight = self.weight[:, :, self.kernel_size[0] // 2]
         padding = cast(Triple, self.padding)[1:]
-        return F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding).unsqueeze(2)
+        y = F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding, groups=self.groups)
+        return y.unsqueeze(2)
 
     def _forward_depth_two(self, x: Tensor) -> Tensor:
         """The same on depth 2, past an error of oneDNN: its bf16 gradients of a 3x3x3 kernel are garbage there.
@@ -121,9 +122,9 @@ class STUNetEncoder(Encoder):
         """Six feature maps (B, F, d, h, w) of the scans (B, C, D, H, W), full resolution first."""
         return context_features(self.conv_blocks_context, x)
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """Mean over space of the deepest level: (B, pooled_dim)."""
-        return self.forward(x)[-1].mean(dim=(2, 3, 4))
+    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Mean over space of the deepest level, over the valid voxels (B, 1, D, H, W) alone: (B, pooled_dim)."""
+        return masked_mean(self.forward(x)[-1], valid)
 
     def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
         """Cumulative strides (D, H, W) of the six levels; the depth stays 1 in 2D."""
@@ -136,13 +137,18 @@ class STUNetEncoder(Encoder):
     def check_input(self, shape: Triple) -> None:
         """Refuse sizes that leave one voxel at the deepest level, which InstanceNorm cannot normalise."""
         total = self.feature_strides(is_2d=shape[0] == 1)[-1]
-        if all(size <= stride for size, stride in zip(shape, total, strict=True)):
-            axes = zip("DHW", shape, total, strict=True)
-            allowed = " or ".join(f"{a} >= {t + 1}" for a, s, t in axes if not (a == "D" and s == 1))
-            raise UserError(
-                f"a scan of (D, H, W) = {tuple(shape)} is too small for STU-Net of total stride {total}: "
-                f"allowed is {allowed}; take a larger crop or smaller strides"
-            )
+        check_normalisable(shape, total, "STU-Net", "take a larger crop or smaller strides")
+
+
+def check_normalisable(shape: Triple, total: Triple, network: str, advice: str) -> None:
+    """UserError where a scan (D, H, W) leaves one voxel at the total stride: a norm over space then has no variance."""
+    if all(size <= stride for size, stride in zip(shape, total, strict=True)):
+        axes = zip("DHW", shape, total, strict=True)
+        allowed = " or ".join(f"{a} >= {t + 1}" for a, s, t in axes if not (a == "D" and s == 1))
+        raise UserError(
+            f"a scan of (D, H, W) = {tuple(shape)} is too small for {network} of total stride {total}: "
+            f"allowed is {allowed}; {advice}"
+        )
 
 
 def context_features(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Decoders: STU-Net's own, and a light one for encoders of a single coarse level."""
+"""Decoders: STU-Net's and MedNeXt's own, and a light one for encoders of a single coarse level."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanforge.backbones.mednext import MedNeXtEncoder
+from scanforge.backbones.mednext_decoder import MedNeXt
 from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.stunet import STUNet, STUNetEncoder
 from scanforge.finetune.adapter import TaskModel
@@ -18,15 +20,17 @@ class SegmentationModel(TaskModel):
 
     def __init__(self, encoder: Encoder, n_labels: int, is_2d: bool) -> None:
         super().__init__()
-        self.net: STUNet | LightDecoder
+        self.net: STUNet | MedNeXt | LightDecoder
         if isinstance(encoder, STUNetEncoder):
             self.net = STUNet(encoder, n_labels, deep_supervision=True)
+        elif isinstance(encoder, MedNeXtEncoder):
+            self.net = MedNeXt(encoder, n_labels, deep_supervision=True)
         else:
             self.net = LightDecoder(encoder, n_labels, is_2d)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) -> (B, n_labels, D, H, W), or in training the list of resolutions."""
-        if isinstance(self.net, STUNet):
+        if isinstance(self.net, STUNet | MedNeXt):
             self.net.deep_supervision = self.training
             return self.net(x)
         logits = self.net(x)
@@ -34,6 +38,8 @@ class SegmentationModel(TaskModel):
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """The contracting path, or the whole ViT."""
+        if isinstance(self.net, MedNeXt):
+            return self.net.encoder_parameters()
         part = self.net.conv_blocks_context if isinstance(self.net, STUNet) else self.net.encoder
         return part.parameters()
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from scanforge.backbones.mednext import MedNeXtConfig
 from scanforge.backbones.registry import build
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
@@ -9,9 +10,10 @@ from scanforge.configs.errors import UserError
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.heads.detection import DetectionModel, plan_anchors
 from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.losses import dice_ce, soft_dice
+from scanforge.finetune.losses import deep_supervision, dice_ce, soft_dice
 
 BACKBONES = {
+    "mednext": MedNeXtConfig(size="S"),
     "stunet": STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2),
     "vit": ViTConfig(size="Ti", patch_2d=(8, 8)),
 }
@@ -50,6 +52,23 @@ class TestEveryBackbone:
             boxes, scores = model.eval()(images[:1])[0]
         assert boxes.shape == (len(scores), 2 * axes)
         assert 0 < len(scores) <= 5
+
+
+@pytest.mark.parametrize("shape", [(1, 35, 48), (9, 20, 18)])
+def test_a_mednext_is_segmented_by_its_own_decoder(shape):
+    """Five resolutions in training, of any size, and a loss that trains the encoder and the decoder."""
+    encoder = build(BACKBONES["mednext"])
+    model = SegmentationModel(encoder, 3, shape[0] == 1).train()
+    assert {"net.up_3.conv1.weight", "net.dec_block_0.1.conv3.bias"} <= set(model.state_dict())
+    assert {id(p) for p in model.encoder_parameters()} == {id(p) for p in encoder.parameters()}
+    outputs = model(torch.randn(2, 1, *shape))
+    sizes = [tuple(-(-n // 2**level) for n in shape) for level in range(5)]
+    assert [tuple(y.shape) for y in outputs] == [(2, 3, *size) for size in sizes]
+    deep_supervision(outputs, torch.randint(0, 3, (2, *shape))).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert idle == ["net.out_4.conv_out.weight", "net.out_4.conv_out.bias"]  # the coarsest has no weight in the loss
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 1, *shape)).shape == (1, 3, *shape)
 
 
 def test_anchors_span_the_sizes_of_the_boxes():
