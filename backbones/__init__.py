@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scanforge.backbones.protocol import Encoder
-    from scanforge.backbones.release import ReleaseInfo
+    from scanforge.backbones.release import Release, ReleaseInfo
 
 
 def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
     """A pre-trained encoder and what it is.
 
-    name_or_file: a run folder, its `model.safetensors`, or the name of a model under `models_folder()`.
-    Raises UserError where there is none, or where it is damaged.
+    name_or_file: a run folder, its `model.safetensors`, the name of a model under `models_folder()`, or a file that
+    others released (see `scanforge.backbones.foreign`, which also takes options): what became of its keys is then
+    printed to stderr. Raises UserError where there is none, or where it is damaged.
     """
     from scanforge.backbones.release import load_encoder  # torch is imported only when it is needed
+
+    path = _found(name_or_file)
+    return load_encoder(path) if _is_ours(path) else _foreign(path)
+
+
+def read_release(name_or_file: str | Path) -> Release:
+    """What `load` reads, as weights by key with their description and the patients they have seen.
+
+    Whom a file of others was trained on is unknown: its list is empty.
+    """
+    from scanforge.backbones.release import Release, load_release
+
+    path = _found(name_or_file)
+    if _is_ours(path):
+        return load_release(path)
+    encoder, info = _foreign(path)
+    return Release(encoder.state_dict(), info, [])
+
+
+def models_folder() -> Path:
+    """Where installed models lie: $SCANFORGE_MODELS, or ~/.cache/scanforge/models."""
+    return Path(os.environ.get("SCANFORGE_MODELS") or Path.home() / ".cache" / "scanforge" / "models")
+
+
+def _found(name_or_file: str | Path) -> Path:
     from scanforge.configs.errors import UserError
 
     for path in (Path(name_or_file), models_folder() / name_or_file):
         if path.exists():
-            return load_encoder(path)
+            return path
     raise UserError(
         f"there is no file, run folder or installed model {str(name_or_file)!r} "
         f"(installed models are looked for in {models_folder()}); check the name"
     )
 
 
-def models_folder() -> Path:
-    """Where installed models lie: $SCANFORGE_MODELS, or ~/.cache/scanforge/models."""
-    return Path(os.environ.get("SCANFORGE_MODELS") or Path.home() / ".cache" / "scanforge" / "models")
+def _is_ours(path: Path) -> bool:
+    """Whether a path is a release of ours, or would be one if it were whole."""
+    from scanforge.backbones.release import INFO, WEIGHTS
+
+    return path.is_dir() or path.name == INFO or (path.name == WEIGHTS and (path.parent / INFO).exists())
+
+
+def _foreign(path: Path) -> tuple[Encoder, ReleaseInfo]:
+    from scanforge.backbones.foreign import load_foreign
+
+    encoder, info, report = load_foreign(path)
+    print(report, file=sys.stderr)  # nothing that happens to weights is silent
+    return encoder, info

@@ -1,7 +1,9 @@
 """Vision transformer of timm's blocks with one patch embedding for 2D, one for 3D, and a shared trunk.
 
-Dosovitskiy et al. 2021 for the trunk, He et al. 2022 (MAE) for positions and initialisation. The names of
-the trunk's parameters (`cls_token`, `blocks.*`, `norm.*`) are timm's.
+Dosovitskiy et al. 2021 for the trunk, He et al. 2022 (MAE) for positions and initialisation. Options: Dual PatchNorm
+(Kumar et al. 2023, arXiv 2302.01327), registers (Darcet et al. 2024, arXiv 2309.16588), LayerScale (Touvron et al.
+2021, arXiv 2103.17239). The names of the trunk's parameters (`cls_token`, `reg_token`, `blocks.*`, `norm.*`) are
+timm's.
 """
 
 from functools import partial
@@ -11,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from scanforge.backbones.patch_embedding import PatchEmbedding
 from scanforge.backbones.positions import sincos_positions
-from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.protocol import Encoder, Triple, masked_mean
 from scanforge.backbones.torchvision_cpu import ensure_torchvision
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
@@ -37,9 +40,14 @@ class ViTConfig(Config):
     patch_2d: tuple[Positive, Positive] = (16, 16)
     patch_3d: tuple[Positive, Positive, Positive] = (8, 8, 8)
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the last block; rises linearly from 0
+    dual_patch_norm: bool = False  # LayerNorm of the voxels of a patch, and of its token
+    registers: Annotated[int, Field(ge=0)] = 0  # learned tokens without position, behind the class token
+    layer_scale: Annotated[float, Field(gt=0)] | None = None  # each block's branches start times this; None: no scale
 
 
-def transformer_blocks(dim: int, depth: int, heads: int, drop_path: float = 0.0) -> nn.Sequential:
+def transformer_blocks(
+    dim: int, depth: int, heads: int, drop_path: float = 0.0, layer_scale: float | None = None
+) -> nn.Sequential:
     """timm's pre-norm blocks (qkv bias, LayerNorm eps 1e-6) with MAE's initialisation."""
     ensure_torchvision()
     from timm.models.vision_transformer import Block  # a heavy import that only a ViT needs
@@ -48,7 +56,7 @@ def transformer_blocks(dim: int, depth: int, heads: int, drop_path: float = 0.0)
     norm = partial(nn.LayerNorm, eps=1e-6)
     blocks = nn.Sequential(
         *(
-            Block(dim, heads, qkv_bias=True, drop_path=rate, norm_layer=norm)  # type: ignore[arg-type]
+            Block(dim, heads, qkv_bias=True, init_values=layer_scale, drop_path=rate, norm_layer=norm)  # type: ignore[arg-type]
             for rate in rates
         )
     )
@@ -64,7 +72,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 class ViTEncoder(Encoder):
-    """Patch tokens and a class token through the trunk; one feature level at the patch grid."""
+    """Patch tokens, a class token and registers through the trunk; one feature level at the patch grid."""
 
     config: ViTConfig
 
@@ -75,14 +83,15 @@ class ViTEncoder(Encoder):
         self.in_channels = config.in_channels
         self.feature_channels = (dim,)
         self.pooled_dim = dim
-        self.patch_embed_2d = nn.Conv2d(config.in_channels, dim, config.patch_2d, config.patch_2d)
-        self.patch_embed_3d = nn.Conv3d(config.in_channels, dim, config.patch_3d, config.patch_3d)
+        self.patch_embed_2d = PatchEmbedding(config.in_channels, dim, config.patch_2d, config.dual_patch_norm)
+        self.patch_embed_3d = PatchEmbedding(config.in_channels, dim, config.patch_3d, config.dual_patch_norm)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.blocks = transformer_blocks(dim, depth, heads, config.drop_path)
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
+        self.blocks = transformer_blocks(dim, depth, heads, config.drop_path, config.layer_scale)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         nn.init.normal_(self.cls_token, std=INIT_STD)
-        for embed in (self.patch_embed_2d, self.patch_embed_3d):
-            nn.init.xavier_uniform_(embed.weight.detach().view(dim, -1))
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=INIT_STD)
         self._positions: dict[tuple, Tensor] = {}
 
     def patch(self, is_2d: bool) -> Triple:
@@ -95,24 +104,28 @@ class ViTEncoder(Encoder):
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
         return d, h, w
 
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens in front of the patches' in `forward_tokens`: the class token, then the registers."""
+        return 1 + self.config.registers
+
     def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Class token and patch tokens (B, 1 + n, F) after the last norm, of the scans (B, C, D, H, W).
+        """Tokens (B, extra_tokens + n, F) after the last norm, of the scans (B, C, D, H, W).
 
         keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
-        The patches left out have no influence on the result.
+        The patches left out have no influence on the result. The first token is the class token.
         """
-        tokens = self.embed(x)  # (B, L, F)
-        if keep is not None:
-            tokens = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1)  # its position is zero
+        extra = self.cls_token if self.reg_token is None else torch.cat((self.cls_token, self.reg_token), dim=1)
+        tokens = torch.cat((extra.expand(len(x), -1, -1), self.embed(x, keep)), dim=1)  # extra ones have position 0
         return self.norm(self.blocks(tokens))
 
-    def embed(self, x: Tensor) -> Tensor:
-        """All patch embeddings with their positions: (B, C, D, H, W) -> (B, d*h*w, F)."""
+    def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Patch embeddings with their positions: (B, C, D, H, W) -> (B, n, F), of all patches or of keep (B, n)."""
         shape = (x.shape[2], x.shape[3], x.shape[4])
         grid, is_2d = self.grid(shape), shape[0] == 1
-        tokens = self.patch_embed_2d(x.squeeze(2)).flatten(2) if is_2d else self.patch_embed_3d(x).flatten(2)
-        return tokens.transpose(1, 2) + self.positions(grid, is_2d, tokens)
+        tokens = self.patch_embed_2d(x, keep) if is_2d else self.patch_embed_3d(x, keep)
+        places = self.positions(grid, is_2d, tokens)
+        return tokens + (places if keep is None else places[keep])
 
     def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
         """Fixed positions (d*h*w, F) in the type and on the device of `like`, computed once for each grid."""
@@ -123,13 +136,16 @@ class ViTEncoder(Encoder):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """One feature map (B, F, d, h, w) of the scans (B, C, D, H, W)."""
-        tokens = self.forward_tokens(x)[:, 1:]
+        tokens = self.forward_tokens(x)[:, self.extra_tokens :]
         grid = self.grid((x.shape[2], x.shape[3], x.shape[4]))
         return [tokens.transpose(1, 2).reshape(len(x), self.pooled_dim, *grid)]
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """Mean of the patch tokens (B, F), which is what MAE fine-tunes on; the class token has no task."""
-        return self.forward_tokens(x)[:, 1:].mean(dim=1)
+    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Mean of the patch tokens (B, F), which is what MAE fine-tunes on; the class token has no task.
+
+        valid: (B, 1, D, H, W) bool; patches count by their share of valid voxels.
+        """
+        return masked_mean(self.forward(x)[0], valid)
 
     def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
         """The patch (D, H, W): a ViT has one level."""

@@ -18,7 +18,7 @@ def record(name: str, result: dict[str, Any]) -> Path:
     """Store `result` as results/<name>.json with date, device, versions and the command; print where."""
     page = {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": f"{os.cpu_count()} cores {platform.machine()}, no GPU",
+        "device": f"{os.cpu_count()} cores {platform.machine()}, {_gpu()}",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
@@ -29,3 +29,9 @@ def record(name: str, result: dict[str, Any]) -> Path:
     path.write_text(json.dumps(page, indent=1) + "\n")
     print(f"written: benchmarks/results/{path.name}")
     return path
+
+
+def _gpu() -> str:
+    import torch  # not every benchmark needs it
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

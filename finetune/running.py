@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from scanforge.backbones.registry import build
-from scanforge.backbones.release import Release, load_release
+from scanforge.backbones import read_release
+from scanforge.backbones.release import Release
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.intensity import IntensityConfig
@@ -83,7 +84,7 @@ def run(config: FinetuneConfig) -> RunResult:
 
 def prepare(config: FinetuneConfig) -> Study:
     """Read the lists, split, plan; UserError for whatever is wrong with them."""
-    release = load_release(config.checkpoint) if config.checkpoint else None
+    release = read_release(config.checkpoint) if config.checkpoint else None
     backbone = release.info.backbone if release else config.backbone
     assert backbone is not None
     found = discover(config.data, config.task)

@@ -1,9 +1,11 @@
-"""The ViT's positions against MAE's loops, its kept tokens, its shapes on any grid."""
+"""The ViT against a plain functional restatement with every option, its positions against MAE's loops, any grid."""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from scanforge.backbones.positions import sincos_positions
 from scanforge.backbones.registry import BACKBONES, build
@@ -11,6 +13,16 @@ from scanforge.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
 from scanforge.configs.errors import UserError
 
 SHAPES = [(1, 32, 48), (1, 80, 16), (16, 8, 24), (8, 24, 32)]
+OPTIONS = {
+    "plain": {},
+    "dual-patch-norm": {"dual_patch_norm": True},
+    "registers": {"registers": 3},
+    "layer-scale": {"layer_scale": 0.1},
+    "all": {"dual_patch_norm": True, "registers": 2, "layer_scale": 0.1},
+}
+OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+SMALL = {"size": "Ti", "in_channels": 2, "patch_2d": (4, 6), "patch_3d": (2, 4, 3)}
+SCANS = pytest.mark.parametrize("shape", [(1, 8, 18), (4, 12, 6)], ids=["2D", "3D"])  # grids (1, 2, 3), (2, 3, 2)
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +146,156 @@ def test_registry_names_are_the_configs_names():
     for name, backbone in BACKBONES.items():
         config = backbone.__init__.__annotations__["config"]
         assert config().name == name
+
+
+def layer_norm(x, state, key):
+    mean = x.mean(dim=-1, keepdim=True)
+    var = (x - mean).square().mean(dim=-1, keepdim=True)
+    return (x - mean) / torch.sqrt(var + 1e-6) * state[f"{key}.weight"] + state[f"{key}.bias"]
+
+
+def restated_tokens(state, x, config, heads, keep=None):
+    """The ViT in plain functional code, patch by patch: (B, extra + n, F)."""
+    flat = x.shape[2] == 1
+    name = "patch_embed_2d" if flat else "patch_embed_3d"
+    patch = (1, *config.patch_2d) if flat else config.patch_3d
+    grid = tuple(n // p for n, p in zip(x.shape[2:], patch, strict=True))
+    weight, rows = state[f"{name}.weight"].flatten(1), []
+    table = sincos_positions(grid, len(weight), flat)
+    for i, j, k in ((i, j, k) for i in range(grid[0]) for j in range(grid[1]) for k in range(grid[2])):
+        box = [slice(n * p, (n + 1) * p) for n, p in zip((i, j, k), patch, strict=True)]
+        voxels = x[:, :, box[0], box[1], box[2]].flatten(1)
+        if config.dual_patch_norm:
+            voxels = layer_norm(voxels, state, f"{name}.norm_in")
+        token = voxels @ weight.T + state[f"{name}.bias"]
+        if config.dual_patch_norm:
+            token = layer_norm(token, state, f"{name}.norm_out")
+        rows.append(token + table[len(rows)])
+    tokens = torch.stack(rows, dim=1)
+    if keep is not None:
+        tokens = torch.stack([sample[chosen] for sample, chosen in zip(tokens, keep, strict=True)])
+    front = [state["cls_token"]] + ([state["reg_token"]] if config.registers else [])
+    tokens = torch.cat([part.expand(len(x), -1, -1) for part in front] + [tokens], dim=1)
+    for block in range(2):
+        key = f"blocks.{block}"
+        scales = [state[f"{key}.ls{n}.gamma"] if config.layer_scale else 1.0 for n in (1, 2)]
+        y = F.linear(layer_norm(tokens, state, f"{key}.norm1"), state[f"{key}.attn.qkv.weight"])
+        q, k, v = (y + state[f"{key}.attn.qkv.bias"]).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        attention = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)
+        y = (attention @ v).transpose(1, 2).flatten(2) @ state[f"{key}.attn.proj.weight"].T
+        tokens = tokens + scales[0] * (y + state[f"{key}.attn.proj.bias"])
+        y = layer_norm(tokens, state, f"{key}.norm2") @ state[f"{key}.mlp.fc1.weight"].T + state[f"{key}.mlp.fc1.bias"]
+        y = y * (1 + torch.erf(y / math.sqrt(2))) / 2
+        tokens = tokens + scales[1] * (y @ state[f"{key}.mlp.fc2.weight"].T + state[f"{key}.mlp.fc2.bias"])
+    return layer_norm(tokens, state, "norm")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Makes a ViT of two blocks whose every parameter is random."""
+    monkeypatch.setitem(WIDTH_DEPTH_HEADS, "Ti", (24, 2, 3))
+
+    def make(options):
+        encoder = build(ViTConfig(**SMALL, **options)).double()
+        for parameter in encoder.parameters():
+            nn.init.normal_(parameter, mean=0.1, std=0.3)
+        return encoder
+
+    return make
+
+
+@OPTION
+@SCANS
+@pytest.mark.parametrize("kept", [None, 2], ids=["all", "kept"])
+def test_forward_and_gradients_equal_the_functional_restatement(small, options, shape, kept):
+    encoder = small(options)
+    x = torch.randn(3, 2, *shape, dtype=torch.float64, requires_grad=True)
+    keep = None if kept is None else torch.tensor([[0, 3], [5, 1], [4, 2]])
+    ours = encoder.forward_tokens(x, keep)
+    state = dict(encoder.named_parameters())
+    plain = restated_tokens(state, x, encoder.config, 3, keep)
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+    probe = torch.randn_like(plain)
+    other_kind = "3d" if shape[0] == 1 else "2d"
+    used = [x, *(p for name, p in state.items() if other_kind not in name)]
+    one, other = (torch.autograd.grad((tokens * probe).sum(), used) for tokens in (ours, plain))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 18), (4, 12, 6)], ids=["2D", "3D"])
+@pytest.mark.parametrize("kept", [None, 2], ids=["all", "kept"])
+def test_the_embedding_is_the_convolution_of_its_weights(small, shape, kept):
+    encoder = small({})
+    x = torch.randn(2, 2, *shape, dtype=torch.float64)
+    embed, patch = (encoder.patch_embed_2d, (1, 4, 6)) if shape[0] == 1 else (encoder.patch_embed_3d, (2, 4, 3))
+    plain = F.conv3d(x, embed.weight.view(24, 2, *patch), embed.bias, patch).flatten(2).transpose(1, 2)
+    keep = None if kept is None else torch.tensor([[0, 3], [5, 1]])
+    if keep is not None:
+        plain = plain.gather(1, keep.unsqueeze(-1).expand(-1, -1, 24))
+    torch.testing.assert_close(embed(x, keep), plain, rtol=1e-12, atol=1e-12)
+
+
+@OPTION
+@SCANS
+def test_patches_left_out_have_no_influence(small, options, shape):
+    encoder = small(options)
+    x = torch.randn(2, 2, *shape, dtype=torch.float64, requires_grad=True)
+    keep = torch.tensor([[0, 3], [5, 1]])
+    patch, (_, h, w) = encoder.patch(shape[0] == 1), encoder.grid(shape)
+    seen = torch.zeros(2, 1, *shape, dtype=torch.bool)
+    for sample, chosen in enumerate(keep.tolist()):
+        for index in chosen:
+            place = (index // (h * w), index // w % h, index % w)
+            d0, h0, w0 = (slice(n * p, (n + 1) * p) for n, p in zip(place, patch, strict=True))
+            seen[sample, :, d0, h0, w0] = True
+    tokens = encoder.forward_tokens(x, keep)
+    (gradient,) = torch.autograd.grad((tokens * torch.randn_like(tokens)).sum(), x)
+    assert torch.equal(gradient.abs().sum(dim=1, keepdim=True) > 0, seen)
+    with torch.no_grad():
+        noise = torch.where(seen, x, float("nan"))
+        assert torch.equal(encoder.forward_tokens(noise, keep), tokens)
+
+
+@OPTION
+def test_options_add_their_parameters_and_nothing_else(small, options):
+    keys = set(small(options).state_dict())
+    added = set()
+    if options.get("dual_patch_norm"):
+        sides = [f"patch_embed_{n}d.norm_{side}" for n in (2, 3) for side in ("in", "out")]
+        added |= {f"{side}.{part}" for side in sides for part in ("weight", "bias")}
+    if options.get("registers"):
+        added.add("reg_token")
+    if options.get("layer_scale"):
+        added |= {f"blocks.{block}.ls{n}.gamma" for block in range(2) for n in (1, 2)}
+    assert keys - set(small({}).state_dict()) == added
+    outer = {"cls_token", "norm.weight", "norm.bias", "patch_embed_2d.weight", "patch_embed_2d.bias"}
+    assert outer | {"patch_embed_3d.weight", "patch_embed_3d.bias"} <= keys
+
+
+def test_registers_reach_neither_the_feature_map_nor_the_pooled_vector(small):
+    encoder = small({"registers": 3})
+    x = torch.randn(1, 2, 4, 12, 6, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = encoder.forward_tokens(x)
+        (feature,) = encoder(x)
+        assert encoder.extra_tokens == 4
+        assert tokens.shape == (1, 4 + 12, 24)
+        torch.testing.assert_close(feature.flatten(2).transpose(1, 2), tokens[:, 4:])
+        torch.testing.assert_close(encoder.pooled(x), tokens[:, 4:].mean(dim=1))
+
+
+def test_layer_scale_starts_at_its_value_and_its_zero_is_refused():
+    encoder = build(ViTConfig(size="Ti", layer_scale=0.125))
+    assert (encoder.blocks[3].ls2.gamma == 0.125).all()
+    with pytest.raises(ValueError, match="layer_scale"):
+        ViTConfig(layer_scale=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 18), (4, 12, 6)], ids=["2D", "3D"])
+def test_bfloat16_autocast_stays_near(small, shape):
+    encoder = small(OPTIONS["all"]).float()
+    x, keep = torch.randn(2, 2, *shape), torch.tensor([[0, 3], [5, 1]])
+    exact = encoder.forward_tokens(x, keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = encoder.forward_tokens(x, keep)
+    assert (rough.float() - exact).abs().max() < 0.05 * exact.abs().max()

@@ -1,0 +1,123 @@
+"""One entry for weights of others: recognise, convert, describe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scanforge.backbones.foreign import mednext_official, stunet_v1, timm_mae
+from scanforge.backbones.foreign.report import Report
+from scanforge.backbones.foreign.stunet_v1 import Strides
+from scanforge.backbones.foreign.weights import Weights, read_weights
+from scanforge.backbones.mednext_decoder import MedNeXt
+from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.release import ReleaseInfo, sha256
+from scanforge.backbones.stunet import STUNet
+from scanforge.configs.errors import UserError
+
+KEYS_SHOWN = 8
+TOTALSEGMENTATOR_CLASSES = 105  # of STU-Net's released weights, background included
+UNKNOWN = "who trained it, on what and under which licence is not in the file"
+# The released STU-Nets saw z-scored voxels, extremes included.
+UNCLIPPED: dict[str, Any] = {"percentiles": [0.0, 100.0]}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One family of files: how to know it, how to read it, what is known about it."""
+
+    name: str
+    knows: Callable[[Weights], bool]
+    encoder: Callable[..., tuple[Encoder, Report]]
+    options: tuple[str, ...]  # that `encoder` takes beside in_channels
+    facts: Callable[[Weights], tuple[dict[str, Any], tuple[str, ...]]]  # fields of ReleaseInfo, notes
+
+
+def load_foreign(
+    path: str | Path,
+    in_channels: int | None = None,
+    strides: Strides | None = None,
+    patch_2d: tuple[int, int] | None = None,
+    patch_3d: Triple | None = None,
+) -> tuple[Encoder, ReleaseInfo, Report]:
+    """The encoder in a file that others released, what is known about it, and what became of every key.
+
+    Read are STU-Net and MedNeXt files of their authors (nnU-Net v1), and ViTs under timm's names (timm, MAE).
+    in_channels: None keeps the file's. strides: of a STU-Net, where they are not the released ones. patch_2d, patch_3d:
+    of a ViT, see `timm_mae.load_encoder`. Raises UserError for a file that is damaged, unsafe or of no known kind, and
+    for an option that the file's kind does not have.
+    """
+    weights = read_weights(Path(path))
+    kind = recognise(weights)
+    given = {"strides": strides, "patch_2d": patch_2d, "patch_3d": patch_3d}
+    options = {name: value for name, value in given.items() if value is not None}
+    if wrong := sorted(options.keys() - set(kind.options)):
+        raise UserError(f"{path} is a {kind.name}, which has no {wrong[0]}; leave it out")
+    encoder, report = kind.encoder(weights, in_channels, **options)
+    fields, notes = kind.facts(weights)
+    info = ReleaseInfo(backbone=encoder.config, weights_sha256=sha256(weights.path), **fields)  # type: ignore[arg-type]
+    return encoder, info, replace(report, notes=(*report.notes, *notes))
+
+
+def load_foreign_whole(
+    path: str | Path,
+    in_channels: int | None = None,
+    strides: Strides | None = None,
+    num_classes: int | None = None,
+) -> tuple[STUNet | MedNeXt, Report]:
+    """The whole segmentation network in a STU-Net or MedNeXt file, heads included; options as in `load_foreign`.
+
+    num_classes: another number than the file's gets fresh heads.
+    """
+    weights = read_weights(Path(path))
+    kind = recognise(weights)
+    if kind.name == "STU-Net":
+        return stunet_v1.load_whole(weights, in_channels, strides, num_classes)
+    if kind.name == "MedNeXt" and strides is None:
+        return mednext_official.load_whole(weights, in_channels, num_classes)
+    raise UserError(f"{path} is a {kind.name}, which has no {'strides' if strides else 'decoder'}; leave it out")
+
+
+def recognise(weights: Weights) -> Kind:
+    """The kind of a file; UserError, with its first keys, where it is none of them."""
+    for kind in KINDS:
+        if kind.knows(weights):
+            return kind
+    first = ", ".join(list(weights.tensors)[:KEYS_SHOWN])
+    names = ", ".join(kind.name for kind in KINDS)
+    raise UserError(f"{weights.path} is of no known kind ({names}): its first keys are {first}")
+
+
+def _stunet_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
+    fields: dict[str, Any] = {"citation": "Huang et al. 2023, STU-Net, arXiv 2304.06716"}
+    head = weights.tensors.get(stunet_v1.HEAD)
+    if head is None or len(head) != TOTALSEGMENTATOR_CLASSES:
+        return fields, (UNKNOWN,)
+    fields |= {"objective": "supervised: TotalSegmentator", "crop_3d": (128, 128, 128), "licence": "apache-2.0"}
+    fields |= {"intensity": UNCLIPPED}
+    note = (
+        "105 classes: taken for the authors' TotalSegmentator weights (apache-2.0), of patches of 128^3 at 1.5 mm; "
+        "they saw CT z-scored, so fine-tune on CT with data.modality=nonct ('ct' is clipped to a window)"
+    )
+    return fields, (note,)
+
+
+def _vit_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
+    fields = {
+        "crop_2d": timm_mae.image_size(weights),
+        "citation": "He et al. 2022, Masked autoencoders, arXiv 2111.06377",
+    }
+    published = "weights published with MAE are CC-BY-NC-4.0, of RGB images normalised by ImageNet's mean and deviation"
+    return fields, (UNKNOWN, published)
+
+
+def _mednext_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
+    fields = {"citation": "Roy et al. 2023, MedNeXt, arXiv 2303.09975"}
+    return fields, (UNKNOWN,)
+
+
+KINDS = (
+    Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts),
+    Kind("ViT", timm_mae.is_vit, timm_mae.load_encoder, ("patch_2d", "patch_3d"), _vit_facts),
+    Kind("MedNeXt", mednext_official.is_mednext, mednext_official.load_encoder, (), _mednext_facts),
+)
