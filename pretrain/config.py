@@ -19,6 +19,8 @@ FREE_TO_CHANGE = {
     "checkpoint_every",
     "keep_last",
     "picture_every",
+    "monitor_every",
+    "monitor_crops",
     "log_every",
     "wandb",
     "run_dir",
@@ -32,6 +34,7 @@ class PretrainConfig(Config):
     run_dir: Path
     seed: int = 0
     backbone: BackboneConfig
+    init: str | None = None  # weights to start from: a run folder, a file, or an installed model; None: random ones
     objective: ObjectiveConfig
     data: DataConfig
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -40,6 +43,8 @@ class PretrainConfig(Config):
     checkpoint_every: int = Field(default=500, ge=1)
     keep_last: int = Field(default=3, ge=1)
     picture_every: int = Field(default=0, ge=0)  # 0: one picture, at the end
+    monitor_every: int = Field(default=0, ge=0)  # steps between looks for a collapse; 0: at checkpoints
+    monitor_crops: int = Field(default=64, ge=0)  # of each kind that they look at; 0: no monitors
     log_every: int = Field(default=1, ge=1)
     max_bad_steps: int = Field(default=10, ge=1)  # non-finite losses in a row before the run stops
     threads: int | None = Field(default=None, ge=1)  # CPU threads per process; None: cores / local processes

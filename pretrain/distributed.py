@@ -71,12 +71,11 @@ def any_rank_says(flag: bool, world: World) -> bool:
     return not all_ranks_agree(not flag, world)
 
 
-def mean_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
-    """The elementwise mean of a small detached tensor over the ranks; for logs, not for gradients."""
+def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
+    """The elementwise sum of a small detached tensor over the ranks; for logs, not for gradients."""
     if world.size > 1:
         values = values.clone()
         dist.all_reduce(values)
-        values /= world.size
     return values
 
 

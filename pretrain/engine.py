@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,8 @@ from pydantic import Field
 
 from scanforge.configs.base import Config
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import World, all_ranks_agree, mean_over_ranks
+from scanforge.pretrain.averages import Averages
+from scanforge.pretrain.distributed import World, all_ranks_agree
 from scanforge.pretrain.objectives import Objective
 from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
 
@@ -40,7 +41,10 @@ class EngineConfig(Config):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimiser step reports, averaged over micro-batches and ranks."""
+    """What one optimiser step reports, averaged over micro-batches, ranks and, where a metric has one, samples.
+
+    metrics: by name; those with a number for each sample also as `<name>/<modality>` for modalities in the step.
+    """
 
     loss: float
     metrics: dict[str, float]
@@ -48,10 +52,20 @@ class StepRecord:
 
 
 class Engine:
-    """DeepSpeed around an objective (`loss, metrics = objective(batch)`)."""
+    """DeepSpeed around an objective (`loss, metrics = objective(*views)`).
 
-    def __init__(self, objective: Objective, optimiser: OptimiserConfig, config: EngineConfig, world: World) -> None:
-        self.config, self.world = config, world
+    modalities: by which the metrics of samples are also averaged; the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimiser: OptimiserConfig,
+        config: EngineConfig,
+        world: World,
+        modalities: Sequence[str] = (),
+    ) -> None:
+        self.config, self.world, self.modalities = config, world, tuple(modalities)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes over the group of `join`
@@ -67,17 +81,22 @@ class Engine:
         module: Objective = self._engine.module
         return module
 
-    def step(self, batches: Iterable[Batch], lr: float) -> StepRecord:
-        """One optimiser step over `accumulation` micro-batches at the learning rate `lr`.
+    def step(self, batches: Iterable[tuple[Batch, ...]], lr: float, progress: float = 0.0) -> StepRecord:
+        """One optimiser step over `accumulation` micro-batches, each as its views, at the learning rate `lr`.
+
+        progress: share of the run that is done with this step, for `Objective.after_step`.
 
         If a loss is not finite on any rank, no rank changes its weights: the step runs with zero gradients at a
         learning rate of zero, so that DeepSpeed's own counters stay in step on all ranks.
         """
-        records: list[dict[str, torch.Tensor]] = []
+        averages = Averages(self.modalities, self.world)
         finite = True
-        for batch in batches:
+        self._forget_gradients()
+        for views in batches:
+            views = tuple(batch.to(self.world.device) for batch in views)
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss, metrics = self._engine(batch.to(self.world.device))
+                loss, metrics = self._engine(*views)
+            averages.add({"loss": loss.detach(), **metrics}, views[0].modalities)
             finite = all_ranks_agree(bool(torch.isfinite(loss)), self.world) and finite
             if not finite:
                 loss = sum((p * 0.0).sum() for p in self.objective.parameters() if p.requires_grad)
@@ -86,19 +105,24 @@ class Engine:
             if not finite:
                 self._drop_gradients()
             self._engine.step()
-            records.append({"loss": loss.detach(), **{k: v.detach() for k, v in metrics.items()}})
-        return self._record(records, finite)
-
-    def _record(self, records: list[dict[str, torch.Tensor]], finite: bool) -> StepRecord:
-        names = sorted(records[0])
-        table = torch.stack([torch.stack([r[n].float() for n in names]) for r in records]).mean(0)
-        means = dict(zip(names, mean_over_ranks(table, self.world).tolist(), strict=True))
-        loss = means.pop("loss") if finite else float("nan")
-        return StepRecord(loss, means, finite)
+        if finite:
+            self.objective.after_step(progress)
+        means = averages.means()
+        loss = means.pop("loss")
+        return StepRecord(loss if finite else float("nan"), means, finite)
 
     def _set_lr(self, lr: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+
+    def _forget_gradients(self) -> None:
+        """Zero what ZeRO 3 keeps of the step before.
+
+        It would take it once more for parameters that this step does not use, such as the 2D ones in a 3D step; then
+        no two stages compute the same, and no resumed run what an uninterrupted one does.
+        """
+        if self.config.zero_stage == 3:
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def _drop_gradients(self) -> None:
         for parameter in self.objective.parameters():
@@ -125,8 +149,11 @@ class Engine:
         return dict(state)
 
     def weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """The objective's weights in fp32 on the CPU; `folder` is a checkpoint of this very state (ZeRO 1 to 3)."""
-        if self.config.zero_stage == 0:
+        """The objective's weights in fp32 on the CPU; `folder` is a checkpoint of this very state, read at ZeRO 3.
+
+        Below that every rank holds them whole (DeepSpeed's own reader forgets frozen ones at ZeRO 1).
+        """
+        if self.config.zero_stage < 3:
             return {k: v.detach().float().cpu() for k, v in self.objective.state_dict().items()}
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

@@ -7,18 +7,26 @@ from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.datasets.loader import CropLoader
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.engine import Engine
+from scanforge.pretrain.objectives import ObjectiveConfig
+from scanforge.pretrain.objectives.weighted_sum import SumConfig
+from scanforge.pretrain.starting import Origin
 
 ENCODER = "encoder."  # every objective holds its backbone under this name
 
 
-def write_release(config: PretrainConfig, engine: Engine, loader: CropLoader, step: int, saved: Path) -> Path:
-    """Write `model.safetensors`, `model.json` and `patients.txt` into the run folder; `saved` is the checkpoint."""
+def write_release(
+    config: PretrainConfig, engine: Engine, loader: CropLoader, origin: Origin, step: int, saved: Path
+) -> Path:
+    """Write `model.safetensors`, `model.json` and `patients.txt` into the run folder; `saved` is the checkpoint.
+
+    Whom the weights that the run started from have seen counts as seen; their terms are handed on.
+    """
     weights = engine.weights(saved)
     encoder = {key.removeprefix(ENCODER): value for key, value in weights.items() if key.startswith(ENCODER)}
     data = config.data
     info = ReleaseInfo(
         backbone=config.backbone,
-        objective=config.objective.name,
+        objective=label(config.objective),
         step=step,
         intensity=data.intensity.model_dump(mode="json"),
         crop_2d=data.crop_2d,
@@ -27,8 +35,19 @@ def write_release(config: PretrainConfig, engine: Engine, loader: CropLoader, st
             SourceRecord(name=name, manifest_sha256=digest, site=loader.sites[name])
             for name, digest in sorted(loader.manifest_hash.items())
         ),
-        licence=config.licence or "",
-        citation=config.citation or "",
+        licence=_joined(config.licence, origin.licence),
+        citation=_joined(config.citation, origin.citation),
         versions={name: version(name) for name in ("scanforge", "torch", "deepspeed", "timm")},
     )
-    return save_release(config.run_dir, encoder, info, loader.patients())
+    return save_release(config.run_dir, encoder, info, sorted({*loader.patients(), *origin.patients}))
+
+
+def label(objective: ObjectiveConfig) -> str:
+    """How `model.json` names an objective: a sum by its terms, '1 mae + 0.5 contrastive'."""
+    if isinstance(objective, SumConfig):
+        return " + ".join(f"{term.weight:g} {term.objective.name}" for term in objective.terms)
+    return objective.name
+
+
+def _joined(own: str | None, inherited: str) -> str:
+    return "; ".join(part for part in (own, inherited and f"of the weights it started from: {inherited}") if part)

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
-from scanforge.datasets.augment.pipeline import Augment
 from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import Position
@@ -21,11 +19,13 @@ from scanforge.pretrain.distributed import World, barrier, join
 from scanforge.pretrain.engine import Engine
 from scanforge.pretrain.export import write_release
 from scanforge.pretrain.gallery import Gallery
-from scanforge.pretrain.objectives import Objective
+from scanforge.pretrain.monitors import Monitors
 from scanforge.pretrain.optimiser import learning_rate
 from scanforge.pretrain.preemption import StopRequest
 from scanforge.pretrain.run_folder import claim, refuse_another_run
+from scanforge.pretrain.starting import Origin, record, start_encoder
 from scanforge.pretrain.tracking import Tracker
+from scanforge.pretrain.views import Views, check_views
 
 
 @dataclass(frozen=True)
@@ -43,47 +43,49 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
 
     1. join the process group and fix CPU threads (the reduction order depends on them);
     2. refuse a run folder whose configuration computes something else;
-    3. build encoder and objective from the seed;
-    4. find the newest complete checkpoint;
+    3. find the newest complete checkpoint;
+    4. build encoder, from the seed or `init`, and objective;
     5. open the stream of crops at the position in its seal;
     6. load weights, optimiser and RNG states;
     7. drop logged metrics past its step.
     """
     world = join(config.device, config.threads)
     refuse_another_run(config)
-    torch.manual_seed(config.seed)
-    objective = config.objective.build(build(config.backbone))
-    for crop in ((1, *config.data.crop_2d) if config.data.crop_2d else None, config.data.crop_3d):
-        if crop is not None:
-            objective.check_shape(crop)
     if stop is not None:
-        return _run(config, world, objective, stop)
+        return _run(config, world, stop)
     with StopRequest() as own:
-        return _run(config, world, objective, own)
+        return _run(config, world, own)
 
 
-def _run(config: PretrainConfig, world: World, objective: Objective, stop: StopRequest) -> RunResult:
+def _run(config: PretrainConfig, world: World, stop: StopRequest) -> RunResult:
     root = config.run_dir / "checkpoints"
     if world.is_main:
         checkpoint.clean(root)
     barrier(world)
     found = checkpoint.newest(root, print if world.is_main else _silent)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
+    torch.manual_seed(config.seed)
+    encoder, origin = start_encoder(config, fresh=found is None)
+    objective = config.objective.build(encoder)
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
                     world.device) as loader:  # fmt: skip
         if found is not None:
             checkpoint.refuse_other_data(found, loader.manifest_hash)
-        engine = Engine(objective, config.optimiser, config.engine, world)
+        check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], modalities(loader))
+        engine = Engine(objective, config.optimiser, config.engine, world, modalities(loader))
+        monitors = Monitors(config, world)
         if world.is_main:
             claim(config)
+            record(config, origin)
         if found is not None:
-            rng.restore(engine.load(found)["rng"], world)
+            state = engine.load(found)
+            rng.restore(state["rng"], world)
+            monitors.first = state["monitors"]
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
-        if found is not None:
-            tracker.say(f"continuing from step {step}")
+        tracker.say(f"continuing from step {step}" if found is not None else origin.said)
         try:
-            return _Loop(config, world, engine, loader, tracker, stop).advance(step)
+            return _Loop(config, world, engine, loader, tracker, origin, monitors, stop).advance(step)
         finally:
             tracker.close()
 
@@ -92,12 +94,13 @@ class _Loop:
     """The state of a running loop; `advance` is its table of contents."""
 
     def __init__(self, config: PretrainConfig, world: World, engine: Engine, loader: CropLoader,
-                 tracker: Tracker, stop: StopRequest) -> None:  # fmt: skip
+                 tracker: Tracker, origin: Origin, monitors: Monitors, stop: StopRequest) -> None:  # fmt: skip
         self.config, self.world, self.engine = config, world, engine
-        self.loader, self.tracker, self.stop = loader, tracker, stop
+        self.loader, self.tracker, self.origin = loader, tracker, origin
+        self.monitors, self.stop = monitors, stop
         self.root = config.run_dir / "checkpoints"
-        self.augment = Augment(config.data.augment)
-        self.gallery = Gallery(config, world)
+        self.views = Views(config.data, engine.objective.views)
+        self.gallery = Gallery(config, world, self.views)
         self.bad_in_a_row = 0
         self.saved: Path | None = None
 
@@ -121,12 +124,13 @@ class _Loop:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
         started = time.perf_counter()
-        micro = [self.augment(batch) for batch in islice(batches, self.config.engine.accumulation)]
+        micro = list(islice(batches, self.config.engine.accumulation))
+        views = [self.views(batch) for batch in micro]
         waited = time.perf_counter() - started
         lr = learning_rate(step, self.config.steps, self.config.optimiser)
-        record = self.engine.step(micro, lr)
-        seconds = time.perf_counter() - started
         step += 1
+        record = self.engine.step(views, lr, progress=step / self.config.steps)
+        seconds = time.perf_counter() - started
         self._guard(record.applied, step, micro)
         scans = sum(len(batch.keys) for batch in micro) * self.world.size
         line: dict[str, Any] = {
@@ -134,11 +138,19 @@ class _Loop:
             "samples_per_second": scans / seconds, "data_wait": waited / seconds, "applied": record.applied,
             "bad_samples": self.loader.stats()["bad_samples"], "memory_gib": _memory_gib(self.world),
         }  # fmt: skip
+        self._show(step, line)
+        return step
+
+    def _show(self, step: int, line: dict[str, Any]) -> None:
+        """Log a step's line, with the monitors and the picture that it is the turn of."""
         picture = None
         if self.config.picture_every and step % self.config.picture_every == 0:
             picture = self.gallery.hang(self.engine, step)
-        self.tracker.log(line, step % self.config.log_every == 0 or step == self.config.steps, picture)
-        return step
+        measured = self.monitors.measure(self.engine) if self.monitors.due(step) else {}
+        for warning in self.monitors.warnings(measured):
+            self.tracker.say(f"step {step}: {warning}")
+        write = step % self.config.log_every == 0 or step == self.config.steps or bool(measured)
+        self.tracker.log({**line, **measured}, write, picture)
 
     def _guard(self, applied: bool, step: int, micro: list[Batch]) -> None:
         self.bad_in_a_row = 0 if applied else self.bad_in_a_row + 1
@@ -155,14 +167,14 @@ class _Loop:
             )
 
     def _save(self, step: int) -> None:
-        state = {"rng": rng.gather(self.world)}
+        state = {"rng": rng.gather(self.world), "monitors": self.monitors.first}
         stream = self.loader.state() | {"manifests": self.loader.manifest_hash}
         keep = self.config.keep_last
         self.saved = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, state), self.world, keep)
 
     def _release(self, step: int) -> None:
         if self.world.is_main and self.saved is not None:
-            write_release(self.config, self.engine, self.loader, step, self.saved)
+            write_release(self.config, self.engine, self.loader, self.origin, step, self.saved)
         barrier(self.world)
 
     def _finish(self, step: int) -> None:
@@ -171,6 +183,11 @@ class _Loop:
             self._release(step)
         self.gallery.hang(self.engine, step)
         self.tracker.say(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
+
+
+def modalities(loader: CropLoader) -> list[str]:
+    """The modalities that the sources of a stream have."""
+    return sorted({name for data in loader.plan.data for name in data.manifest.modalities})
 
 
 def _memory_gib(world: World) -> float:

@@ -1,56 +1,59 @@
-"""What a masked objective sees and makes of it, as one PNG: a row a scan, target | visible | reconstruction."""
+"""What an objective sees and makes of it, as one PNG: a row for a scan, a column for each picture of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from scanforge.pretrain.objectives import Reconstruction
-
-COLUMNS = ("target", "visible", "reconstruction")
 SIDE = 256  # pixels of a tile's longer side
+GAP = 4
 HEADER = 18
 
 
-def draw(reconstructions: "list[Reconstruction]", path: Path, rows: int = 4) -> None:
-    """Write the middle slices of up to `rows` samples of each reconstruction to `path`.
+def draw(shown: list[dict[str, torch.Tensor]], path: Path, rows: int = 4) -> None:
+    """Write the middle slices of up to `rows` samples of each group of columns to `path`, names above each group.
 
-    The last column keeps the visible voxels and shows the prediction where the mask was.
+    Columns (B, C, D, H, W) of a group whose names are the same up to a colon have the grey scale of the first of them.
     """
-    tiles = [row for one in reconstructions for row in _rows(one, rows)]
-    width = max(sum(tile.width for tile in row) + 4 * (len(row) - 1) for row in tiles)
-    height = HEADER + sum(max(tile.height for tile in row) + 4 for row in tiles)
+    groups = [(list(columns), _rows(columns, rows)) for columns in shown]
+    width = max(sum(tile.width + GAP for tile in row) for _, tiles in groups for row in tiles)
+    height = sum(HEADER + sum(_height(row) for row in tiles) for _, tiles in groups)
     sheet = Image.new("L", (width, height), 0)
     pen = ImageDraw.Draw(sheet)
-    left = 0
-    for name, tile in zip(COLUMNS, tiles[0], strict=True):
-        pen.text((left + 2, 3), name, fill=255)
-        left += tile.width + 4
-    top = HEADER
-    for row in tiles:
+    top = 0
+    for names, tiles in groups:
         left = 0
-        for tile in row:
-            sheet.paste(tile, (left, top))
-            left += tile.width + 4
-        top += max(tile.height for tile in row) + 4
+        for name, tile in zip(names, tiles[0], strict=True):
+            pen.text((left + 2, top + 3), name, fill=255)
+            left += tile.width + GAP
+        top += HEADER
+        for row in tiles:
+            left = 0
+            for tile in row:
+                sheet.paste(tile, (left, top))
+                left += tile.width + GAP
+            top += _height(row)
     temporary = path.with_suffix(".tmp.png")
     sheet.save(temporary)
     temporary.replace(path)
 
 
-def _rows(one: "Reconstruction", rows: int) -> list[list[Image.Image]]:
-    middle = one.target.shape[2] // 2
+def _height(row: list[Image.Image]) -> int:
+    return max(tile.height for tile in row) + GAP
+
+
+def _rows(columns: dict[str, torch.Tensor], rows: int) -> list[list[Image.Image]]:
+    count = min(rows, *(len(column) for column in columns.values()))
     drawn = []
-    for i in range(min(rows, one.target.shape[0])):
-        target = one.target[i, 0, middle].float()
-        mask = one.mask[i, 0, middle].bool()
-        filled = torch.where(mask, one.prediction[i, 0, middle].float(), target)
-        low, high = target.min(), target.max()
-        visible = torch.where(mask, low + 0.5 * (high - low), target)
-        drawn.append([_tile(plane, float(low), float(high)) for plane in (target, visible, filled)])
+    for sample in range(count):
+        scales: dict[str, tuple[float, float]] = {}
+        row = []
+        for name, column in columns.items():
+            plane = column[sample, 0, column.shape[2] // 2].float()
+            scale = scales.setdefault(name.split(":")[0], (float(plane.min()), float(plane.max())))
+            row.append(_tile(plane, *scale))
+        drawn.append(row)
     return drawn
 
 

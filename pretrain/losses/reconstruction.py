@@ -1,6 +1,7 @@
 """The loss of masked image modelling: squared error on hidden patches, against a normalised target.
 
-Shapes: patches (B, L, V, C) are L patches of V voxels and C channels; valid (B, L, V, 1) is False on padding.
+Shapes: patches (B, L, V, C) are L patches of V voxels and C channels; valid (B, L, V, 1) is False on voxels that must
+not count (padding, excluded regions).
 """
 
 import torch
@@ -29,20 +30,21 @@ def patch_normalise(patches: Tensor, valid: Tensor, eps: float) -> Tensor:
     return (patches - mean) / std
 
 
-def masked_mse(prediction: Tensor, target: Tensor, masked: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error over the valid voxels of the masked patches, as a scalar.
+def masked_mse(prediction: Tensor, target: Tensor, masked: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared error over the valid voxels of the masked patches: of the batch, a scalar, and of each sample (B,).
 
     masked: (B, L) bool. Without padding this is MAE's mean over masked patches of the mean over voxels. Where
-    nothing is both masked and valid it is 0, with zero gradients.
+    nothing is both masked and valid, the batch's is 0 with zero gradients, a sample's is NaN.
     """
     weight = (masked[:, :, None, None] & valid).to(prediction.dtype)  # (B, L, V, 1)
-    error = (prediction - target).square() * weight
-    return error.sum() / (weight.sum() * prediction.shape[-1]).clamp(min=1)
+    error = ((prediction - target).square() * weight).flatten(1).sum(1)  # (B,)
+    count = weight.flatten(1).sum(1) * prediction.shape[-1]
+    return error.sum() / count.sum().clamp(min=1), error.detach() / count
 
 
 def reconstruction_loss(
     prediction: Tensor, patches: Tensor, masked: Tensor, valid: Tensor, normalise: bool, eps: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`masked_mse` in float32 or better, against the patches as they are or normalised each."""
     wide = torch.promote_types(prediction.dtype, torch.float32)
     target = patches.to(wide)

@@ -1,14 +1,14 @@
-"""The pre-training objectives by name. A new one is a file, a line in each of the two names below, a recipe."""
+"""All that a run's `objective` may be: one of `single.SINGLE`, or a weighted sum of them."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from scanforge.pretrain.objectives.mae import MAE, MAEConfig
-from scanforge.pretrain.objectives.protocol import Objective, Reconstruction
-from scanforge.pretrain.objectives.spark import Spark, SparkConfig
+from scanforge.pretrain.objectives.protocol import Objective
+from scanforge.pretrain.objectives.single import SINGLE, SingleConfig
+from scanforge.pretrain.objectives.weighted_sum import SumConfig, WeightedSum
 
-OBJECTIVES: dict[str, type[Objective]] = {"mae": MAE, "spark": Spark}
-ObjectiveConfig = Annotated[MAEConfig | SparkConfig, Field(discriminator="name")]
+OBJECTIVES: dict[str, type[Objective]] = {**SINGLE, "sum": WeightedSum}
+ObjectiveConfig = Annotated[SingleConfig | SumConfig, Field(discriminator="name")]
 
-__all__ = ["OBJECTIVES", "Objective", "ObjectiveConfig", "Reconstruction"]
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveConfig"]

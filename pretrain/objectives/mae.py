@@ -1,18 +1,26 @@
-"""Masked autoencoder (He et al. 2022, arXiv 2111.06377) on a ViT, for images and volumes through one trunk."""
+"""Masked autoencoder (He et al. 2022, arXiv 2111.06377) on a ViT, for images and volumes through one trunk.
 
+With `gradient_weight` a second decoder predicts the scan's gradient map, as in Uni4Eye (Cai et al. 2022, arXiv
+2203.04614): what is hidden counts by its edges too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from scanforge.backbones.positions import sincos_positions
 from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.vit import INIT_STD, ViTEncoder, init_linear, transformer_blocks
+from scanforge.backbones.vit import ViTEncoder
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
+from scanforge.datasets.batch import Batch
+from scanforge.pretrain.losses.gradient_map import gradient_map
 from scanforge.pretrain.masking import visible_indices
-from scanforge.pretrain.objectives.protocol import MaskedObjective
+from scanforge.pretrain.objectives.masked import MaskedObjective, columns, hidden_indices
+from scanforge.pretrain.objectives.token_decoder import TokenDecoder
 
 # width, depth, heads; the paper has one decoder for B, L and H, the small ones keep its 32 channels per head
 DECODERS = {192: (192, 4, 6), 384: (256, 4, 8)}
@@ -20,7 +28,7 @@ PAPER_DECODER = (512, 8, 16)
 
 
 class MAEConfig(Config):
-    """Share of the patches hidden, the decoder's size (None: by the encoder's) and the target."""
+    """Share of the patches hidden, the decoder's size (None: by the encoder's) and the targets."""
 
     name: Literal["mae"] = "mae"
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
@@ -29,6 +37,7 @@ class MAEConfig(Config):
     decoder_heads: Annotated[int, Field(gt=0)] | None = None
     normalise_target: bool = True  # per patch
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat patch's std at its root; raise for noisy air
+    gradient_weight: Annotated[float, Field(ge=0)] = 0.0  # of the gradient map's loss; 0: no second decoder
 
     def build(self, encoder: Encoder) -> "MAE":
         """The objective on an encoder; UserError where they do not go together."""
@@ -48,6 +57,18 @@ class MAEConfig(Config):
         return dim, depth, heads
 
 
+@dataclass(frozen=True)
+class Target:
+    """One picture of a batch to be predicted: (B, C, D, H, W), where it counts, by which decoder, for how much."""
+
+    metric: str
+    picture: str  # its name among the pictures
+    decoder: TokenDecoder
+    weight: float
+    image: Tensor
+    valid: Tensor
+
+
 class MAE(MaskedObjective):
     """Encode the visible patches, decode them among mask tokens, predict the voxels of the hidden ones."""
 
@@ -58,21 +79,16 @@ class MAE(MaskedObjective):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        dim, depth, heads = config.decoder_size(encoder.pooled_dim)
-        self.decoder_embed = nn.Linear(encoder.pooled_dim, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.decoder_blocks = transformer_blocks(dim, depth, heads)
-        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head_2d = nn.Linear(dim, self._voxels(is_2d=True))
-        self.head_3d = nn.Linear(dim, self._voxels(is_2d=False))
-        nn.init.normal_(self.mask_token, std=INIT_STD)
-        for linear in (self.decoder_embed, self.head_2d, self.head_3d):
-            init_linear(linear)
-        self._positions: dict[tuple, Tensor] = {}
+        size = config.decoder_size(encoder.pooled_dim)
+        self.decoder = TokenDecoder(encoder.pooled_dim, size, self._voxels())
+        wanted = config.gradient_weight > 0
+        self.gradient_decoder = TokenDecoder(encoder.pooled_dim, size, self._voxels()) if wanted else None
 
-    def _voxels(self, is_2d: bool) -> int:
-        depth, height, width = self.encoder.patch(is_2d)
-        return depth * height * width * self.encoder.in_channels
+    def _voxels(self) -> tuple[int, int]:
+        """Numbers in a patch of an image and of a volume."""
+        patches = (self.encoder.patch(is_2d=True), self.encoder.patch(is_2d=False))
+        flat, solid = (d * h * w * self.encoder.in_channels for d, h, w in patches)
+        return flat, solid
 
     def patch(self, is_2d: bool) -> Triple:
         """The encoder's patch."""
@@ -82,33 +98,70 @@ class MAE(MaskedObjective):
         """The encoder's grid of tokens."""
         return self.encoder.grid(shape)
 
+    def targets(self, batch: Batch) -> Iterator[Target]:
+        """The scan, and its gradient map where that is asked for."""
+        yield Target("reconstruction", "scan", self.decoder, 1.0, batch.voxels, batch.valid)
+        if self.gradient_decoder is not None:
+            magnitude, known = gradient_map(batch.voxels, batch.valid)
+            weight = self.config.gradient_weight
+            yield Target("gradient", "gradient map", self.gradient_decoder, weight, magnitude, known)
+
+    def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted loss over the valid voxels of the hidden patches; metrics `reconstruction`, `gradient`, each (B,).
+
+        A voxel of the gradient map counts where its stencil is known (`gradient_map`).
+        """
+        batch = views[0]
+        mask = self.mask(batch)
+        hidden, encoded = hidden_indices(mask), self.encode(batch.voxels, mask)
+        losses: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
+        for target in self.targets(batch):
+            prediction = self.decode(target.decoder, encoded, mask, batch.is_2d, hidden)
+            loss, of_each = self.score(prediction, target.image, target.valid, hidden)
+            losses.append(target.weight * loss)
+            metrics[target.metric] = of_each.detach()
+        return sum(losses[1:], losses[0]), metrics
+
+    def encode(self, voxels: Tensor, mask: Tensor) -> Tensor:
+        """Tokens (B, extra + n, F) of the patches that the mask leaves visible."""
+        return self.encoder.forward_tokens(voxels.to(self.decoder.mask_token.dtype), visible_indices(mask))
+
+    def decode(
+        self, decoder: TokenDecoder, encoded: Tensor, mask: Tensor, is_2d: bool, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Predicted patches (B, n, V, C), target units: those `wanted` (B, n), or all."""
+        grid = (mask.shape[2], mask.shape[3], mask.shape[4])
+        predicted = decoder(encoded, visible_indices(mask), grid, is_2d, wanted)
+        return predicted.unflatten(-1, (-1, self.encoder.in_channels))
+
     def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """`predict`: a transformer's output is patches already."""
-        return self.predict(voxels, mask)
+        """Predicted patches (B, L, V, C) of the scans (B, C, D, H, W), visible ones among them."""
+        return self.decode(self.decoder, self.encode(voxels, mask), mask, voxels.shape[2] == 1)
 
-    def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """Predicted patches (B, L, V, C) of scans (B, C, D, H, W), from the patches that the mask leaves visible."""
-        is_2d, grid = voxels.shape[2] == 1, (mask.shape[2], mask.shape[3], mask.shape[4])
-        keep = visible_indices(mask)  # (B, n)
-        encoded = self.encoder.forward_tokens(voxels.to(self.mask_token.dtype), keep)  # (B, 1 + n, F)
-        embedded = self.decoder_embed(encoded)
-        tokens = self.mask_token.to(embedded.dtype).expand(len(keep), mask[0].numel(), -1)
-        place = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        tokens = tokens.scatter(1, place, embedded[:, 1:]) + self.positions(grid, is_2d, embedded)
-        tokens = torch.cat((embedded[:, :1], tokens), dim=1)  # the class token's position is zero
-        decoded = self.decoder_norm(self.decoder_blocks(tokens))[:, 1:]
-        head = self.head_2d if is_2d else self.head_3d
-        return head(decoded).unflatten(-1, (-1, self.encoder.in_channels))
+    def predict_hidden(self, voxels: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+        """Predicted patches (B, n, V, C) that the mask hides."""
+        return self.decode(self.decoder, self.encode(voxels, mask), mask, voxels.shape[2] == 1, hidden)
 
-    def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
-        """The decoder's fixed positions (L, F), computed once for each grid."""
-        key = (grid, is_2d, like.dtype, like.device)
-        if key not in self._positions:
-            self._positions[key] = sincos_positions(grid, like.shape[-1], is_2d).to(like)
-        return self._positions[key]
+    @torch.no_grad()
+    def show(self, *views: Batch) -> dict[str, Tensor]:
+        """Scan, visible part and reconstruction; the same of the gradient map where that is predicted."""
+        batch = views[0]
+        mask = self.mask(batch)
+        encoded = self.encode(batch.voxels, mask)
+        shown: dict[str, Tensor] = {}
+        for target in self.targets(batch):
+            prediction = self.decode(target.decoder, encoded, mask, batch.is_2d)
+            shown |= columns(target.picture, self.compose(prediction, target.image, target.valid, mask))
+        return shown
 
     def check_shape(self, shape: Triple) -> None:
-        """Crops (D, H, W) must hold at least two whole patches."""
+        """Crops (D, H, W) must hold at least two whole patches, and a Sobel stencil where gradients are predicted."""
         d, h, w = self.encoder.grid(shape)
         if d * h * w < 2:
             raise UserError(f"a crop of (D, H, W) = {shape} is one patch: nothing would stay visible; enlarge the crop")
+        if self.gradient_decoder is not None and (shape[0] == 2 or min(shape[1:]) < 3):
+            raise UserError(
+                f"a crop of (D, H, W) = {shape} is too thin for a gradient map: allowed is 3 voxels and more along "
+                "each axis; enlarge the crop or set objective.gradient_weight to 0"
+            )

@@ -1,5 +1,6 @@
 """SparK: masked image modelling for convolutional networks (Tian et al. 2023, arXiv 2301.03580), 2D and 3D."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -7,13 +8,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.stunet import DepthFreeConv3d, STUNetEncoder
+from scanforge.backbones.stunet import DepthFreeConv3d
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.pretrain.masking import masked_count, patchify
 from scanforge.pretrain.objectives.light_decoder import LightDecoder
-from scanforge.pretrain.objectives.masked_dense import level_masks, masked_features, masked_instance_norm
-from scanforge.pretrain.objectives.protocol import MaskedObjective
+from scanforge.pretrain.objectives.masked import MaskedObjective
+from scanforge.pretrain.sparse.blocks import ActiveBlocks
+from scanforge.pretrain.sparse.encoders import LEVELS, packed_features
+from scanforge.pretrain.sparse.norm import packed_norm
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -29,6 +32,7 @@ class SparkConfig(Config):
     skip_levels: Annotated[int, Field(ge=1, le=5)] = 4  # deepest levels that reach the decoder; SparK has 4
     normalise_target: bool = True  # per block
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
+    activation_checkpointing: bool = False  # of the encoder's levels: less memory, a third more time
 
     def block(self, is_2d: bool) -> Triple:
         """The block (D, H, W) in voxels."""
@@ -36,8 +40,10 @@ class SparkConfig(Config):
 
     def build(self, encoder: Encoder) -> "Spark":
         """The objective on an encoder; UserError where they do not go together."""
-        if not isinstance(encoder, STUNetEncoder):
-            raise UserError("objective 'spark' needs a convolutional backbone ('stunet'); for 'vit' take 'mae'")
+        if type(encoder) not in LEVELS:
+            raise UserError(
+                "objective 'spark' needs a convolutional backbone ('stunet' or 'mednext'); for 'vit' take 'mae'"
+            )
         for is_2d, name in ((True, "block_2d"), (False, "block_3d")):
             stride, block = encoder.size_divisor(is_2d), self.block(is_2d)
             if any(b % s for b, s in zip(block, stride, strict=True)):
@@ -61,23 +67,22 @@ class Densify(nn.Module):
         same = deepest and channels == width
         self.project = nn.Identity() if same else DepthFreeConv3d(channels, width, kernel, padding=kernel // 2)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, channels, d, h, w), mask (B, 1, d, h, w) 1 where visible -> (B, width, d, h, w)."""
-        normed = masked_instance_norm(x, mask, self.norm)
-        return self.project(torch.where(mask.bool(), normed, self.mask_token.to(normed.dtype)))
+    def forward(self, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+        """Packed x (N, d, h, w, channels) -> dense (B, width, D, H, W)."""
+        normed = packed_norm(self.norm, x, blocks)
+        return self.project(blocks.unpack(normed, self.mask_token.flatten()))
 
 
 class Spark(MaskedObjective):
     """Encode visible blocks alone, fill the holes at every level, decode, predict the hidden blocks' voxels."""
 
     config: SparkConfig
-    encoder: STUNetEncoder
 
-    def __init__(self, config: SparkConfig, encoder: STUNetEncoder) -> None:
+    def __init__(self, config: SparkConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.decoder = LightDecoder(config.decoder_width, encoder.config.strides, encoder.in_channels)
+        self.decoder = LightDecoder(config.decoder_width, level_strides(encoder), encoder.in_channels)
         levels = list(zip(encoder.feature_channels[::-1], self.decoder.widths, strict=True))
         self.densify = nn.ModuleList(  # deepest first
             Densify(channels, width, deepest=level == 0)
@@ -86,14 +91,12 @@ class Spark(MaskedObjective):
 
     def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
-        is_2d = voxels.shape[2] == 1
+        blocks = ActiveBlocks(~mask)
         voxels = voxels.to(self.decoder.head.weight.dtype)
-        strides = self.encoder.feature_strides(is_2d)
-        masks = level_masks((~mask).to(voxels.dtype), self.config.block(is_2d), strides)
-        features = masked_features(self.encoder, voxels, masks)
-        deepest_first = zip(self.densify, features[::-1], masks[::-1], strict=False)
-        skips = [densify(feature, level) for densify, feature, level in deepest_first]
-        return self.decoder(skips, flat=is_2d)
+        features = packed_features(self.encoder, voxels, blocks, self.config.activation_checkpointing)
+        deepest_first = zip(self.densify, features[::-1], strict=False)
+        skips = [densify(feature, blocks) for densify, feature in deepest_first]
+        return self.decoder(skips, flat=voxels.shape[2] == 1)
 
     def patch(self, is_2d: bool) -> Triple:
         """The configured block."""
@@ -125,3 +128,9 @@ class Spark(MaskedObjective):
                 f"a crop of (D, H, W) = {shape} has {d * h * w} blocks of {block} and leaves {visible} visible, "
                 "too little for the deepest level; take a larger crop, smaller blocks or a smaller mask_ratio"
             )
+
+
+def level_strides(encoder: Encoder) -> tuple[Triple, ...]:
+    """Stride (D, H, W) from each level to the next, finest first; the depth's also where 2D does not use it."""
+    levels = encoder.feature_strides(is_2d=False)
+    return tuple((b[0] // a[0], b[1] // a[1], b[2] // a[2]) for a, b in pairwise(levels))

@@ -47,9 +47,14 @@ def naive_loss(prediction, patches, masked, valid, normalise, eps):
 @pytest.mark.parametrize("eps", [1e-6, 0.3])
 def test_loss_and_gradient_equal_the_naive_loop(case, normalise, eps):
     prediction, patches, masked, valid = case
-    loss = reconstruction_loss(prediction, patches, masked, valid, normalise, eps)
+    loss, of_each = reconstruction_loss(prediction, patches, masked, valid, normalise, eps)
     expected, gradient = naive_loss(prediction, patches, masked, valid, normalise, eps)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
+    for b in range(2):
+        one = slice(b, b + 1)
+        own, _ = naive_loss(prediction[one], patches[one], masked[one], valid[one], normalise, eps)
+        assert of_each[b].item() == pytest.approx(own, rel=1e-12)
+    assert not of_each.requires_grad
     torch.testing.assert_close(torch.autograd.grad(loss, prediction)[0], gradient, rtol=1e-10, atol=1e-14)
 
 
@@ -59,23 +64,24 @@ def test_without_padding_it_is_maes_formula(case):
     target = (target - target.mean(dim=-1, keepdim=True)) / (target.var(dim=-1, keepdim=True) + EPS) ** 0.5
     per_patch = (prediction.flatten(2) - target).square().mean(dim=-1)
     expected = (per_patch * masked).sum() / masked.sum()
-    ours = reconstruction_loss(prediction, patches, masked, torch.ones_like(valid), True, EPS)
+    ours, _ = reconstruction_loss(prediction, patches, masked, torch.ones_like(valid), True, EPS)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
 
 
 def test_voxels_of_the_padding_change_neither_target_nor_loss(case):
     prediction, patches, masked, valid = case
     disturbed = torch.where(valid, patches, torch.full_like(patches, 1e6))
-    one, other = (reconstruction_loss(prediction, x, masked, valid, True, EPS) for x in (patches, disturbed))
+    one, other = (reconstruction_loss(prediction, x, masked, valid, True, EPS)[0] for x in (patches, disturbed))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
     gradient = torch.autograd.grad(other, prediction)[0]
     assert not gradient[~valid.expand_as(gradient)].any()
 
 
-def test_nothing_to_score_is_zero_with_zero_gradient(case):
+def test_nothing_to_score_is_zero_with_zero_gradient_and_no_number_for_the_sample(case):
     prediction, patches, masked, valid = case
-    loss = reconstruction_loss(prediction, patches, masked, torch.zeros_like(valid), True, EPS)
+    loss, of_each = reconstruction_loss(prediction, patches, masked, torch.zeros_like(valid), True, EPS)
     assert loss.item() == 0
+    assert of_each.isnan().all()
     assert not torch.autograd.grad(loss, prediction)[0].any()
 
 
@@ -90,13 +96,13 @@ def test_eps_floors_flat_patches():
 def test_half_precision_is_scored_in_float32(case):
     prediction, patches, masked, valid = case
     half = prediction.detach().bfloat16()
-    loss = reconstruction_loss(half, patches.bfloat16(), masked, valid, True, EPS)
+    loss, _ = reconstruction_loss(half, patches.bfloat16(), masked, valid, True, EPS)
     assert loss.dtype == torch.float32
-    expected = reconstruction_loss(half.double(), patches.bfloat16().double(), masked, valid, True, EPS)
+    expected, _ = reconstruction_loss(half.double(), patches.bfloat16().double(), masked, valid, True, EPS)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_masked_mse_counts_channels_once_each(case):
     _, patches, masked, valid = case
-    loss = masked_mse(patches + 2, patches, masked, valid)
+    loss, _ = masked_mse(patches + 2, patches, masked, valid)
     assert loss.item() == pytest.approx(4)

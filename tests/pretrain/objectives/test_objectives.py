@@ -1,4 +1,4 @@
-"""Promises of every objective, over the registry; a new one adds its small case to SMALL."""
+"""Promises of every objective, over the registry, then those of the masked ones; a new one adds its case to SMALL."""
 
 import dataclasses
 
@@ -11,27 +11,38 @@ from scanforge.backbones.vit import ViTConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain.objectives import OBJECTIVES
+from scanforge.pretrain.objectives.barlow_twins import BarlowTwinsConfig
+from scanforge.pretrain.objectives.contrastive import ContrastiveConfig
 from scanforge.pretrain.objectives.mae import MAEConfig
+from scanforge.pretrain.objectives.masked import MaskedObjective, hidden_indices, take
 from scanforge.pretrain.objectives.spark import SparkConfig
+from scanforge.pretrain.objectives.weighted_sum import SumConfig, TermConfig
 
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))  # total (2, 4, 4)
 VIT = ViTConfig(size="Ti", in_channels=2, patch_2d=(4, 4), patch_3d=(2, 4, 4))
 STUNET = STUNetConfig(size="S", in_channels=2, strides=STRIDES)
+MAE = MAEConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2)
+CONTRASTIVE = ContrastiveConfig(projector_hidden=64, projector_dim=32)
 SMALL = {
-    "mae": (VIT, MAEConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2), (1, 4, 4), (2, 4, 4)),
-    "spark": (STUNET, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder_width=128), (1, 4, 8), (2, 4, 4)),
+    "mae": (VIT, MAE),
+    "spark": (STUNET, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder_width=128)),
+    "contrastive": (STUNET, CONTRASTIVE),
+    "barlow_twins": (VIT, BarlowTwinsConfig(projector_hidden=64, projector_dim=4, mixed=1.0)),
+    "sum": (VIT, SumConfig(terms=[TermConfig(objective=MAE), TermConfig(weight=0.5, objective=CONTRASTIVE)])),
 }
+BLOCKS = {"mae": ((1, 4, 4), (2, 4, 4)), "spark": ((1, 4, 8), (2, 4, 4))}  # 2D, 3D
+MASKED = [name for name, kind in OBJECTIVES.items() if issubclass(kind, MaskedObjective)]
 SHAPES = [(1, 8, 24), (4, 8, 12)]  # (D, H, W), non-cubic grids
 
 
 def make(name, **changes):
-    backbone, config, *_ = SMALL[name]
+    backbone, config = SMALL[name]
     torch.manual_seed(0)
     return config.model_copy(update=changes).build(build(backbone))
 
 
 def block_of(name, shape):
-    return SMALL[name][2 if shape[0] == 1 else 3]
+    return BLOCKS[name][shape[0] > 1]
 
 
 def make_batch(shape, size=3, padded=False):
@@ -44,6 +55,13 @@ def make_batch(shape, size=3, padded=False):
     voxels = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear", align_corners=False) * valid
     names = [str(i) for i in range(size)]
     return Batch(voxels, valid, torch.arange(size) + 11, names, ["mr"] * size, ["a"] * size, 0)
+
+
+def make_views(objective, shape, size=3):
+    """As many float32 views as the objective takes: the first batch of `make_batch`, then it with noise."""
+    first = make_batch(shape, size)
+    views = [first, dataclasses.replace(first, voxels=first.voxels + 0.1 * torch.randn_like(first.voxels))]
+    return [dataclasses.replace(view, voxels=view.voxels.float()) for view in views[: objective.views]]
 
 
 def hidden_voxels(mask, block):
@@ -71,20 +89,37 @@ def as_image(prediction, shape, block):
     return image
 
 
-def spied_loss(objective, batch):
-    """The loss and the prediction that it came from."""
-    seen, predict = [], objective.predict
+def spied_loss(objective, batch, block):
+    """The loss, and what gives the gradient of its prediction as images: all voxels, or the hidden patches in place."""
+    seen = []
+    name = "predict" if hasattr(objective, "predict") else "score"
+    original = getattr(objective, name)
 
-    def spy(voxels, mask):
-        seen.append(predict(voxels, mask))
-        return seen[0]
+    def spy(*given):
+        if name == "score":
+            seen.append(given[0])
+            return original(*given)
+        seen.append(original(*given))
+        return seen[-1]
 
-    objective.predict = spy
+    setattr(objective, name, spy)
     try:
         loss, metrics = objective(batch)
     finally:
-        del objective.predict
-    return loss, metrics, seen[0]
+        delattr(objective, name)
+    return loss, metrics, seen[0], lambda x: in_place(x, objective.mask(batch), batch.voxels.shape[2:], block)
+
+
+def in_place(patches, mask, shape, block):
+    """By loops: the hidden patches (B, n, V, C), in order, laid out in space among zeros; images pass."""
+    if patches.dim() == 5:
+        return patches
+    everywhere = patches.new_zeros(len(patches), mask[0].numel(), *patches.shape[2:])
+    for sample, row in enumerate(mask.flatten(1).tolist()):
+        hidden = [place for place, masked in enumerate(row) if masked]
+        for number, place in enumerate(hidden):
+            everywhere[sample, place] = patches[sample, number]
+    return as_image(everywhere, shape, block)
 
 
 def test_every_objective_has_a_small_case_and_its_configs_name():
@@ -92,68 +127,25 @@ def test_every_objective_has_a_small_case_and_its_configs_name():
     assert all(SMALL[name][1].name == name for name in OBJECTIVES)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_no_hidden_voxel_reaches_the_prediction_and_every_visible_one_does(name, shape):
-    objective, batch = make(name).double(), make_batch(shape)
-    mask = objective.mask(batch)
-    hidden = hidden_voxels(mask, block_of(name, shape))[:, None]
-    voxels = batch.voxels.clone().requires_grad_()
-    prediction = objective.predict(voxels, mask)
-    disturbed = torch.where(hidden, 100 * torch.randn_like(batch.voxels), batch.voxels)
-    assert torch.equal(objective.predict(disturbed, mask), prediction)
-    reach = torch.autograd.grad((prediction * torch.randn_like(prediction)).sum(), voxels)[0]
-    assert torch.equal((reach != 0).all(dim=1), ~hidden[:, 0])
-    assert torch.equal((reach != 0).any(dim=1), ~hidden[:, 0])
-
-
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_loss_looks_at_exactly_the_hidden_valid_voxels_in_their_places(name, shape, padded):
-    """With raw targets the gradient of the prediction is 2 (prediction - voxel) / n, place by place."""
-    objective, batch = make(name, normalise_target=False).double(), make_batch(shape, padded=padded)
-    block = block_of(name, shape)
-    scored = hidden_voxels(objective.mask(batch), block)[:, None] & batch.valid
-    loss, _, prediction = spied_loss(objective, batch)
-    gradient = as_image(torch.autograd.grad(loss, prediction)[0], shape, block)
-    difference = as_image(prediction.detach(), shape, block) - batch.voxels
-    scored = scored.expand_as(difference)
-    expected = torch.where(scored, 2 * difference / scored.sum(), torch.zeros_like(difference))
-    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
-    assert loss.item() == pytest.approx(difference[scored].square().mean().item(), rel=1e-10)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_normalised_loss_has_no_gradient_on_visible_or_padded_voxels(name, shape):
-    objective, batch = make(name).double(), make_batch(shape, padded=True)
-    block = block_of(name, shape)
-    loss, _, prediction = spied_loss(objective, batch)
-    gradient = as_image(torch.autograd.grad(loss, prediction)[0], shape, block)
-    scored = hidden_voxels(objective.mask(batch), block)[:, None] & batch.valid
-    assert torch.equal(gradient != 0, scored.expand_as(gradient))
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_set_of_weights_learns_images_and_volumes(name):
     """Overfits one batch of each kind, alternating."""
     objective = make(name)
-    batches = []
-    for shape in SHAPES:
-        batch = make_batch(shape, size=2)
-        batches.append(Batch(batch.voxels.float(), batch.valid, batch.seeds, batch.keys, ["mr"] * 2, ["a"] * 2, 0))
+    kinds = {shape: make_views(objective, shape, size=2 if objective.views == 1 else 4) for shape in SHAPES}
     optimiser = torch.optim.AdamW(objective.parameters(), lr=2e-3)
     history = {shape: [] for shape in SHAPES}
-    for _ in range(18):
-        for shape, batch in zip(SHAPES, batches, strict=True):
+    for step in range(18):
+        for shape, views in kinds.items():
             optimiser.zero_grad()
-            loss, metrics = objective(batch)
+            loss, metrics = objective(*views)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
             optimiser.step()
+            objective.after_step(step / 18)
             assert loss.dim() == 0
-            assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
+            for value in metrics.values():
+                assert value.shape in [(), (len(views[0]),)]
+                assert not value.requires_grad
             history[shape].append(loss.item())
     for losses in history.values():
         assert losses[-1] < 0.6 * losses[0]
@@ -161,11 +153,116 @@ def test_one_set_of_weights_learns_images_and_volumes(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_losses_do_not_depend_on_how_the_batch_is_divided_nor_on_global_random_state(name, shape):
+def test_losses_are_a_function_of_the_views_and_leave_random_states_alone(name, shape):
+    objective = make(name)
+    views = make_views(objective, shape)
+    before = torch.get_rng_state()
+    (one, metrics), (other, again) = objective(*views), objective(*views)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one, other)
+    assert metrics.keys() == again.keys()
+    assert all(torch.equal(metrics[key], again[key]) for key in metrics)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_weights_or_autocast_take_float32_batches(name, shape, autocast):
+    objective = make(name)
+    views = make_views(objective, shape)
+    if not autocast:
+        objective.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, _ = objective(*views)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    if name in MASKED:  # elsewhere a batch norm over three near pairs takes the rounding with their difference
+        exact, _ = make(name).double()(*(dataclasses.replace(view, voxels=view.voxels.double()) for view in views))
+        assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+    grads = [p.grad for p in objective.parameters() if p.grad is not None]
+    assert grads
+    assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_pictures_are_columns_of_one_size_without_gradients(name, shape):
+    objective = make(name)
+    columns = objective.show(*make_views(objective, shape))
+    assert len(columns) >= 2
+    for picture in columns.values():
+        assert picture.shape == (3, 2, *shape)
+        assert picture.isfinite().all()
+        assert not picture.requires_grad
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_crops_that_the_encoder_cannot_take_are_refused(name):
+    objective = make(name)
+    for shape in SHAPES:
+        objective.check_shape(shape)
+    for shape in ((1, 2, 2), (1, 3, 1)):
+        with pytest.raises(UserError, match=r"allowed is|take a larger crop"):
+            objective.check_shape(shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_no_hidden_voxel_reaches_the_prediction_and_every_visible_one_does(name, shape):
+    objective, batch = make(name).double(), make_batch(shape)
+    mask = objective.mask(batch)
+    hidden = hidden_voxels(mask, block_of(name, shape))[:, None]
+    voxels = batch.voxels.clone().requires_grad_()
+    prediction = objective.predict_patches(voxels, mask)
+    disturbed = torch.where(hidden, 100 * torch.randn_like(batch.voxels), batch.voxels)
+    assert torch.equal(objective.predict_patches(disturbed, mask), prediction)
+    places = hidden_indices(mask)
+    torch.testing.assert_close(
+        objective.predict_hidden(voxels, mask, places), take(prediction, places), rtol=1e-10, atol=1e-12
+    )
+    reach = torch.autograd.grad((prediction * torch.randn_like(prediction)).sum(), voxels)[0]
+    assert torch.equal((reach != 0).all(dim=1), ~hidden[:, 0])
+    assert torch.equal((reach != 0).any(dim=1), ~hidden[:, 0])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_the_loss_looks_at_exactly_the_hidden_valid_voxels_in_their_places(name, shape, padded):
+    """With raw targets the gradient of the prediction is 2 (prediction - voxel) / n, place by place."""
+    objective, batch = make(name, normalise_target=False).double(), make_batch(shape, padded=padded)
+    block = block_of(name, shape)
+    scored = hidden_voxels(objective.mask(batch), block)[:, None] & batch.valid
+    loss, metrics, prediction, as_picture = spied_loss(objective, batch, block)
+    gradient = as_picture(torch.autograd.grad(loss, prediction)[0])
+    difference = as_picture(prediction.detach()) - batch.voxels
+    scored = scored.expand_as(difference)
+    expected = torch.where(scored, 2 * difference / scored.sum(), torch.zeros_like(difference))
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
+    assert loss.item() == pytest.approx(difference[scored].square().mean().item(), rel=1e-10)
+    for sample, error in enumerate(metrics["reconstruction"].tolist()):
+        own = difference[sample][scored[sample]]
+        assert error == pytest.approx(own.square().mean().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_normalised_loss_has_no_gradient_on_visible_or_padded_voxels(name, shape):
+    objective, batch = make(name).double(), make_batch(shape, padded=True)
+    block = block_of(name, shape)
+    loss, _, prediction, as_picture = spied_loss(objective, batch, block)
+    gradient = as_picture(torch.autograd.grad(loss, prediction)[0])
+    scored = hidden_voxels(objective.mask(batch), block)[:, None] & batch.valid
+    assert torch.equal(gradient != 0, scored.expand_as(gradient))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_losses_do_not_depend_on_how_the_batch_is_divided(name, shape):
     objective, batch = make(name).double().eval(), make_batch(shape, size=4)
     with torch.no_grad():
         whole, _ = objective(batch)
-        before = torch.get_rng_state()
         parts = []
         for half in (slice(0, 2), slice(2, 4)):
             part = Batch(
@@ -178,13 +275,12 @@ def test_losses_do_not_depend_on_how_the_batch_is_divided_nor_on_global_random_s
                 0,
             )
             parts.append(objective(part)[0])
-    assert torch.equal(before, torch.get_rng_state())
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", MASKED)
 def test_reconstructions_are_in_image_space(name, shape, normalise):
     objective, batch = make(name, normalise_target=normalise).double(), make_batch(shape)
     block = block_of(name, shape)
@@ -194,7 +290,7 @@ def test_reconstructions_are_in_image_space(name, shape, normalise):
     assert torch.equal(pictures.target, batch.voxels)
     assert torch.equal(pictures.visible, batch.voxels * ~hidden)
     assert torch.equal(pictures.prediction[~hidden], batch.voxels[~hidden])
-    raw = as_image(objective.predict(batch.voxels, objective.mask(batch)).detach(), shape, block)
+    raw = as_image(objective.predict_patches(batch.voxels, objective.mask(batch)).detach(), shape, block)
     steps = [range(0, n, p) for n, p in zip(shape, block, strict=True)]
     for z, y, x in [(z, y, x) for z in steps[0] for y in steps[1] for x in steps[2]]:
         box = (0, slice(None), slice(z, z + block[0]), slice(y, y + block[1]), slice(x, x + block[2]))
@@ -206,24 +302,7 @@ def test_reconstructions_are_in_image_space(name, shape, normalise):
         torch.testing.assert_close(pictures.prediction[box], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_weights_or_autocast_take_float32_batches(name, shape, autocast):
-    objective, batch = make(name), make_batch(shape)
-    if not autocast:
-        objective.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss, _ = objective(dataclasses.replace(batch, voxels=batch.voxels.float()))
-    loss.backward()
-    exact, _ = make(name).double()(batch)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
-    grads = [p.grad for p in objective.parameters() if p.grad is not None]
-    assert all(g.isfinite().all() for g in grads)
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", MASKED)
 def test_crops_that_cannot_be_masked_are_refused(name):
     objective = make(name)
     block = block_of(name, SHAPES[0])
@@ -233,3 +312,37 @@ def test_crops_that_cannot_be_masked_are_refused(name):
         objective.check_shape(block)
     with pytest.raises(UserError, match="needs"):
         SMALL[name][1].build(build({"mae": STUNET, "spark": VIT}[name]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_flat_patches_and_samples_of_padding_alone_are_finite(name, shape):
+    """The first sample is constant, the second is padding: its own error is no number, and it counts for nothing."""
+    objective, batch = make(name).double(), make_batch(shape)
+    batch.voxels[0] = 3.0
+    batch.valid[1] = False
+    loss, metrics = objective(batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+    of_each = metrics["reconstruction"]
+    assert torch.equal(of_each.isnan(), torch.tensor([False, True, False]))
+    others = dataclasses.replace(
+        batch, voxels=batch.voxels[[0, 2]], valid=batch.valid[[0, 2]], seeds=batch.seeds[[0, 2]]
+    )
+    torch.testing.assert_close(objective(others)[0], loss, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_pictures_are_the_scan_its_visible_part_and_the_reconstruction(name, shape):
+    objective, batch = make(name).double(), make_batch(shape)
+    columns, pictures = objective.show(batch), objective.reconstruct(batch)
+    assert list(columns) == ["scan", "scan: visible", "scan: reconstruction"]
+    assert torch.equal(columns["scan"], batch.voxels)
+    assert torch.equal(columns["scan: reconstruction"], pictures.prediction)
+    for sample in range(len(batch)):
+        seen = columns["scan: visible"][sample]
+        assert torch.equal(seen[~pictures.mask[sample]], batch.voxels[sample][~pictures.mask[sample]])
+        grey = (batch.voxels[sample].min() + batch.voxels[sample].max()) / 2
+        assert (seen[pictures.mask[sample]] == grey).all()

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scanforge.backbones.mednext import MedNeXtConfig
 from scanforge.backbones.registry import build
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.pretrain.objectives.light_decoder import LightDecoder, UpConv3d
 from scanforge.pretrain.objectives.spark import Densify, SparkConfig
+from scanforge.pretrain.sparse.blocks import ActiveBlocks
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 2)])
@@ -33,11 +35,11 @@ def test_decoder_adds_a_skip_at_every_level_given():
 @pytest.mark.parametrize(("deepest", "width"), [(True, 32), (True, 64), (False, 64)])
 def test_densify_fills_holes_with_the_token_and_projects(deepest, width):
     fill = Densify(32, width, deepest).double()
-    mask = (torch.rand(2, 1, 2, 3, 4) > 0.5).double()
+    mask = torch.rand(2, 1, 2, 3, 4) > 0.5  # blocks of one voxel
     x = torch.randn(2, 32, 2, 3, 4, dtype=torch.float64)
     filled = torch.empty_like(x)
     for b in range(2):
-        seen = mask[b, 0].bool()
+        seen = mask[b, 0]
         for c in range(32):
             values = x[b, c][seen]
             filled[b, c][seen] = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
@@ -48,7 +50,8 @@ def test_densify_fills_holes_with_the_token_and_projects(deepest, width):
     else:
         assert fill.project.kernel_size == ((1, 1, 1) if deepest else (3, 3, 3))
         expected = F.conv3d(filled, fill.project.weight, fill.project.bias, padding=0 if deepest else 1)
-    torch.testing.assert_close(fill(x, mask), expected, rtol=1e-10, atol=1e-10)
+    blocks = ActiveBlocks(mask)
+    torch.testing.assert_close(fill(blocks.pack(x), blocks), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +76,21 @@ def test_skip_levels_reach_the_decoder():
     for fill in objective.densify:
         assert fill.mask_token.grad is not None
         assert fill.mask_token.grad.any()
+
+
+@pytest.mark.parametrize("config", [MedNeXtConfig(size="S"), STUNetConfig(size="S", strides=((2, 2, 2),) * 5)])
+def test_checkpointing_changes_neither_loss_nor_gradients(config):
+    torch.manual_seed(0)
+    encoder = build(config)
+    plain = SparkConfig(decoder_width=32, mask_ratio=0.5).build(encoder)
+    lean = SparkConfig(decoder_width=32, mask_ratio=0.5, activation_checkpointing=True).build(encoder)
+    lean.load_state_dict(plain.state_dict())
+    mask = torch.tensor([True, False, False, True]).view(1, 1, 1, 2, 2)
+    voxels = torch.randn(1, 1, 1, 64, 64)
+    outputs = []
+    for objective in (plain, lean):
+        encoder.zero_grad()
+        prediction = objective.predict(voxels, mask)
+        prediction.square().mean().backward()
+        outputs.append([prediction, *(p.grad.clone() for p in encoder.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))

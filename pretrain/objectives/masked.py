@@ -1,0 +1,133 @@
+"""What masked objectives share: hide patches, predict their voxels from the rest."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scanforge.backbones.protocol import Triple
+from scanforge.datasets.batch import Batch
+from scanforge.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
+from scanforge.pretrain.masking import block_mask, enlarge, patchify, unpatchify, visible_indices
+from scanforge.pretrain.objectives.protocol import Objective
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Pictures of a masked objective in the units of the batch's voxels, each (B, C, D, H, W).
+
+    target      the scan
+    visible     the scan with zeros on the hidden voxels
+    prediction  the model's picture on the hidden voxels, the scan on the visible ones
+    mask        bool, True on hidden voxels, the same in every channel
+    """
+
+    target: Tensor
+    visible: Tensor
+    prediction: Tensor
+    mask: Tensor
+
+
+class MaskedConfig(Protocol):
+    """The keys that every masked objective's configuration has."""
+
+    @property
+    def mask_ratio(self) -> float: ...
+    @property
+    def normalise_target(self) -> bool: ...
+    @property
+    def target_eps(self) -> float: ...
+
+
+class MaskedObjective(Objective):
+    """MAE and SparK differ in how they predict; of several views they use the first."""
+
+    config: MaskedConfig
+
+    @abstractmethod
+    def patch(self, is_2d: bool) -> Triple:
+        """The unit (D, H, W), in voxels, that is hidden or visible as a whole."""
+
+    @abstractmethod
+    def grid(self, shape: Triple) -> Triple:
+        """Patches (d, h, w) of a crop (D, H, W)."""
+
+    @abstractmethod
+    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
+        """Predicted patches (B, L, V, C), target units, of scans (B, C, D, H, W), from what the mask leaves visible."""
+
+    def predict_hidden(self, voxels: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+        """Those of `predict_patches` that the mask hides, (B, n, V, C); hidden (B, n) is `hidden_indices(mask)`."""
+        return take(self.predict_patches(voxels, mask), hidden)
+
+    def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss over the valid voxels of the hidden patches; metric `reconstruction` (B,)."""
+        batch = views[0]
+        mask = self.mask(batch)
+        hidden = hidden_indices(mask)
+        prediction = self.predict_hidden(batch.voxels, mask, hidden)
+        loss, of_each = self.score(prediction, batch.voxels, batch.valid, hidden)
+        return loss, {"reconstruction": of_each.detach()}
+
+    def score(self, prediction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """`reconstruction_loss` of predicted hidden patches (B, n, V, C) against an image (B, C, D, H, W)."""
+        patch = self.patch(image.shape[2] == 1)
+        target, known = (take(patchify(x, patch), hidden) for x in (image, valid))
+        everywhere = torch.ones_like(hidden, dtype=torch.bool)
+        return reconstruction_loss(
+            prediction, target, everywhere, known, self.config.normalise_target, self.config.target_eps
+        )
+
+    def mask(self, batch: Batch) -> Tensor:
+        """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
+        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
+        self.check_shape(shape)
+        return block_mask(batch.seeds, self.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """Pictures of the batch with the masks that training would use."""
+        mask = self.mask(batch)
+        return self.compose(self.predict_patches(batch.voxels, mask), batch.voxels, batch.valid, mask)
+
+    def compose(self, prediction: Tensor, image: Tensor, valid: Tensor, mask: Tensor) -> Reconstruction:
+        """Pictures from predicted patches (B, L, V, C) and a mask of patches (B, 1, d, h, w), True where hidden.
+
+        Normalised predictions take the mean and deviation of the true patch, as in MAE's own pictures.
+        """
+        patch = self.patch(image.shape[2] == 1)
+        prediction = prediction.to(image.dtype)
+        if self.config.normalise_target:
+            mean, std = patch_statistics(patchify(image, patch), patchify(valid, patch), self.config.target_eps)
+            prediction = prediction * std + mean
+        grid = (mask.shape[2], mask.shape[3], mask.shape[4])
+        hidden = enlarge(mask, patch).expand_as(image)
+        picture = torch.where(hidden, unpatchify(prediction, grid, patch), image)
+        return Reconstruction(image, image.masked_fill(hidden, 0), picture, hidden)
+
+    def show(self, *views: Batch) -> dict[str, Tensor]:
+        """The scan, the same with grey on what is hidden, and its reconstruction."""
+        return columns("scan", self.reconstruct(views[0]))
+
+
+def columns(name: str, pictures: Reconstruction) -> dict[str, Tensor]:
+    """A reconstruction as columns of pictures; hidden voxels are halfway between the scan's darkest and brightest."""
+    grey = (pictures.target.amin((1, 2, 3, 4), keepdim=True) + pictures.target.amax((1, 2, 3, 4), keepdim=True)) / 2
+    return {
+        name: pictures.target,
+        f"{name}: visible": torch.where(pictures.mask, grey, pictures.target),
+        f"{name}: reconstruction": pictures.prediction,
+    }
+
+
+def hidden_indices(mask: Tensor) -> Tensor:
+    """Indices (B, n) int64, ascending, of the hidden blocks of masks (B, 1, d, h, w) with n hidden in each."""
+    return visible_indices(~mask)
+
+
+def take(patches: Tensor, chosen: Tensor) -> Tensor:
+    """The patches `chosen` (B, n) int64 of (B, L, ...): (B, n, ...)."""
+    places = chosen.view(*chosen.shape, *(1,) * (patches.dim() - 2))
+    return patches.gather(1, places.expand(*chosen.shape, *patches.shape[2:]))

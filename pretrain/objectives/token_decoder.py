@@ -1,0 +1,53 @@
+"""MAE's decoder (He et al. 2022): a narrow transformer over encoded tokens and mask tokens, for images and volumes."""
+
+import torch
+from torch import Tensor, nn
+
+from scanforge.backbones.positions import sincos_positions
+from scanforge.backbones.protocol import Triple
+from scanforge.backbones.vit import INIT_STD, init_linear, transformer_blocks
+
+
+class TokenDecoder(nn.Module):
+    """From the encoder's tokens to `outputs` (for 2D, for 3D) numbers for each patch; size: width, depth, heads."""
+
+    def __init__(self, encoder_dim: int, size: tuple[int, int, int], outputs: tuple[int, int]) -> None:
+        super().__init__()
+        dim, depth, heads = size
+        self.embed = nn.Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.blocks = transformer_blocks(dim, depth, heads)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head_2d = nn.Linear(dim, outputs[0])
+        self.head_3d = nn.Linear(dim, outputs[1])
+        nn.init.normal_(self.mask_token, std=INIT_STD)
+        for linear in (self.embed, self.head_2d, self.head_3d):
+            init_linear(linear)
+        self._positions: dict[tuple, Tensor] = {}
+
+    def forward(self, encoded: Tensor, keep: Tensor, grid: Triple, is_2d: bool, wanted: Tensor | None = None) -> Tensor:
+        """Outputs (B, m, outputs) of the patches `wanted`, or of all patches of the grid in order.
+
+        encoded: (B, e + n, F), e tokens of no place (class token, registers), then those of the n visible patches;
+        keep: (B, n) int64, the visible ones' places in the grid; wanted: (B, m) int64 places, None for all.
+        """
+        embedded = self.embed(encoded)
+        extra = encoded.shape[1] - keep.shape[1]
+        tokens = self.mask_token.to(embedded.dtype).expand(len(keep), grid[0] * grid[1] * grid[2], -1)
+        tokens = tokens.scatter(1, _places(keep, tokens), embedded[:, extra:]) + self.positions(grid, is_2d, embedded)
+        tokens = torch.cat((embedded[:, :extra], tokens), dim=1)  # tokens of no place have position zero
+        decoded = self.blocks(tokens)[:, extra:]
+        if wanted is not None:
+            decoded = decoded.gather(1, _places(wanted, decoded))
+        return (self.head_2d if is_2d else self.head_3d)(self.norm(decoded))
+
+    def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
+        """Fixed positions (L, width), computed once for each grid."""
+        key = (grid, is_2d, like.dtype, like.device)
+        if key not in self._positions:
+            self._positions[key] = sincos_positions(grid, like.shape[-1], is_2d).to(like)
+        return self._positions[key]
+
+
+def _places(chosen: Tensor, tokens: Tensor) -> Tensor:
+    return chosen.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])

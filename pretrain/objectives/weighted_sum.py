@@ -1,0 +1,97 @@
+"""A weighted sum of objectives on one backbone."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, cast
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.configs.base import Config
+from scanforge.datasets.batch import Batch
+from scanforge.pretrain.objectives.protocol import Objective
+from scanforge.pretrain.objectives.single import SingleConfig
+
+
+class TermConfig(Config):
+    """One objective of the sum; its metrics and pictures carry `name`, by default the objective's."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    objective: SingleConfig
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
+
+    @property
+    def title(self) -> str:
+        """The term's name."""
+        return self.name or self.objective.name
+
+
+class SumConfig(Config):
+    """loss = sum of weight * loss over the terms."""
+
+    name: Literal["sum"] = "sum"
+    terms: Annotated[list[TermConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "SumConfig":
+        titles = [term.title for term in self.terms]
+        if len(set(titles)) < len(titles):
+            raise ValueError(f"two terms have the same name ({', '.join(titles)}); give each its own `name`")
+        return self
+
+    def build(self, encoder: Encoder) -> "WeightedSum":
+        """The sum on an encoder; UserError where a term does not go with it."""
+        return WeightedSum(self, encoder)
+
+
+class WeightedSum(Objective):
+    """Every term sees the same views (the first ones, where it takes fewer) through the same encoder."""
+
+    def __init__(self, config: SumConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.terms = nn.ModuleDict()
+        for term in config.terms:
+            objective = term.objective.build(encoder)
+            # The sum owns the encoder: a second owner would write its weights into the state dict once more.
+            del objective.encoder
+            objective.__dict__["encoder"] = encoder
+            self.terms[term.title] = objective
+        self.views = max(objective.views for _, _, objective in self._weighted())
+
+    def _weighted(self) -> Iterator[tuple[str, float, Objective]]:
+        for term in self.config.terms:
+            yield term.title, term.weight, cast(Objective, self.terms[term.title])
+
+    def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum; metrics `<term>/loss` and `<term>/<metric>`."""
+        losses: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
+        for title, weight, objective in self._weighted():
+            loss, of_term = objective(*views[: objective.views])
+            losses.append(weight * loss)
+            metrics |= {f"{title}/{name}": value for name, value in {"loss": loss.detach(), **of_term}.items()}
+        return sum(losses[1:], losses[0]), metrics
+
+    def show(self, *views: Batch) -> dict[str, Tensor]:
+        """The columns of all terms, each after the term's name."""
+        shown: dict[str, Tensor] = {}
+        for title, _, objective in self._weighted():
+            columns = objective.show(*views[: objective.views])
+            shown |= {f"{title} {name}": picture for name, picture in columns.items()}
+        return shown
+
+    def check_shape(self, shape: Triple) -> None:
+        """UserError where any term cannot be trained on crops of (D, H, W)."""
+        for _, _, objective in self._weighted():
+            objective.check_shape(shape)
+
+    def viewers(self, view: int) -> list[Objective]:
+        """Those of the terms that look at view number `view`."""
+        return [each for _, _, objective in self._weighted() for each in objective.viewers(view)]
+
+    def after_step(self, progress: float) -> None:
+        """Passed on to the terms."""
+        for _, _, objective in self._weighted():
+            objective.after_step(progress)

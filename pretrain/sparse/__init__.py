@@ -1,0 +1,1 @@
+"""Convolutional encoders on visible blocks alone: blocks are packed along the batch axis, hidden ones cost nothing."""

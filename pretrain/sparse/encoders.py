@@ -1,0 +1,92 @@
+"""STU-Net's and MedNeXt's contracting paths on visible blocks: the encoder's own weights, walked on packed maps."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import cast
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scanforge.backbones.mednext import MedNeXtBlock, MedNeXtDownBlock, MedNeXtEncoder
+from scanforge.backbones.protocol import Encoder
+from scanforge.backbones.stunet import LEAK, BasicResBlock, STUNetEncoder
+from scanforge.pretrain.sparse.blocks import ActiveBlocks
+from scanforge.pretrain.sparse.convolution import packed_conv
+from scanforge.pretrain.sparse.norm import packed_norm
+
+Step = Callable[[Tensor], Tensor]
+
+
+def packed_features(
+    encoder: Encoder, voxels: Tensor, blocks: ActiveBlocks, checkpointing: bool = False
+) -> list[Tensor]:
+    """The feature maps of the visible blocks of (B, C, D, H, W), packed (N, d, h, w, F), finest level first.
+
+    Equal to the encoder with everything hidden set to zero after every layer, and norms over visible voxels alone.
+    checkpointing: keep the levels' inputs only, and compute what is between them again in the backward pass.
+    """
+    x, features = blocks.pack(voxels), []
+    for level in LEVELS[type(encoder)](encoder, blocks):
+        x = checkpoint(level, x, use_reentrant=False) if checkpointing else level(x)
+        features.append(x)
+    return features
+
+
+def stunet_levels(encoder: STUNetEncoder, blocks: ActiveBlocks) -> list[Step]:
+    """The six stages."""
+    stages = cast(Iterable[Iterable[BasicResBlock]], encoder.conv_blocks_context)
+    return [_chain([partial(_residual_block, block, blocks=blocks) for block in stage]) for stage in stages]
+
+
+def _residual_block(block: BasicResBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    """`BasicResBlock.forward`."""
+    y = packed_norm(block.norm1, packed_conv(block.conv1, x, blocks), blocks, LEAK)
+    shortcut = x if block.conv3 is None else packed_conv(block.conv3, x, blocks)
+    return packed_norm(block.norm2, packed_conv(block.conv2, y, blocks), blocks, LEAK, shortcut)
+
+
+def mednext_levels(encoder: MedNeXtEncoder, blocks: ActiveBlocks) -> list[Step]:
+    """The stem or a down-sampling, then the blocks of each level."""
+    stem, stages = encoder.stages()
+    first: Step = partial(_dense_layer, stem, blocks=blocks)
+    levels = []
+    for stage, down in stages:
+        walk = [partial(_mednext_block, cast(MedNeXtBlock, block), blocks=blocks) for block in stage]
+        levels.append(_chain([first, *walk]))
+        if down is not None:
+            first = partial(_mednext_down_block, down, blocks=blocks)
+    return levels
+
+
+def _dense_layer(conv: nn.Conv3d, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    return packed_conv(conv, x, blocks)
+
+
+def _mednext_block(block: MedNeXtBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    """`MedNeXtBlock.forward`."""
+    return x + _expand(block, x, blocks)
+
+
+def _mednext_down_block(block: MedNeXtDownBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    """`MedNeXtDownBlock.forward`."""
+    return _expand(block, x, blocks) + packed_conv(block.res_conv, x, blocks)
+
+
+def _expand(block: MedNeXtBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    y = packed_norm(block.norm, packed_conv(block.conv1, x, blocks), blocks)
+    return packed_conv(block.conv3, block.act(packed_conv(block.conv2, y, blocks)), blocks)
+
+
+def _chain(steps: list[Step]) -> Step:
+    def walk(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return walk
+
+
+LEVELS: dict[type[Encoder], Callable[..., list[Step]]] = {
+    STUNetEncoder: stunet_levels,
+    MedNeXtEncoder: mednext_levels,
+}

@@ -1,0 +1,96 @@
+"""What a run starts from: random weights, or an encoder that was trained before; and what its release owes to that."""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from scanforge.backbones import load, models_folder, read_release
+from scanforge.backbones.foreign import load_foreign
+from scanforge.backbones.foreign.loading import recognise
+from scanforge.backbones.foreign.weights import read_weights
+from scanforge.backbones.protocol import Encoder
+from scanforge.backbones.registry import build
+from scanforge.backbones.release import INFO, WEIGHTS, ReleaseInfo
+from scanforge.configs.base import Config
+from scanforge.configs.errors import UserError
+from scanforge.pretrain.config import PretrainConfig
+
+RECORD = "init.json"
+FREE = {"drop_path", "layer_scale"}  # not of the weights: how they are trained, where a scale once began
+
+
+class Origin(Config):
+    """Where a run's first weights came from; kept in its folder, since the file may be gone when it continues."""
+
+    said: str
+    licence: str = ""
+    citation: str = ""
+    patients: list[str] = Field(default_factory=list)  # hashes of those whom the weights have seen
+
+
+def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]:
+    """The run's encoder, and where its weights are from; a run that continues (not `fresh`) reads no `init` again.
+
+    Raises UserError where the weights of `init` are not of the run's backbone.
+    """
+    encoder = build(config.backbone)
+    if config.init is None:
+        return encoder, Origin(said="starting from random weights")
+    if not fresh:
+        return encoder, _recorded(config)
+    given, origin = _load(config, config.init)
+    _refuse_misfit(config, config.init, given)
+    encoder.load_state_dict(given.state_dict())
+    return encoder, origin
+
+
+def record(config: PretrainConfig, origin: Origin) -> None:
+    """Keep the origin of `init` in the run folder."""
+    if config.init is not None:
+        path = config.run_dir / RECORD
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(origin.model_dump_json(indent=1) + "\n")
+        os.replace(temporary, path)
+
+
+def _recorded(config: PretrainConfig) -> Origin:
+    path = config.run_dir / RECORD
+    try:
+        return Origin.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}, which says whom the weights of `init` had seen, cannot be read ({error}); "
+            "restore it, or choose a new run_dir"
+        ) from error
+
+
+def _load(config: PretrainConfig, name: str) -> tuple[Encoder, Origin]:
+    """The encoder of a release, or of a file of others, whose options the run's backbone sets."""
+    path = next((path for path in (Path(name), models_folder() / name) if path.is_file()), None)
+    if path is None or path.name == INFO or (path.name == WEIGHTS and (path.parent / INFO).exists()):
+        encoder, info = load(name)
+        return encoder, _origin(f"starting from {name}", info, read_release(name).patients)
+    options = {"in_channels", *recognise(read_weights(path)).options}
+    chosen = {key: getattr(config.backbone, key) for key in sorted(options) if hasattr(config.backbone, key)}
+    encoder, info, report = load_foreign(path, **chosen)
+    return encoder, _origin(f"starting from {report}", info, [])
+
+
+def _origin(said: str, info: ReleaseInfo, patients: list[str]) -> Origin:
+    return Origin(said=said, licence=info.licence, citation=info.citation, patients=patients)
+
+
+def _refuse_misfit(config: PretrainConfig, name: str, given: Encoder) -> None:
+    """UserError, naming the first difference that matters, where weights are of another backbone than the run's."""
+    theirs, mine = given.config.model_dump(), config.backbone.model_dump()
+    for key in theirs.keys() | mine.keys() if theirs["name"] == mine["name"] else ("name",):
+        if key not in FREE and theirs.get(key) != mine.get(key):
+            raise UserError(
+                f"init {name} has backbone.{key} {theirs.get(key)}, the run's is {mine.get(key)}; "
+                f"set backbone.{key} to that of the weights, or start from other weights"
+            )
+    shapes = {key: value.shape for key, value in given.state_dict().items()}
+    if shapes != {key: value.shape for key, value in build(config.backbone).state_dict().items()}:
+        raise UserError(f"init {name} has other weights than the run's backbone; set backbone as its model.json says")
