@@ -1,19 +1,22 @@
 """Every objective for a few minutes on real shards of five kinds in one run, images and volumes: does it learn?
 
-command: python benchmarks/objectives.py --shards runs/shards4 --work runs/objectives [--seconds 180] [--only NAME ...]
+command: python benchmarks/objectives.py --shards runs/shards4 --work runs/objectives [--seconds 240] [--only NAME ...]
 --shards holds what `scanforge data build` made of ../shared/data: hippocampus and tumour (MR), ct, us, xr.
-Each run is `scanforge pretrain` in a process of its own, stopped by SIGTERM when its time is up, so that its last
-checkpoint and its pictures exist. Written down: losses by kind and by modality (means of the first and last 20 steps
+Each run is `scanforge pretrain` in a process of its own with one thread, --jobs of them at a time, stopped by SIGTERM
+when its time is up. Written down: losses by kind and by modality (means of the first and last 20 steps
 of a kind), RankMe and feature deviation at the first and the last look, steps, crops per second.
 """
 
 import argparse
 import json
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +57,11 @@ def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "run_dir": str(args.work / name), "seed": 0, "steps": args.steps, "backbone": backbone, "objective": objective,
         "data": {
             "sources": sources, "temperature": 0.3, "crop_2d": [128, 128], "crop_3d": [32, 48, 48], "batch_2d": 32,
-            "batch_3d": 16, "holdout": 0.25, "workers": 1, **data,
+            "batch_3d": 16, "holdout": 0.25, "workers": 0, **data,
         },
         "optimiser": {"lr": 1e-3, "warmup_steps": 30}, "engine": {"precision": "bf16"},
         "checkpoint_every": 100_000, "monitor_every": args.monitor_every, "monitor_crops": 64,
-        "picture_every": args.monitor_every,
+        "picture_every": args.monitor_every, "threads": 1,
     }  # fmt: skip
 
 
@@ -67,8 +70,9 @@ def train(name: str, args: argparse.Namespace) -> Path:
     args.work.mkdir(parents=True, exist_ok=True)
     page = args.work / f"{name}.yaml"
     page.write_text(yaml.safe_dump(configuration(name, args)))
+    shutil.rmtree(args.work / name, ignore_errors=True)
     command = [str(Path(sys.executable).parent / "scanforge"), "pretrain", str(page)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stderr=(args.work / f"{name}.log").open("w"))
     deadline = time.monotonic() + args.seconds
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(1)
@@ -107,15 +111,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--monitor-every", type=int, default=50)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     args = parser.parse_args()
     results = {}
-    for name in args.only:
-        results[name] = summary(train(name, args))
-        print(name, json.dumps(results[name], indent=1), flush=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for name, metrics in zip(args.only, pool.map(partial(train, args=args), args.only), strict=True):
+            results[name] = summary(metrics)
+            print(name, json.dumps(results[name], indent=1), flush=True)
     record("objectives", results)
 
 

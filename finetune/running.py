@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from scanforge.backbones.registry import build
 from scanforge.backbones import read_release
+from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
