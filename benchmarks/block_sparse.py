@@ -39,7 +39,7 @@ from scanforge.pretrain.sparse import convolution
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
 from scanforge.pretrain.sparse.encoders import packed_features
 
-KINDS = {"3d": (1, (128, 128, 128), (32, 32, 32)), "2d": (16, (1, 512, 512), (1, 32, 32))}  # batch, crop, block
+KINDS = {"3d": (1, (128, 128, 128), (32, 32, 32)), "2d": (4, (1, 512, 512), (1, 32, 32))}  # batch, crop, block
 BACKBONES = {
     "stunet": STUNetConfig(size="B"),
     "mednext": MedNeXtConfig(size="S"),
@@ -268,7 +268,7 @@ def main() -> None:
     if "crossover" in args.parts:
         for kind in args.kinds:
             result[f"crossover {kind}"] = crossover(args.rounds, args.device, args.bf16, flat=kind == "2d")
-    suffix = "_bf16" * args.bf16 + f"_{args.device}" * (args.device != "cpu")
+    suffix = f"_{'_'.join(args.kinds)}" + "_bf16" * args.bf16 + f"_{args.device}" * (args.device != "cpu")
     record(f"block_sparse_{args.backbone}{suffix}", {"device": args.device, "threads": args.threads} | result)
 
 
