@@ -1,6 +1,9 @@
 """MAE's decoder (He et al. 2022): a narrow transformer over encoded tokens and mask tokens, for images and volumes."""
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanforge.backbones.positions import sincos_positions
@@ -36,9 +39,10 @@ class TokenDecoder(nn.Module):
         tokens = self.mask_token.to(embedded.dtype).expand(len(keep), grid[0] * grid[1] * grid[2], -1)
         tokens = tokens.scatter(1, _places(keep, tokens), embedded[:, extra:]) + self.positions(grid, is_2d, embedded)
         tokens = torch.cat((embedded[:, :extra], tokens), dim=1)  # tokens of no place have position zero
-        decoded = self.blocks(tokens)[:, extra:]
-        if wanted is not None:
-            decoded = decoded.gather(1, _places(wanted, decoded))
+        if wanted is None:
+            decoded = self.blocks(tokens)[:, extra:]
+        else:
+            decoded = attend_for(self.blocks[-1], self.blocks[:-1](tokens), wanted + extra)
         return (self.head_2d if is_2d else self.head_3d)(self.norm(decoded))
 
     def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
@@ -51,3 +55,19 @@ class TokenDecoder(nn.Module):
 
 def _places(chosen: Tensor, tokens: Tensor) -> Tensor:
     return chosen.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+
+
+def attend_for(block: Any, tokens: Tensor, rows: Tensor) -> Tensor:
+    """A pre-norm transformer block's output at some of the tokens alone, which see all of them: what follows needs
+    no others. tokens (B, n, F), rows (B, m) int64 -> (B, m, F). The block is timm's, without LayerScale or drops."""
+    attention = block.attn
+    batch, width = len(tokens), tokens.shape[-1]
+    normed, kept = block.norm1(tokens), tokens.gather(1, _places(rows, tokens))
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query = F.linear(normed.gather(1, _places(rows, normed)), weight[:width], bias[:width])
+    key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+    shape = (batch, -1, attention.num_heads, attention.head_dim)
+    q, k, v = (x.view(shape).transpose(1, 2) for x in (query, key, value))
+    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, width)
+    kept = kept + attention.proj(seen)
+    return kept + block.mlp(block.norm2(kept))
