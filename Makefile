@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# DeepSpeed comes as source, and its setup.py imports from the folder it lies in.
+PIP := env -u PYTHONSAFEPATH $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?=
 MODALITY ?= unknown
 # Run from the root, python would find our folder `datasets` before Hugging Face's.
