@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import MedNeXtS
 from torch import nn
 
 from scanforge.backbones import mednext
@@ -15,6 +14,7 @@ from scanforge.backbones.mednext_decoder import DepthFreeConvTranspose3d, MedNeX
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import ReleaseInfo, load_encoder, save_release
 from scanforge.backbones.stunet import DepthFreeConv3d
+from scanforge.backbones.torchvision_cpu import ensure_torchvision
 from scanforge.configs.errors import UserError
 
 COUNTS = {  # 1 channel, 105 classes, with the original's dummy_tensor
@@ -196,6 +196,9 @@ def monai_key(key):
 @pytest.mark.parametrize("is_2d", [False, True])
 def test_size_s_equals_monais_network(kernel, is_2d):
     """In S alone MONAI's expansion ratios are the original's; its 2D network gets the centre slices of our weights."""
+    ensure_torchvision()  # before anything imports monai
+    from monai.networks.nets import MedNeXtS
+
     network = random_network("S", kernel, in_channels=1)
     options = {"spatial_dims": 2 if is_2d else 3, "kernel_size": kernel, "deep_supervision": True}
     theirs = MedNeXtS(in_channels=1, out_channels=3, **options).double().train()
