@@ -243,6 +243,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batch-3d", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--compare-only", action="store_true", help="the two 2D steps side by side, and nothing else")
     parser.add_argument("--quick", action="store_true", help="ViT-Ti at 64^2 and 32^3: only to see that it runs")
     parser.add_argument("--out", help="name of the JSON in benchmarks/results; without it nothing is written")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -267,7 +268,7 @@ def main() -> None:
         arguments = (given.size, given.side, given.batch, given.rounds, precision == "bf16", given.device, given.quick)
         result[f"2d {precision}"] = row = compare(*arguments)
         print(f"2d {precision}: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        for case in ("2d scanforge", "2d plain", *VOLUME_PATCHES):
+        for case in () if given.compare_only else ("2d scanforge", "2d plain", *VOLUME_PATCHES):
             result[f"{case} {precision}, alone"] = row = child(case, precision)
             print(
                 f"{case} {precision}, alone: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True

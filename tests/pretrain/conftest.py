@@ -1,4 +1,4 @@
-"""Running a piece of python as several ranks that talk over gloo."""
+"""One thread, since the machine that runs the suite is shared; and a piece of python as several ranks over gloo."""
 
 import os
 import socket
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 Ranks = Callable[..., str]
 
@@ -19,6 +20,12 @@ leave(world)
 sys.stdout.flush()
 os._exit(0)  # gloo's threads may abort the interpreter's own exit
 """
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
