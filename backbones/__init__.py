@@ -21,8 +21,8 @@ def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
     """
     from scanforge.backbones.release import load_encoder  # torch is imported only when it is needed
 
-    path = _found(name_or_file)
-    return load_encoder(path) if _is_ours(path) else _foreign(path)
+    path = find(name_or_file)
+    return load_encoder(path) if is_release(path) else _foreign(path)
 
 
 def read_release(name_or_file: str | Path) -> Release:
@@ -32,8 +32,8 @@ def read_release(name_or_file: str | Path) -> Release:
     """
     from scanforge.backbones.release import Release, load_release
 
-    path = _found(name_or_file)
-    if _is_ours(path):
+    path = find(name_or_file)
+    if is_release(path):
         return load_release(path)
     encoder, info = _foreign(path)
     return Release(encoder.state_dict(), info, [])
@@ -44,7 +44,8 @@ def models_folder() -> Path:
     return Path(os.environ.get("SCANFORGE_MODELS") or Path.home() / ".cache" / "scanforge" / "models")
 
 
-def _found(name_or_file: str | Path) -> Path:
+def find(name_or_file: str | Path) -> Path:
+    """The path that a name stands for: itself, or a model under `models_folder()`; UserError where neither exists."""
     from scanforge.configs.errors import UserError
 
     for path in (Path(name_or_file), models_folder() / name_or_file):
@@ -56,7 +57,7 @@ def _found(name_or_file: str | Path) -> Path:
     )
 
 
-def _is_ours(path: Path) -> bool:
+def is_release(path: Path) -> bool:
     """Whether a path is a release of ours, or would be one if it were whole."""
     from scanforge.backbones.release import INFO, WEIGHTS
 

@@ -33,3 +33,14 @@ def sincos_positions(grid: Triple, dim: int, is_2d: bool) -> Tensor:
         columns.append(table.view(shape).expand(*grid, -1))
     columns.append(torch.zeros(*grid, dim % 2, dtype=torch.float64))
     return torch.cat(columns, dim=-1).flatten(0, 2)
+
+
+def positions_like(grid: Triple, dim: int, is_2d: bool, like: Tensor) -> Tensor:
+    """`sincos_positions` in the type and on the device of `like`, made once for each."""
+    return _positions_on(grid, dim, is_2d, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _positions_on(grid: Triple, dim: int, is_2d: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a table first asked for in a prediction serves training too
+        return sincos_positions(grid, dim, is_2d).to(device, dtype)

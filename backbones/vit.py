@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scanforge.backbones.patch_embedding import PatchEmbedding
-from scanforge.backbones.positions import sincos_positions
+from scanforge.backbones.positions import positions_like
 from scanforge.backbones.protocol import Encoder, Triple, masked_mean
 from scanforge.backbones.torchvision_cpu import ensure_torchvision
 from scanforge.configs.base import Config
@@ -92,7 +92,6 @@ class ViTEncoder(Encoder):
         nn.init.normal_(self.cls_token, std=INIT_STD)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=INIT_STD)
-        self._positions: dict[tuple, Tensor] = {}
 
     def patch(self, is_2d: bool) -> Triple:
         """The patch (D, H, W) in voxels."""
@@ -124,15 +123,8 @@ class ViTEncoder(Encoder):
         shape = (x.shape[2], x.shape[3], x.shape[4])
         grid, is_2d = self.grid(shape), shape[0] == 1
         tokens = self.patch_embed_2d(x, keep) if is_2d else self.patch_embed_3d(x, keep)
-        places = self.positions(grid, is_2d, tokens)
+        places = positions_like(grid, self.pooled_dim, is_2d, tokens)
         return tokens + (places if keep is None else places[keep])
-
-    def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
-        """Fixed positions (d*h*w, F) in the type and on the device of `like`, computed once for each grid."""
-        key = (grid, is_2d, like.dtype, like.device)
-        if key not in self._positions:
-            self._positions[key] = sincos_positions(grid, self.pooled_dim, is_2d).to(like)
-        return self._positions[key]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """One feature map (B, F, d, h, w) of the scans (B, C, D, H, W)."""

@@ -40,7 +40,7 @@ def project(batch: Batch, axis: int | None = None, how: How = "mean") -> Batch:
         batch,
         voxels=_standardised(pixels, valid),
         valid=valid,
-        seeds=_mixed(batch.seeds),
+        seeds=torch.tensor([mix(seed, _SALT) >> 1 for seed in batch.seeds.tolist()]).to(batch.seeds),
         modalities=[PROJECTED] * len(batch),
     )
 
@@ -66,20 +66,3 @@ def _standardised(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     deviation = (centred.square().sum(every, keepdim=True) / count).sqrt()
     scaled = torch.where(deviation > _FLAT, centred / deviation.clamp(min=_FLAT), 0.0)
     return torch.where(valid, scaled, torch.where(valid, scaled, 0.0).amin(every, keepdim=True))
-
-
-def _mixed(seeds: torch.Tensor) -> torch.Tensor:
-    """Other seeds, not negative: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), in wrapping int64."""
-    mixed = seeds + _signed(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
-    return _shifted(mixed ^ _shifted(mixed, 31), 1)
-
-
-def _shifted(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift to the right; torch's own copies the sign."""
-    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 64)

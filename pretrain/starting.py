@@ -2,17 +2,16 @@
 
 import json
 import os
-from pathlib import Path
 
 from pydantic import Field
 
-from scanforge.backbones import load, models_folder, read_release
+from scanforge.backbones import find, is_release
 from scanforge.backbones.foreign import load_foreign
 from scanforge.backbones.foreign.loading import recognise
 from scanforge.backbones.foreign.weights import read_weights
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.registry import build
-from scanforge.backbones.release import INFO, WEIGHTS, ReleaseInfo
+from scanforge.backbones.release import Release, ReleaseInfo, load_release
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.pretrain.config import PretrainConfig
@@ -41,8 +40,8 @@ def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]
     if not fresh:
         return encoder, _recorded(config)
     given, origin = _load(config, config.init)
-    _refuse_misfit(config, config.init, given)
-    encoder.load_state_dict(given.state_dict())
+    _refuse_misfit(config, config.init, given, encoder)
+    encoder.load_state_dict(given.state_dict)
     return encoder, origin
 
 
@@ -66,31 +65,31 @@ def _recorded(config: PretrainConfig) -> Origin:
         ) from error
 
 
-def _load(config: PretrainConfig, name: str) -> tuple[Encoder, Origin]:
-    """The encoder of a release, or of a file of others, whose options the run's backbone sets."""
-    path = next((path for path in (Path(name), models_folder() / name) if path.is_file()), None)
-    if path is None or path.name == INFO or (path.name == WEIGHTS and (path.parent / INFO).exists()):
-        encoder, info = load(name)
-        return encoder, _origin(f"starting from {name}", info, read_release(name).patients)
+def _load(config: PretrainConfig, name: str) -> tuple[Release, Origin]:
+    """The weights of a release, or of a file of others, whose options the run's backbone sets."""
+    path = find(name)
+    if is_release(path):
+        release = load_release(path)
+        return release, _origin(f"starting from {name}", release.info, release.patients)
     options = {"in_channels", *recognise(read_weights(path)).options}
     chosen = {key: getattr(config.backbone, key) for key in sorted(options) if hasattr(config.backbone, key)}
     encoder, info, report = load_foreign(path, **chosen)
-    return encoder, _origin(f"starting from {report}", info, [])
+    return Release(encoder.state_dict(), info, []), _origin(f"starting from {report}", info, [])
 
 
 def _origin(said: str, info: ReleaseInfo, patients: list[str]) -> Origin:
     return Origin(said=said, licence=info.licence, citation=info.citation, patients=patients)
 
 
-def _refuse_misfit(config: PretrainConfig, name: str, given: Encoder) -> None:
+def _refuse_misfit(config: PretrainConfig, name: str, given: Release, encoder: Encoder) -> None:
     """UserError, naming the first difference that matters, where weights are of another backbone than the run's."""
-    theirs, mine = given.config.model_dump(), config.backbone.model_dump()
+    theirs, mine = given.info.backbone.model_dump(), config.backbone.model_dump()
     for key in theirs.keys() | mine.keys() if theirs["name"] == mine["name"] else ("name",):
         if key not in FREE and theirs.get(key) != mine.get(key):
             raise UserError(
                 f"init {name} has backbone.{key} {theirs.get(key)}, the run's is {mine.get(key)}; "
                 f"set backbone.{key} to that of the weights, or start from other weights"
             )
-    shapes = {key: value.shape for key, value in given.state_dict().items()}
-    if shapes != {key: value.shape for key, value in build(config.backbone).state_dict().items()}:
+    shapes = {key: value.shape for key, value in given.state_dict.items()}
+    if shapes != {key: value.shape for key, value in encoder.state_dict().items()}:
         raise UserError(f"init {name} has other weights than the run's backbone; set backbone as its model.json says")

@@ -113,45 +113,55 @@ class MAE(MaskedObjective):
         """
         batch = views[0]
         mask = self.mask(batch)
-        hidden, encoded = hidden_indices(mask), self.encode(batch.voxels, mask)
+        keep, hidden = visible_indices(mask), hidden_indices(mask)
+        encoded = self.encode(batch.voxels, keep)
         losses: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
         for target in self.targets(batch):
-            prediction = self.decode(target.decoder, encoded, mask, batch.is_2d, hidden)
+            prediction = self.decode(target.decoder, encoded, keep, mask, batch.is_2d, hidden)
             loss, of_each = self.score(prediction, target.image, target.valid, hidden)
             losses.append(target.weight * loss)
             metrics[target.metric] = of_each.detach()
         return sum(losses[1:], losses[0]), metrics
 
-    def encode(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """Tokens (B, extra + n, F) of the patches that the mask leaves visible."""
-        return self.encoder.forward_tokens(voxels.to(self.decoder.mask_token.dtype), visible_indices(mask))
+    def encode(self, voxels: Tensor, keep: Tensor) -> Tensor:
+        """Tokens (B, extra + n, F) of the patches `keep` (B, n), `visible_indices` of the mask."""
+        return self.encoder.forward_tokens(voxels.to(self.decoder.mask_token.dtype), keep)
 
     def decode(
-        self, decoder: TokenDecoder, encoded: Tensor, mask: Tensor, is_2d: bool, wanted: Tensor | None = None
+        self,
+        decoder: TokenDecoder,
+        encoded: Tensor,
+        keep: Tensor,
+        mask: Tensor,
+        is_2d: bool,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Predicted patches (B, n, V, C), target units: those `wanted` (B, n), or all."""
         grid = (mask.shape[2], mask.shape[3], mask.shape[4])
-        predicted = decoder(encoded, visible_indices(mask), grid, is_2d, wanted)
+        predicted = decoder(encoded, keep, grid, is_2d, wanted)
         return predicted.unflatten(-1, (-1, self.encoder.in_channels))
 
     def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted patches (B, L, V, C) of the scans (B, C, D, H, W), visible ones among them."""
-        return self.decode(self.decoder, self.encode(voxels, mask), mask, voxels.shape[2] == 1)
+        keep = visible_indices(mask)
+        return self.decode(self.decoder, self.encode(voxels, keep), keep, mask, voxels.shape[2] == 1)
 
     def predict_hidden(self, voxels: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
         """Predicted patches (B, n, V, C) that the mask hides."""
-        return self.decode(self.decoder, self.encode(voxels, mask), mask, voxels.shape[2] == 1, hidden)
+        keep = visible_indices(mask)
+        return self.decode(self.decoder, self.encode(voxels, keep), keep, mask, voxels.shape[2] == 1, hidden)
 
     @torch.no_grad()
     def show(self, *views: Batch) -> dict[str, Tensor]:
         """Scan, visible part and reconstruction; the same of the gradient map where that is predicted."""
         batch = views[0]
         mask = self.mask(batch)
-        encoded = self.encode(batch.voxels, mask)
+        keep = visible_indices(mask)
+        encoded = self.encode(batch.voxels, keep)
         shown: dict[str, Tensor] = {}
         for target in self.targets(batch):
-            prediction = self.decode(target.decoder, encoded, mask, batch.is_2d)
+            prediction = self.decode(target.decoder, encoded, keep, mask, batch.is_2d)
             shown |= columns(target.picture, self.compose(prediction, target.image, target.valid, mask))
         return shown
 

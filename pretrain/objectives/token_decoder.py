@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.positions import sincos_positions
+from scanforge.backbones.positions import positions_like
 from scanforge.backbones.protocol import Triple
 from scanforge.backbones.vit import INIT_STD, init_linear, transformer_blocks
 
@@ -26,7 +26,6 @@ class TokenDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=INIT_STD)
         for linear in (self.embed, self.head_2d, self.head_3d):
             init_linear(linear)
-        self._positions: dict[tuple, Tensor] = {}
 
     def forward(self, encoded: Tensor, keep: Tensor, grid: Triple, is_2d: bool, wanted: Tensor | None = None) -> Tensor:
         """Outputs (B, m, outputs) of the patches `wanted`, or of all patches of the grid in order.
@@ -37,20 +36,14 @@ class TokenDecoder(nn.Module):
         embedded = self.embed(encoded)
         extra = encoded.shape[1] - keep.shape[1]
         tokens = self.mask_token.to(embedded.dtype).expand(len(keep), grid[0] * grid[1] * grid[2], -1)
-        tokens = tokens.scatter(1, _places(keep, tokens), embedded[:, extra:]) + self.positions(grid, is_2d, embedded)
+        tokens = tokens.scatter(1, _places(keep, tokens), embedded[:, extra:])
+        tokens = tokens + positions_like(grid, tokens.shape[-1], is_2d, embedded)
         tokens = torch.cat((embedded[:, :extra], tokens), dim=1)  # tokens of no place have position zero
         if wanted is None:
             decoded = self.blocks(tokens)[:, extra:]
         else:
             decoded = attend_for(self.blocks[-1], self.blocks[:-1](tokens), wanted + extra)
         return (self.head_2d if is_2d else self.head_3d)(self.norm(decoded))
-
-    def positions(self, grid: Triple, is_2d: bool, like: Tensor) -> Tensor:
-        """Fixed positions (L, width), computed once for each grid."""
-        key = (grid, is_2d, like.dtype, like.device)
-        if key not in self._positions:
-            self._positions[key] = sincos_positions(grid, like.shape[-1], is_2d).to(like)
-        return self._positions[key]
 
 
 def _places(chosen: Tensor, tokens: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scanforge.backbones.mednext import MedNeXtBlock, MedNeXtDownBlock, MedNeXtEncoder
@@ -48,7 +48,7 @@ def _residual_block(block: BasicResBlock, x: Tensor, blocks: ActiveBlocks) -> Te
 def mednext_levels(encoder: MedNeXtEncoder, blocks: ActiveBlocks) -> list[Step]:
     """The stem or a down-sampling, then the blocks of each level."""
     stem, stages = encoder.stages()
-    first: Step = partial(_dense_layer, stem, blocks=blocks)
+    first: Step = partial(packed_conv, stem, blocks=blocks)
     levels = []
     for stage, down in stages:
         walk = [partial(_mednext_block, cast(MedNeXtBlock, block), blocks=blocks) for block in stage]
@@ -56,10 +56,6 @@ def mednext_levels(encoder: MedNeXtEncoder, blocks: ActiveBlocks) -> list[Step]:
         if down is not None:
             first = partial(_mednext_down_block, down, blocks=blocks)
     return levels
-
-
-def _dense_layer(conv: nn.Conv3d, x: Tensor, blocks: ActiveBlocks) -> Tensor:
-    return packed_conv(conv, x, blocks)
 
 
 def _mednext_block(block: MedNeXtBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:

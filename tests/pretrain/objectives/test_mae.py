@@ -9,7 +9,7 @@ from scanforge.backbones.vit import ViTConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain.losses.gradient_map import gradient_map
-from scanforge.pretrain.masking import block_mask, patchify
+from scanforge.pretrain.masking import block_mask, patchify, visible_indices
 from scanforge.pretrain.objectives.mae import MAEConfig
 
 SHAPES = [(1, 8, 24), (4, 8, 12)]
@@ -121,8 +121,9 @@ def test_no_hidden_voxel_reaches_the_predicted_gradient_map(shape):
     hidden = torch.nn.functional.interpolate(mask.double(), size=shape).bool()
 
     def predicted(voxels):
-        encoded = objective.encode(voxels, mask)
-        return objective.decode(objective.gradient_decoder, encoded, mask, shape[0] == 1)
+        keep = visible_indices(mask)
+        encoded = objective.encode(voxels, keep)
+        return objective.decode(objective.gradient_decoder, encoded, keep, mask, shape[0] == 1)
 
     voxels = batch.voxels.clone().requires_grad_()
     prediction = predicted(voxels)
