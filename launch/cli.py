@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scanforge.configs.errors import UserError
+from scanforge.launch.launch_cli import launch_app
 
 app = typer.Typer(
     name="scanforge",
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Build and check shards.")
 app.add_typer(data_app, name="data")
+app.add_typer(launch_app, name="launch")
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy that newer releases of typer carry inside
 
@@ -116,34 +118,6 @@ def predict(
 
     written = run_predict(model, input, out)
     print(f"{len(written)} predictions in {out}")
-
-
-@app.command()
-def launch(
-    config: Annotated[str, typer.Argument(help="A pre-training YAML file or a recipe's name.")],
-    words: Words = None,
-    cluster: Annotated[str, typer.Option(help="slurm or local.")] = "slurm",
-    nodes: Annotated[int | None, typer.Option(min=1)] = None,
-    tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes per node; one per GPU.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=0)] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(min=1)] = None,
-    memory_gb: Annotated[float | None, typer.Option(help="Memory per node.")] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    time: Annotated[int | None, typer.Option(min=1, help="Minutes; the job requeues itself at the limit.")] = None,
-    defaults: Annotated[
-        str | None, typer.Option(help="Cluster defaults: a YAML file or a name in configs/cluster.")
-    ] = None,
-    wait: Annotated[bool | None, typer.Option(help="Wait for the end; the default is to wait only for local.")] = None,
-) -> None:
-    """Pre-train on a SLURM cluster, or as several processes on this machine, in the same run folder."""
-    from scanforge.launch.launching import launch_command
-
-    asked = {
-        "nodes": nodes, "tasks_per_node": tasks_per_node, "gpus_per_node": gpus_per_node,
-        "cpus_per_task": cpus_per_task, "memory_gb": memory_gb, "partition": partition, "timeout_min": time,
-    }  # fmt: skip
-    asked = {key: value for key, value in asked.items() if value is not None}
-    raise typer.Exit(launch_command(config, words or [], cluster, asked, defaults, wait))
 
 
 @app.command()

@@ -1,106 +1,124 @@
-"""The one place that knows submitit: a run as a job on SLURM or as processes on this machine."""
+"""The one place that knows submitit: runs as jobs on SLURM or as processes on this machine.
 
-import gc
+submitit's own handler of the preemption signal is not used: it counts a signal after 80% of the time limit, or ten
+minutes before it, against a number of timeouts, and with limits below ten minutes counts every one; it also cannot
+tell a crash from a mistake. The task's exit code and `after_failure` decide instead, in one place for all causes.
+"""
+
+import contextlib
+import io
 import os
-import time
-from collections.abc import Callable
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import submitit
-from pydantic import Field
+from submitit.local.local import LocalJob
+from submitit.slurm.slurm import _make_sbatch_string as sbatch_string
 
-from scanforge.configs.base import Config
+from scanforge.launch.after_failure import write_members
+from scanforge.launch.environment import export_lines, exports
+from scanforge.launch.job_folder import JobFolder
+from scanforge.launch.options import ClusterConfig
+from scanforge.launch.task import Place, run_task
 
-
-class ClusterConfig(Config):
-    """What a job asks for; `configs/cluster/*.yaml` hold a site's defaults.
-
-    `signal_delay_s`: how long before the time limit the job is told to save and requeue itself. SLURM looks at its
-    limits about twice a minute and may tell early, so `timeout_min` must leave more than a minute beside it.
-    """
-
-    nodes: int = Field(default=1, ge=1)
-    tasks_per_node: int = Field(default=1, ge=1)
-    gpus_per_node: int = Field(default=0, ge=0)
-    cpus_per_task: int = Field(default=1, ge=1)
-    memory_gb: float | None = Field(default=None, gt=0)
-    timeout_min: int = Field(default=60 * 24, ge=1)
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    signal_delay_s: int = Field(default=120, ge=1)
-    max_requeues: int = Field(default=100, ge=0)
-    setup: tuple[str, ...] = ()  # shell lines that SLURM runs before python starts
+PYTHON = shlex.quote(sys.executable)
 
 
 class PretrainJob:
-    """What submitit pickles and calls in every task; requeued, it continues the same run folder."""
+    """What submitit pickles and calls in every task; started again, it continues the same run folder."""
 
-    def __init__(self, content: dict[str, Any], threads: int) -> None:
-        self.content, self.threads = content, threads
+    def __init__(self, content: dict[str, Any], folder: Path) -> None:
+        self.content, self.folder = content, str(folder)
 
     def __call__(self) -> dict[str, Any]:
-        """Join the other tasks, pre-train; at a stop signal save on all ranks, then let submitit requeue."""
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
-        os.environ.setdefault("OMP_NUM_THREADS", str(self.threads))
-        from scanforge.configs.loading import check
-        from scanforge.pretrain.config import PretrainConfig
-        from scanforge.pretrain.distributed import join, leave
-        from scanforge.pretrain.loop import run
-        from scanforge.pretrain.preemption import StopRequest
-
-        config = check(PretrainConfig, self.content, "job")
-        with StopRequest() as stop:
-            result = run(config, stop)
-            world = join(config.device, config.threads)
-            if not result.complete:
-                _hand_over(stop.previous_handler, result.signal, world.is_main)
-        leave(world)
-        gc.collect()
-        return {"run_dir": str(result.run_dir), "step": result.step, "complete": result.complete}
+        """Pre-train as this task's rank."""
+        task = submitit.JobEnvironment()
+        number = os.environ.get("SLURM_JOB_ID") or task.job_id
+        restart = os.environ.get("SCANFORGE_LIFE" if task.cluster == "local" else "SLURM_RESTART_COUNT") or "0"
+        place = Place(
+            rank=task.global_rank, size=task.num_tasks, local_rank=task.local_rank,
+            local_size=task.num_tasks // task.num_nodes,
+            main_host="127.0.0.1" if task.cluster == "local" else task.hostnames[0], life=f"{number}-{restart}",
+        )  # fmt: skip
+        return run_task(self.content, JobFolder(Path(self.folder)), place)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Called by submitit when it requeues; everything is in the run folder already."""
-        return submitit.helpers.DelayedSubmission(PretrainJob(self.content, self.threads))
+        """For a signal in the moment between submitit's handler and ours: nothing was begun yet."""
+        return submitit.helpers.DelayedSubmission(PretrainJob(self.content, Path(self.folder)))
 
 
-Handler = Callable[[int, FrameType | None], Any]
+class _Local(submitit.LocalExecutor):
+    """submitit's files and logs, under our controller, which ends and restarts a life as SLURM's jobs are."""
 
+    def __init__(self, logs: Path, job: JobFolder, config: ClusterConfig, code: Path | None) -> None:
+        super().__init__(logs)
+        self._job, self._config, self._code = job, config, code
 
-def _hand_over(previous: Callable[[int], Handler | None], number: int | None, is_main: bool) -> None:
-    """Rank 0 calls submitit's own handler, which requeues the job and ends it; the others wait to be ended."""
-    handler = previous(number) if number is not None else None
-    if is_main and handler is not None and number is not None:
-        handler(number, None)
-    time.sleep(600)
-
-
-def submit(content: dict[str, Any], cluster: Literal["slurm", "local"], config: ClusterConfig, folder: Path) -> Any:
-    """Submit a pre-training run; `content` is its resolved configuration, `folder` takes submitit's files and logs."""
-    executor: Any
-    if cluster == "slurm":
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=config.max_requeues)
-        executor.update_parameters(**_slurm(config))
-    else:
-        executor = submitit.LocalExecutor(folder)
-        executor.update_parameters(
-            nodes=config.nodes, tasks_per_node=config.tasks_per_node, gpus_per_node=config.gpus_per_node,
-            timeout_min=config.timeout_min, signal_delay_s=config.signal_delay_s, setup=list(config.setup),
+    def _submit_command(self, command: str) -> Any:
+        config = self._config
+        command = " && ".join([*config.setup, f"exec {command}"])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "scanforge.launch.local_controller", str(self._job.path), command],
+            env={**os.environ, **exports(config, self._code), "SUBMITIT_EXECUTOR": "local",
+                 "CUDA_VISIBLE_DEVICES": ",".join(str(k) for k in range(config.gpus_per_node))},
+            start_new_session=True,  # Ctrl-C reaches it through us, once
         )  # fmt: skip
-    return executor.submit(PretrainJob(content, config.cpus_per_task))
+        return LocalJob(self.folder, str(process.pid), list(range(config.tasks)), process)
+
+    def _num_tasks(self) -> int:
+        return self._config.tasks
 
 
-def _slurm(config: ClusterConfig) -> dict[str, Any]:
-    asked = {
+def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[JobFolder], config: ClusterConfig,
+           logs: Path, code: Path | None) -> list[str]:  # fmt: skip
+    """Submit one job per content; on SLURM several are one array. Returns the job ids, written to the folders too.
+
+    contents: resolved configurations; folders: their job folders, whose facts are written already.
+    Raises OSError or RuntimeError where the scheduler refuses.
+    """
+    calls = [PretrainJob(content, folder.path) for content, folder in zip(contents, folders, strict=True)]
+    write_members(logs, [folder.path for folder in folders])
+    if cluster == "local":
+        jobs = [_Local(logs, job, config, code).submit(call) for job, call in zip(folders, calls, strict=True)]
+    else:
+        executor = submitit.SlurmExecutor(logs, max_num_timeout=1_000_000)
+        executor.update_parameters(**_slurm(config, logs, code))
+        # The variables of a job that we may be in are not those of the new one; what sbatch says comes in its error.
+        with submitit.helpers.clean_env(), contextlib.redirect_stderr(io.StringIO()):
+            jobs = executor.submit_array(calls)
+    for folder, job in zip(folders, jobs, strict=True):
+        folder.write_facts(replace(folder.facts(), job_id=job.job_id))
+    return [job.job_id for job in jobs]
+
+
+def script(config: ClusterConfig, logs: Path, code: Path | None, jobs: int) -> str:
+    """The sbatch script that `submit` would hand to SLURM, word for word."""
+    command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    several = {"map_count": jobs} if jobs > 1 else {}
+    asked = {**_slurm(config, logs, code), **several}
+    return str(sbatch_string(command=command, folder=logs, **asked))
+
+
+def _slurm(config: ClusterConfig, logs: Path, code: Path | None) -> dict[str, Any]:
+    after = f"{PYTHON} -m scanforge.launch.after_failure {shlex.quote(str(logs))}"
+    asked: dict[str, Any] = {
         "job_name": "scanforge", "nodes": config.nodes, "ntasks_per_node": config.tasks_per_node,
         "cpus_per_task": config.cpus_per_task, "time": config.timeout_min, "signal_delay_s": config.signal_delay_s,
         "partition": config.partition, "account": config.account, "qos": config.qos,
-        "constraint": config.constraint, "setup": ["export PYTHONSAFEPATH=1", *config.setup],
-        "gpus_per_node": config.gpus_per_node or None,
+        "constraint": config.constraint, "gpus_per_node": config.gpus_per_node or None,
         "mem": f"{int(config.memory_gb * 1024)}M" if config.memory_gb else None,
+        "array_parallelism": config.array_parallelism, "stderr_to_stdout": True,
+        # The shell waits for srun after a TERM, and judges what came of it.
+        "setup": [*export_lines(exports(config, code)), *config.setup, "trap : TERM",
+                  f"judge() {{ code=$?; trap - EXIT; {after} $code; exit $?; }}", "trap judge EXIT"],
+        # One lost rank ends all. srun does not take cpus-per-task over from sbatch since SLURM 22.05.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={config.cpus_per_task}"],
+        "additional_parameters": {"requeue": True, "export": "ALL",
+                                  **{key: value for key, value in config.sbatch.items() if value is not False}},
     }  # fmt: skip
     return {key: value for key, value in asked.items() if value is not None}

@@ -25,6 +25,7 @@ FREE_TO_CHANGE = {
     "wandb",
     "run_dir",
     "threads",
+    "step_timeout_s",
 }
 
 
@@ -48,6 +49,7 @@ class PretrainConfig(Config):
     log_every: int = Field(default=1, ge=1)
     max_bad_steps: int = Field(default=10, ge=1)  # non-finite losses in a row before the run stops
     threads: int | None = Field(default=None, ge=1)  # CPU threads per process; None: cores / local processes
+    step_timeout_s: float = Field(default=1800, gt=0)  # a rank that finishes no step for so long ends, with its stacks
     device: Literal["auto", "cpu", "cuda"] = "auto"
     wandb: WandbConfig = WandbConfig()
     licence: str | None = None  # of the data, recorded beside the released weights

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(minutes=15)  # a collective that waits longer for a lost rank ends the process
+from scanforge.pretrain.rendezvous import form_group
+
+TIMEOUT_S = 900.0  # a collective that waits longer for a lost rank ends the process
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,14 @@ class World:
         return self.rank == 0
 
 
-def join(device: str = "auto", threads: int | None = None) -> World:
+def join(device: str = "auto", threads: int | None = None, timeout_s: float = TIMEOUT_S) -> World:
     """Read RANK, WORLD_SIZE, LOCAL_RANK (absent: one process), choose device and CPU threads, join the process group.
 
-    DeepSpeed takes the group over as it finds it; calling twice is harmless.
+    timeout_s: how long a collective may wait. DeepSpeed takes the group over as it finds it; calling twice is harmless.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     size = int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -52,9 +48,10 @@ def join(device: str = "auto", threads: int | None = None) -> World:
     else:
         torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
     where = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    rank = int(os.environ["RANK"])
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=TIMEOUT)
-    return World(int(os.environ["RANK"]), size, local_rank, local_size, where)
+        form_group("nccl" if use_cuda else "gloo", rank, size, timedelta(seconds=timeout_s))
+    return World(rank, size, local_rank, local_size, where)
 
 
 def all_ranks_agree(flag: bool, world: World) -> bool:

@@ -26,6 +26,7 @@ from scanforge.pretrain.run_folder import claim, refuse_another_run
 from scanforge.pretrain.starting import Origin, record, start_encoder
 from scanforge.pretrain.tracking import Tracker
 from scanforge.pretrain.views import Views, check_views
+from scanforge.pretrain.watchdog import Watchdog, collective_timeout_s
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
     6. load weights, optimiser and RNG states;
     7. drop logged metrics past its step.
     """
-    world = join(config.device, config.threads)
+    world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
     refuse_another_run(config)
-    if stop is not None:
-        return _run(config, world, stop)
-    with StopRequest() as own:
-        return _run(config, world, own)
+    with Watchdog(config.step_timeout_s, world.rank) as watchdog:
+        if stop is not None:
+            return _run(config, world, stop, watchdog)
+        with StopRequest() as own:
+            return _run(config, world, own, watchdog)
 
 
-def _run(config: PretrainConfig, world: World, stop: StopRequest) -> RunResult:
+def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watchdog) -> RunResult:
     root = config.run_dir / "checkpoints"
     if world.is_main:
         checkpoint.clean(root)
@@ -85,7 +87,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest) -> RunResult:
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
         tracker.say(f"continuing from step {step}" if found is not None else origin.said)
         try:
-            return _Loop(config, world, engine, loader, tracker, origin, monitors, stop).advance(step)
+            return _Loop(config, world, engine, loader, tracker, origin, monitors, stop, watchdog).advance(step)
         finally:
             tracker.close()
 
@@ -94,10 +96,11 @@ class _Loop:
     """The state of a running loop; `advance` is its table of contents."""
 
     def __init__(self, config: PretrainConfig, world: World, engine: Engine, loader: CropLoader,
-                 tracker: Tracker, origin: Origin, monitors: Monitors, stop: StopRequest) -> None:  # fmt: skip
+                 tracker: Tracker, origin: Origin, monitors: Monitors, stop: StopRequest,
+                 watchdog: Watchdog) -> None:  # fmt: skip
         self.config, self.world, self.engine = config, world, engine
         self.loader, self.tracker, self.origin = loader, tracker, origin
-        self.monitors, self.stop = monitors, stop
+        self.monitors, self.stop, self.watchdog = monitors, stop, watchdog
         self.root = config.run_dir / "checkpoints"
         self.views = Views(config.data, engine.objective.views)
         self.gallery = Gallery(config, world, self.views)
@@ -107,15 +110,18 @@ class _Loop:
     def advance(self, step: int) -> RunResult:
         batches = iter(self.loader)
         self.engine.train()
-        stopped = False
+        stopped = self.stop.agreed(self.world)  # the signal may have come while the run was starting
         while step < self.config.steps and not stopped:
             step = self._step(step, batches)
+            self.watchdog.beat(step)
             stopped = self.stop.agreed(self.world)
             last = step == self.config.steps
             if stopped or last or step % self.config.checkpoint_every == 0:
                 self._save(step)
                 if not stopped or last:
                     self._release(step)
+                self.watchdog.beat(step)
+                stopped = stopped or self.stop.agreed(self.world)
         if step == self.config.steps:
             self._finish(step)
         elif stopped:

@@ -5,11 +5,11 @@ inside a handler deadlocks, since ranks get the signal at different places.
 """
 
 import signal
-from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scanforge.pretrain.distributed import World, any_rank_says
+if TYPE_CHECKING:  # not at run time: a job installs the handlers before torch takes its seconds to import
+    from scanforge.pretrain.distributed import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -35,11 +35,8 @@ class StopRequest:
             raise KeyboardInterrupt  # a second Ctrl-C: the person means it
         self.signal = number
 
-    def agreed(self, world: World) -> bool:
+    def agreed(self, world: "World") -> bool:
         """Whether any rank was asked to stop; the same answer on every rank."""
-        return any_rank_says(self.signal is not None, world)
+        from scanforge.pretrain.distributed import any_rank_says
 
-    def previous_handler(self, number: int) -> Callable[[int, FrameType | None], Any] | None:
-        """The handler that was installed before, submitit's for instance; None if there was none."""
-        handler = self._previous.get(number)
-        return handler if callable(handler) else None
+        return any_rank_says(self.signal is not None, world)
