@@ -1,10 +1,14 @@
 """`python -m scanforge.launch.after_failure FOLDER CODE`: the last thing a SLURM job's shell does in each life.
 
 FOLDER is submitit's, CODE the exit code of srun. Decides whether SLURM shall start the job again, and tells it.
+
+With `guard` in place of the code it waits beside the tasks for the TERM that SLURM sends when the limit has come: a
+checkpoint that took longer than `signal_delay_s` must not end the run, and the shell itself is killed with its tasks.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,24 +41,45 @@ def conclude(job: JobFolder, life: str, code: int) -> Verdict:
 
 def main() -> int:
     """Judge, and requeue where the verdict is so; the exit code is the job's."""
-    logs, code = Path(sys.argv[1]), int(sys.argv[2])
-    number = os.environ["SLURM_JOB_ID"]
+    logs, number = Path(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     job = member(logs, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+    if sys.argv[2] == "guard":
+        return guard(job, number)
     outside = shown(number)
-    if outside is not None and outside.state in ENDED_FROM_OUTSIDE and not outside.over_time:
-        # scancel, a preemption, a requeue by hand: SLURM has decided already whether there is another life.
-        print(f"scanforge: job {number} was ended from outside ({outside.state.lower()})", file=sys.stderr, flush=True)
-        return code
+    if outside is not None and outside.state in ENDED_FROM_OUTSIDE:
+        # scancel, a preemption, a requeue by hand: SLURM has decided already; the time limit is the guard's.
+        _say(number, f"ended from outside ({outside.state.lower()})")
+        return int(sys.argv[2])
+    return follow(job, number, int(sys.argv[2]))
+
+
+def guard(job: JobFolder, number: str) -> int:
+    """Wait for TERM; if the time limit sent it, ask for the next life within the seconds before the KILL."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
+    outside = shown(number)
+    if outside is None or not outside.over_time or job.is_cancelled:
+        return 0
+    _say(number, "the time limit came before all was saved; a longer signal_delay_s would lose less")
+    return follow(job, number, 128 + signal.SIGTERM)
+
+
+def follow(job: JobFolder, number: str, code: int) -> int:
+    """Judge the life that ended with `code`, and do what the verdict says; gives the job's exit code."""
     verdict = conclude(job, f"{number}-{os.environ.get('SLURM_RESTART_COUNT') or 0}", code)
-    print(f"scanforge: job {number}: {verdict.reason}", file=sys.stderr, flush=True)
+    _say(number, verdict.reason)
     if verdict.action == "requeue":
         asked = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
         if asked.returncode:
-            print(f"scanforge: SLURM would not requeue the job: {asked.stderr.strip()}", file=sys.stderr, flush=True)
+            _say(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
         return code or 1
     if job.is_cancelled:
         subprocess.run(["scancel", number], capture_output=True)
     return verdict.code
+
+
+def _say(number: str, text: str) -> None:
+    print(f"scanforge: job {number}: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def _slurm(config: ClusterConfig, logs: Path, code: Path | None) -> dict[str, An
         "array_parallelism": config.array_parallelism, "stderr_to_stdout": True,
         # The shell waits for srun after a TERM, and judges what came of it.
         "setup": [*export_lines(exports(config, code)), *config.setup, "trap : TERM",
-                  f"judge() {{ code=$?; trap - EXIT; {after} $code; exit $?; }}", "trap judge EXIT"],
+                  f"{after} guard & guard=$!",
+                  f"judge() {{ code=$?; trap - EXIT; kill -KILL $guard; {after} $code; exit $?; }}",
+                  "trap judge EXIT"],
         # One lost rank ends all. srun does not take cpus-per-task over from sbatch since SLURM 22.05.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={config.cpus_per_task}"],
         "additional_parameters": {"requeue": True, "export": "ALL",

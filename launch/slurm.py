@@ -15,8 +15,7 @@ class Shown:
     """The part of `scontrol show job` that decides something."""
 
     state: str
-    over_time: bool  # it ran as long as its limit allows
-    restarts: int
+    over_time: bool  # it has run longer than its limit, and SLURM is ending it for that
 
 
 def ask(*command: str, timeout_s: float = 20) -> str | None:
@@ -36,18 +35,7 @@ def shown(job_id: str) -> Shown | None:
     if not text:
         return None
     found = dict(re.findall(r"(\w+)=(\S*)", text.splitlines()[0]))
-    limit, ran = seconds(found.get("TimeLimit", "")), seconds(found.get("RunTime", ""))
-    over = limit is not None and ran is not None and ran >= limit
-    return Shown(found.get("JobState", "UNKNOWN"), over, int(found.get("Restarts", 0) or 0))
-
-
-def seconds(text: str) -> int | None:
-    """`[days-]hours:minutes:seconds` as SLURM prints it; None for UNLIMITED and the like."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    return Shown(found.get("JobState", "UNKNOWN"), found.get("Reason") == "TimeLimit")
 
 
 def states(job_ids: list[str]) -> dict[str, str]:
