@@ -1,5 +1,6 @@
 """Waiting for a launched job, and passing on what the waiting person asks for."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -38,7 +39,8 @@ def wait_for(job: JobFolder) -> int:
                 if facts.cluster != "local":
                     print(f"job {facts.job_id} goes on; `scanforge launch cancel {facts.run_dir}` ends it")
                     raise
-                os.kill(int(facts.job_id or 0), asked)
+                with contextlib.suppress(ProcessLookupError):  # it ended in this moment; its verdict is there
+                    os.kill(int(facts.job_id or 0), asked)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -42,7 +42,8 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        self._timer = signal.getitimer(signal.ITIMER_REAL)  # of whoever calls us, a test's for instance
+        self._handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self._arm(self._limit)
         self._thread.start()
         return self
@@ -55,7 +56,8 @@ class Watchdog:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
         faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, *self._timer)
+        signal.signal(signal.SIGALRM, self._handler if self._handler is not None else signal.SIG_DFL)
 
     def _arm(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds

@@ -58,3 +58,19 @@ def test_the_first_step_may_take_three_times_as_long():
     done, _ = run("", script.format(30))
     assert done.returncode == -signal.SIGALRM
     assert "no step for 3 s since the start" in done.stderr
+
+
+def test_a_timer_that_was_there_before_goes_on():
+    script = """
+import signal, time
+from scanforge.pretrain.watchdog import Watchdog
+rang = []
+signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+with Watchdog(60):
+    assert not rang
+time.sleep(1)
+assert rang
+"""
+    done, _ = run("", script)
+    assert done.returncode == 0, done.stderr
