@@ -11,12 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from scanforge.launch.job_folder import JobFolder, newest_step
 from scanforge.launch.policy import Verdict, decide, sum_up
 from scanforge.launch.slurm import ENDED_FROM_OUTSIDE, shown
 
+ENDING_S = 20.0  # within which SLURM ends a job that was cancelled
 MEMBERS = "members.json"  # in submitit's folder: the job folder of each index of an array
 
 
@@ -41,8 +43,10 @@ def conclude(job: JobFolder, life: str, code: int) -> Verdict:
 
 def main() -> int:
     """Judge, and requeue where the verdict is so; the exit code is the job's."""
-    logs, number = Path(sys.argv[1]), os.environ["SLURM_JOB_ID"]
-    job = member(logs, int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")))
+    index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ["SLURM_JOB_ID"]
+    job = member(Path(sys.argv[1]), int(index or 0))
+    if index is not None:
+        number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}"  # scancel does nothing to an index by its own id
     if sys.argv[2] == "guard":
         return guard(job, number)
     outside = shown(number)
@@ -66,7 +70,8 @@ def guard(job: JobFolder, number: str) -> int:
 
 def follow(job: JobFolder, number: str, code: int) -> int:
     """Judge the life that ended with `code`, and do what the verdict says; gives the job's exit code."""
-    verdict = conclude(job, f"{number}-{os.environ.get('SLURM_RESTART_COUNT') or 0}", code)
+    life = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+    verdict = conclude(job, life, code)
     _say(number, verdict.reason)
     if verdict.action == "requeue":
         asked = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
@@ -75,6 +80,7 @@ def follow(job: JobFolder, number: str, code: int) -> int:
         return code or 1
     if job.is_cancelled:
         subprocess.run(["scancel", number], capture_output=True)
+        time.sleep(ENDING_S)  # a shell that ends first would leave the job COMPLETED
     return verdict.code
 
 

@@ -69,7 +69,7 @@ def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopR
     from scanforge.pretrain.loop import run
 
     config = check(PretrainConfig, content, "job")
-    result = run(config, stop)
+    result = run(config, stop, lambda text: job.write_end(place.life, place.rank, "crashed", text))
     world = join(config.device, config.threads)
     if not result.complete:
         # Every rank must have saved and closed its log: the first to leave takes the others with it.

@@ -1,7 +1,7 @@
 """The pre-training loop: one run from its folder's newest checkpoint to its last step or a request to stop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,9 @@ class RunResult:
     signal: int | None  # the signal that stopped it, if one did
 
 
-def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
+def run(
+    config: PretrainConfig, stop: StopRequest | None = None, hung: Callable[[str], None] | None = None
+) -> RunResult:
     """Pre-train, resuming in this order:
 
     1. join the process group and fix CPU threads (the reduction order depends on them);
@@ -49,10 +51,12 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
     5. open the stream of crops at the position in its seal;
     6. load weights, optimiser and RNG states;
     7. drop logged metrics past its step.
+
+    stop: handlers that stand already. hung: is told, in one sentence, that the watchdog is about to end the process.
     """
     world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
     refuse_another_run(config)
-    with Watchdog(config.step_timeout_s, world.rank) as watchdog:
+    with Watchdog(config.step_timeout_s, world.rank, hung) as watchdog:
         if stop is not None:
             return _run(config, world, stop, watchdog)
         with StopRequest() as own:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -30,11 +31,12 @@ class Watchdog:
     """Context manager around a run; `beat` after each step starts the clock anew.
 
     step_timeout_s: without a beat for this long (three times as long before the first), the process ends.
-    log: an open file with a descriptor; stderr by default.
+    tell: is given the sentence that goes to stderr, for whoever judges the end of the process.
     """
 
-    def __init__(self, step_timeout_s: float, rank: int = 0, log: TextIO | None = None) -> None:
-        self._timeout, self._rank, self._log = step_timeout_s, rank, log or sys.__stderr__
+    def __init__(self, step_timeout_s: float, rank: int = 0, tell: Callable[[str], None] | None = None) -> None:
+        self._timeout, self._rank, self._tell = step_timeout_s, rank, tell
+        self._log: TextIO | None = sys.__stderr__
         self._done = threading.Event()
         self._step: int | None = None
         self._limit = FIRST_STEP * step_timeout_s
@@ -68,10 +70,12 @@ class Watchdog:
     def _watch(self) -> None:
         """Say what happened; in a thread, since the main one hangs."""
         while not self._done.wait(min(1.0, max(0.01, self._deadline - time.monotonic()))):
-            if time.monotonic() >= self._deadline and self._log is not None:
+            if time.monotonic() >= self._deadline:
                 since = "since the start" if self._step is None else f"since step {self._step}"
-                os.write(self._log.fileno(), (
-                    f"scanforge: rank {self._rank} finished no step for {self._limit:g} s {since} (step_timeout_s); "
-                    "it ends here, below is where each of its threads hangs\n"
-                ).encode())  # fmt: skip
+                text = f"rank {self._rank} finished no step for {self._limit:g} s {since} (step_timeout_s)"
+                if self._log is not None:
+                    line = f"scanforge: {text}; it ends here, below is where each of its threads hangs\n"
+                    os.write(self._log.fileno(), line.encode())
+                if self._tell is not None:
+                    self._tell(text)
                 return

@@ -32,7 +32,7 @@ def live(job: JobFolder, monkeypatch, tmp_path: Path, tasks: str, show: str = "J
     """Run the script that sbatch would, with `tasks` in place of srun; gives what scontrol and scancel were asked."""
     bin = tmp_path / "bin"
     bin.mkdir(exist_ok=True)
-    for name, body in (("srun", tasks), ("scancel", f"echo scancel $@ >> {tmp_path}/asked"),
+    for name, body in (("srun", tasks), ("scancel", f"echo scancel $@ >> {tmp_path}/asked; kill $PPID"),
                        ("scontrol", f"[ $1 = show ] && echo '{show}' || echo $@ >> {tmp_path}/asked")):  # fmt: skip
         (bin / name).write_text(f"#!/bin/bash\n{body}\n")
         (bin / name).chmod(0o755)

@@ -74,6 +74,8 @@ def test_a_hung_rank_leaves_its_stack_and_the_job_goes_on(lab, tools, two_local)
     until(lambda: any(note["event"] == "end" for note in notes(run)), 60)
     assert time.monotonic() - hung < 60
     assert not Path(f"/proc/{stopped}").exists()
+    assert "rank 0 finished no step for 10 s" in notes(run)[-1]["reason"]
+    assert notes(run)[-1]["reason"].count("rank 1") == 1  # it could not say a word
     log = lab.launch("logs", run, "--lines", "500")
     assert "rank 0 finished no step for 10 s" in log
     assert "loop.py" in log  # the stack
@@ -93,6 +95,10 @@ def test_a_sweep_is_one_array_a_mistake_ends_alone_and_a_cancelled_run_stays_end
     until(lambda: len(losses(good)) >= 2 and any(note["event"] == "end" for note in notes(bad)))
     assert notes(bad)[-1]["kind"] == "final"
     assert "nowhere" in notes(bad)[-1]["reason"]
+    subprocess.run(["scancel", "--signal", "USR2", ids[0]], check=True)
+    until(lambda: len([note for note in notes(good) if note["event"] == "start"]) == 2)  # requeued alone
+    assert "Restarts=1" in scontrol(ids[0])
+    assert "Restarts=0" in scontrol(ids[1])
     heard = lab.launch("cancel", sweep)
     step = len(losses(good))
     assert f"job {ids[0]} ended; its newest checkpoint is step {step}" in heard
@@ -101,7 +107,7 @@ def test_a_sweep_is_one_array_a_mistake_ends_alone_and_a_cancelled_run_stays_end
     assert "CANCELLED" in status
     assert "FAILED" in status
     subprocess.run(["scontrol", "requeue", ids[0]], capture_output=True)  # somebody insists
-    until(lambda: "Restarts=1" not in scontrol(ids[0]) or "CANCELLED" in scontrol(ids[0]), 60)
+    until(lambda: "JobState=CANCELLED" in scontrol(ids[0]), 60)
     assert len(losses(good)) == step
 
 
