@@ -62,12 +62,14 @@ class _Local(submitit.LocalExecutor):
     def _submit_command(self, command: str) -> Any:
         config = self._config
         command = " && ".join([*config.setup, f"exec {command}"])
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scanforge.launch.local_controller", str(self._job.path), command],
-            env={**os.environ, **exports(config, self._code), "SUBMITIT_EXECUTOR": "local",
-                 "CUDA_VISIBLE_DEVICES": ",".join(str(k) for k in range(config.gpus_per_node))},
-            start_new_session=True,  # Ctrl-C reaches it through us, once
-        )  # fmt: skip
+        with open(self._job.path / "controller.log", "a") as log:  # our own output may be a pipe that somebody reads
+            process = subprocess.Popen(
+                [sys.executable, "-m", "scanforge.launch.local_controller", str(self._job.path), command],
+                env={**os.environ, **exports(config, self._code), "SUBMITIT_EXECUTOR": "local",
+                     "CUDA_VISIBLE_DEVICES": ",".join(str(k) for k in range(config.gpus_per_node))},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # Ctrl-C reaches it through us, once
+            )  # fmt: skip
         return LocalJob(self.folder, str(process.pid), list(range(config.tasks)), process)
 
     def _num_tasks(self) -> int:
@@ -115,7 +117,7 @@ def _slurm(config: ClusterConfig, logs: Path, code: Path | None) -> dict[str, An
         "array_parallelism": config.array_parallelism, "stderr_to_stdout": True,
         # The shell waits for srun after a TERM, and judges what came of it.
         "setup": [*export_lines(exports(config, code)), *config.setup, "trap : TERM",
-                  f"{after} guard & guard=$!",
+                  f"{after} guard & guard=$!; disown",  # unowned, it ends without a line of the shell
                   f"judge() {{ code=$?; trap - EXIT; kill -KILL $guard; {after} $code; exit $?; }}",
                   "trap judge EXIT"],
         # One lost rank ends all. srun does not take cpus-per-task over from sbatch since SLURM 22.05.

@@ -45,7 +45,9 @@ def test_preempted_then_a_rank_killed_it_ends_with_the_same_bytes(lab, tools, tw
     job = job_id(run)
     until(lambda: len(losses(run)) >= 3)
     assert "RUNNING" in lab.launch("status", run)
-    subprocess.run(["scancel", "--signal", "USR2", job], check=True)  # what SLURM sends at preemption and time limit
+    # A job of the higher partition that wants both nodes whole: SLURM preempts ours.
+    other = ["-p", "high", "--nodes=2", "--ntasks-per-node=2", "--mem=64", "--time=1", "--output=/dev/null"]
+    subprocess.run(["sbatch", *other, "--wrap", "sleep 1"], check=True, capture_output=True)
     until(lambda: len([note for note in notes(run) if note["event"] == "start"]) == 2)
     before = len(losses(run))
     until(lambda: len(losses(run)) >= before + 2)
