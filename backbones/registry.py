@@ -10,6 +10,7 @@ from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
 from scanforge.backbones.vit import ViTConfig, ViTEncoder
 
 BACKBONES: dict[str, type[Encoder]] = {"mednext": MedNeXtEncoder, "stunet": STUNetEncoder, "vit": ViTEncoder}
+TRANSFORMERS = frozenset({"vit"})  # the others are convolutional
 BackboneConfig = Annotated[MedNeXtConfig | STUNetConfig | ViTConfig, Field(discriminator="name")]
 
 
