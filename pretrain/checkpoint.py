@@ -14,10 +14,10 @@ from typing import Any
 
 from isal import isal_zlib
 
+from scanforge.backbones.tensor_file import Written
 from scanforge.configs.errors import UserError
 from scanforge.datasets.plan import Position
 from scanforge.pretrain.distributed import World, all_ranks_agree, barrier, gather_objects
-from scanforge.pretrain.state_files import Written
 
 SEAL = "complete.json"
 FORMAT = 2  # 1 was DeepSpeed's own, bound to a world size and a stage

@@ -67,9 +67,13 @@ def all_ranks_agree(flag: bool, world: World) -> bool:
     return bool(value.item())
 
 
-def any_rank_says(flag: bool, world: World) -> bool:
-    """True on every rank if `flag` is true on any rank."""
-    return not all_ranks_agree(not flag, world)
+def largest(number: int, world: World) -> int:
+    """The largest `number` of any rank, on every rank."""
+    if world.size == 1:
+        return number
+    value = torch.tensor(number, device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value.item())
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:

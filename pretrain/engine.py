@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from scanforge.backbones.tensor_file import Written
 from scanforge.configs.base import Config
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain import snapshot
@@ -27,7 +28,7 @@ from scanforge.pretrain.lamb import Lamb
 from scanforge.pretrain.objectives import Objective
 from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser, set_schedule, weight_decay
 from scanforge.pretrain.pieces import Piece, pieces
-from scanforge.pretrain.state_files import StateFiles, Written
+from scanforge.pretrain.state_files import StateFiles
 
 BUCKET = 50_000_000  # elements that are reduced or gathered at once; DeepSpeed's own 500 million take 2 GB each
 
@@ -188,6 +189,7 @@ def _import_deepspeed(world: World) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, in every run's log
     if world.device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -1,5 +1,6 @@
 """The pre-training loop: one run from its folder's newest checkpoint to its last step or a request to stop."""
 
+import errno
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -27,6 +28,8 @@ from scanforge.pretrain.run_folder import claim, held, refuse_another_run
 from scanforge.pretrain.starting import Origin, record, start_encoder
 from scanforge.pretrain.tracking import Tracker
 from scanforge.pretrain.views import Views, check_views
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # a person's to mend
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,15 @@ def run(config: PretrainConfig, stop: StopRequest | None = None) -> RunResult:
         world = join(config.device, config.threads)
         stack.enter_context(held(config.run_dir, world))
         refuse_another_run(config)
-        return _run(config, world, stop)
+        try:
+            return _run(config, world, stop)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                f"cannot write to {error.filename or config.run_dir}: {error.strerror}; "
+                "once that is mended, the same command continues from the newest checkpoint"
+            ) from error
 
 
 def _run(config: PretrainConfig, world: World, stop: StopRequest) -> RunResult:
@@ -166,7 +177,8 @@ class _Loop:
         if self.bad_in_a_row >= self.config.max_bad_steps:
             raise UserError(
                 f"the loss was not finite in {self.bad_in_a_row} steps in a row (step {step}); "
-                "lower optimiser.lr or look at the samples named in the run folder"
+                "look at the samples named in the run folder, or start a new run_dir with a lower optimiser.lr "
+                f"and init={self.config.run_dir}"
             )
 
     def _save(self, step: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from scanforge.pretrain.distributed import World, any_rank_says
+from scanforge.pretrain.distributed import World, largest
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -36,8 +36,9 @@ class StopRequest:
         self.signal = number
 
     def agreed(self, world: World) -> bool:
-        """Whether any rank was asked to stop; the same answer on every rank."""
-        return any_rank_says(self.signal is not None, world)
+        """Whether any rank was asked to stop, which then all were: the same answer on every rank."""
+        self.signal = largest(self.signal or 0, world) or None
+        return self.signal is not None
 
     def previous_handler(self, number: int) -> Callable[[int, FrameType | None], Any] | None:
         """The handler that was installed before, submitit's for instance; None if there was none."""

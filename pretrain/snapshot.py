@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scanforge.backbones.tensor_file import Written
 from scanforge.pretrain import rng
 from scanforge.pretrain.distributed import World
 from scanforge.pretrain.pieces import Piece, shared_out
-from scanforge.pretrain.state_files import STATE, StateFiles, Written, rank_file, write_state, write_tensors
+from scanforge.pretrain.state_files import STATE, StateFiles, rank_file, write_pieces, write_state
 
 STEP = "step"  # of an optimiser's state: how often it stepped, the same for all parameters
 
@@ -33,7 +34,7 @@ def save(
     tensors |= {f"rng/{device}": state for device, state in rng.state(world).items()}
     if world.is_main:
         tensors |= {f"buffer/{name}": value for name, value in _buffers(model).items()}
-    written = [write_tensors(folder / rank_file(world.rank), tensors, starts)]
+    written = [write_pieces(folder / rank_file(world.rank), tensors, starts)]
     if world.is_main:
         written.append(write_state(folder / STATE, _describe(model, states, world) | {"extra": extra}))
     return written

@@ -5,40 +5,21 @@ rank-00000.safetensors   1-D pieces `weight/<name>`, `<state>/<name>`; rank 0 al
 state.json               world size, shapes of the parameters, the optimiser's scalars, what the caller adds
 
 A piece is elements [start, start + its length) of the flattened tensor of its name, so whoever reads asks for the
-elements it needs and never learns how many ranks wrote. Nothing is a pickle. safetensors' own writer copies all
-tensors into memory first; this one streams them.
+elements it needs and never learns how many ranks wrote. Nothing is a pickle.
 """
 
 import json
-import os
-import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from isal import isal_zlib
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from scanforge.backbones.tensor_file import Written, write_blocks, write_tensors
 from scanforge.pretrain.pieces import Piece
 
 STATE = "state.json"
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-_CHUNK = 1 << 24  # elements that go through host memory at a time
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file that a rank has written and flushed to the disk."""
-
-    name: str
-    bytes: int
-    crc32: int
 
 
 def rank_file(rank: int) -> str:
@@ -46,40 +27,14 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> Written:
-    """Stream tensors, from any device, into a safetensors file; `starts` of pieces go into its metadata."""
-    header: dict[str, Any] = {"__metadata__": {"starts": json.dumps(starts)}}
-    end = 0
-    for key, tensor in tensors.items():
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        crc = 0
-        for block in _blocks(struct.pack("<Q", len(text)) + text, tensors.values()):
-            file.write(block)
-            crc = isal_zlib.crc32(block, crc)
-        file.flush()
-        os.fsync(file.fileno())
-    return Written(path.name, path.stat().st_size, crc)
-
-
-def _blocks(head: bytes, tensors: Iterable[Tensor]) -> Iterable[Any]:
-    yield head
-    for tensor in tensors:
-        for part in tensor.detach().reshape(-1).split(_CHUNK):
-            yield memoryview(part.cpu().contiguous().view(torch.uint8).numpy())
+def write_pieces(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> Written:
+    """A rank's file; `starts` of the pieces among its tensors."""
+    return write_tensors(path, tensors, {"starts": json.dumps(starts)})
 
 
 def write_state(path: Path, state: dict[str, Any]) -> Written:
-    """Write `state.json`."""
-    content = json.dumps(state).encode()
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return Written(path.name, len(content), isal_zlib.crc32(content))
+    """`state.json`."""
+    return write_blocks(path, [json.dumps(state).encode()])
 
 
 class StateFiles:

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scanforge.backbones.tensor_file import Written
 from scanforge.configs.errors import UserError
 from scanforge.pretrain import checkpoint
 from scanforge.pretrain.distributed import World
-from scanforge.pretrain.state_files import Written
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
