@@ -45,11 +45,11 @@ class Progress:
 def recipe(schedule: ScheduleConfig, backbone: str) -> Recipe:
     """The defaults by backbone. STU-Net: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps:
     in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml).
-    ViT: AdamW 3e-4 with decay 0.05, as Primus from scratch; a ViT does not train with SGD.
+    ViT and Primus: AdamW 3e-4 with decay 0.05, as Primus from scratch; neither trains with SGD.
     """
     if schedule.optimiser == "sgd":
         chosen = Recipe(optimiser="sgd", lr=1e-2, weight_decay=3e-5)
-    elif backbone == "vit":
+    elif backbone in ("vit", "primus"):
         chosen = Recipe(optimiser="adamw", lr=3e-4, weight_decay=0.05)
     else:
         chosen = Recipe(optimiser="adamw", lr=1e-3, weight_decay=0.01)
