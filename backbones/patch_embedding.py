@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Triple
+from scanforge.configs.errors import UserError
 
 
 def patch_voxels(x: Tensor, patch: Triple, keep: Tensor | None = None) -> Tensor:
@@ -24,6 +25,15 @@ def patch_voxels(x: Tensor, patch: Triple, keep: Tensor | None = None) -> Tensor
         return grid.reshape(b, d * h * w, -1)
     row = torch.arange(b, device=x.device).unsqueeze(1)
     return grid[row, keep // (h * w), keep // w % h, keep % w].flatten(2)
+
+
+def check_divides(shape: Triple, patch: Triple) -> None:
+    """UserError where scans of (D, H, W) are no whole number of patches."""
+    if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
+        raise UserError(
+            f"a scan of (D, H, W) = {tuple(shape)} does not divide into patches of {patch}: "
+            f"allowed is every multiple of {patch}; change the crop or the patch"
+        )
 
 
 class PatchEmbedding(nn.Module):

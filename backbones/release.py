@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.registry import BackboneConfig, build
+from scanforge.backbones.tensor_file import write_tensors
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 
@@ -73,8 +74,7 @@ def save_release(folder: Path, state_dict: dict[str, Tensor], info: ReleaseInfo,
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name: folder / f".{name}.{os.getpid()}.part" for name in (WEIGHTS, PATIENTS, INFO)}
     try:
-        weights = {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
-        save_file(weights, parts[WEIGHTS], metadata={"format": "pt"})
+        write_tensors(parts[WEIGHTS], state_dict, {"format": "pt"})
         parts[PATIENTS].write_text("".join(f"{patient}\n" for patient in sorted(patients)))
         sums = {f"{n}_sha256": sha256(parts[p]) for n, p in (("weights", WEIGHTS), ("patients", PATIENTS))}
         full = info.model_copy(update={"patients": len(patients), **sums})

@@ -13,12 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanforge.backbones.patch_embedding import PatchEmbedding
+from scanforge.backbones.patch_embedding import PatchEmbedding, check_divides
 from scanforge.backbones.positions import positions_like
 from scanforge.backbones.protocol import Encoder, Triple, masked_mean
 from scanforge.backbones.torchvision_cpu import ensure_torchvision
 from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
 
 WIDTH_DEPTH_HEADS = {
     "Ti": (192, 12, 3),
@@ -145,9 +144,4 @@ class ViTEncoder(Encoder):
 
     def check_input(self, shape: Triple) -> None:
         """Refuse sizes that are not a multiple of the patch."""
-        patch = self.patch(is_2d=shape[0] == 1)
-        if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
-            raise UserError(
-                f"a scan of (D, H, W) = {tuple(shape)} does not divide into patches of {patch}: "
-                f"allowed is every multiple of {patch}; change the crop or the patch"
-            )
+        check_divides(shape, self.patch(is_2d=shape[0] == 1))

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from scanforge.backbones.registry import TRANSFORMERS
 from scanforge.configs.errors import UserError
 from scanforge.finetune.adapter import Adapter, Sample, TaskModel
 from scanforge.finetune.config import AugmentationConfig, ScheduleConfig
@@ -45,11 +46,11 @@ class Progress:
 def recipe(schedule: ScheduleConfig, backbone: str) -> Recipe:
     """The defaults by backbone. STU-Net: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps:
     in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml).
-    ViT: AdamW 3e-4 with decay 0.05, as Primus from scratch; a ViT does not train with SGD.
+    Transformers: AdamW 3e-4 with decay 0.05, as Primus from scratch; neither trains with SGD.
     """
     if schedule.optimiser == "sgd":
         chosen = Recipe(optimiser="sgd", lr=1e-2, weight_decay=3e-5)
-    elif backbone == "vit":
+    elif backbone in TRANSFORMERS:
         chosen = Recipe(optimiser="adamw", lr=3e-4, weight_decay=0.05)
     else:
         chosen = Recipe(optimiser="adamw", lr=1e-3, weight_decay=0.01)

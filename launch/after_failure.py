@@ -6,6 +6,7 @@ With `guard` in place of the code it waits beside the tasks for the TERM that SL
 checkpoint that took longer than `signal_delay_s` must not end the run, and the shell itself is killed with its tasks.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -37,7 +38,9 @@ def conclude(job: JobFolder, life: str, code: int) -> Verdict:
     facts = job.facts()
     end = sum_up(job.ends(life), facts.tasks, code, job.is_cancelled, newest_step(Path(facts.run_dir)))
     verdict = decide(job.past(), end, facts)
-    job.note("end", life=life, code=code, kind=end.kind, step=end.step, reason=verdict.reason, action=verdict.action)
+    with contextlib.suppress(OSError):  # a full disk must not keep the verdict from SLURM
+        job.note("end", life=life, code=code, kind=end.kind, step=end.step, reason=verdict.reason,
+                 action=verdict.action)  # fmt: skip
     return verdict
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scanforge.launch.job_folder import End, JobFacts, Kind
+from scanforge.launch.job_folder import EXIT, End, JobFacts, Kind
 
 SIGNALLED = {128 + number for number in (10, 12, 15)}  # USR1, USR2, TERM before the task could listen
 HUNG = 128 + 14  # ALRM: pretrain/watchdog.py
@@ -35,6 +35,10 @@ def sum_up(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bo
         return End("crashed", step, said["crashed"] + _silent(ends, tasks))
     if told == "stopped":
         return End("stopped", step, said["stopped"])
+    if code == EXIT["final"] and not ends:
+        return End(
+            "final", step, "a mistake or a full disk, which the ranks could not write down; the log may say more"
+        )
     if code == HUNG:
         return End("crashed", step, "a rank finished no step in time (step_timeout_s); its stacks are in the log")
     if code in SIGNALLED:

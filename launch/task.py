@@ -1,5 +1,6 @@
 """One rank of a launched run: from the scheduler's variables to an exit code that says how it ended."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -86,7 +87,8 @@ def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopR
 def _leave(job: JobFolder, place: Place, kind: Kind, reason: str) -> NoReturn:
     """Say how it ended and end at once: peers may hang in a collective, which the interpreter would wait for."""
     print(f"scanforge: {reason}", file=sys.stderr)
-    job.write_end(place.life, place.rank, kind, reason)
+    with contextlib.suppress(OSError):  # a full disk, which is a reason too: the exit code says the same
+        job.write_end(place.life, place.rank, kind, reason)
     _exit(EXIT[kind])
 
 

@@ -1,27 +1,30 @@
 """Checkpoints that are whole or not there: written to a temporary folder, sealed, renamed.
 
 run/checkpoints/step-00000500/
-    state/...        what DeepSpeed wrote
-    complete.json    step, and size and crc32 of every file: the seal, written last
+    rank-00000.safetensors ... state.json   see state_files.py
+    complete.json    step, position in the stream, and size and crc32 of every file: the seal, written last
 """
 
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from isal import isal_zlib
+
+from scanforge.backbones.tensor_file import Written
 from scanforge.configs.errors import UserError
 from scanforge.datasets.plan import Position
-from scanforge.pretrain.distributed import World, all_ranks_agree, barrier
+from scanforge.pretrain.distributed import World, all_ranks_agree, barrier, gather_objects
 
 SEAL = "complete.json"
+FORMAT = 2  # 1 was DeepSpeed's own, bound to a world size and a stage
 
 
 def save(
-    root: Path, step: int, stream: dict[str, Any], write: Callable[[Path], None], world: World, keep_last: int
+    root: Path, step: int, stream: dict[str, Any], write: Callable[[Path], list[Written]], world: World, keep_last: int
 ) -> Path:
     """Let every rank `write` into a temporary folder, then seal and rename it; keep the newest `keep_last`.
 
@@ -30,27 +33,18 @@ def save(
     Raises UserError on every rank if any could not write (disk full, no permission); older checkpoints stay.
     """
     final, temporary = root / f"step-{step:08d}", root / f".tmp-step-{step:08d}"
+    problem, written = "", []
     if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier(world)
-    problem = ""
-    try:
-        write(temporary)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
-        problem = str(error)
+        problem = _attempt(lambda: _make_anew(temporary))
+    if all_ranks_agree(not problem, world):
+        problem = _attempt(lambda: written.extend(write(temporary)))
+    everything = gather_objects(written, world)
     if all_ranks_agree(not problem, world) and world.is_main:
-        try:
-            _seal(temporary, step, stream)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-            _sync_folder(root)
-        except OSError as error:
-            problem = str(error)
+        problem = _attempt(lambda: _seal(temporary, final, {"step": step, "stream": stream}, everything))
     if not all_ranks_agree(not problem, world):
         if world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(problem.split()) or "another rank failed"
+        reason = next(text for text in [*gather_objects(problem, world), "unknown"] if text)
         raise UserError(f"cannot write checkpoint {final}: {reason}; earlier checkpoints are untouched")
     if world.is_main:
         for old in _folders(root)[:-keep_last]:
@@ -59,17 +53,18 @@ def save(
     return final
 
 
-def newest(root: Path, warn: Callable[[str], None]) -> Path | None:
+def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None:
     """The newest complete checkpoint under `root`; broken ones are passed over with a word to `warn`.
 
-    Returns None if there was never one; raises UserError if there are some and all are broken.
+    Every rank calls it and reads a share of the files. Returns None if there was never one; raises UserError if there
+    are some and all are broken.
     """
-    folders = _folders(root)
+    folders = gather_objects(_folders(root), world)[0]
     for folder in reversed(folders):
-        problem = examine(folder)
-        if problem is None:
+        problems = [problem for problem in gather_objects(examine(folder, world), world) if problem is not None]
+        if not problems:
             return folder
-        warn(f"checkpoint {folder} is broken ({problem}); trying the one before")
+        warn(f"checkpoint {folder} is broken ({problems[0]}); trying the one before")
     if folders:
         raise UserError(f"every checkpoint in {root} is broken; delete that folder to start from the beginning")
     return None
@@ -98,11 +93,16 @@ def refuse_other_data(folder: Path, manifests: dict[str, str]) -> None:
             )
 
 
-def examine(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every sealed file must be there, of its size and crc32."""
+def examine(folder: Path, world: World) -> str | None:
+    """What is wrong with this rank's share of a checkpoint, or None.
+
+    Every sealed file must be there, of its size and crc32.
+    """
     try:
         seal = json.loads((folder / SEAL).read_text())
-        for name, expected in seal["files"].items():
+        if seal["format"] != FORMAT:
+            return f"format {seal['format']}, this scanforge reads {FORMAT}"
+        for name, expected in sorted(seal["files"].items())[world.rank :: world.size]:
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -115,16 +115,30 @@ def examine(folder: Path) -> str | None:
     return None
 
 
-def _seal(folder: Path, step: int, stream: dict[str, Any]) -> None:
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with open(path, "rb") as handle:
-            os.fsync(handle.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-    with open(folder / SEAL, "w") as handle:
-        json.dump({"step": step, "stream": stream, "files": files}, handle, indent=1)
+def _attempt(action: Callable[[], object]) -> str:
+    """What went wrong, in one line; empty if nothing did."""
+    try:
+        action()
+    except OSError as error:
+        return " ".join(str(error.strerror or error).split()) or type(error).__name__
+    return ""
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _seal(temporary: Path, final: Path, content: dict[str, Any], everything: list[list[Written]]) -> None:
+    files = {one.name: {"bytes": one.bytes, "crc32": one.crc32} for each in everything for one in each}
+    with open(temporary / SEAL, "w") as handle:
+        json.dump({"format": FORMAT, **content, "files": files}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
+    _sync_folder(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    _sync_folder(final.parent)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -135,7 +149,7 @@ def _crc32(path: Path) -> int:
     value = 0
     with open(path, "rb") as handle:
         while chunk := handle.read(1 << 22):
-            value = zlib.crc32(chunk, value)
+            value = isal_zlib.crc32(chunk, value)
     return value
 
 

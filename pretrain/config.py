@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from scanforge.backbones.registry import BackboneConfig
+from scanforge.backbones.registry import TRANSFORMERS, BackboneConfig
 from scanforge.configs.base import Config
 from scanforge.datasets.plan import DataConfig
 from scanforge.pretrain.engine import EngineConfig
@@ -38,7 +38,7 @@ class PretrainConfig(Config):
     init: str | None = None  # weights to start from: a run folder, a file, or an installed model; None: random ones
     objective: ObjectiveConfig
     data: DataConfig
-    optimiser: OptimiserConfig = OptimiserConfig()
+    optimiser: OptimiserConfig = Field(default=OptimiserConfig(), validate_default=True)
     engine: EngineConfig = EngineConfig()
     steps: int = Field(ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
@@ -54,6 +54,14 @@ class PretrainConfig(Config):
     wandb: WandbConfig = WandbConfig()
     licence: str | None = None  # of the data, recorded beside the released weights
     citation: str | None = None
+
+    @field_validator("optimiser")
+    @classmethod
+    def _fill_in(cls, value: OptimiserConfig, info: ValidationInfo) -> OptimiserConfig:
+        backbone = info.data.get("backbone")  # absent where it was refused, which is said already
+        if backbone is None:
+            return value
+        return value.filled("transformer" if backbone.name in TRANSFORMERS else "convolutional")
 
     @model_validator(mode="after")
     def _warm_up_ends_before_the_run(self) -> "PretrainConfig":

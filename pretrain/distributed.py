@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,9 +64,13 @@ def all_ranks_agree(flag: bool, world: World) -> bool:
     return bool(value.item())
 
 
-def any_rank_says(flag: bool, world: World) -> bool:
-    """True on every rank if `flag` is true on any rank."""
-    return not all_ranks_agree(not flag, world)
+def largest(number: int, world: World) -> int:
+    """The largest `number` of any rank, on every rank."""
+    if world.size == 1:
+        return number
+    value = torch.tensor(number, device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value.item())
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
@@ -74,6 +79,15 @@ def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def gather_objects(mine: Any, world: World) -> list[Any]:
+    """What every rank holds, in their order, on every rank; for a few bytes."""
+    if world.size == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 def barrier(world: World) -> None:

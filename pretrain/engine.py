@@ -1,4 +1,4 @@
-"""The one place that knows DeepSpeed: from an objective to optimiser steps, saved and loaded in any ZeRO stage.
+"""The one place that knows DeepSpeed: from an objective to optimiser steps, saved and loaded at any ZeRO stage.
 
 Facts behind the oddities, measured with deepspeed 0.19: the CPU communication extension compiles for most of a
 minute at the first start and changes no loss, so it is switched off; the optimiser is passed as an object because
@@ -7,8 +7,6 @@ weights: losses and norms stay in fp32, every stage can be released and resumed,
 per parameter that bf16 weights with fp32 master copies take.
 """
 
-import contextlib
-import io
 import logging
 import os
 import warnings
@@ -18,25 +16,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from scanforge.backbones.tensor_file import Written
 from scanforge.configs.base import Config
 from scanforge.datasets.batch import Batch
+from scanforge.pretrain import snapshot
 from scanforge.pretrain.averages import Averages
-from scanforge.pretrain.distributed import World, all_ranks_agree
+from scanforge.pretrain.distributed import World, all_ranks_agree, sum_over_ranks
+from scanforge.pretrain.lamb import Lamb
 from scanforge.pretrain.objectives import Objective
-from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
+from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser, set_schedule, weight_decay
+from scanforge.pretrain.pieces import Piece, pieces
+from scanforge.pretrain.state_files import StateFiles
 
-TAG = "state"  # DeepSpeed writes its files into a folder of this name inside a checkpoint
+BUCKET = 50_000_000  # elements that are reduced or gathered at once; DeepSpeed's own 500 million take 2 GB each
 
 
 class EngineConfig(Config):
-    """How a step is computed: ZeRO stage, precision, gradient accumulation, clipping by the global norm."""
+    """How a step is computed: ZeRO stage, precision, gradient accumulation, clipping by the global norm.
+
+    Stage and offload change where numbers lie, not which: a run may continue with others.
+    """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: bool = False  # the optimiser's states and its copy of the weights in host memory; from stage 1
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
     clip: float = Field(default=1.0, ge=0)  # 0: no clipping
+
+    @model_validator(mode="after")
+    def _something_to_offload(self) -> "EngineConfig":
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload needs zero_stage 1, 2 or 3: at stage 0 every rank would hold and step all states")
+        return self
 
 
 @dataclass(frozen=True)
@@ -66,14 +79,18 @@ class Engine:
         modalities: Sequence[str] = (),
     ) -> None:
         self.config, self.world, self.modalities = config, world, tuple(modalities)
+        self._optimiser_config, self._optimiser = optimiser, build_optimiser(objective, optimiser)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes over the group of `join`
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,
-            optimizer=build_optimiser(objective, optimiser),
+            optimizer=self._optimiser,
             config=_deepspeed_config(config, world),
         )
+        if isinstance(self._optimiser, Lamb) and config.zero_stage > 0:
+            numbers = {name: row for row, (name, _) in enumerate(objective.named_parameters())}
+            self._optimiser.lay_out(self._pieces(), numbers, self._summed)
 
     @property
     def objective(self) -> Objective:
@@ -101,7 +118,7 @@ class Engine:
             if not finite:
                 loss = sum((p * 0.0).sum() for p in self.objective.parameters() if p.requires_grad)
             self._engine.backward(loss)
-            self._set_lr(lr if finite else 0.0)
+            set_schedule(self._optimiser, lr if finite else 0.0, weight_decay(progress, self._optimiser_config))
             if not finite:
                 self._drop_gradients()
             self._engine.step()
@@ -110,10 +127,6 @@ class Engine:
         means = averages.means()
         loss = means.pop("loss")
         return StepRecord(loss if finite else float("nan"), means, finite)
-
-    def _set_lr(self, lr: float) -> None:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
 
     def _forget_gradients(self) -> None:
         """Zero what ZeRO 3 keeps of the step before.
@@ -137,29 +150,33 @@ class Engine:
         """Switch to training mode."""
         self._engine.train()
 
-    def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write weights, optimiser and `state` under `folder`; every rank calls it, each writes its own part."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state=state, save_latest=False)
+    def save(self, folder: Path, extra: dict[str, Any]) -> list[Written]:
+        """Write weights, optimiser, random states and `extra` (JSON) into `folder`; every rank calls it.
+
+        Gives the files that this rank wrote. Any ZeRO stage and world size can `load` them.
+        """
+        return snapshot.save(folder, self.objective, self._pieces(), self._optimiser.state, extra, self.world)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Read back what `save` wrote, bit for bit at the same world size and ZeRO stage; returns the `state`."""
-        path, state = self._engine.load_checkpoint(str(folder), tag=TAG)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
-        return dict(state)
+        """Read back what `save` wrote, bit for bit at the same world size; returns the `extra`."""
+        return snapshot.load(folder, self.objective, self._pieces(), self._optimiser.state, self.world)
 
-    def weights(self, folder: Path) -> dict[str, torch.Tensor]:
-        """The objective's weights in fp32 on the CPU; `folder` is a checkpoint of this very state, read at ZeRO 3.
+    def weights(self, folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+        """The objective's weights of names with `prefix`, in fp32 on the CPU.
 
-        Below that every rank holds them whole (DeepSpeed's own reader forgets frozen ones at ZeRO 1).
+        folder: a checkpoint of this very state; it is read at ZeRO 3, where no rank holds the weights whole.
         """
-        if self.config.zero_stage < 3:
-            return {k: v.detach().float().cpu() for k, v in self.objective.state_dict().items()}
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        if self.config.zero_stage == 3:
+            with StateFiles(folder) as files:
+                return files.weights(prefix)
+        state = self.objective.state_dict()
+        return {k: v.detach().float().cpu() for k, v in state.items() if k.startswith(prefix)}
 
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            state = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
-        return {k: v.detach().float().cpu() for k, v in state.items()}
+    def _pieces(self) -> list[Piece]:
+        return pieces(self.objective, self._engine.optimizer, self.config.zero_stage, self.world)
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        return sum_over_ranks(values.to(self.world.device), self.world)
 
 
 def _import_deepspeed(world: World) -> Any:
@@ -172,6 +189,7 @@ def _import_deepspeed(world: World) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, in every run's log
     if world.device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
@@ -184,7 +202,15 @@ def _deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
         "gradient_accumulation_steps": config.accumulation,
         "train_batch_size": config.accumulation * world.size,
         "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": _zero_config(config, world),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # its own Adam compiles at the first start
         "steps_per_print": 1_000_000_000,
     }
+
+
+def _zero_config(config: EngineConfig, world: World) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
+    return zero

@@ -21,8 +21,7 @@ def write_release(
 
     Whom the weights that the run started from have seen counts as seen; their terms are handed on.
     """
-    weights = engine.weights(saved)
-    encoder = {key.removeprefix(ENCODER): value for key, value in weights.items() if key.startswith(ENCODER)}
+    encoder = {key.removeprefix(ENCODER): value for key, value in engine.weights(saved, ENCODER).items()}
     data = config.data
     info = ReleaseInfo(
         backbone=config.backbone,

@@ -1,7 +1,9 @@
 """The pre-training loop: one run from its folder's newest checkpoint to its last step or a request to stop."""
 
+import errno
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +15,7 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import Position
-from scanforge.pretrain import checkpoint, rng
+from scanforge.pretrain import checkpoint
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World, barrier, join
 from scanforge.pretrain.engine import Engine
@@ -22,11 +24,13 @@ from scanforge.pretrain.gallery import Gallery
 from scanforge.pretrain.monitors import Monitors
 from scanforge.pretrain.optimiser import learning_rate
 from scanforge.pretrain.preemption import StopRequest
-from scanforge.pretrain.run_folder import claim, refuse_another_run
+from scanforge.pretrain.run_folder import claim, held, refuse_another_run
 from scanforge.pretrain.starting import Origin, record, start_encoder
 from scanforge.pretrain.tracking import Tracker
 from scanforge.pretrain.views import Views, check_views
 from scanforge.pretrain.watchdog import Watchdog, collective_timeout_s
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # a person's to mend
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,31 @@ def run(
     """Pre-train, resuming in this order:
 
     1. join the process group and fix CPU threads (the reduction order depends on them);
-    2. refuse a run folder whose configuration computes something else;
-    3. find the newest complete checkpoint;
-    4. build encoder, from the seed or `init`, and objective;
-    5. open the stream of crops at the position in its seal;
-    6. load weights, optimiser and RNG states;
-    7. drop logged metrics past its step.
+    2. hold the run folder, so that no other process writes to it;
+    3. refuse one whose configuration computes something else;
+    4. find the newest complete checkpoint, of whatever world size;
+    5. build encoder, from the seed or `init`, and objective;
+    6. open the stream of crops at the position in its seal;
+    7. load weights, optimiser and RNG states;
+    8. drop logged metrics past its step.
 
     stop: handlers that stand already. hung: is told, in one sentence, that the watchdog is about to end the process.
     """
-    world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
-    refuse_another_run(config)
-    with Watchdog(config.step_timeout_s, world.rank, hung) as watchdog:
-        if stop is not None:
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopRequest())
+        world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
+        stack.enter_context(held(config.run_dir, world))
+        refuse_another_run(config)
+        watchdog = stack.enter_context(Watchdog(config.step_timeout_s, world.rank, hung))
+        try:
             return _run(config, world, stop, watchdog)
-        with StopRequest() as own:
-            return _run(config, world, own, watchdog)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                f"cannot write to {error.filename or config.run_dir}: {error.strerror}; "
+                "once that is mended, the same command continues from the newest checkpoint"
+            ) from error
 
 
 def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watchdog) -> RunResult:
@@ -68,7 +81,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     if world.is_main:
         checkpoint.clean(root)
     barrier(world)
-    found = checkpoint.newest(root, print if world.is_main else _silent)
+    found = checkpoint.newest(root, print if world.is_main else _silent, world)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
     torch.manual_seed(config.seed)
     encoder, origin = start_encoder(config, fresh=found is None)
@@ -83,13 +96,14 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
         if world.is_main:
             claim(config)
             record(config, origin)
+        said = origin.said
         if found is not None:
             state = engine.load(found)
-            rng.restore(state["rng"], world)
             monitors.first = state["monitors"]
+            said = _continuing(step, state["world_size"], world.size)
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
-        tracker.say(f"continuing from step {step}" if found is not None else origin.said)
+        tracker.say(said)
         try:
             return _Loop(config, world, engine, loader, tracker, origin, monitors, stop, watchdog).advance(step)
         finally:
@@ -173,14 +187,15 @@ class _Loop:
         if self.bad_in_a_row >= self.config.max_bad_steps:
             raise UserError(
                 f"the loss was not finite in {self.bad_in_a_row} steps in a row (step {step}); "
-                "lower optimiser.lr or look at the samples named in the run folder"
+                "look at the samples named in the run folder, or start a new run_dir with a lower optimiser.lr "
+                f"and init={self.config.run_dir}"
             )
 
     def _save(self, step: int) -> None:
-        state = {"rng": rng.gather(self.world), "monitors": self.monitors.first}
+        extra = {"monitors": self.monitors.first, "world_size": self.world.size}
         stream = self.loader.state() | {"manifests": self.loader.manifest_hash}
         keep = self.config.keep_last
-        self.saved = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, state), self.world, keep)
+        self.saved = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, extra), self.world, keep)
 
     def _release(self, step: int) -> None:
         if self.world.is_main and self.saved is not None:
@@ -189,7 +204,7 @@ class _Loop:
 
     def _finish(self, step: int) -> None:
         if self.saved is None:  # nothing was left to do, but a kill may have come between checkpoint and release
-            self.saved = checkpoint.newest(self.root, _silent)
+            self.saved = checkpoint.newest(self.root, _silent, self.world)
             self._release(step)
         self.gallery.hang(self.engine, step)
         self.tracker.say(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
@@ -198,6 +213,10 @@ class _Loop:
 def modalities(loader: CropLoader) -> list[str]:
     """The modalities that the sources of a stream have."""
     return sorted({name for data in loader.plan.data for name in data.manifest.modalities})
+
+
+def _continuing(step: int, before: int, now: int) -> str:
+    return f"continuing from step {step}" + ("" if before == now else f", with {now} processes after {before}")
 
 
 def _memory_gib(world: World) -> float:

@@ -36,7 +36,8 @@ class StopRequest:
         self.signal = number
 
     def agreed(self, world: "World") -> bool:
-        """Whether any rank was asked to stop; the same answer on every rank."""
-        from scanforge.pretrain.distributed import any_rank_says
+        """Whether any rank was asked to stop, which then all were: the same answer on every rank."""
+        from scanforge.pretrain.distributed import largest
 
-        return any_rank_says(self.signal is not None, world)
+        self.signal = largest(self.signal or 0, world) or None
+        return self.signal is not None

@@ -1,27 +1,21 @@
-"""The states of the ranks' random number generators, in and out of a checkpoint."""
-
-from typing import Any
+"""The states of a rank's random number generators, in and out of a checkpoint."""
 
 import torch
+from torch import Tensor
 
 from scanforge.pretrain.distributed import World
 
 
-def gather(world: World) -> list[dict[str, Any]]:
-    """The generator states of all ranks, in their order; every rank calls it."""
+def state(world: World) -> dict[str, Tensor]:
+    """This rank's generator states by device."""
     mine = {"torch": torch.get_rng_state()}
     if world.device.type == "cuda":
         mine["cuda"] = torch.cuda.get_rng_state()
-    if world.size == 1:
-        return [mine]
-    everyone: list[Any] = [None] * world.size
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone
+    return mine
 
 
-def restore(states: list[dict[str, Any]], world: World) -> None:
-    """Set this rank's generators to what `gather` saw."""
-    state = states[world.rank % len(states)]  # at another world size no rank has a state of its own to go back to
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def restore(states: dict[str, Tensor]) -> None:
+    """Set this rank's generators to what `state` saw."""
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

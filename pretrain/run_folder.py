@@ -1,13 +1,59 @@
-"""The configuration in a run folder: written once a run starts, held against the one that would continue it."""
+"""A run folder belongs to one process group at a time and to one configuration, against which a later one is held."""
 
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from scanforge.configs.errors import UserError
 from scanforge.configs.loading import read_yaml
+from scanforge.datasets.shards.locks import exclusive
 from scanforge.pretrain.config import FREE_TO_CHANGE, PretrainConfig
+from scanforge.pretrain.distributed import World, gather_objects
+
+INDIFFERENT = {"workers", "ring", "path", "zero_stage", "offload", "activation_checkpointing"}
+
+
+LOCK = ".lock"
+PATIENCE = 60.0  # seconds that a run waits for the one before it to end: a requeued job may start while that one dies
+
+
+@contextmanager
+def held(run_dir: Path, world: World, patience: float = PATIENCE) -> Iterator[None]:
+    """Holds the run folder as long as it is open; every rank calls it.
+
+    Raises UserError on every rank where another process holds it, or it cannot be written. The lock is the kernel's:
+    that of a process that died, however, is none.
+    """
+    with ExitStack() as stack:
+        problem = _take(run_dir, stack, patience) if world.is_main else ""
+        if problem := gather_objects(problem, world)[0]:
+            raise UserError(problem)
+        yield
+
+
+def _take(run_dir: Path, stack: ExitStack, patience: float) -> str:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(exclusive(run_dir / LOCK, patience))
+    except UserError:
+        return f"{run_dir} is in use by {_holder(run_dir)}; end that run, or choose another run_dir"
+    except OSError as error:
+        return f"cannot write to the run folder {run_dir}: {error.strerror}"
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return ""
+
+
+def _holder(run_dir: Path) -> str:
+    try:
+        return (run_dir / LOCK).read_text() or "another process"
+    except OSError:
+        return "another process"
 
 
 def refuse_another_run(config: PretrainConfig) -> None:
@@ -28,7 +74,6 @@ def claim(config: PretrainConfig) -> None:
     """Write the resolved configuration into the run folder."""
     path = config.run_dir / "config.yaml"
     try:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         os.replace(temporary, path)
@@ -37,9 +82,9 @@ def claim(config: PretrainConfig) -> None:
 
 
 def _comparable(value: Any) -> Any:
-    """Workers and the ring change the speed of the stream, never its content; a folder may have moved."""
+    """Without what changes the speed or the place of the same numbers."""
     if isinstance(value, dict):
-        return {k: _comparable(v) for k, v in value.items() if k not in ("workers", "ring", "path")}
+        return {k: _comparable(v) for k, v in value.items() if k not in INDIFFERENT}
     if isinstance(value, list):
         return [_comparable(item) for item in value]
     return value

@@ -5,21 +5,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scanforge.backbones.foreign import mednext_official, stunet_v1, timm_mae
+from scanforge.backbones.foreign import (
+    mednext_official,
+    openmind,
+    openmind_primus,
+    openmind_resenc,
+    stunet_v1,
+    timm_mae,
+)
 from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.stunet_v1 import Strides
 from scanforge.backbones.foreign.weights import Weights, read_weights
 from scanforge.backbones.mednext_decoder import MedNeXt
 from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.release import ReleaseInfo, sha256
-from scanforge.backbones.stunet import STUNet
+from scanforge.backbones.stunet import Stride, STUNet
 from scanforge.configs.errors import UserError
 
 KEYS_SHOWN = 8
 TOTALSEGMENTATOR_CLASSES = 105  # of STU-Net's released weights, background included
-UNKNOWN = "who trained it, on what and under which licence is not in the file"
-# The released STU-Nets saw z-scored voxels, extremes included.
-UNCLIPPED: dict[str, Any] = {"percentiles": [0.0, 100.0]}
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,17 @@ class Kind:
 def load_foreign(
     path: str | Path,
     in_channels: int | None = None,
-    strides: Strides | None = None,
+    strides: tuple[Stride, ...] | None = None,
     patch_2d: tuple[int, int] | None = None,
     patch_3d: Triple | None = None,
 ) -> tuple[Encoder, ReleaseInfo, Report]:
     """The encoder in a file that others released, what is known about it, and what became of every key.
 
-    Read are STU-Net and MedNeXt files of their authors (nnU-Net v1), and ViTs under timm's names (timm, MAE).
-    in_channels: None keeps the file's. strides: of a STU-Net, where they are not the released ones. patch_2d, patch_3d:
-    of a ViT, see `timm_mae.load_encoder`. Raises UserError for a file that is damaged, unsafe or of no known kind, and
-    for an option that the file's kind does not have.
+    Read are STU-Net and MedNeXt files of their authors (nnU-Net v1), ViTs under timm's names (timm, MAE), ResEncs of
+    nnssl (OpenMind) and nnU-Net v2, and Primus of nnssl. in_channels: None keeps the file's. strides: of a STU-Net,
+    where they are not the released ones, or of a ResEnc whose file does not say them. patch_2d, patch_3d: of a ViT, see
+    `timm_mae.load_encoder`. Raises UserError for a file that is damaged, unsafe or of no known kind, and for an option
+    that the file's kind does not have.
     """
     weights = read_weights(Path(path))
     kind = recognise(weights)
@@ -62,7 +66,7 @@ def load_foreign(
 def load_foreign_whole(
     path: str | Path,
     in_channels: int | None = None,
-    strides: Strides | None = None,
+    strides: stunet_v1.Strides | None = None,
     num_classes: int | None = None,
 ) -> tuple[STUNet | MedNeXt, Report]:
     """The whole segmentation network in a STU-Net or MedNeXt file, heads included; options as in `load_foreign`.
@@ -92,9 +96,9 @@ def _stunet_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
     fields: dict[str, Any] = {"citation": "Huang et al. 2023, STU-Net, arXiv 2304.06716"}
     head = weights.tensors.get(stunet_v1.HEAD)
     if head is None or len(head) != TOTALSEGMENTATOR_CLASSES:
-        return fields, (UNKNOWN,)
+        return fields, (openmind.UNKNOWN,)
     fields |= {"objective": "supervised: TotalSegmentator", "crop_3d": (128, 128, 128), "licence": "apache-2.0"}
-    fields |= {"intensity": UNCLIPPED}
+    fields |= {"intensity": openmind.UNCLIPPED}
     note = (
         "105 classes: taken for the authors' TotalSegmentator weights (apache-2.0), of patches of 128^3 at 1.5 mm; "
         "they saw CT z-scored, so fine-tune on CT with data.modality=nonct ('ct' is clipped to a window)"
@@ -108,16 +112,18 @@ def _vit_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
         "citation": "He et al. 2022, Masked autoencoders, arXiv 2111.06377",
     }
     published = "weights published with MAE are CC-BY-NC-4.0, of RGB images normalised by ImageNet's mean and deviation"
-    return fields, (UNKNOWN, published)
+    return fields, (openmind.UNKNOWN, published)
 
 
 def _mednext_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
     fields = {"citation": "Roy et al. 2023, MedNeXt, arXiv 2303.09975"}
-    return fields, (UNKNOWN,)
+    return fields, (openmind.UNKNOWN,)
 
 
 KINDS = (
     Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts),
     Kind("ViT", timm_mae.is_vit, timm_mae.load_encoder, ("patch_2d", "patch_3d"), _vit_facts),
     Kind("MedNeXt", mednext_official.is_mednext, mednext_official.load_encoder, (), _mednext_facts),
+    Kind("ResEnc", openmind_resenc.is_resenc, openmind_resenc.load_encoder, ("strides",), openmind_resenc.facts),
+    Kind("Primus", openmind_primus.is_primus, openmind_primus.load_encoder, (), openmind_primus.facts),
 )

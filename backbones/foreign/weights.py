@@ -1,7 +1,7 @@
 """The weights in a foreign file, and a model of ours filled with them, every key accounted for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +22,16 @@ WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
 @dataclass(frozen=True)
 class Weights:
-    """A file's weights by key, its other keys with the reason why they are left, and what its keys began with."""
+    """A file's weights by key, its other keys with the reason why they are left, and what its keys began with.
+
+    records: what else lies beside the weights' container, by key; anyone's word, of any type.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     others: dict[str, str]
     prefix: str = ""
+    records: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name; give a state dict")
     state: Mapping[Any, Any] = content
     others: dict[str, str] = {}
+    records: dict[str, Any] = {}
     for name in CONTAINERS:
         inner = content.get(name)
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
             state = inner
-            others = {str(key): _why(str(key), value) for key, value in content.items() if key != name}
+            records = {str(key): value for key, value in content.items() if key != name}
+            others = {key: _why(key, value) for key, value in records.items()}
             break
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     others |= {str(key): _why(str(key), v) for key, v in state.items() if not isinstance(v, Tensor)}
@@ -59,7 +65,7 @@ def read_weights(path: Path) -> Weights:
     prefix = ""
     while wrapper := next((w for w in WRAPPERS if all(key.startswith(prefix + w) for key in tensors)), ""):
         prefix += wrapper
-    return Weights(path, {key.removeprefix(prefix): value for key, value in tensors.items()}, others, prefix)
+    return Weights(path, {key.removeprefix(prefix): value for key, value in tensors.items()}, others, prefix, records)
 
 
 def _why(key: str, value: Any) -> str:
@@ -76,12 +82,13 @@ def fill(
     what: str,
     fresh: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> tuple[M, Report]:
     """The model of `make`, float32, with the values taken, and the report.
 
     left: why other keys of the weights are not taken. fresh: why the model's keys begin fresh, where it is not
-    simply that the file has none. Raises UserError where a value has no place in the model, does not fit it or is not
-    finite, ValueError where a key of the weights is accounted for nowhere.
+    simply that the file has none; whole: none of them may. Raises UserError where a value has no place in the model,
+    does not fit it or is not finite, ValueError where a key of the weights is accounted for nowhere.
     """
     if unaccounted := weights.tensors.keys() - {part.key for part in taken.values()} - left.keys():
         raise ValueError(f"{weights.path}: {sorted(unaccounted)} neither used nor left")
@@ -98,6 +105,8 @@ def fill(
         else:
             used[name] = part.key
     missing = {name: (fresh or {}).get(name, "not in the file") for name in expected if name not in values}
+    if whole and missing:
+        raise UserError(f"{weights.path} is no whole {what}: it has no {next(iter(missing))}; give the original file")
     if missing:
         model = make()
         model.load_state_dict(values, strict=False)

@@ -1,4 +1,4 @@
-"""Decoders: STU-Net's and MedNeXt's own, and a light one for encoders of a single coarse level."""
+"""Decoders: STU-Net's and MedNeXt's own, a U-shaped one for other pyramids, a light one for a single coarse level."""
 
 from collections.abc import Iterator
 
@@ -11,6 +11,7 @@ from scanforge.backbones.mednext_decoder import MedNeXt
 from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.stunet import STUNet, STUNetEncoder
 from scanforge.finetune.adapter import TaskModel
+from scanforge.finetune.heads.u_decoder import UDecoder
 
 WIDTH, SKIP = 64, 16
 
@@ -20,24 +21,26 @@ class SegmentationModel(TaskModel):
 
     def __init__(self, encoder: Encoder, n_labels: int, is_2d: bool) -> None:
         super().__init__()
-        self.net: STUNet | MedNeXt | LightDecoder
+        self.net: STUNet | MedNeXt | UDecoder | LightDecoder
         if isinstance(encoder, STUNetEncoder):
             self.net = STUNet(encoder, n_labels, deep_supervision=True)
         elif isinstance(encoder, MedNeXtEncoder):
             self.net = MedNeXt(encoder, n_labels, deep_supervision=True)
+        elif len(encoder.feature_channels) > 1:
+            self.net = UDecoder(encoder, n_labels, deep_supervision=True)
         else:
             self.net = LightDecoder(encoder, n_labels, is_2d)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) -> (B, n_labels, D, H, W), or in training the list of resolutions."""
-        if isinstance(self.net, STUNet | MedNeXt):
+        if isinstance(self.net, STUNet | MedNeXt | UDecoder):
             self.net.deep_supervision = self.training
             return self.net(x)
         logits = self.net(x)
         return [logits] if self.training else logits
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The contracting path, or the whole ViT."""
+        """The encoder's, which is all of a ViT."""
         if isinstance(self.net, MedNeXt):
             return self.net.encoder_parameters()
         part = self.net.conv_blocks_context if isinstance(self.net, STUNet) else self.net.encoder

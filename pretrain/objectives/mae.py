@@ -43,7 +43,8 @@ class MAEConfig(Config):
         """The objective on an encoder; UserError where they do not go together."""
         if not isinstance(encoder, ViTEncoder):
             raise UserError(
-                "objective 'mae' needs tokens, that is backbone 'vit'; for a convolutional one take 'spark'"
+                "objective 'mae' needs the tokens of backbone 'vit'; for a convolutional one take 'spark', "
+                "for 'primus' 'contrastive' or 'barlow_twins'"
             )
         return MAE(self, encoder)
 

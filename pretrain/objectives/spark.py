@@ -42,7 +42,8 @@ class SparkConfig(Config):
         """The objective on an encoder; UserError where they do not go together."""
         if type(encoder) not in LEVELS:
             raise UserError(
-                "objective 'spark' needs a convolutional backbone ('stunet' or 'mednext'); for 'vit' take 'mae'"
+                "objective 'spark' needs a convolutional backbone ('stunet', 'mednext' or 'resenc'); "
+                "for 'vit' take 'mae', for 'primus' 'contrastive' or 'barlow_twins'"
             )
         for is_2d, name in ((True, "block_2d"), (False, "block_3d")):
             stride, block = encoder.size_divisor(is_2d), self.block(is_2d)

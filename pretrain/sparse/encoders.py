@@ -1,4 +1,4 @@
-"""STU-Net's and MedNeXt's contracting paths on visible blocks: the encoder's own weights, walked on packed maps."""
+"""Contracting paths on visible blocks: the encoder's own weights, walked on packed maps."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scanforge.backbones.mednext import MedNeXtBlock, MedNeXtDownBlock, MedNeXtEncoder
-from scanforge.backbones.protocol import Encoder
+from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.resenc import BasicBlockD, ConvNorm, ResEncEncoder, ResidualStage, ShortcutPool
 from scanforge.backbones.stunet import LEAK, BasicResBlock, STUNetEncoder
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
 from scanforge.pretrain.sparse.convolution import packed_conv
@@ -73,6 +74,42 @@ def _expand(block: MedNeXtBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
     return packed_conv(block.conv3, block.act(packed_conv(block.conv2, y, blocks)), blocks)
 
 
+def resenc_levels(encoder: ResEncEncoder, blocks: ActiveBlocks) -> list[Step]:
+    """The stem and the first stage, then the other stages."""
+    stem = cast(ConvNorm, encoder.stem.convs[0])
+    before: list[Step] = [partial(_conv_norm, stem, blocks=blocks, slope=LEAK)]
+    levels = []
+    for stage in encoder.stages:
+        walk = cast(Iterable[BasicBlockD], cast(ResidualStage, stage).blocks)
+        levels.append(_chain([*before, *(partial(_basic_block, block, blocks=blocks) for block in walk)]))
+        before = []
+    return levels
+
+
+def _basic_block(block: BasicBlockD, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    """`BasicBlockD.forward`."""
+    y = packed_conv(block.conv2.conv, _conv_norm(block.conv1, x, blocks, LEAK), blocks)
+    for part in block.skip:
+        x = (
+            _pool(x, part.stride, blocks)
+            if isinstance(part, ShortcutPool)
+            else _conv_norm(cast(ConvNorm, part), x, blocks)
+        )
+    return packed_norm(block.conv2.norm, y, blocks, LEAK, x)
+
+
+def _conv_norm(part: ConvNorm, x: Tensor, blocks: ActiveBlocks, slope: float = 1.0) -> Tensor:
+    return packed_norm(part.norm, packed_conv(part.conv, x, blocks), blocks, slope)
+
+
+def _pool(x: Tensor, stride: Triple, blocks: ActiveBlocks) -> Tensor:
+    """Means over windows of the stride: blocks are whole windows, so that none reaches into a neighbour."""
+    n, d, h, w, c = x.shape
+    flat = blocks.grid[0] == d == 1
+    step = (1, *stride[1:]) if flat else stride
+    return x.reshape(n, d // step[0], step[0], h // step[1], step[1], w // step[2], step[2], c).mean(dim=(2, 4, 6))
+
+
 def _chain(steps: list[Step]) -> Step:
     def walk(x: Tensor) -> Tensor:
         for step in steps:
@@ -85,4 +122,5 @@ def _chain(steps: list[Step]) -> Step:
 LEVELS: dict[type[Encoder], Callable[..., list[Step]]] = {
     STUNetEncoder: stunet_levels,
     MedNeXtEncoder: mednext_levels,
+    ResEncEncoder: resenc_levels,
 }

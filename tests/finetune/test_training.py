@@ -68,6 +68,7 @@ def test_schedule():
 
 def test_recipe_keeps_what_the_user_gives():
     assert recipe(ScheduleConfig(), "vit").weight_decay == 0.05
+    assert recipe(ScheduleConfig(), "primus") == recipe(ScheduleConfig(), "vit") != recipe(ScheduleConfig(), "resenc")
     assert recipe(ScheduleConfig(lr=0.5, weight_decay=0.0), "stunet").model_dump() == {
         "optimiser": "adamw", "lr": 0.5, "weight_decay": 0.0
     }  # fmt: skip

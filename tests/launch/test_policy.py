@@ -33,6 +33,7 @@ def said(*kinds: str) -> dict[int, dict[str, str]]:
         ({}, 140, False, "stopped"),  # USR2 before the handlers stood
         ({}, 143, False, "stopped"),
         ({}, 1, False, "crashed"),
+        ({}, 2, False, "final"),  # the disk was too full to say so
         ({}, 0, False, "crashed"),  # nobody said that anything was done
         ({}, 137, True, "cancelled"),
     ],

@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there; broken ones are passed over."""
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scanforge.backbones.tensor_file import Written
 from scanforge.configs.errors import UserError
 from scanforge.pretrain import checkpoint
 from scanforge.pretrain.distributed import World
@@ -15,9 +17,9 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def write(content: bytes):
-    def writer(folder: Path) -> None:
-        (folder / "state").mkdir()
-        (folder / "state" / "weights.pt").write_bytes(content)
+    def writer(folder: Path) -> list[Written]:
+        (folder / "rank-00000.safetensors").write_bytes(content)
+        return [Written("rank-00000.safetensors", len(content), zlib.crc32(content))]
 
     return writer
 
@@ -30,14 +32,14 @@ def save(root: Path, step: int, content: bytes = b"weights" * 100, keep: int = 3
 def test_the_newest_is_found_and_old_ones_go(tmp_path):
     for step in (1, 2, 30, 4):
         save(tmp_path, step)
-    assert checkpoint.newest(tmp_path, pytest.fail) == tmp_path / "step-00000030"
+    assert checkpoint.newest(tmp_path, pytest.fail, ALONE) == tmp_path / "step-00000030"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000004", "step-00000030"]
     step, stream = checkpoint.position(tmp_path / "step-00000030", 7)
     assert (step, stream.position) == (30, 30)
 
 
 def test_an_empty_folder_has_none(tmp_path):
-    assert checkpoint.newest(tmp_path / "absent", pytest.fail) is None
+    assert checkpoint.newest(tmp_path / "absent", pytest.fail, ALONE) is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -46,7 +48,7 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path_factory, whe
     root = tmp_path_factory.mktemp("run")
     save(root, 1)
     folder = save(root, 2)
-    victim = folder / ("complete.json" if how == "seal" else "state/weights.pt")
+    victim = folder / ("complete.json" if how == "seal" else "rank-00000.safetensors")
     content = bytearray(victim.read_bytes())
     if how == "delete":
         victim.unlink()
@@ -56,7 +58,7 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path_factory, whe
     else:
         victim.write_bytes(content[: where % len(content)])
     said: list[str] = []
-    assert checkpoint.newest(root, said.append) == root / "step-00000001"
+    assert checkpoint.newest(root, said.append, ALONE) == root / "step-00000001"
     assert len(said) == 1
     assert "broken" in said[0]
 
@@ -64,10 +66,10 @@ def test_any_damage_is_noticed_and_the_one_before_is_taken(tmp_path_factory, whe
 def test_all_broken_is_the_users_to_decide(tmp_path):
     (save(tmp_path, 1) / "complete.json").unlink()
     with pytest.raises(UserError, match="every checkpoint"):
-        checkpoint.newest(tmp_path, lambda text: None)
+        checkpoint.newest(tmp_path, lambda text: None, ALONE)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])
 def test_a_failed_write_leaves_the_older_one(tmp_path, error):
     save(tmp_path, 1)
 
@@ -75,7 +77,7 @@ def test_a_failed_write_leaves_the_older_one(tmp_path, error):
         (folder / "half").write_bytes(b"x")
         raise error
 
-    with pytest.raises(UserError, match="cannot write checkpoint"):
+    with pytest.raises(UserError, match=f"cannot write checkpoint .*: {error.strerror}"):
         checkpoint.save(tmp_path, 2, {}, fail, ALONE, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 

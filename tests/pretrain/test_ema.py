@@ -104,7 +104,7 @@ def batch(step, rows):
     names = ["mr"] * n
     return Batch(voxels, torch.ones_like(voxels, dtype=torch.bool), torch.arange(n), names, names, names, step)
 
-OPT = OptimiserConfig(lr=1e-2, warmup_steps=0)
+OPT = OptimiserConfig(lr=1e-2, warmup_steps=0).filled("convolutional")
 STEPS = 4
 world = join("cpu", 1)
 rows = slice(world.rank, 4, world.size)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
+from scanforge.pretrain.distributed import barrier, join
 from scanforge.pretrain.engine import Engine, EngineConfig
 from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
 
@@ -34,14 +34,16 @@ def batch(step, rows):
     valid, seeds, names = torch.ones_like(voxels, dtype=torch.bool), torch.full((n,), 2), ["mr"] * n
     return Batch(voxels, valid, seeds, names, names, names, step)
 
-OPT = OptimiserConfig(lr=1e-2, warmup_steps=0)
+OPT = OptimiserConfig(lr=1e-2, warmup_steps=0).filled("convolutional")
 world = join("cpu", 1)
 def engine(**kw):
     torch.manual_seed(0)
     return Engine(Objective(), OPT, EngineConfig(**kw), world)
 def weights(e, folder="w"):
     path = Path(os.environ["TMP_PATH"]) / folder
+    path.mkdir(exist_ok=True)
     e.save(path, {})
+    barrier(world)
     return {k: v.clone() for k, v in e.weights(path).items()}
 """
 
@@ -125,6 +127,7 @@ for config in ({"zero_stage": 0}, {"zero_stage": 1, "precision": "bf16"}, {"zero
     e = engine(**config)
     for step in range(2):
         e.step([(batch(step, slice(0, 4)),)], 1e-2)
+    (root / name).mkdir()
     e.save(root / name, {"note": 1})
     for step in range(2, 4):
         e.step([(batch(step, slice(0, 4)),)], 1e-2)

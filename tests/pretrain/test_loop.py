@@ -239,7 +239,7 @@ def test_a_bare_off_in_yaml_switches_wandb_off():
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_floor():
-    config = OptimiserConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
+    config = OptimiserConfig(lr=1.0, min_lr=0.1, warmup_steps=4).filled("convolutional")
     rates = [learning_rate(step, 20, config) for step in range(21)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0

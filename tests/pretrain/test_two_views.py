@@ -44,7 +44,7 @@ def batch(step, view):
 
 def train(config, backbone, **engine):
     torch.manual_seed(0)
-    optimiser = OptimiserConfig(lr=1e-4, warmup_steps=0)
+    optimiser = OptimiserConfig(lr=1e-4, warmup_steps=0).filled("convolutional")
     e = Engine(config.build(build(backbone)), optimiser, EngineConfig(**engine), world, ("ct", "mr"))
     records = [e.step([(batch(s, 0), batch(s, 1))], 1e-4, (s + 1) / 4) for s in range(4)]
     return e, records

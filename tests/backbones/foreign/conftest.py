@@ -1,4 +1,4 @@
-"""Files as their authors write them: nnU-Net v1's `.model`, with its training record beside the weights."""
+"""Files as their authors write them: nnU-Net v1's `.model` and nnssl's `.pth`, with records beside the weights."""
 
 import zipfile
 from collections.abc import Callable
@@ -38,6 +38,37 @@ def nnunet_v1(tmp_path: Path) -> Callable[..., Path]:
         }
         torch.save(content, tmp_path / "new-numpy")
         old_numpy_names(tmp_path / "new-numpy", tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def nnssl(tmp_path: Path) -> Callable[..., Path]:
+    """Writes what nnssl releases: `network_weights`, the adaptation plan and the trainer's records, all plain values.
+
+    plan: changes to the plan's first level.
+    """
+
+    def write(state: dict[str, torch.Tensor], name: str = "checkpoint_final.pth", **plan: Any) -> Path:
+        configuration = {
+            "spacing_style": "onemmiso",
+            "normalization_schemes": ["ZScoreNormalization"],
+            "use_mask_for_norm": [False],
+            "spacing": [1, 1, 1],
+            "patch_size": [192, 192, 64],
+        }
+        pretraining = {"dataset_name": "Dataset745_OpenNeuro_v2", "configurations": {"onemmiso": configuration}}
+        adaptation = {
+            "pretrain_plan": pretraining,
+            "pretrain_num_input_channels": 1,
+            "recommended_downstream_patchsize": [160, 160, 160],
+        }
+        content: dict[str, Any] = {"network_weights": state, "trainer_name": "BaseMAETrainer_BS8"}
+        content["init_args"] = {"fold": "all", "pretrain_json": {"collection": [{"name": "scan", "n": 3}] * 5}}
+        content["citations"] = [{"type": "Architecture", "apa_citations": ["somebody"]}]
+        content["nnssl_adaptation_plan"] = adaptation | plan
+        torch.save(content, tmp_path / name)
         return tmp_path / name
 
     return write

@@ -5,12 +5,15 @@ import torch
 from safetensors.torch import save_file
 
 import scanforge.backbones as backbones
+from scanforge.backbones import primus
 from scanforge.backbones.foreign import load_foreign, load_foreign_whole
 from scanforge.backbones.foreign.stunet_v1 import RELEASED_STRIDES
 from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
 from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.backbones.registry import build
+from scanforge.backbones.primus import PrimusConfig
+from scanforge.backbones.registry import BACKBONES, build
 from scanforge.backbones.release import save_release, sha256
+from scanforge.backbones.resenc import ResEncConfig
 from scanforge.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanforge.backbones.vit import ViTConfig, ViTEncoder
 from scanforge.configs.errors import UserError
@@ -28,18 +31,26 @@ def stunet(monkeypatch, nnunet_v1):
 
 
 @pytest.fixture
-def files(stunet, tmp_path):
+def files(stunet, nnssl, tmp_path, monkeypatch):
     """One file of every kind."""
+    monkeypatch.setitem(primus.WIDTH_DEPTH_HEADS, "M", (72, 1, 2))
+    trunk = build(PrimusConfig(grid=(2, 2, 2))).state_dict()
+    patches = {f"down_projection.proj.{part}": trunk.pop(f"patch_embed.{part}") for part in ("weight", "bias")}
+    tokens = nnssl(patches | {f"eva.{key}": value for key, value in trunk.items()}, name="primus.pth")
+    resenc = build(ResEncConfig(features=(4, 6), blocks=(1, 2), strides=((2, 2, 2),))).state_dict()
+    plan = {"architecture_plans": {"arch_class_name": "ResEncL"}}
+    pyramid = nnssl({f"encoder.{key}": value for key, value in resenc.items()}, name="resenc.pth", **plan)
     vit = ViTEncoder(ViTConfig(size="Ti", in_channels=3)).state_dict()
     timm = {key: value for key, value in vit.items() if not key.startswith("patch_embed")}
     timm |= {f"patch_embed.proj.{part}": vit[f"patch_embed_2d.{part}"] for part in ("weight", "bias")}
     torch.save({"model": timm | {"pos_embed": torch.randn(1, 197, 192)}}, tmp_path / "mae.pth")
     mednext = MedNeXt(MedNeXtEncoder(MedNeXtConfig(size="S")), 4)
     torch.save({"state_dict": mednext.state_dict()}, tmp_path / "mednext.model")
-    return {"stunet": stunet[0], "vit": tmp_path / "mae.pth", "mednext": tmp_path / "mednext.model"}
+    ours = {"stunet": stunet[0], "vit": tmp_path / "mae.pth", "mednext": tmp_path / "mednext.model"}
+    return ours | {"resenc": pyramid, "primus": tokens}
 
 
-@pytest.mark.parametrize("name", ["stunet", "vit", "mednext"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_every_kind_is_recognised_and_described(files, name):
     encoder, info, report = load_foreign(files[name], in_channels=2)
     assert encoder.config.name == name
@@ -86,6 +97,7 @@ def test_a_vit_says_its_image_size_and_no_licence(files):
         ("vit", {"strides": RELEASED_STRIDES}, "is a ViT, which has no strides"),
         ("mednext", {"strides": RELEASED_STRIDES}, "is a MedNeXt, which has no strides"),
         ("stunet", {"patch_3d": (8, 8, 8)}, "is a STU-Net, which has no patch_3d"),
+        ("primus", {"strides": RELEASED_STRIDES}, "is a Primus, which has no strides"),
     ],
 )
 def test_options_of_another_kind_are_refused(files, name, option, message):
@@ -116,8 +128,9 @@ def test_whole_networks_come_with_their_heads(files, stunet):
     assert not report.missing
     whole, _ = load_foreign_whole(files["mednext"], num_classes=2)
     assert isinstance(whole, MedNeXt)
-    with pytest.raises(UserError, match="ViT, which has no decoder"):
-        load_foreign_whole(files["vit"])
+    for name, kind in (("vit", "ViT"), ("resenc", "ResEnc"), ("primus", "Primus")):
+        with pytest.raises(UserError, match=f"{kind}, which has no decoder"):
+            load_foreign_whole(files[name])
     with pytest.raises(UserError, match="MedNeXt, which has no strides"):
         load_foreign_whole(files["mednext"], strides=RELEASED_STRIDES)
 
@@ -125,7 +138,9 @@ def test_whole_networks_come_with_their_heads(files, stunet):
 def test_a_file_of_no_known_kind_lists_its_first_keys(tmp_path):
     state = {f"layer{n}.weight": torch.ones(1) for n in range(20)}
     torch.save(state, tmp_path / "resnet.pth")
-    with pytest.raises(UserError, match=r"STU-Net, ViT, MedNeXt.*first keys are layer0\.weight, .*layer7\.weight$"):
+    with pytest.raises(
+        UserError, match=r"STU-Net, ViT, MedNeXt, ResEnc, Primus.*first keys are layer0\.weight, .*layer7\.weight$"
+    ):
         load_foreign(tmp_path / "resnet.pth")
 
 
@@ -158,7 +173,12 @@ def test_a_foreign_file_becomes_a_release_of_ours(stunet, tmp_path, capsys):
 
 
 def test_our_weights_without_their_description_are_not_guessed_at(tmp_path):
-    for config in (STUNetConfig(size="S"), ViTConfig(size="Ti")):
+    for config in (
+        STUNetConfig(size="S"),
+        ViTConfig(size="Ti"),
+        PrimusConfig(size="S"),
+        ResEncConfig(features=(4,) * 6),
+    ):
         save_file(build(config).state_dict(), tmp_path / "model.safetensors")
         with pytest.raises(UserError, match=r"model\.json|no known kind"):
             backbones.load(tmp_path / "model.safetensors")

@@ -1,9 +1,13 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scanforge.backbones.mednext import MedNeXtConfig
+from scanforge.backbones.primus import PrimusConfig
+from scanforge.backbones.registry import BACKBONES as ALL
 from scanforge.backbones.registry import build
+from scanforge.backbones.resenc import ResEncConfig
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
 from scanforge.configs.errors import UserError
@@ -14,10 +18,16 @@ from scanforge.finetune.losses import deep_supervision, dice_ce, soft_dice
 
 BACKBONES = {
     "mednext": MedNeXtConfig(size="S"),
+    "primus": PrimusConfig(size="S", grid=(2, 2, 3)),
+    "resenc": ResEncConfig(features=(8, 12, 16, 16), blocks=(1, 2, 1, 1), strides=((2, 2, 2),) * 3),
     "stunet": STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2),
     "vit": ViTConfig(size="Ti", patch_2d=(8, 8)),
 }
 SHAPES = {True: (1, 32, 48), False: (16, 16, 24)}
+
+
+def test_every_backbone_is_tried():
+    assert BACKBONES.keys() == ALL.keys()
 
 
 @pytest.mark.parametrize("is_2d", [True, False])
@@ -69,6 +79,37 @@ def test_a_mednext_is_segmented_by_its_own_decoder(shape):
     assert idle == ["net.out_4.conv_out.weight", "net.out_4.conv_out.bias"]  # the coarsest has no weight in the loss
     with torch.no_grad():
         assert model.eval()(torch.randn(1, 1, *shape)).shape == (1, 3, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 35, 48), (9, 20, 18)])
+def test_a_pyramid_without_a_decoder_of_its_own_gets_a_u_shaped_one(shape):
+    """Every level reaches the logits, at any size, and the loss trains all of encoder and decoder."""
+    encoder = build(BACKBONES["resenc"])
+    model = SegmentationModel(encoder, 3, shape[0] == 1).train()
+    assert {id(p) for p in model.encoder_parameters()} == {id(p) for p in encoder.parameters()}
+    outputs = model(torch.randn(2, 1, *shape))
+    sizes = [tuple(-(-n // 2**level) for n in shape) for level in range(3)]
+    assert [tuple(y.shape) for y in outputs] == [(2, 3, *size) for size in sizes]
+    deep_supervision(outputs, torch.randint(0, 3, (2, *shape))).backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert idle == ["net.heads.0.weight", "net.heads.0.bias"]  # the coarsest has no weight in the loss
+    x = torch.randn(1, 1, *shape)
+    with torch.no_grad():
+        full = model.eval()(x)
+        torch.testing.assert_close(full, plain_u_decoder(model.net, encoder(x)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(full, model.train()(x)[0])
+
+
+def plain_u_decoder(net, features):
+    """Logits in plain functional code: every level once, from the deepest up."""
+    y = features[-1]
+    for up, block, skip in zip(net.ups, net.blocks, features[-2::-1], strict=True):
+        for axis, size in enumerate(skip.shape[2:], start=2):
+            y = y.index_select(axis, torch.arange(size) * y.shape[axis] // size)
+        y = torch.cat((F.conv3d(y, up.conv.weight, up.conv.bias), skip), dim=1)
+        y = F.conv3d(y, block.conv.weight, block.conv.bias, padding=1)
+        y = F.leaky_relu(F.instance_norm(y, weight=block.norm.weight, bias=block.norm.bias), 0.01)
+    return F.conv3d(y, net.heads[-1].weight, net.heads[-1].bias)
 
 
 def test_anchors_span_the_sizes_of_the_boxes():

@@ -173,7 +173,7 @@ def effective_rank(features):
 def test_it_learns_without_collapse(backbone, mixed):
     """Views are noisy copies of sixteen scans, volumes and images in turn."""
     objective = make(backbone, mixed=mixed)
-    optimiser = build_optimiser(objective, OptimiserConfig(lr=1e-3, warmup_steps=0))
+    optimiser = build_optimiser(objective, OptimiserConfig(lr=1e-3, warmup_steps=0).filled("convolutional"))
     scans = [make_batch(shape, 5, size=16) for shape in (VOLUME, IMAGE)]
     g = torch.Generator().manual_seed(0)
 

@@ -109,7 +109,7 @@ def test_the_momentum_encoder_follows_without_gradient_or_optimiser_and_apart_fr
         assert torch.equal(before[f"follower.encoder.{name}"], value)
     released = {name for name in before if name.startswith("encoder.")}
     assert released == {f"encoder.{name}" for name in build(VIT).state_dict()}
-    optimiser = build_optimiser(objective, OptimiserConfig(lr=1e-2, warmup_steps=0))
+    optimiser = build_optimiser(objective, OptimiserConfig(lr=1e-2, warmup_steps=0).filled("convolutional"))
     held = {id(p) for group in optimiser.param_groups for p in group["params"]}
     assert not held & {id(p) for p in objective.follower.parameters()}
     loss, _ = objective(make_batch(VOLUME, 0), make_batch(VOLUME, 1))
@@ -194,7 +194,7 @@ def effective_rank(features):
 def test_it_learns_without_collapse(loss, backbone):
     """Views are noisy copies of eight scans, volumes and images in turn; the pairs find each other."""
     objective = make(loss, backbone)
-    optimiser = build_optimiser(objective, OptimiserConfig(lr=1e-3, warmup_steps=0))
+    optimiser = build_optimiser(objective, OptimiserConfig(lr=1e-3, warmup_steps=0).filled("convolutional"))
     scans = [make_batch(shape, 5, size=8) for shape in (VOLUME, IMAGE)]
     g = torch.Generator().manual_seed(0)
 

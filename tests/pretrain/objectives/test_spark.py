@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from scanforge.backbones.mednext import MedNeXtConfig
+from scanforge.backbones.primus import PrimusConfig
 from scanforge.backbones.registry import build
+from scanforge.backbones.resenc import ResEncConfig
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.pretrain.objectives.light_decoder import LightDecoder, UpConv3d
@@ -65,6 +67,22 @@ def test_blocks_that_the_strides_do_not_divide_are_refused(blocks, message):
     encoder = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 4 + ((1, 1, 1),)))
     with pytest.raises(UserError, match=message):
         SparkConfig(**{"block_2d": (16, 16), "block_3d": (16, 16, 16), **blocks}).build(encoder)
+
+
+def test_the_last_level_of_a_resenc_and_its_shortcuts_learn():
+    encoder = build(ResEncConfig(features=(4, 6, 8), blocks=(1, 2, 1), strides=((2, 2, 2), (1, 2, 2))))
+    objective = SparkConfig(block_2d=(4, 4), block_3d=(4, 4, 4), decoder_width=32, skip_levels=3).build(encoder)
+    mask = torch.tensor([[True, False]]).view(1, 1, 1, 1, 2)
+    for depth in (4, 1):
+        objective.zero_grad()
+        objective.predict(torch.randn(1, 1, depth, 8, 8), mask.expand(1, 1, 1, 2, 2)).square().sum().backward()
+        idle = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()}
+        assert idle == set()
+
+
+def test_a_primus_is_told_what_it_can_do():
+    with pytest.raises(UserError, match=r"'resenc'\); for 'vit' take 'mae', for 'primus' 'contrastive'"):
+        SparkConfig().build(build(PrimusConfig(size="S")))
 
 
 def test_skip_levels_reach_the_decoder():

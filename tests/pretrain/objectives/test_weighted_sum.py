@@ -114,7 +114,8 @@ root = Path(os.environ["TMP_PATH"]) / f"stage-{stage}-ranks-{world.size}"
 def engine():
     torch.manual_seed(0)
     objective = SumConfig.model_validate({"terms": terms}).build(build(vit))
-    return Engine(objective, OptimiserConfig(warmup_steps=0), EngineConfig(zero_stage=stage), world, ["mr"])
+    optimiser = OptimiserConfig(warmup_steps=0).filled("convolutional")
+    return Engine(objective, optimiser, EngineConfig(zero_stage=stage), world, ["mr"])
 
 def views(step):
     rows = slice(16 // world.size * world.rank, 16 // world.size * (world.rank + 1))

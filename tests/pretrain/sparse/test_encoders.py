@@ -9,6 +9,7 @@ from torch import nn
 
 from scanforge.backbones import mednext, stunet
 from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
+from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder
 from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
 from scanforge.pretrain.masking import enlarge
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
@@ -17,6 +18,9 @@ from scanforge.pretrain.sparse.encoders import packed_features
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1), (1, 1, 1))  # total (2, 4, 8)
 RELEASED = ((2, 2, 2),) * 4 + ((1, 1, 2),)
 STUNET = STUNetConfig(size="S", in_channels=2, strides=STRIDES)
+RESENC = ResEncConfig(
+    in_channels=2, features=(4, 6, 8, 8), blocks=(2, 1, 2, 1), strides=((2, 2, 2), (1, 2, 2), (1, 1, 2))
+)
 CASES = {  # backbone, (D, H, W), block
     "stunet 3d": (STUNET, (8, 12, 32), (4, 4, 16)),
     "stunet 3d, blocks of one cell": (STUNET, (4, 12, 16), (2, 4, 8)),
@@ -26,8 +30,11 @@ CASES = {  # backbone, (D, H, W), block
     "mednext k5 3d": (MedNeXtConfig(size="S", kernel=5, in_channels=2), (32, 16, 32), (16, 16, 16)),
     "mednext k3 2d": (MedNeXtConfig(size="B"), (1, 48, 64), (1, 16, 32)),
     "mednext k5 2d": (MedNeXtConfig(size="S", kernel=5), (1, 32, 48), (1, 16, 16)),
+    "resenc 3d": (RESENC, (8, 12, 32), (4, 4, 16)),
+    "resenc 3d, blocks of one cell": (RESENC, (4, 12, 16), (2, 4, 8)),
+    "resenc 2d": (RESENC, (1, 12, 32), (1, 4, 8)),
 }
-CLASSES = {"stunet": STUNetEncoder, "mednext": MedNeXtEncoder}
+CLASSES = {"stunet": STUNetEncoder, "mednext": MedNeXtEncoder, "resenc": ResEncEncoder}
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +116,29 @@ def dense_mednext(encoder, x, seen):
     return features
 
 
-DENSE = {"stunet": dense_stunet, "mednext": dense_mednext}
+def dense_resenc(encoder, x, seen):
+    """The shortcut's windows average zeros where voxels are hidden, and whole windows are: no divisor changes."""
+
+    def conv_norm(part, x, seen, stride=(1, 1, 1)):
+        return seen_norm(seen_conv(part.conv, x, seen, stride), seen, part.norm)
+
+    x, features = F.leaky_relu(conv_norm(encoder.stem.convs[0], x, seen), 0.01), []
+    for stage, stride in zip(encoder.stages, ((1, 1, 1), *encoder.config.strides), strict=True):
+        for number, block in enumerate(stage.blocks):
+            step = stride if number == 0 else (1, 1, 1)
+            small = shrink(seen, step)
+            y = F.leaky_relu(conv_norm(block.conv1, x, small, step), 0.01)
+            y = conv_norm(block.conv2, y, small)
+            if number == 0 and max(stride) > 1:
+                x = F.avg_pool3d(x, step if x.shape[2] > 1 else (1, *step[1:]))
+            if x.shape[1] != y.shape[1]:
+                x = conv_norm(block.skip[-1], x, small)
+            x, seen = F.leaky_relu(y + x, 0.01), small
+        features.append(x)
+    return features
+
+
+DENSE = {"stunet": dense_stunet, "mednext": dense_mednext, "resenc": dense_resenc}
 
 
 def unpacked(features, blocks):
@@ -153,7 +182,7 @@ def test_no_hidden_voxel_has_any_influence_and_every_visible_one_has(case):
     assert torch.equal(reach != 0, seen.expand_as(reach))
 
 
-@pytest.mark.parametrize("case", ["stunet 3d", "stunet 2d", "mednext k3 3d", "mednext k5 2d"])
+@pytest.mark.parametrize("case", ["stunet 3d", "stunet 2d", "mednext k3 3d", "mednext k5 2d", "resenc 3d", "resenc 2d"])
 def test_everything_visible_is_the_encoder_itself(case):
     config, shape, block = CASES[case]
     encoder = make(config)
@@ -164,7 +193,7 @@ def test_everything_visible_is_the_encoder_itself(case):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", ["stunet 3d", "mednext k3 3d", "stunet 2d"])
+@pytest.mark.parametrize("case", ["stunet 3d", "mednext k3 3d", "stunet 2d", "resenc 3d"])
 def test_bfloat16_autocast_is_close(case):
     config, shape, block = CASES[case]
     encoder, visible = make(config).float(), visible_blocks(shape, block)
