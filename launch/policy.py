@@ -36,9 +36,7 @@ def sum_up(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bo
     if told == "stopped":
         return End("stopped", step, said["stopped"])
     if code == EXIT["final"] and not ends:
-        return End(
-            "final", step, "a mistake or a full disk, which the ranks could not write down; the log may say more"
-        )
+        return End("final", step, "a mistake, or a disk too full to write it down; the log may say more")
     if code == HUNG:
         return End("crashed", step, "a rank finished no step in time (step_timeout_s); its stacks are in the log")
     if code in SIGNALLED:

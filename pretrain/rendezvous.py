@@ -6,6 +6,7 @@ rank 0 lets the system choose a free one and holds it before anybody hears of it
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from scanforge.configs.errors import UserError
 FILE = "SCANFORGE_RENDEZVOUS"  # the file of this start; another start of the same job has another one
 DEADLINE_S = 600.0  # nodes start minutes apart where a file system is slow
 CONNECT_S = 3.0
+NAME = "scanforge_rendezvous"  # a key of the store: whose it is
 
 
 def form_group(backend: str, rank: int, size: int, timeout: timedelta) -> None:
@@ -41,18 +43,26 @@ def store_through_file(path: Path, rank: int, size: int, deadline_s: float = DEA
     limit = timedelta(seconds=deadline_s)
     if rank == 0:
         store = dist.TCPStore("localhost", 0, size, is_master=True, timeout=limit, wait_for_workers=False)
+        store.set(NAME, str(path))
         publish(path, store.port)
         return store
     host, port = find(path, deadline_s)
-    return dist.TCPStore(host, port, size, is_master=False, timeout=limit, wait_for_workers=False)
+    store = dist.TCPStore(host, port, size, is_master=False, timeout=limit, wait_for_workers=False)
+    if store.get(NAME).decode() != str(path):
+        raise RuntimeError(f"{host}:{port} belongs to another run, {store.get(NAME).decode()}")
+    return store
 
 
 def publish(path: Path, port: int) -> None:
-    """Write where this process listens: the names and addresses that others may know it by, likeliest first."""
+    """Write where this process listens: the names and addresses that others may know it by, likeliest first.
+
+    A loopback address, to which many hosts resolve their own name, would lead every other host to itself.
+    """
     name = socket.gethostname()
     hosts = [os.environ.get("MASTER_ADDR", ""), name]
     with contextlib.suppress(OSError):  # a host may not resolve itself; others may
-        hosts += [str(entry[4][0]) for entry in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
+        hosts += [host for host in found if not ipaddress.ip_address(host.split("%")[0]).is_loopback]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"hosts": list(dict.fromkeys(filter(None, hosts))), "port": port}))

@@ -87,6 +87,22 @@ def test_names_that_do_not_resolve_are_passed_over(tmp_path, monkeypatch):
     assert host != "no-such-host.invalid"
 
 
+def test_a_loopback_address_is_told_to_nobody_and_another_runs_store_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node-7")
+    entries = [(2, 1, 6, "", (host, 0)) for host in ("127.0.1.1", "10.1.2.3")] + [(10, 1, 6, "", ("::1", 0, 0, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    rendezvous.publish(tmp_path / "a.json", 5)
+    monkeypatch.undo()
+    hosts = json.loads((tmp_path / "a.json").read_text())["hosts"]
+    assert hosts == ["node-7", socket.gethostname(), "10.1.2.3"]
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    mine = rendezvous.store_through_file(tmp_path / "12-0.json", 0, 2)
+    (tmp_path / "13-0.json").write_text(json.dumps({"hosts": ["127.0.0.1"], "port": mine.port}))
+    with pytest.raises(RuntimeError, match="another run"):
+        rendezvous.store_through_file(tmp_path / "13-0.json", 1, 2)
+    assert rendezvous.store_through_file(tmp_path / "12-0.json", 1, 2).port == mine.port
+
+
 EARLY = """
 import os, signal, sys
 from scanforge.pretrain.preemption import StopRequest
