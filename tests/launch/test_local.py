@@ -175,3 +175,9 @@ def test_a_folder_without_a_job_is_one_line(lab, word: str):
     for folder in (lab.folder, lab.folder / "nowhere"):
         heard = lab.launch(word, folder, code=2)
         assert len(heard.strip().splitlines()) == 1
+
+
+def test_packed_convolutions_draw_their_picture_under_zero_3(lab):
+    config = lab.config("run", steps=3, monitor_crops=0, engine={"zero_stage": 3})
+    lab.launch(config, "--cluster", "local", "--tasks-per-node", "2")
+    assert (lab.folder / "run" / "pictures" / "step-00000003.png").exists()
