@@ -93,7 +93,7 @@ def export_command(
         raise UserError("--private says how to push: give --push USER/NAME too")
     terms = Terms(licence, intended_use, citation, metrics, not without_patients)
     before = exported_before(out) if push is not None and terms == Terms() else None
-    exported = before or export(run, out, terms, publish=push is not None)
+    exported = before or export(run, out, terms, push)
     if before:
         print(f"{out} was exported before: it is pushed as it is", file=sys.stderr)
     print(f"{exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")

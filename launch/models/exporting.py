@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import yaml
 
 from scanforge.backbones.release import INFO, PATIENTS, WEIGHTS, Release, load_release, save_release, sha256
 from scanforge.configs.errors import UserError
-from scanforge.launch.models.card import Facts, encoder_card, finetuned_card
+from scanforge.launch.models.card import encoder_card
+from scanforge.launch.models.card_finetuned import finetuned_card
+from scanforge.launch.models.card_parts import Facts
 from scanforge.launch.models.metrics import of_file, of_run
 
 CARD, SUMS = "README.md", "SHA256SUMS"
@@ -56,11 +58,11 @@ def weights_of(run: Path) -> Release:
     return load_release(folder)
 
 
-def export(run: Path, out: Path, terms: Terms, publish: bool = False) -> Exported:
+def export(run: Path, out: Path, terms: Terms, repository: str | None = None) -> Exported:
     """Write the release of a run, of a pre-training or a fine-tuning, into a new folder.
 
-    UserError where the run has no whole model, `out` holds something, or the terms forbid to `publish` it. Until it
-    is whole, `out` does not exist.
+    UserError where the run has no whole model, `out` holds something, or the terms forbid to publish it in
+    `repository`. Until it is whole, `out` does not exist.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
@@ -72,8 +74,8 @@ def export(run: Path, out: Path, terms: Terms, publish: bool = False) -> Exporte
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        exported = _written(run, part, terms, out.name)
-        if publish:
+        exported = _written(run, part, terms, repository or out.name)
+        if repository:
             refuse_unclear_terms(exported)
         if out.exists():
             out.rmdir()
@@ -87,12 +89,12 @@ def export(run: Path, out: Path, terms: Terms, publish: bool = False) -> Exporte
 
 def _written(run: Path, part: Path, terms: Terms, name: str) -> Exported:
     folder = run if run.is_dir() else run.parent
+    facts = Facts(name.rpartition("/")[2], "", "", terms.intended_use, "", name if "/" in name else "USER/NAME")
     figures = of_file(terms.metrics) if terms.metrics else of_run(folder)
     if _kind(folder) == "finetuned":
         licence, inherited = terms.licence or "", ""
-        card = _finetuned(
-            folder, part, Facts(name, licence, inherited, terms.intended_use, terms.citation or ""), figures
-        )
+        stated = replace(facts, licence=licence, citation=terms.citation or "")
+        card = _finetuned(folder, part, stated, figures)
     else:
         release = weights_of(folder)
         own, inherited = split_licence(release.info.licence)
@@ -106,7 +108,8 @@ def _written(run: Path, part: Path, terms: Terms, name: str) -> Exported:
             info = info.model_copy(update={"sources": sources, "patients_withheld": withheld})
         save_release(part, release.state_dict, info, release.patients if terms.with_patients else [])
         written = load_release(part).info
-        card = encoder_card(written, Facts(name, licence, inherited, terms.intended_use, written.citation), figures)
+        stated = replace(facts, licence=licence, inherited=inherited, citation=written.citation)
+        card = encoder_card(written, stated, figures)
     (part / CARD).write_text(card, encoding="utf-8")
     sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(part.iterdir())]
     (part / SUMS).write_text("".join(sums))

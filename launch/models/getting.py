@@ -10,7 +10,8 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.shards.address import Unavailable, is_url, join, shown
 from scanforge.datasets.shards.locks import exclusive
 from scanforge.launch.models.catalogue import Download, Entry
-from scanforge.launch.models.download import Fetched, Patience, Say, Told, download, on_this_machine, require_room
+from scanforge.launch.models.download import Patience, Say, Told, download
+from scanforge.launch.models.verifying import Fetched, on_this_machine, require_room
 
 MIRROR = "SCANFORGE_MIRROR"
 _WAIT = 1800.0  # s in which another process that installs the same model may show no sign of life

@@ -7,7 +7,8 @@ from typing import Any
 from scanforge.configs.errors import UserError
 from scanforge.datasets.shards.format import sha256_of
 from scanforge.launch.models.catalogue import by_sha256, human
-from scanforge.launch.models.contents import Contents, contents_of
+from scanforge.launch.models.contents import Contents
+from scanforge.launch.models.opening import contents_of
 from scanforge.launch.models.origin import read_origin
 
 KEYS, LARGEST = 5, 3  # that are shown

@@ -9,8 +9,9 @@ from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.release import ReleaseInfo, save_release
 from scanforge.configs.errors import UserError
 from scanforge.launch.models.catalogue import Entry
-from scanforge.launch.models.download import Fetched, Say
+from scanforge.launch.models.download import Say
 from scanforge.launch.models.origin import FILE, Origin
+from scanforge.launch.models.verifying import Fetched
 
 
 def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channels: int | None, say: Say) -> None:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from scanforge.configs.errors import UserError
-from scanforge.launch.models.card import HUB_LICENCES
+from scanforge.launch.models.card_parts import HUB_LICENCES
 from scanforge.launch.models.catalogue import by_sha256, catalogue, entry_of, human, of_family, sized
 
 

@@ -116,11 +116,11 @@ def test_inherited_terms_are_kept_and_not_dropped_by_publishing(run, tmp_path):
     inherited = release.info.model_copy(update={"licence": "of the weights it started from: cc-by-nc-4.0"})
     save_release(run, release.state_dict, inherited, HASHES)
     with pytest.raises(UserError, match="without a licence is not pushed"):
-        export(run, tmp_path / "ours", Terms(), publish=True)
+        export(run, tmp_path / "ours", Terms(), repository="clinic/brain")
     with pytest.raises(UserError, match=r"not pushed as apache-2\.0: .*cc-by-nc-4\.0.*forbids commercial use"):
-        export(run, tmp_path / "ours", Terms(licence="apache-2.0"), publish=True)
+        export(run, tmp_path / "ours", Terms(licence="apache-2.0"), repository="clinic/brain")
     assert not (tmp_path / "ours").exists()
-    exported = export(run, tmp_path / "ours", Terms(licence="cc-by-nc-4.0"), publish=True)
+    exported = export(run, tmp_path / "ours", Terms(licence="cc-by-nc-4.0"), repository="clinic/brain")
     assert "It started from weights under: cc-by-nc-4.0" in (tmp_path / "ours" / "README.md").read_text()
     again = exported_before(tmp_path / "ours")
     assert again == exported

@@ -21,6 +21,7 @@ from scanforge.backbones.vit import ViTConfig
 
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
 TOKEN = "hf_test"
+pytestmark = pytest.mark.slow  # each push is a process of its own
 
 
 class Hub(ThreadingHTTPServer):
@@ -172,6 +173,9 @@ def test_a_release_arrives_as_it_is(push, hub, tmp_path):
     assert hub.created[0]["visibility"] == "private"
     stored = hub.repositories["clinic/brain"]
     assert stored == {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+    card = stored["README.md"].decode()
+    assert "# brain\n" in card
+    assert 'snapshot_download("clinic/brain")' in card
     for name, content in stored.items():
         (tmp_path / "got").mkdir(exist_ok=True)
         (tmp_path / "got" / name).write_bytes(content)
