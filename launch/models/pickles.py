@@ -72,7 +72,7 @@ def _of_one(stream: IO[bytes]) -> Iterator[str]:
             strings.append(memo.get(int(str(argument))))
         elif name in _KEEP:
             memo[len(memo) if name == "MEMOIZE" else int(str(argument))] = strings[-1] if strings else None
-        else:
+        elif name != "FRAME":  # a frame may begin between a module and its name
             strings.clear()
 
 

@@ -107,6 +107,8 @@ def test_names_that_are_hidden_are_refused_as_that():
     assert globals_of(io.BytesIO(hidden)) == [COMPUTED]
     memo = b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94h\x00h\x01\x93."
     assert globals_of(io.BytesIO(memo)) == ["os.system"]
+    framed = b"\x80\x04\x8c\x02os\x94\x95" + bytes(8) + b"\x8c\x06system\x94\x93."
+    assert globals_of(io.BytesIO(framed)) == ["os.system"]
     assert suspicious([COMPUTED, "torch.FloatStorage", "collections.OrderedDict"], set()) == [COMPUTED]
     for harmful in (
         "torch.load",
