@@ -15,6 +15,9 @@ from scanforge.launch.models.card import encoder_card
 from scanforge.launch.models.card_finetuned import finetuned_card
 from scanforge.launch.models.card_parts import Facts
 from scanforge.launch.models.metrics import of_file, of_run
+from scanforge.pretrain.checkpoint import SEAL, verified_step
+from scanforge.pretrain.export import released_prefix
+from scanforge.pretrain.state_files import StateFiles
 
 CARD, SUMS = "README.md", "SHA256SUMS"
 FILES = (WEIGHTS, INFO, PATIENTS, CARD, SUMS)  # all that a release may hold
@@ -45,17 +48,25 @@ class Exported:
 def weights_of(run: Path) -> Release:
     """The encoder of a pre-training run, with its description and patients: what a release is made of.
 
-    The run's `model.safetensors` is read. UserError where the run has none.
+    run: its folder, whose `model.safetensors` is read, or one of its checkpoints, of which the weights alone are.
+    UserError where the run has written no model yet.
     """
     folder = run if run.is_dir() else run.parent
-    if (folder / "complete.json").is_file():
-        raise UserError(
-            f"{folder} is a checkpoint: it holds what training continues from; finish the run "
-            "(a smaller 'steps' ends it at once) and export the run folder"
-        )
+    if (folder / SEAL).is_file():
+        return _of_checkpoint(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: a run writes it when it ends; finish it, then export it")
     return load_release(folder)
+
+
+def _of_checkpoint(folder: Path) -> Release:
+    """The weights of a checkpoint; what they are, and whom they have seen, stands beside the run's model."""
+    step, described = verified_step(folder), weights_of(folder.parent.parent)
+    chosen = released_prefix(described.info.averaged is not None)
+    with StateFiles(folder) as files:
+        weights = {key.removeprefix(chosen): value for key, value in files.weights(chosen).items()}
+    info = described.info.model_copy(update={"step": step})
+    return Release(weights, info, described.patients)
 
 
 def export(run: Path, out: Path, terms: Terms, repository: str | None = None) -> Exported:
