@@ -21,7 +21,7 @@ OFFLINE_S = 10.0  # to write an offline run down at the end; it is killed then
 
 
 class Companion:
-    """One process, `python -m scanforge.pretrain.tracking`; where it cannot get online, a second one, offline.
+    """One process, `python -m scanforge.pretrain.tracking`; where it is not or no longer online, a second one, offline.
 
     job: what `tracking.follow` needs; `say`: takes one line for the user. Nothing here raises for what wandb does.
     """
@@ -50,6 +50,7 @@ class Companion:
             assert self._process.stdout is not None
             os.set_blocking(self._process.stdout.fileno(), False)
         except OSError as error:
+            os.close(self._life)
             self._say(f"wandb cannot be started ({error.strerror}); the run goes on without it")
         finally:
             os.close(life)
@@ -63,14 +64,16 @@ class Companion:
         if not ended and (self._ready or time.monotonic() < self._deadline):
             return
         reason = self._failure or ("it has ended" if ended else f"no connection in {self._job['start_s']:g} s")
-        was_online = self._job["mode"] == "online" and not self._ready
         self._kill()
-        if was_online:
-            self._say(f"wandb is not online ({reason}); offline instead, `wandb sync {self._run_dir}/wandb/offline-*` "
-                      "sends it later")  # fmt: skip
-            self._start("offline")
+        if self._job["mode"] == "online":
+            self._say(f"wandb is not online ({reason}); {self._offline()}")
         else:
             self._say(f"wandb has failed ({reason}); the run goes on without it, metrics.jsonl has everything")
+
+    def _offline(self) -> str:
+        """Start one that writes the run so far, and what is to come, to disk; what the user can do with that."""
+        self._start("offline")
+        return f"the run is written offline, `wandb sync {self._run_dir}/wandb/offline-*` sends it"
 
     def _listen(self) -> None:
         assert self._process is not None
@@ -88,17 +91,15 @@ class Companion:
         self.look()
         if self._process is None:
             return
-        online = self._job["mode"] == "online"
-        self._end(self._job["finish_s"] if online else OFFLINE_S)
-        if self._ready and not self._finished:
-            where = f"{self._run_dir}/wandb/*run-*-{self._job['id']}"
-            self._say(f"wandb has not finished in time; `wandb sync {where}` sends what is missing")
-        if online and not self._ready:
-            self._say(f"wandb did not get online ({self._failure or 'no connection'}); the run was written offline, "
-                      f"`wandb sync {self._run_dir}/wandb/offline-*` sends it")  # fmt: skip
-            self._start("offline")
-            if self._process is not None:
-                self._end(OFFLINE_S)
+        if self._job["mode"] == "online":
+            self._end(self._job["finish_s"])
+            if self._finished:
+                return
+            self._say(f"wandb has not sent everything ({self._failure or 'no answer'}); {self._offline()}")
+        if self._process is not None:
+            self._end(OFFLINE_S)
+            if not self._finished:
+                self._say(f"wandb has not written everything in {OFFLINE_S:g} s; metrics.jsonl has it")
 
     def _end(self, seconds: float) -> None:
         """Ask it to end, and see to it within that time."""

@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -55,7 +56,7 @@ class Tracker:
         self._wandb: Companion | None = None
         if config.mode != "off":
             job = {
-                "metrics": str(path), "offset": path.stat().st_size, "settings": settings, "mode": config.mode,
+                "metrics": str(path), "settings": settings, "mode": config.mode,
                 "run_dir": str(run_dir), **config.model_dump(include={"project", "name", "start_s", "finish_s"}),
             }  # fmt: skip
             self._wandb = Companion(job, run_dir, self.say)
@@ -85,20 +86,24 @@ class Tracker:
             self._display.close()
 
 
-def follow(job: dict[str, Any], life: int, tell: Any) -> None:
-    """The companion's work: log every line that is added to `metrics.jsonl` until `life` says that it was the last.
+def follow(job: dict[str, Any], life: int, tell: Callable[[dict[str, Any]], None]) -> None:
+    """The companion's work: log every line of `metrics.jsonl`, from the first, until `life` says it is complete.
 
-    Ends at once where wandb cannot start; the parent hears why, and starts another one offline.
+    So every offline segment is the whole run so far, and an online one sends what a killed one had not.
+
+    Ends where wandb fails; the parent hears why, and starts another one offline.
     """
-    parent = os.getppid()
     try:
-        run = _started(job, parent)
+        _follow(job, life, tell)
     except BaseException as error:  # wandb turns some errors into SystemExit
         tell({"failed": without_secrets(str(error) or type(error).__name__)})
-        return
+
+
+def _follow(job: dict[str, Any], life: int, tell: Callable[[dict[str, Any]], None]) -> None:
+    parent = os.getppid()
+    run = _started(job, parent)
     tell({"ready": job["mode"]})
     with open(job["metrics"], "rb") as lines:
-        lines.seek(job["offset"])
         last = False
         while not last:
             last = bool(select.select([life], [], [], POLL_S)[0]) or os.getppid() != parent
@@ -121,11 +126,13 @@ def _started(job: dict[str, Any], parent: int) -> Any:
 
 
 def _send(run: Any, lines: BinaryIO, run_dir: Path) -> None:
-    """Log what has come since, line by line; steps that wandb has from before a kill it drops, they are the same."""
+    """Log what has come since, line by line, but not the steps that a server has from before a kill."""
     import wandb
 
     while (line := lines.readline()).endswith(b"\n"):
         record = {key: value for key, value in json.loads(line).items() if value is not None}
+        if record["step"] < run.starting_step:
+            continue
         if "picture" in record:
             record["reconstruction"] = wandb.Image(str(run_dir / record.pop("picture")))
         run.log(record, step=record["step"])
