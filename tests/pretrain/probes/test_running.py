@@ -1,8 +1,10 @@
 """Probes in a run: the same numbers at any ZeRO stage and world size, and no bit of the run is another one."""
 
 import json
+import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import yaml
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
 from scanforge.configs.loading import check
+from scanforge.datasets.plan import SamplingPlan
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World
 from scanforge.pretrain.probes.opening import Site
@@ -125,12 +128,13 @@ def test_they_are_the_same_numbers_at_any_stage_and_world_size(ranks, tiny_shard
 def finished(tmp_path: Path, name: str, given: dict) -> tuple[str, list[dict]]:
     (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(given))
     command = [SCANFORGE, "pretrain", str(tmp_path / f"{name}.yaml")]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert process.returncode == 0, process.stderr
     return process.stderr, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # four runs one after the other
 @pytest.mark.parametrize("stage", [0, 3])
 def test_they_change_no_bit_of_a_run(tmp_path, tiny_shards, labelled_shards, stage):
     """With random numbers drawn in the encoder (stochastic depth), and the run resumed after a measurement."""
@@ -166,8 +170,6 @@ def opened(shards, tiny, tmp_path, site=NOBODY, **changes) -> Probes:
 
 
 def test_test_patients_that_are_pre_trained_on_are_told_of_once(tiny_shards, labelled_shards, tmp_path):
-    from scanforge.datasets.plan import SamplingPlan
-
     given = content(tiny_shards, labelled_shards, tmp_path)
     given["data"] = {
         "sources": [{"name": "own", "path": str(labelled_shards["images"])}], "crop_2d": [16, 16], "batch_2d": 4,
@@ -215,8 +217,6 @@ def test_two_probes_of_one_name_and_unknown_keys_are_refused(tiny_shards, labell
 
 
 def test_a_scan_that_cannot_be_read_ends_the_start_on_every_rank(ranks, tiny_shards, labelled_shards, tmp_path):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(labelled_shards["volumes"], broken)
     (shard,) = broken.glob("*.tar")
@@ -243,6 +243,4 @@ def test_a_scan_that_cannot_be_read_ends_the_start_on_every_rank(ranks, tiny_sha
     else:
         raise AssertionError("not said")
     """
-    import textwrap
-
     assert ranks(textwrap.dedent(code), 2, CONFIG=given).strip() == "said"
