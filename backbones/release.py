@@ -43,6 +43,7 @@ class ReleaseInfo(Config):
     backbone: BackboneConfig
     objective: str | None = None
     step: int = 0
+    averaged: float | None = None  # momentum, where the weights are an exponential moving average over the steps
     intensity: dict[str, Any] = Field(default_factory=dict)  # the IntensityConfig of the pre-training, as JSON
     crop_2d: tuple[int, int] | None = None
     crop_3d: tuple[int, int, int] | None = None

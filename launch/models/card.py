@@ -59,7 +59,7 @@ def _words(objective: str | None) -> list[str]:
 
 
 def _averaged(info: ReleaseInfo) -> str:
-    momentum = getattr(info, "averaged", None)
+    momentum = info.averaged
     return f", weights averaged over the steps (momentum {momentum:g})" if momentum is not None else ""
 
 
