@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import scanforge.backbones as backbones
 from scanforge.backbones.registry import build
@@ -17,6 +18,10 @@ from scanforge.backbones.release import ReleaseInfo, SourceRecord, load_release,
 from scanforge.backbones.vit import ViTConfig
 from scanforge.configs.errors import UserError
 from scanforge.launch.models.exporting import Terms, export, exported_before, refuse_unclear_terms, weights_of
+from scanforge.pretrain import checkpoint, snapshot
+from scanforge.pretrain.averaged_encoder import EmaConfig, add_average
+from scanforge.pretrain.distributed import ALONE
+from scanforge.pretrain.pieces import pieces
 
 HASHES = ["a1" * 32, "b2" * 32, "c3" * 32]
 
@@ -143,13 +148,43 @@ def test_metrics_of_a_file(run, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("averaged", [None, 0.99])
+def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
+    """The averaged encoder where there is one, and nothing of the optimiser."""
+    torch.manual_seed(1)
+    objective = nn.Module()
+    objective.encoder, objective.head = build(ViTConfig(size="Ti")), nn.Linear(3, 3)
+    add_average(objective, None if averaged is None else EmaConfig(momentum=averaged))
+    with torch.no_grad():
+        objective.encoder.cls_token += 1
+    if averaged is not None:
+        release = load_release(run)
+        info = release.info.model_copy(update={"averaged": averaged})
+        save_release(run, release.state_dict, info, release.patients)
+
+    def write(folder):
+        return snapshot.save(folder, objective, pieces(objective, None, 0, ALONE), {}, {}, ALONE)
+
+    step = checkpoint.save(run / "checkpoints", 7, {}, write, ALONE, keep_last=1)
+    found = weights_of(step)
+    wanted = objective.get_submodule("averaged.encoder" if averaged else "encoder").state_dict()
+    assert found.state_dict.keys() == wanted.keys()
+    assert all(torch.equal(found.state_dict[key], wanted[key]) for key in wanted)
+    assert torch.equal(found.state_dict["cls_token"], objective.encoder.cls_token) == (averaged is None)
+    assert (found.info.step, found.patients) == (7, sorted(HASHES))
+    file = step / "rank-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="has changed"):
+        weights_of(step)
+
+
 def test_mistakes(run, tmp_path):
     with pytest.raises(UserError, match=r"has no model\.safetensors: a run writes it when it ends"):
         export(tmp_path, tmp_path / "ours", Terms())
     step = tmp_path / "run" / "checkpoints" / "step-00000001"
     step.mkdir(parents=True)
     (step / "complete.json").write_text("{}")
-    with pytest.raises(UserError, match="is a checkpoint"):
+    with pytest.raises(UserError, match="is broken"):
         weights_of(step)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
