@@ -22,6 +22,7 @@ from pydantic import Field
 
 from scanforge.configs.base import Config
 from scanforge.datasets.batch import Batch
+from scanforge.pretrain import recompute
 from scanforge.pretrain.averages import Averages
 from scanforge.pretrain.distributed import World, all_ranks_agree
 from scanforge.pretrain.objectives import Objective
@@ -37,6 +38,7 @@ class EngineConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
     clip: float = Field(default=1.0, ge=0)  # 0: no clipping
+    activation_checkpointing: bool = False  # blocks keep their input alone: less memory, their forward pass twice
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Engine:
         self.config, self.world, self.modalities = config, world, tuple(modalities)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
+        if config.activation_checkpointing:
+            recompute.apply(objective)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes over the group of `join`
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,
