@@ -181,7 +181,9 @@ def crossover(rounds: int, device: str, bf16: bool, flat: bool) -> list[dict[str
         dense = torch.randn(1, channels, *shape, device=device).requires_grad_()
         packed = blocks.pack(dense.detach()).requires_grad_()
 
-        def by(limit: float, packed: Tensor = packed, conv: DepthFreeConv3d = conv, blocks: ActiveBlocks = blocks) -> Tensor:
+        def by(
+            limit: float, packed: Tensor = packed, conv: DepthFreeConv3d = conv, blocks: ActiveBlocks = blocks
+        ) -> Tensor:
             convolution.CROSSOVER = limit
             y = convolution.packed_conv(conv, packed, blocks)
             return (y * y.detach()).sum()

@@ -1,7 +1,7 @@
 """What DeepSpeed holds on a rank beside the pass itself, stage by stage, and when.
 
-Read from deepspeed 0.19 (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`) with fp32 weights, and
-held against measurement in `benchmarks/results/memory.json`. It is more than the ZeRO paper's formula:
+Read from deepspeed 0.19 (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`) with fp32 weights,
+and held against measurement by `benchmarks/memory.py`. It is more than the ZeRO paper's formula:
 
 - stages 1 and 2 keep a second fp32 copy of the rank's partition beside the whole flat weights, and a reduce bucket of
   `reduce_bucket_size` numbers through the backward pass, however small the model is;

@@ -2,13 +2,15 @@
 
 The objective runs for real, at the run's own crop and batch, on tensors that have a shape and no numbers (torch's fake
 tensors); masks and other integers are real, since shapes depend on them. Every storage that an operation makes is
-counted until it is let go. What stays out are the buffers that a kernel takes for itself while it runs.
+counted until it is let go. Of the buffers that a kernel takes for itself while it runs, the largest are counted: the
+rearranged copies that the backward pass of a convolution makes of its input and of the gradient.
 """
 
 import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -59,9 +61,17 @@ class Without(TorchDispatchMode):
 
 def fake_objective(config: PretrainConfig) -> tuple[Objective, FakeTensorMode]:
     """The run's objective on weights without memory, and the mode that they belong to."""
+    with torch.device("meta"), Without():
+        objective = config.objective.build(build(config.backbone))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, Without():
-        return config.objective.build(build(config.backbone)), mode
+    with mode:
+        for module in objective.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                value = torch.empty_like(parameter, device="cpu")
+                setattr(module, name, nn.Parameter(value, parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    return objective, mode
 
 
 def trace(
@@ -119,6 +129,10 @@ class _Tally(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf, leaf.untyped_storage().nbytes())
+        if func is torch.ops.aten.convolution_backward.default:  # cuDNN and oneDNN rearrange what they read
+            self._held += (inside := sum(tensor.numel() * tensor.element_size() for tensor in args[:2]))
+            self._peak()
+            self._held -= inside
         self._peak()
         return result
 
@@ -143,9 +157,9 @@ class _Tally(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._seen:
-            self._seen[key] = (weakref.ref(storage, lambda _, key=key: self._let_go(key)), size)
+            self._seen[key] = (weakref.ref(storage, partial(self._let_go, key)), size)
             self._held += size
 
-    def _let_go(self, key: int) -> None:
+    def _let_go(self, key: int, _: Any) -> None:
         _, size = self._seen.pop(key)
         self._held -= size

@@ -14,7 +14,6 @@ from scanforge.pretrain.sparse.convolution import packed_conv
 from scanforge.pretrain.sparse.norm import packed_norm
 
 
-
 def packed_features(encoder: Encoder, voxels: Tensor, blocks: ActiveBlocks) -> list[Tensor]:
     """The feature maps of the visible blocks of (B, C, D, H, W), packed (N, d, h, w, F), finest level first.
 

@@ -1,6 +1,7 @@
 """Activation checkpointing: the same bits, the same names, and less memory, for every backbone and objective."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,8 +141,9 @@ def train(case, **options):
     engine.save(folder, {})
     return losses, engine.weights(folder)
 
-for case in ("spark stunet", "spark mednext", "mae", "contrastive stunet", "moco vit"):
-    (losses, weights), (lean_losses, lean) = (train(case, activation_checkpointing=on, **OPTIONS) for on in (0, 1))
+for case in CHOSEN:
+    losses, weights = train(case, **OPTIONS)
+    lean_losses, lean = train(case, activation_checkpointing=True, **OPTIONS)
     assert losses == lean_losses, (case, losses, lean_losses)
     assert weights.keys() == lean.keys()
     assert all(torch.equal(weights[key], lean[key]) for key in weights), case
@@ -150,10 +152,17 @@ for case in ("spark stunet", "spark mednext", "mae", "contrastive stunet", "moco
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [*({"zero_stage": stage} for stage in range(4)), {"zero_stage": 3, "precision": "bf16"}], ids=str
+    ("options", "cases"),
+    [
+        ({"zero_stage": 0}, ["spark stunet"]),
+        ({"zero_stage": 1}, ["moco vit"]),
+        ({"zero_stage": 2}, ["spark mednext"]),
+        ({"zero_stage": 3}, ["spark stunet", "contrastive stunet", "mae"]),
+        ({"zero_stage": 3, "precision": "bf16"}, ["spark stunet"]),
+    ],
+    ids=str,
 )
-def test_the_same_bits_under_every_stage_at_two_ranks(ranks, options):
+def test_the_same_bits_under_every_stage_at_two_ranks(ranks, options, cases):
     """ZeRO 3 gathers weights again for the second forward pass: of modules, and of the packed walk."""
-    from pathlib import Path
-
-    ranks(f"OPTIONS = {options}\n{ZERO}".replace("(0, 1)", "(False, True)"), 2, HERE=str(Path(__file__).parent))
+    code = f"CHOSEN, OPTIONS = {cases}, {options}\n{ZERO}"
+    ranks(code, 2, HERE=str(Path(__file__).parent))

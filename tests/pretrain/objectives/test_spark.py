@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scanforge.backbones.mednext import MedNeXtConfig
 from scanforge.backbones.registry import build
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError

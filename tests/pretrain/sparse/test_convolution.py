@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from scanforge.backbones.stunet import DepthFreeConv3d
 from scanforge.pretrain.sparse import convolution
