@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple, masked_mean
+from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
 from scanforge.backbones.stunet import DepthFreeConv3d, check_normalisable
 from scanforge.configs.base import Config
 
@@ -74,9 +74,9 @@ class MedNeXtBlock(Expansion):
         super().__init__(channels, out_channels, ratio)
         self.conv1 = DepthFreeConv3d(channels, channels, kernel, stride, kernel // 2, groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> the same shape."""
-        return x + self.expand(self.conv1(x))
+    def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
+        """(B, C, D, H, W) -> the same shape, or `walk(x)`."""
+        return x + self.expand(self.conv1(x)) if walk is None else walk(x)
 
 
 class MedNeXtDownBlock(MedNeXtBlock):
@@ -86,9 +86,9 @@ class MedNeXtDownBlock(MedNeXtBlock):
         super().__init__(channels, out_channels, ratio, kernel, stride=2)
         self.res_conv = DepthFreeConv3d(channels, out_channels, 1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, C', ceil(D / 2), ceil(H / 2), ceil(W / 2))."""
-        return self.expand(self.conv1(x)) + self.res_conv(x)
+    def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
+        """(B, C, D, H, W) -> (B, C', ceil(D / 2), ceil(H / 2), ceil(W / 2)), or `walk(x)`."""
+        return self.expand(self.conv1(x)) + self.res_conv(x) if walk is None else walk(x)
 
 
 def block_stage(channels: int, count: int, ratio: int, kernel: int) -> nn.Sequential:

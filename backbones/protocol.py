@@ -1,6 +1,7 @@
 """What every encoder offers to pre-training and fine-tuning."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from scanforge.configs.base import Config
 
 Triple = tuple[int, int, int]  # (D, H, W)
+# Another computation with a module's weights: `module(x, walk)` gives `walk(x)`. Through the module's own call it gets
+# what is attached to that: hooks, by which ZeRO 3 gathers weights and lets them go, and activation checkpointing.
+Walk = Callable[[Tensor], Tensor]
 
 
 class Encoder(nn.Module, ABC):

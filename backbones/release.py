@@ -43,12 +43,15 @@ class ReleaseInfo(Config):
     backbone: BackboneConfig
     objective: str | None = None
     step: int = 0
+    averaged: float | None = None  # momentum, where the weights are an exponential moving average over the steps
     intensity: dict[str, Any] = Field(default_factory=dict)  # the IntensityConfig of the pre-training, as JSON
     crop_2d: tuple[int, int] | None = None
     crop_3d: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None  # (D, H, W) that it was trained at, where that is one
     axis_order: Literal["D,H,W"] = "D,H,W"
     sources: tuple[SourceRecord, ...] = ()
     patients: int = 0  # lines of patients.txt: keyed hashes of the patients trained on
+    patients_withheld: int = 0  # trained on, but left out of patients.txt of this copy: overlap cannot be checked
     licence: str = ""
     citation: str = ""
     versions: dict[str, str] = Field(default_factory=dict)

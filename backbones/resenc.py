@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple, masked_mean
+from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
 from scanforge.backbones.stunet import LEAK, DepthFreeConv3d, Stride, check_normalisable, context_features, init_he
 from scanforge.configs.base import Config
 
@@ -90,8 +90,10 @@ class BasicBlockD(nn.Module):
             parts.append(ConvNorm(channels, out_channels, kernel=1, bias=False))
         self.skip = nn.Sequential(*parts)  # nothing in it: the input as it is
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) -> (B, out_channels, D', H', W')."""
+    def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
+        """(B, channels, D, H, W) -> (B, out_channels, D', H', W'), or `walk(x)`."""
+        if walk is not None:
+            return walk(x)
         return F.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), LEAK, inplace=True)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple, masked_mean
+from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 
@@ -44,8 +44,10 @@ class STUNetConfig(Config):
 class DepthFreeConv3d(nn.Conv3d):
     """A 3D convolution of odd kernel and same padding that runs as a 2D one where the depth is 1."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> (B, C', D', H', W'); on depth 1 a depth stride has no effect."""
+    def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
+        """(B, C, D, H, W) -> (B, C', D', H', W'), or `walk(x)`; on depth 1 a depth stride has no effect."""
+        if walk is not None:
+            return walk(x)
         if x.shape[2] == 2 and self.kernel_size[0] == 3 and x.device.type == "cpu":
             return self._forward_depth_two(x)
         if x.shape[2] != 1:
@@ -77,8 +79,10 @@ class BasicResBlock(nn.Module):
         self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
         self.conv3 = DepthFreeConv3d(channels, out_channels, 1, stride) if project else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) -> (B, out_channels, D', H', W')."""
+    def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
+        """(B, channels, D, H, W) -> (B, out_channels, D', H', W'), or `walk(x)`."""
+        if walk is not None:
+            return walk(x)
         y = F.leaky_relu(self.norm1(self.conv1(x)), LEAK, inplace=True)
         y = self.norm2(self.conv2(y))
         shortcut = x if self.conv3 is None else self.conv3(x)

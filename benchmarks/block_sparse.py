@@ -31,7 +31,7 @@ from scanforge.backbones.mednext import MedNeXtConfig
 from scanforge.backbones.mednext_decoder import MedNeXt
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNet, STUNetConfig
+from scanforge.backbones.stunet import DepthFreeConv3d, STUNet, STUNetConfig
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain.masking import block_mask, enlarge
 from scanforge.pretrain.objectives.spark import SparkConfig
@@ -171,7 +171,7 @@ def crossover(rounds: int, device: str, bf16: bool, flat: bool) -> list[dict[str
     rows = []
     for size in (1, 2, 3, 4, 6, 8, 16):
         channels = min(512, 1024 // size)
-        conv = nn.Conv3d(channels, channels, 3, padding=1).to(device)
+        conv = DepthFreeConv3d(channels, channels, 3, padding=1).to(device)
         grid, block = ((1, 16, 16), (1, size, size)) if flat else ((4, 8, 8), (size,) * 3)
         if size == 16 and not flat:
             grid = (4, 4, 4)
@@ -181,7 +181,9 @@ def crossover(rounds: int, device: str, bf16: bool, flat: bool) -> list[dict[str
         dense = torch.randn(1, channels, *shape, device=device).requires_grad_()
         packed = blocks.pack(dense.detach()).requires_grad_()
 
-        def by(limit: float, packed: Tensor = packed, conv: nn.Conv3d = conv, blocks: ActiveBlocks = blocks) -> Tensor:
+        def by(
+            limit: float, packed: Tensor = packed, conv: DepthFreeConv3d = conv, blocks: ActiveBlocks = blocks
+        ) -> Tensor:
             convolution.CROSSOVER = limit
             y = convolution.packed_conv(conv, packed, blocks)
             return (y * y.detach()).sum()

@@ -17,7 +17,7 @@ from isal import isal_zlib
 from scanforge.backbones.tensor_file import Written
 from scanforge.configs.errors import UserError
 from scanforge.datasets.plan import Position
-from scanforge.pretrain.distributed import World, all_ranks_agree, barrier, gather_objects
+from scanforge.pretrain.distributed import ALONE, World, all_ranks_agree, barrier, gather_objects
 
 SEAL = "complete.json"
 FORMAT = 2  # 1 was DeepSpeed's own, bound to a world size and a stage
@@ -80,6 +80,14 @@ def position(folder: Path, seed: int) -> tuple[int, Position]:
     """Optimiser steps taken when this checkpoint was written, and the position of the sampling plan."""
     seal = json.loads((folder / SEAL).read_text())
     return seal["step"], Position.of(seal["stream"], seed)
+
+
+def verified_step(folder: Path) -> int:
+    """The step of a checkpoint whose files are all whole; UserError where one is not."""
+    problem = examine(folder, ALONE)
+    if problem is not None:
+        raise UserError(f"checkpoint {folder} is broken ({problem}); use an earlier one")
+    return int(json.loads((folder / SEAL).read_text())["step"])
 
 
 def refuse_other_data(folder: Path, manifests: dict[str, str]) -> None:

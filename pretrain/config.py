@@ -8,9 +8,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from scanforge.backbones.registry import TRANSFORMERS, BackboneConfig
 from scanforge.configs.base import Config
 from scanforge.datasets.plan import DataConfig
+from scanforge.pretrain.averaged_encoder import EmaConfig
 from scanforge.pretrain.engine import EngineConfig
 from scanforge.pretrain.objectives import ObjectiveConfig
 from scanforge.pretrain.optimiser import OptimiserConfig
+from scanforge.pretrain.probes.config import ProbeConfigs
 from scanforge.pretrain.tracking import WandbConfig
 
 # What may differ between a run and its continuation without changing what is computed, or by the user's wish.
@@ -21,6 +23,7 @@ FREE_TO_CHANGE = {
     "picture_every",
     "monitor_every",
     "monitor_crops",
+    "probes",
     "log_every",
     "wandb",
     "run_dir",
@@ -40,12 +43,14 @@ class PretrainConfig(Config):
     data: DataConfig
     optimiser: OptimiserConfig = Field(default=OptimiserConfig(), validate_default=True)
     engine: EngineConfig = EngineConfig()
+    ema: EmaConfig | None = None  # release an average of the encoder over the steps
     steps: int = Field(ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep_last: int = Field(default=3, ge=1)
     picture_every: int = Field(default=0, ge=0)  # 0: one picture, at the end
     monitor_every: int = Field(default=0, ge=0)  # steps between looks for a collapse; 0: at checkpoints
     monitor_crops: int = Field(default=64, ge=0)  # of each kind that they look at; 0: no monitors
+    probes: ProbeConfigs = []  # labelled tasks that the frozen encoder is tried on; see docs/objectives.md
     log_every: int = Field(default=1, ge=1)
     max_bad_steps: int = Field(default=10, ge=1)  # non-finite losses in a row before the run stops
     threads: int | None = Field(default=None, ge=1)  # CPU threads per process; None: cores / local processes

@@ -32,6 +32,9 @@ class World:
         return self.rank == 0
 
 
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))  # for whoever reads what a run left, outside of any
+
+
 def join(device: str = "auto", threads: int | None = None, timeout_s: float = TIMEOUT_S) -> World:
     """Read RANK, WORLD_SIZE, LOCAL_RANK (absent: one process), choose device and CPU threads, join the process group.
 

@@ -54,11 +54,9 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
             raise ValueError(f"teacher and student differ in {sorted(behind.keys() ^ ahead.keys())}")
         for name, old in behind.items():
             olds, news = local(old), local(ahead[name])
-            if len(olds) != len(news):
-                raise RuntimeError(
-                    f"{name} is whole on this rank in one of teacher and student, partitioned in the other"
-                )
-            for held, new in zip(olds, news, strict=True):
+            if len(olds) > len(news):
+                raise RuntimeError(f"{name} is whole on this rank in the teacher, partitioned in the student")
+            for held, new in zip(olds, news, strict=False):
                 if held.is_floating_point():
                     held.lerp_(new, 1 - momentum)
                 else:
@@ -68,13 +66,15 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 def local(tensor: Tensor) -> list[Tensor]:
     """The storages in which this rank holds a parameter or buffer: its data, or its shard under ZeRO 3.
 
-    ZeRO 3 keeps small parameters whole beside their shard: then both, which must change together.
+    ZeRO 3 keeps small parameters whole beside their shard: then both, the shard first, which must change together.
+    In a world of one they are the same memory, which is given once.
     """
     held: Any = tensor
     shard = getattr(held, "ds_tensor", None)
     if shard is None:
         return [tensor.data]
-    return [shard, tensor.data] if held.ds_status.name == "AVAILABLE" else [shard]
+    whole = held.ds_status.name == "AVAILABLE" and shard.data_ptr() != tensor.data_ptr()
+    return [shard, tensor.data] if whole else [shard]
 
 
 def cosine_momentum(start: float, progress: float) -> float:

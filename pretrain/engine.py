@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from scanforge.backbones.tensor_file import Written
 from scanforge.configs.base import Config
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain import snapshot
+from scanforge.pretrain import recompute, snapshot
 from scanforge.pretrain.averages import Averages
 from scanforge.pretrain.distributed import World, all_ranks_agree, sum_over_ranks
 from scanforge.pretrain.lamb import Lamb
@@ -44,6 +44,7 @@ class EngineConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
     clip: float = Field(default=1.0, ge=0)  # 0: no clipping
+    activation_checkpointing: bool = False  # blocks keep their input alone: less memory, their forward pass twice
 
     @model_validator(mode="after")
     def _something_to_offload(self) -> "EngineConfig":
@@ -82,6 +83,8 @@ class Engine:
         self._optimiser_config, self._optimiser = optimiser, build_optimiser(objective, optimiser)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
+        if config.activation_checkpointing:
+            recompute.apply(objective)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes over the group of `join`
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,

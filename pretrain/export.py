@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.datasets.loader import CropLoader
+from scanforge.pretrain.averaged_encoder import NAME as AVERAGED
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.engine import Engine
 from scanforge.pretrain.objectives import ObjectiveConfig
@@ -19,14 +20,17 @@ def write_release(
 ) -> Path:
     """Write `model.safetensors`, `model.json` and `patients.txt` into the run folder; `saved` is the checkpoint.
 
-    Whom the weights that the run started from have seen counts as seen; their terms are handed on.
+    Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen;
+    their terms are handed on.
     """
-    encoder = {key.removeprefix(ENCODER): value for key, value in engine.weights(saved, ENCODER).items()}
+    chosen = released_prefix(config.ema is not None)
+    encoder = {key.removeprefix(chosen): value for key, value in engine.weights(saved, chosen).items()}
     data = config.data
     info = ReleaseInfo(
         backbone=config.backbone,
         objective=label(config.objective),
         step=step,
+        averaged=None if config.ema is None else config.ema.momentum,
         intensity=data.intensity.model_dump(mode="json"),
         crop_2d=data.crop_2d,
         crop_3d=data.crop_3d,
@@ -39,6 +43,11 @@ def write_release(
         versions={name: version(name) for name in ("scanforge", "torch", "deepspeed", "timm")},
     )
     return save_release(config.run_dir, encoder, info, sorted({*loader.patients(), *origin.patients}))
+
+
+def released_prefix(averaged: bool) -> str:
+    """What the names of the released weights begin with in the objective's state."""
+    return f"{AVERAGED}.{ENCODER}" if averaged else ENCODER
 
 
 def label(objective: ObjectiveConfig) -> str:

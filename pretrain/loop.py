@@ -16,6 +16,7 @@ from scanforge.datasets.batch import Batch
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import Position
 from scanforge.pretrain import checkpoint
+from scanforge.pretrain.averaged_encoder import add_average, move_average
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World, barrier, join
 from scanforge.pretrain.engine import Engine
@@ -24,6 +25,8 @@ from scanforge.pretrain.gallery import Gallery
 from scanforge.pretrain.monitors import Monitors
 from scanforge.pretrain.optimiser import learning_rate
 from scanforge.pretrain.preemption import StopRequest
+from scanforge.pretrain.probes.opening import Site
+from scanforge.pretrain.probes.running import Probes
 from scanforge.pretrain.run_folder import claim, held, refuse_another_run
 from scanforge.pretrain.starting import Origin, record, start_encoder
 from scanforge.pretrain.tracking import Tracker
@@ -86,11 +89,14 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     torch.manual_seed(config.seed)
     encoder, origin = start_encoder(config, fresh=found is None)
     objective = config.objective.build(encoder)
+    add_average(objective, config.ema)
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
                     world.device) as loader:  # fmt: skip
         if found is not None:
             checkpoint.refuse_other_data(found, loader.manifest_hash)
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], modalities(loader))
+        site = Site(frozenset({*loader.patients(), *origin.patients}), frozenset(loader.sites.values()))
+        probes = Probes(config, encoder, world, site)
         engine = Engine(objective, config.optimiser, config.engine, world, modalities(loader))
         monitors = Monitors(config, world)
         if world.is_main:
@@ -103,9 +109,11 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             said = _continuing(step, state["world_size"], world.size)
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
-        tracker.say(said)
+        for line in (said, *probes.said):
+            tracker.say(line)
         try:
-            return _Loop(config, world, engine, loader, tracker, origin, monitors, stop, watchdog).advance(step)
+            return _Loop(config, world, engine, loader, tracker, origin, monitors, probes, stop,
+                         watchdog).advance(step)  # fmt: skip
         finally:
             tracker.close()
 
@@ -114,11 +122,11 @@ class _Loop:
     """The state of a running loop; `advance` is its table of contents."""
 
     def __init__(self, config: PretrainConfig, world: World, engine: Engine, loader: CropLoader,
-                 tracker: Tracker, origin: Origin, monitors: Monitors, stop: StopRequest,
-                 watchdog: Watchdog) -> None:  # fmt: skip
+                 tracker: Tracker, origin: Origin, monitors: Monitors, probes: Probes,
+                 stop: StopRequest, watchdog: Watchdog) -> None:  # fmt: skip
         self.config, self.world, self.engine = config, world, engine
         self.loader, self.tracker, self.origin = loader, tracker, origin
-        self.monitors, self.stop, self.watchdog = monitors, stop, watchdog
+        self.monitors, self.probes, self.stop, self.watchdog = monitors, probes, stop, watchdog
         self.root = config.run_dir / "checkpoints"
         self.views = Views(config.data, engine.objective.views)
         self.gallery = Gallery(config, world, self.views)
@@ -154,6 +162,8 @@ class _Loop:
         lr = learning_rate(step, self.config.steps, self.config.optimiser)
         step += 1
         record = self.engine.step(views, lr, progress=step / self.config.steps)
+        if record.applied:
+            move_average(self.engine.objective)
         seconds = time.perf_counter() - started
         self._guard(record.applied, step, micro)
         scans = sum(len(batch.keys) for batch in micro) * self.world.size
@@ -173,6 +183,7 @@ class _Loop:
         measured = self.monitors.measure(self.engine) if self.monitors.due(step) else {}
         for warning in self.monitors.warnings(measured):
             self.tracker.say(f"step {step}: {warning}")
+        measured |= self.probes.measure(self.engine, step)
         write = step % self.config.log_every == 0 or step == self.config.steps or bool(measured)
         self.tracker.log({**line, **measured}, write, picture)
 

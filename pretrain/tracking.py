@@ -1,32 +1,40 @@
-"""Where a run's numbers go: `metrics.jsonl` always, wandb when asked for, a progress bar or plain lines for people."""
+"""Where a run's numbers go: `metrics.jsonl` always, wandb when asked for, a progress bar or plain lines for people.
+
+wandb runs in a process of its own that follows `metrics.jsonl`: a network that hangs, a server that refuses, a wandb
+that dies or blocks its interpreter at exit cannot hold up a step, and what it has not sent it can read again.
+"""
 
 import json
 import os
-import secrets
+import select
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import field_validator
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from pydantic import Field, field_validator
 
 from scanforge.configs.base import Config
+from scanforge.pretrain.companion import Companion, without_secrets
+from scanforge.pretrain.display import Display
+from scanforge.pretrain.metrics_file import MetricsFile
+
+POLL_S = 0.5  # between looks at metrics.jsonl
+Seconds = Annotated[float, Field(gt=0)]
 
 
 class WandbConfig(Config):
-    """wandb is off unless asked for; 'offline' writes below the run folder and needs no network."""
+    """wandb is off unless asked for; 'offline' writes below the run folder and needs no network.
+
+    'online' becomes 'offline' where no connection comes about; `wandb sync` sends what was written then.
+    """
 
     mode: Literal["off", "offline", "online"] = "off"
     project: str = "scanforge"
     name: str | None = None
+    start_s: Seconds = 30.0  # to get a connection; nobody waits for it
+    finish_s: Seconds = 15.0  # to send the rest at the end, for which the run does wait
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -34,123 +42,34 @@ class WandbConfig(Config):
         return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
-class MetricsFile:
-    """One JSON object a line; a continued run drops what it had logged past the step it continues from."""
-
-    def __init__(self, path: Path, resumed_step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # the half line of a killed writer
-                if record["step"] <= resumed_step:
-                    kept.append(line)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._handle = open(path, "a", buffering=1)  # noqa: SIM115 - open for as long as the run
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record; NaN becomes null so that every reader can parse the line."""
-        clean = {k: None if isinstance(v, float) and v != v else v for k, v in record.items()}
-        self._handle.write(json.dumps(clean) + "\n")
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._handle.close()
-
-
-class Wandb:
-    """A thin shell: a network that goes away, or wandb failing, never ends a run."""
-
-    def __init__(self, config: WandbConfig, run_dir: Path, settings: dict[str, Any]) -> None:
-        self._run: Any = None
-        if config.mode == "off":
-            return
-        try:
-            import wandb
-
-            id_file = run_dir / "wandb_id.txt"
-            identity = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
-            id_file.write_text(identity)
-            self._run = wandb.init(
-                project=config.project, name=config.name, id=identity, resume="allow", mode=config.mode,
-                dir=str(run_dir), config=settings, settings=wandb.Settings(silent=True),
-            )  # fmt: skip
-        except Exception as error:
-            print(f"wandb is not available ({error}); the run goes on without it", file=sys.stderr)
-
-    def log(self, record: dict[str, Any], picture: Path | None = None) -> None:
-        """Send one record, and a picture if there is one."""
-        if self._run is None:
-            return
-        try:
-            import wandb
-
-            extra = {"reconstruction": wandb.Image(str(picture))} if picture else {}
-            self._run.log({**record, **extra}, step=record["step"])
-        except Exception as error:
-            print(f"wandb log failed ({error}); the run goes on", file=sys.stderr)
-
-    def close(self) -> None:
-        """Finish the wandb run."""
-        if self._run is not None:
-            self._run.finish()
-
-
-class Display:
-    """A bar on a terminal; in a log file a plain line every twentieth of the run."""
-
-    def __init__(self, steps: int, start: int, what: str) -> None:
-        self._console = Console(stderr=True)
-        self._steps, self._every = steps, max(1, steps // 20)
-        self._what = what
-        self._bar: Progress | None = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"), console=self._console,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task(what, total=steps, completed=start, note="")
-
-    def update(self, step: int, note: str) -> None:
-        """`step` steps are done."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, note=note)
-        elif step % self._every == 0 or step == self._steps:
-            self._console.print(f"{self._what} {step}/{self._steps} {note}", highlight=False, soft_wrap=True)
-
-    def say(self, text: str) -> None:
-        """One line, above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
 class Tracker:
     """Metrics file, wandb and display as one; on other ranks than the first it does nothing."""
 
     def __init__(self, run_dir: Path, config: WandbConfig, settings: dict[str, Any], resumed: int, steps: int,
                  active: bool) -> None:  # fmt: skip
-        self._active = active
-        if active:
-            self._file = MetricsFile(run_dir / "metrics.jsonl", resumed)
-            self._wandb = Wandb(config, run_dir, settings)
-            self._display = Display(steps, resumed, "pre-training")
+        self._active, self._run_dir = active, run_dir
+        if not active:
+            return
+        path = run_dir / "metrics.jsonl"
+        self._file = MetricsFile(path, resumed)
+        self._display = Display(steps, resumed, "pre-training")
+        self._wandb: Companion | None = None
+        if config.mode != "off":
+            job = {
+                "metrics": str(path), "settings": settings, "mode": config.mode,
+                "run_dir": str(run_dir), **config.model_dump(include={"project", "name", "start_s", "finish_s"}),
+            }  # fmt: skip
+            self._wandb = Companion(job, run_dir, self.say)
 
     def log(self, record: dict[str, Any], write: bool, picture: Path | None = None) -> None:
-        """Show the record; store it where `write` says so."""
+        """Show the record; store it, with the place of the picture in the run folder, where `write` says so."""
         if not self._active:
             return
         if write:
-            self._file.write(record)
-            self._wandb.log(record, picture)
+            shown = {} if picture is None else {"picture": str(picture.relative_to(self._run_dir))}
+            self._file.write({**record, **shown})
+        if self._wandb is not None:
+            self._wandb.look()
         self._display.update(record["step"], f"loss {record['loss']:.4f}  {record['samples_per_second']:.1f} scans/s")
 
     def say(self, text: str) -> None:
@@ -159,8 +78,78 @@ class Tracker:
             self._display.say(text)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all; waits for wandb, but not long."""
         if self._active:
-            self._display.close()
             self._file.close()
-            self._wandb.close()
+            if self._wandb is not None:
+                self._wandb.close()
+            self._display.close()
+
+
+def follow(job: dict[str, Any], life: int, tell: Callable[[dict[str, Any]], None]) -> None:
+    """The companion's work: log every line of `metrics.jsonl`, from the first, until `life` says it is complete.
+
+    So every offline segment is the whole run so far, and an online one sends what a killed one had not.
+
+    Ends where wandb fails; the parent hears why, and starts another one offline.
+    """
+    try:
+        _follow(job, life, tell)
+    except BaseException as error:  # wandb turns some errors into SystemExit
+        tell({"failed": without_secrets(str(error) or type(error).__name__)})
+
+
+def _follow(job: dict[str, Any], life: int, tell: Callable[[dict[str, Any]], None]) -> None:
+    parent = os.getppid()
+    run = _started(job, parent)
+    tell({"ready": job["mode"]})
+    with open(job["metrics"], "rb") as lines:
+        last = False
+        while not last:
+            last = bool(select.select([life], [], [], POLL_S)[0]) or os.getppid() != parent
+            _send(run, lines, Path(job["run_dir"]))
+    signal.alarm(round(job["finish_s"]) + 5)  # ends a process that is stuck, where its parent was killed too
+    run.finish()
+    tell({"finished": True})
+
+
+def _started(job: dict[str, Any], parent: int) -> Any:
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True, console="off", init_timeout=job["start_s"], disable_git=True, save_code=False, x_stats_pid=parent,
+    )  # fmt: skip
+    return wandb.init(
+        project=job["project"], name=job["name"], id=job["id"], resume="allow", mode=job["mode"], dir=job["run_dir"],
+        config=job["settings"], settings=settings,
+    )  # fmt: skip
+
+
+def _send(run: Any, lines: BinaryIO, run_dir: Path) -> None:
+    """Log what has come since, line by line, but not the steps that a server has from before a kill."""
+    import wandb
+
+    while (line := lines.readline()).endswith(b"\n"):
+        record = {key: value for key, value in json.loads(line).items() if value is not None}
+        if record["step"] < run.starting_step:
+            continue
+        if "picture" in record:
+            record["reconstruction"] = wandb.Image(str(run_dir / record.pop("picture")))
+        run.log(record, step=record["step"])
+    lines.seek(-len(line), os.SEEK_CUR)  # a line that is being written
+
+
+def main() -> None:
+    """What `python -m scanforge.pretrain.tracking` does: a job from standard input, answers to standard output."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):  # wandb talks; what it says is for no terminal, and may hold an address with a password
+        os.dup2(silence, descriptor)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they are meant for the run
+        signal.signal(number, signal.SIG_IGN)
+    follow(json.load(sys.stdin), int(sys.argv[1]), lambda answer: print(json.dumps(answer), file=answers))
+    os._exit(0)  # wandb's exit asks its server once more, for ten seconds where that hangs; all is written by now
+
+
+if __name__ == "__main__":
+    main()

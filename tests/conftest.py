@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -7,6 +8,12 @@ import pytest
 
 # Two test processes share two cores; more threads only spin. Before torch is imported, and for every child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Test modules are no package: what several folders share is loaded by its path.
+_spec = importlib.util.spec_from_file_location("web_server", Path(__file__).with_name("web_server.py"))
+_web = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_web)
+server, faults, random_file = _web.server, _web.faults, _web.random_file
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

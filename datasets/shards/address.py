@@ -13,7 +13,9 @@ _SIGN_IN = {401, 403}
 
 
 class Unavailable(UserError):
-    """A file of a data set that cannot be had from where it should lie."""
+    """A file that cannot be had from where it should lie."""
+
+    status: int | None = None  # of the server's answer, where that is the reason
 
 
 class Transient(Exception):
@@ -22,6 +24,10 @@ class Transient(Exception):
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class Changed(Transient):
+    """The file on the server is no longer the one whose first bytes are here."""
 
 
 def is_url(location: str) -> bool:
@@ -49,4 +55,6 @@ def refusal(status: int, url: str) -> Unavailable | None:
         meaning = f"access is denied (status {status}); check the credentials, or whether a signed address has expired"
     else:
         meaning = "there is no such file (status 404)" if status == 404 else f"status {status}"
-    return Unavailable(f"{shown(url)} cannot be fetched: {meaning}")
+    error = Unavailable(f"{shown(url)} cannot be fetched: {meaning}")
+    error.status = status
+    return error

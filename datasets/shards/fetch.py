@@ -5,21 +5,21 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from scanforge.datasets.shards.address import Transient, Unavailable, shown
+from scanforge.datasets.shards.address import Changed, Transient, Unavailable, shown
 from scanforge.datasets.shards.locks import Stopped, pause
 from scanforge.datasets.shards.remote import pieces
-from scanforge.datasets.shards.web import Piece
+from scanforge.datasets.shards.web import Piece, Version
 
 _PAUSE = 0.5, 30.0  # seconds: the first, the longest
 LONGEST_PAUSE = 120.0  # that a server may ask for
 _PROGRESS = 1 << 20  # bytes further than ever before: an attempt that got there was not in vain
 _READ = 1 << 20
-_LIMIT = 1 << 30  # bytes of a file whose size is not known: it is read into memory
+_LIMIT = 1 << 30  # bytes of a file whose size is not known: of a data set, it is read into memory
 _LISTEN = 0.1  # seconds within which a stop is noticed
 _GRACE = 2.0  # seconds by which a client's own timeout may come first: it says more
 
@@ -60,7 +60,12 @@ class _Copy:
 
 @dataclass(frozen=True)
 class Fetch:
-    """How to get one file. `sha256` and `size` (bytes) where they are known."""
+    """How to get one file. `sha256` and `size` (bytes) where they are known.
+
+    `version`, where it is given, keeps two states of the file on the server apart: bytes that were there before are
+    continued only where the server says that it still has that state. `told` hears how many bytes have come; what it
+    raises ends the fetch.
+    """
 
     url: str = field(repr=False)
     timeout: float  # s without a byte
@@ -68,12 +73,19 @@ class Fetch:
     sha256: str | None = None
     size: int | None = None
     stop: threading.Event | None = None
+    limit: int = _LIMIT  # bytes, where the size is not known
+    version: Version | None = None
+    told: Callable[[int], None] | None = None
 
     def into(self, stream: BinaryIO) -> None:
         """Completes `stream`, which may hold the first bytes already; Unavailable when the attempts are used up.
 
         OSError comes from `stream` alone. Stopped where `stop` was set.
         """
+        self.copied(stream)
+
+    def copied(self, stream: BinaryIO) -> str:
+        """`into`, which gives the sha256 of what is there now."""
         copy = _Copy(stream)
         failures, furthest = 0, copy.position
         while True:
@@ -81,8 +93,10 @@ class Fetch:
             try:
                 reason = self._attempt(copy)
                 if reason is None:
-                    return
+                    return copy.digest.hexdigest()
             except Transient as error:
+                if isinstance(error, Changed):
+                    copy.restart()
                 reason, wait = str(error), error.wait
             failures = 0 if copy.position >= furthest + _PROGRESS else failures + 1
             furthest = max(furthest, copy.position)
@@ -95,19 +109,23 @@ class Fetch:
 
     def _attempt(self, copy: _Copy) -> str | None:
         """None when the file is complete, else why it is not; what is wrong is not kept."""
-        most = _LIMIT if self.size is None else self.size
+        most = self.limit if self.size is None else self.size
+        if self.version is not None and self.version.strict and not self.version.validator:
+            copy.restart()  # nobody can say whether what is here is of the file that is there
         if self.size is None or copy.position < self.size:
-            with closing(watched(self.url, copy.position, self.timeout, self.stop)) as arriving:
+            with closing(watched(self.url, copy.position, self.timeout, self.stop, self.version)) as arriving:
                 for start, piece in arriving:
                     copy.add(start, piece)
+                    if self.told is not None:
+                        self.told(copy.position)
                     if copy.position > most:
                         break
         if self.size is None and copy.position > most:
-            raise Unavailable(f"{shown(self.url)} is larger than {most} bytes: it is no part of a data set")
+            raise Unavailable(f"{shown(self.url)} is larger than the {most} bytes that are allowed")
         if self.size is not None and copy.position < self.size:
             return f"it ends after {copy.position} of {self.size} bytes"
         if copy.position > most:
-            reason = f"it is larger than the {most} bytes of the manifest"
+            reason = f"it is larger than the {most} bytes that it should have"
         elif self.sha256 is not None and copy.digest.hexdigest() != self.sha256:
             reason = "its content is not what the manifest says (sha256)"
         else:
@@ -116,14 +134,16 @@ class Fetch:
         return reason
 
 
-def watched(url: str, offset: int, timeout: float, stop: threading.Event | None) -> Generator[Piece]:
+def watched(
+    url: str, offset: int, timeout: float, stop: threading.Event | None, version: Version | None = None
+) -> Generator[Piece]:
     """`pieces`, read by a thread of its own, so that no file system's client can keep the caller waiting.
 
     Transient after `timeout` seconds without a piece, Stopped soon after `stop` is set; the thread ends with its read.
     """
     arrived: queue.Queue[Piece | Exception | None] = queue.Queue(maxsize=4)
     gone = threading.Event()
-    arguments = (url, offset, timeout, arrived, gone)
+    arguments = (url, offset, timeout, version, arrived, gone)
     threading.Thread(target=_read, args=arguments, daemon=True, name="scanforge-fetch").start()
     waited = 0.0
     try:
@@ -151,11 +171,16 @@ def watched(url: str, offset: int, timeout: float, stop: threading.Event | None)
 
 
 def _read(
-    url: str, offset: int, timeout: float, arrived: "queue.Queue[Piece | Exception | None]", gone: threading.Event
+    url: str,
+    offset: int,
+    timeout: float,
+    version: Version | None,
+    arrived: "queue.Queue[Piece | Exception | None]",
+    gone: threading.Event,
 ) -> None:
     last: Exception | None = None
     try:
-        with closing(pieces(url, offset, timeout)) as source:
+        with closing(pieces(url, offset, timeout, version)) as source:
             for piece in source:
                 arrived.put(piece)
                 if gone.is_set():

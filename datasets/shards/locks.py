@@ -42,7 +42,8 @@ def lock(stream: IO[bytes], shared: bool = False, block: bool = False) -> bool:
     except OSError as error:
         folder = Path(stream.name).parent
         raise UserError(
-            f"{folder} lies on a file system without locks ({error.strerror}); set cache.folder to another disk"
+            f"{folder} lies on a file system without locks ({error.strerror}); set cache.folder (shards) or "
+            "SCANFORGE_MODELS (models) to another disk"
         ) from error
     return True
 

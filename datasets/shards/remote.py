@@ -10,18 +10,19 @@ from urllib.parse import urlsplit
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.shards.address import Transient, Unavailable, refusal, shown
-from scanforge.datasets.shards.web import Piece, web_pieces
+from scanforge.datasets.shards.web import Piece, Version, web_pieces
 
 _BLOCK = 1 << 23  # bytes of a request to an object store
 
 
-def pieces(url: str, offset: int, timeout: float) -> Generator[Piece]:
+def pieces(url: str, offset: int, timeout: float, version: Version | None = None) -> Generator[Piece]:
     """The bytes of `url` from `offset` on, or all of them where the server cannot start there.
 
+    `version` is that of the bytes before `offset`, see `Version`; other schemes than http do not know it.
     Transient or Unavailable where they cannot be had; UserError where the scheme cannot be read at all.
     """
     if urlsplit(url).scheme.lower() in ("http", "https"):
-        yield from web_pieces(url, offset, timeout)
+        yield from web_pieces(url, offset, timeout, version)
     else:
         yield from _fsspec(url, offset)
 

@@ -6,11 +6,12 @@ import re
 from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import TYPE_CHECKING
 
-from scanforge.datasets.shards.address import Transient, Unavailable, refusal, shown
+from scanforge.datasets.shards.address import Changed, Transient, Unavailable, refusal, shown
 
 if TYPE_CHECKING:
     import requests
@@ -20,6 +21,19 @@ _idle: "deque[requests.Session]" = deque()  # connections are kept for the many 
 os.register_at_fork(after_in_child=_idle.clear)
 
 Piece = tuple[int, bytes]  # where in the file, and what
+
+
+@dataclass
+class Version:
+    """Which state of a file the bytes so far are of: every answer fills it in, and the next request asks for it.
+
+    Without it, two states of a file could be joined into one. `strict`, for files whose checksum nobody knows: where
+    the server does not say which state it has, nothing is continued.
+    """
+
+    validator: str = ""  # a strong ETag, else the date of the last change: what If-Range takes; "" where none was sent
+    size: int | None = None  # bytes of the whole file
+    strict: bool = True
 
 
 class _NoQueries(logging.Filter):
@@ -43,20 +57,25 @@ def _session() -> "requests.Session":
     return requests.Session()
 
 
-def web_pieces(url: str, offset: int, timeout: float) -> Generator[Piece]:
+def web_pieces(url: str, offset: int, timeout: float, version: Version | None = None) -> Generator[Piece]:
     """The bytes of `url` from `offset` on, or all of them where the server cannot start there.
 
-    `timeout`: seconds without a byte. Transient or Unavailable where they cannot be had.
+    `timeout`: seconds without a byte. Transient or Unavailable where they cannot be had, Changed where they would not
+    continue those of `version`.
     """
     import requests
 
     headers = {"Accept-Encoding": "identity"}  # sizes and ranges are of the file itself
     if offset:
         headers["Range"] = f"bytes={offset}-"
+        if version is not None and version.validator:
+            headers["If-Range"] = version.validator
     try:
         session = _session()
         with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
             position = _start(response, url, offset)
+            if version is not None:
+                _check(response, position, offset, version)
             if position is None:
                 return
             for piece in response.iter_content(_PIECE):
@@ -91,6 +110,26 @@ def _start(response: "requests.Response", url: str, offset: int) -> int | None:
     if given is None or int(given[1]) != offset:
         raise Transient("the server sent another range than was asked for")
     return offset
+
+
+def _check(response: "requests.Response", position: int | None, offset: int, version: Version) -> None:
+    """Fill in `version`; Changed where the bytes to come are not of the same state of the file as those before."""
+    total = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    length = response.headers.get("Content-Length", "")
+    if response.status_code == 200:
+        size = int(length) if length.isdigit() else None
+    else:
+        size = int(total[1]) if total else version.size
+    etag = response.headers.get("ETag", "")
+    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
+    same_size = size is None or version.size in (None, size)
+    if position is None:  # nothing behind `offset`: whole, or a shorter file now
+        if size != offset:
+            raise Changed("the file on the server is shorter than before")
+    elif position and (version.validator not in ("", validator) or not same_size):
+        raise Changed("the file on the server has changed")
+    else:
+        version.validator, version.size = validator, size
 
 
 def _retry_after(value: str) -> float:

@@ -32,7 +32,6 @@ class SparkConfig(Config):
     skip_levels: Annotated[int, Field(ge=1, le=5)] = 4  # deepest levels that reach the decoder; SparK has 4
     normalise_target: bool = True  # per block
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
-    activation_checkpointing: bool = False  # of the encoder's levels: less memory, a third more time
 
     def block(self, is_2d: bool) -> Triple:
         """The block (D, H, W) in voxels."""
@@ -94,7 +93,7 @@ class Spark(MaskedObjective):
         """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
         blocks = ActiveBlocks(~mask)
         voxels = voxels.to(self.decoder.head.weight.dtype)
-        features = packed_features(self.encoder, voxels, blocks, self.config.activation_checkpointing)
+        features = packed_features(self.encoder, voxels, blocks)
         deepest_first = zip(self.densify, features[::-1], strict=False)
         skips = [densify(feature, blocks) for densify, feature in deepest_first]
         return self.decoder(skips, flat=voxels.shape[2] == 1)

@@ -1,5 +1,6 @@
 """Convolution of packed maps: only visible voxels are read and written (zeros stand for hidden ones)."""
 
+from functools import partial
 from itertools import product
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Triple
+from scanforge.backbones.stunet import DepthFreeConv3d
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
 from scanforge.pretrain.sparse.halo import Halo
 
@@ -16,12 +18,16 @@ from scanforge.pretrain.sparse.halo import Halo
 CROSSOVER = 2.5
 
 
-def packed_conv(conv: nn.Conv3d, x: Tensor, blocks: ActiveBlocks) -> Tensor:
+def packed_conv(conv: DepthFreeConv3d, x: Tensor, blocks: ActiveBlocks) -> Tensor:
     """`conv` with same padding on a packed map: (N, d, h, w, C) -> (N, d / stride, ..., C').
 
     Equal to `conv` on the dense map with zeros on hidden voxels, on the visible ones. On scans of depth 1 the kernel's
-    middle slice is used and the depth's stride has no effect, as in `DepthFreeConv3d`.
+    middle slice is used and the depth's stride has no effect.
     """
+    return conv(x, partial(_walk, conv, blocks))
+
+
+def _walk(conv: nn.Conv3d, blocks: ActiveBlocks, x: Tensor) -> Tensor:
     weight, bias = conv.weight, conv.bias
     stride, kernel = cast(Triple, tuple(conv.stride)), cast(Triple, tuple(conv.kernel_size))
     if blocks.grid[0] == x.shape[1] == 1:

@@ -4,39 +4,33 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 from scanforge.backbones.mednext import MedNeXtBlock, MedNeXtDownBlock, MedNeXtEncoder
-from scanforge.backbones.protocol import Encoder, Triple
+from scanforge.backbones.protocol import Encoder, Triple, Walk
 from scanforge.backbones.resenc import BasicBlockD, ConvNorm, ResEncEncoder, ResidualStage, ShortcutPool
 from scanforge.backbones.stunet import LEAK, BasicResBlock, STUNetEncoder
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
 from scanforge.pretrain.sparse.convolution import packed_conv
 from scanforge.pretrain.sparse.norm import packed_norm
 
-Step = Callable[[Tensor], Tensor]
 
-
-def packed_features(
-    encoder: Encoder, voxels: Tensor, blocks: ActiveBlocks, checkpointing: bool = False
-) -> list[Tensor]:
+def packed_features(encoder: Encoder, voxels: Tensor, blocks: ActiveBlocks) -> list[Tensor]:
     """The feature maps of the visible blocks of (B, C, D, H, W), packed (N, d, h, w, F), finest level first.
 
     Equal to the encoder with everything hidden set to zero after every layer, and norms over visible voxels alone.
-    checkpointing: keep the levels' inputs only, and compute what is between them again in the backward pass.
     """
     x, features = blocks.pack(voxels), []
     for level in LEVELS[type(encoder)](encoder, blocks):
-        x = checkpoint(level, x, use_reentrant=False) if checkpointing else level(x)
+        x = level(x)
         features.append(x)
     return features
 
 
-def stunet_levels(encoder: STUNetEncoder, blocks: ActiveBlocks) -> list[Step]:
+def stunet_levels(encoder: STUNetEncoder, blocks: ActiveBlocks) -> list[Walk]:
     """The six stages."""
     stages = cast(Iterable[Iterable[BasicResBlock]], encoder.conv_blocks_context)
-    return [_chain([partial(_residual_block, block, blocks=blocks) for block in stage]) for stage in stages]
+    return [_chain([_through(block, _residual_block, blocks) for block in stage]) for stage in stages]
 
 
 def _residual_block(block: BasicResBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
@@ -46,16 +40,16 @@ def _residual_block(block: BasicResBlock, x: Tensor, blocks: ActiveBlocks) -> Te
     return packed_norm(block.norm2, packed_conv(block.conv2, y, blocks), blocks, LEAK, shortcut)
 
 
-def mednext_levels(encoder: MedNeXtEncoder, blocks: ActiveBlocks) -> list[Step]:
+def mednext_levels(encoder: MedNeXtEncoder, blocks: ActiveBlocks) -> list[Walk]:
     """The stem or a down-sampling, then the blocks of each level."""
     stem, stages = encoder.stages()
-    first: Step = partial(packed_conv, stem, blocks=blocks)
+    first: Walk = partial(packed_conv, stem, blocks=blocks)
     levels = []
     for stage, down in stages:
-        walk = [partial(_mednext_block, cast(MedNeXtBlock, block), blocks=blocks) for block in stage]
+        walk = [_through(block, _mednext_block, blocks) for block in stage]
         levels.append(_chain([first, *walk]))
         if down is not None:
-            first = partial(_mednext_down_block, down, blocks=blocks)
+            first = _through(down, _mednext_down_block, blocks)
     return levels
 
 
@@ -74,14 +68,14 @@ def _expand(block: MedNeXtBlock, x: Tensor, blocks: ActiveBlocks) -> Tensor:
     return packed_conv(block.conv3, block.act(packed_conv(block.conv2, y, blocks)), blocks)
 
 
-def resenc_levels(encoder: ResEncEncoder, blocks: ActiveBlocks) -> list[Step]:
+def resenc_levels(encoder: ResEncEncoder, blocks: ActiveBlocks) -> list[Walk]:
     """The stem and the first stage, then the other stages."""
     stem = cast(ConvNorm, encoder.stem.convs[0])
-    before: list[Step] = [partial(_conv_norm, stem, blocks=blocks, slope=LEAK)]
+    before: list[Walk] = [partial(_conv_norm, stem, blocks=blocks, slope=LEAK)]
     levels = []
     for stage in encoder.stages:
         walk = cast(Iterable[BasicBlockD], cast(ResidualStage, stage).blocks)
-        levels.append(_chain([*before, *(partial(_basic_block, block, blocks=blocks) for block in walk)]))
+        levels.append(_chain([*before, *(_through(block, _basic_block, blocks) for block in walk)]))
         before = []
     return levels
 
@@ -110,7 +104,12 @@ def _pool(x: Tensor, stride: Triple, blocks: ActiveBlocks) -> Tensor:
     return x.reshape(n, d // step[0], step[0], h // step[1], step[1], w // step[2], step[2], c).mean(dim=(2, 4, 6))
 
 
-def _chain(steps: list[Step]) -> Step:
+def _through(block: nn.Module, walk: Callable[..., Tensor], blocks: ActiveBlocks) -> Walk:
+    """`walk(block, x, blocks)` of x, through the block's own call."""
+    return lambda x: block(x, partial(walk, block, blocks=blocks))
+
+
+def _chain(steps: list[Walk]) -> Walk:
     def walk(x: Tensor) -> Tensor:
         for step in steps:
             x = step(x)
@@ -119,7 +118,7 @@ def _chain(steps: list[Step]) -> Step:
     return walk
 
 
-LEVELS: dict[type[Encoder], Callable[..., list[Step]]] = {
+LEVELS: dict[type[Encoder], Callable[..., list[Walk]]] = {
     STUNetEncoder: stunet_levels,
     MedNeXtEncoder: mednext_levels,
     ResEncEncoder: resenc_levels,

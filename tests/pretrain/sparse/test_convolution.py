@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
+from scanforge.backbones.stunet import DepthFreeConv3d
 from scanforge.pretrain.sparse import convolution
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
 from scanforge.pretrain.sparse.convolution import packed_conv
@@ -38,7 +38,7 @@ def test_equal_to_the_dense_convolution(monkeypatch, by_matrix, grid, size, laye
     kernel, stride, groups = LAYERS[layer]
     visible = visible_blocks(grid)
     blocks = ActiveBlocks(visible)
-    conv = nn.Conv3d(4, 4, kernel, stride, kernel // 2, groups=groups).double()
+    conv = DepthFreeConv3d(4, 4, kernel, stride, kernel // 2, groups=groups).double()
     shape = [n * b for n, b in zip(grid, size, strict=True)]
     x = torch.randn(3, 4, *shape, dtype=torch.float64)
     dense_in, packed_in = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -59,7 +59,7 @@ def test_equal_to_the_dense_convolution(monkeypatch, by_matrix, grid, size, laye
 @pytest.mark.parametrize("size", [(8, 8, 8), (2, 2, 2)])  # a convolution, a matrix product
 def test_autocast_computes_in_bfloat16_and_gives_float32_gradients(size):
     visible = visible_blocks((2, 2, 2))
-    blocks, conv = ActiveBlocks(visible), nn.Conv3d(8, 8, 3, padding=1)
+    blocks, conv = ActiveBlocks(visible), DepthFreeConv3d(8, 8, 3, padding=1)
     x = torch.randn(len(blocks.sample), *size, 8)
     exact = packed_conv(conv, x, blocks)
     with torch.autocast("cpu", torch.bfloat16):

@@ -11,6 +11,7 @@ from scanforge.backbones import mednext, stunet
 from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
 from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder
 from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
+from scanforge.pretrain import recompute
 from scanforge.pretrain.masking import enlarge
 from scanforge.pretrain.sparse.blocks import ActiveBlocks
 from scanforge.pretrain.sparse.encoders import packed_features
@@ -160,7 +161,9 @@ def test_equal_to_the_masked_dense_walk_with_all_gradients(case):
     probes = [torch.randn_like(x) for x in dense]
     expected = gradients(dense, probes, inputs)
     for checkpointing in (False, True):
-        packed = unpacked(packed_features(encoder, voxels, blocks, checkpointing), blocks)
+        if checkpointing:
+            recompute.apply(encoder)
+        packed = unpacked(packed_features(encoder, voxels, blocks), blocks)
         for one, other in zip(packed, dense, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
         for one, other in zip(gradients(packed, probes, inputs), expected, strict=True):
@@ -212,12 +215,13 @@ def test_masks_are_not_mixed_up_by_threads_and_checkpointing():
     """Two active sets at once on one encoder; the backward pass recomputes with the right one."""
     config, shape, block = CASES["stunet 3d"]
     encoder, visible = make(config), visible_blocks(shape, block)
+    recompute.apply(encoder)
     voxels = torch.randn(2, config.in_channels, *shape, dtype=torch.float64)
     results = {}
 
     def work(name, chosen):
         x = voxels.clone().requires_grad_()
-        features = packed_features(encoder, x, ActiveBlocks(chosen), checkpointing=True)
+        features = packed_features(encoder, x, ActiveBlocks(chosen))
         ready.wait()
         results[name] = torch.autograd.grad(sum(f.square().sum() for f in features), x)[0]
 

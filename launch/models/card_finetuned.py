@@ -1,0 +1,53 @@
+"""The model card of a fine-tuned model."""
+
+from typing import Any
+
+from scanforge.launch.models.card_parts import (
+    LIMITS,
+    Facts,
+    backbone_in_words,
+    by,
+    header,
+    intended,
+    joined,
+    numbers,
+    terms,
+)
+
+PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification",
+              "detection": "object-detection"}  # fmt: skip
+
+
+def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) -> str:
+    """The card of a fine-tuned model; `described` is its `model.json`."""
+    task, plan = described["task"]["name"], described["plan"]
+    trained = ", ".join(f"{key} {value}" for key, value in described.get("trained", {}).items()) or "not recorded"
+    return joined(
+        header(facts, ["medical-imaging", task, described["backbone"]["name"]], PIPELINES.get(task)),
+        f"# {facts.name}",
+        f"A model for {task} of {_modality(described['modality'])} scans, on "
+        f"{backbone_in_words(described['backbone'])}. Classes: {', '.join(described['classes']) or 'not named'}. "
+        f"Trained: {trained}.",
+        "## Use",
+        intended(facts, "research on scans like those it was trained on"),
+        LIMITS,
+        "Nothing is known about scans of other devices, protocols or populations than those of its training. "
+        "Which pre-trained weights it began from is not recorded in the run.",
+        "## Load",
+        "```\nscanforge predict --model FOLDER --input SCANS --out PREDICTIONS\n```",
+        "## Preprocessing",
+        f"Grid {by(plan['spacing'])} mm, patches of {by(plan['patch'])} (D, H, W). Intensities as `model.json` says; "
+        "`scanforge predict` does all of it.",
+        "## Numbers",
+        *numbers(figures),
+        "## Licence and citation",
+        terms(facts),
+        facts.citation or "No citation was given.",
+        "## Files",
+        f"`model.safetensors` (sha256 `{described['weights_sha256']}`) and `model.json`; all sums are in "
+        "`SHA256SUMS`. There is no list of patients: who was trained on is not in the release.",
+    )
+
+
+def _modality(name: str) -> str:
+    return "unknown" if name == "unknown" else name.upper()

@@ -1,0 +1,106 @@
+"""`scanforge models ...`: options in, lines out."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from scanforge.backbones import models_folder
+from scanforge.configs.errors import UserError
+from scanforge.launch.models.catalogue import Entry, entry_of, of_family, sized
+from scanforge.launch.models.getting import Wish, get
+from scanforge.launch.models.origin import read_origin
+
+COMMERCIAL = {"yes": "yes", "no": "NO", "unknown": "unknown"}
+
+
+def list_command(family: str | None) -> None:
+    """The catalogue as a table."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("name", "download", "verified by", "licence", "commercial use", "installed", "what"):
+        table.add_column(name, no_wrap=True)
+    for entry in of_family(family):
+        table.add_row(
+            entry.name, sized(entry), _sum(entry), entry.licence, COMMERCIAL[entry.commercial_use],
+            "yes" if read_origin(models_folder() / entry.name) else "no", entry.title,
+        )  # fmt: skip
+    console = Console()
+    console.width = max(console.width, 200)  # a cut name or licence would be worse than a wrapped line
+    console.print(table)
+    print(f"installed models lie in {models_folder()}; 'scanforge models get NAME' installs one")
+
+
+def _sum(entry: Entry) -> str:
+    if entry.download.sha256:
+        return "sha256"
+    return "part of md5" if entry.download.md5_prefix else "nothing known"
+
+
+def get_command(name: str, wish: Wish) -> None:
+    """Install a model, with a progress bar on a terminal."""
+    entry = entry_of(name)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(entry.name, total=None)
+        target = get(
+            entry,
+            wish,
+            say=lambda text: print(text, file=sys.stderr, flush=True) if bar.disable else bar.print(text),
+            told=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    use = entry.name if wish.out is None else target
+    from scanforge.backbones.release import INFO, read_info
+
+    backbone = read_info(target / INFO).backbone.model_dump_json()
+    print(f"{target}\nfine-tuning: checkpoint={use}\npre-training: init: {use}, with backbone: {_spaced(backbone)}")
+
+
+def _spaced(text: str) -> str:
+    """JSON as people write it, which YAML takes too."""
+    return json.dumps(json.loads(text))
+
+
+def inspect_command(path: Path) -> None:
+    """Print what is inside."""
+    from scanforge.launch.models.inspecting import inspect
+
+    for line in inspect(path):
+        print(line)
+
+
+def export_command(
+    run: Path,
+    out: Path,
+    *,
+    push: str | None,
+    private: bool,
+    licence: str | None,
+    intended_use: str,
+    citation: str | None,
+    metrics: Path | None,
+    without_patients: bool,
+) -> None:
+    """Write a release folder, and push it where that is asked for."""
+    from scanforge.launch.models.exporting import Terms, export, exported_before, refuse_unclear_terms
+
+    if push is not None and push.count("/") != 1:
+        raise UserError(f"--push takes USER/NAME, not '{push}'")
+    if private and push is None:
+        raise UserError("--private says how to push: give --push USER/NAME too")
+    terms = Terms(licence, intended_use, citation, metrics, not without_patients)
+    before = exported_before(out) if push is not None and terms == Terms() else None
+    exported = before or export(run, out, terms, push)
+    if before:
+        print(f"{out} was exported before: it is pushed as it is", file=sys.stderr)
+    print(f"{exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
+    if not exported.licence:
+        print("it has no licence yet: README.md says so (--licence)", file=sys.stderr)
+    if push is not None:
+        from scanforge.launch.models.pushing import push as upload
+
+        refuse_unclear_terms(exported)
+        print(upload(exported.folder, push, private))

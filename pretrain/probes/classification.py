@@ -1,0 +1,78 @@
+"""Classes from pooled features: nearest neighbours and logistic regression."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # C of the logistic regression, the smoothest first
+FOLDS, ITERATIONS = 3, 200
+
+
+def nearest(
+    train: NDArray, labels: NDArray, test: NDArray, classes: int, neighbours: int, temperature: float
+) -> NDArray[np.float64]:
+    """Votes (M, classes), which sum to 1, of the `neighbours` training rows (N, F) most similar to test rows (M, F).
+
+    A vote weighs exp(cosine / temperature) (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+    """
+    rows, queries = (_unit(each.astype(np.float64)) for each in (train, test))
+    cosine = queries @ rows.T
+    closest = np.argsort(-cosine, axis=1, kind="stable")[:, :neighbours]
+    weights = np.exp((np.take_along_axis(cosine, closest, 1) - 1) / temperature)  # minus 1: no overflow, same shares
+    votes = np.zeros((len(test), classes))
+    for label in range(classes):
+        votes[:, label] = np.where(labels[closest] == label, weights, 0).sum(1)
+    return votes / np.maximum(votes.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def logistic(train: NDArray, labels: NDArray, patients: Sequence[str], test: NDArray) -> NDArray[np.float64]:
+    """Probabilities (M, classes) for test rows (M, F) by multinomial logistic regression on standardised features.
+
+    Classes weigh the same. C is the one of least log-loss over folds of the training patients.
+    """
+    strength = _strength(train, labels, np.array(patients))
+    return np.asarray(_fitted(strength, train, labels).predict_proba(test))
+
+
+def _strength(train: NDArray, labels: NDArray, patients: NDArray) -> float:
+    folds = min(FOLDS, len(np.unique(patients)), int(np.bincount(labels).max()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer scans than folds
+        parts = list(StratifiedGroupKFold(folds).split(train, labels, patients)) if folds > 1 else []
+    usable = [(fit, held) for fit, held in parts if len(np.unique(labels[fit])) == labels.max() + 1]
+    losses = [sum(_loss(strength, train, labels, fit, held) for fit, held in usable) for strength in STRENGTHS]
+    return STRENGTHS[int(np.argmin(losses))] if usable else 1.0
+
+
+def _loss(strength: float, train: NDArray, labels: NDArray, fit: NDArray, held: NDArray) -> float:
+    """Log-loss of the rows `held`, summed over them, each by one over its class's share."""
+    found = _fitted(strength, train[fit], labels[fit]).predict_proba(train[held])[np.arange(len(held)), labels[held]]
+    return float((-np.log(np.maximum(found, 1e-12)) / np.bincount(labels)[labels[held]]).sum())
+
+
+def _fitted(strength: float, rows: NDArray, labels: NDArray) -> Pipeline:
+    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest regularisation; its loss is what counts
+        return make_pipeline(StandardScaler(), regression).fit(rows, labels)
+
+
+def scores(labels: NDArray, probabilities: NDArray) -> dict[str, float]:
+    """Balanced accuracy, and AUROC of each class against the others, averaged over the classes (M, classes)."""
+    areas = [roc_auc_score(labels == label, column) for label, column in enumerate(probabilities.T)]
+    return {
+        "balanced_accuracy": float(balanced_accuracy_score(labels, probabilities.argmax(1))),
+        "auroc": float(np.mean(areas)),
+    }
