@@ -40,7 +40,7 @@ def sum_up(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bo
     if code == HUNG:
         return End("crashed", step, "a rank finished no step in time (step_timeout_s); its stacks are in the log")
     if code in SIGNALLED:
-        return End("stopped", step, f"told to stop by signal {code - 128} while it was starting")
+        return End("stopped", step, f"told to stop by signal {code - 128} before it could save")
     what = f"killed by signal {code - 128}, as the system does when memory runs out" if code > 128 else f"exit {code}"
     return End("crashed", step, f"a rank was lost ({what})")
 
