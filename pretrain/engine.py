@@ -214,6 +214,8 @@ def _deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
 
 def _zero_config(config: EngineConfig, world: World) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if config.zero_stage == 3:  # the default would keep the whole of most models gathered from forward to backward
+        zero["stage3_max_reuse_distance"] = BUCKET
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
     return zero
