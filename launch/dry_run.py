@@ -13,18 +13,18 @@ GB = 1e9
 Choice = tuple[int, bool]  # ZeRO stage, activation checkpointing
 
 
-def describe(config: PretrainConfig, cluster: "ClusterConfig", gpu_memory_gb: float | None = None) -> list[str]:
+def describe(config: PretrainConfig, cluster: "ClusterConfig") -> list[str]:
     """Lines of a table: memory per process at each ZeRO stage, with and without activation checkpointing, and advice.
 
-    gpu_memory_gb: of one GPU; without it, and on nodes without GPUs, `cluster.memory_gb` shared by a node's processes.
-    UserError where the batch does not divide among the processes.
+    What fits is said by `cluster.gpu_memory_gb` or, on nodes without GPUs, `cluster.memory_gb` shared by a node's
+    processes. UserError where the batch does not divide among the processes.
     """
     world, on_gpu = cluster.nodes * cluster.tasks_per_node, cluster.gpus_per_node > 0
     calculator = Calculator(config, world, "cuda" if on_gpu else "cpu")
     choices = [(stage, on) for on in (False, True) for stage in range(4)]
     found = {(stage, on): calculator.usage(stage, on) for stage, on in choices}
     own: Choice = (config.engine.zero_stage, config.engine.activation_checkpointing)
-    limit = _limit(cluster, gpu_memory_gb, on_gpu)
+    limit = _limit(cluster, on_gpu)
     head = (
         f"{calculator.model.trainable:,} trainable parameters, {world} processes, {config.engine.precision}; "
         f"GB per {'GPU' if on_gpu else 'process'}, estimated"
@@ -43,11 +43,11 @@ def _row(choice: Choice, usage: Usage, marked: bool) -> str:
     ) + ("  <- configured" if marked else "")
 
 
-def _limit(cluster: "ClusterConfig", gpu_memory_gb: float | None, on_gpu: bool) -> float | None:
+def _limit(cluster: "ClusterConfig", on_gpu: bool) -> float | None:
     """GB that a process may use, where that is known."""
-    if gpu_memory_gb is not None:
-        return gpu_memory_gb
-    if on_gpu or cluster.memory_gb is None:
+    if on_gpu:
+        return cluster.gpu_memory_gb
+    if cluster.memory_gb is None:
         return None
     return cluster.memory_gb / cluster.tasks_per_node
 

@@ -39,6 +39,7 @@ def submit(
     gpus_per_node: Annotated[int | None, typer.Option(min=0)] = None,
     cpus_per_task: Annotated[int | None, typer.Option(min=1)] = None,
     memory_gb: Annotated[float | None, typer.Option(help="Memory per node.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(help="GB of one GPU; --dry-run says what fits.")] = None,
     partition: Annotated[str | None, typer.Option()] = None,
     account: Annotated[str | None, typer.Option()] = None,
     qos: Annotated[str | None, typer.Option()] = None,
@@ -57,8 +58,9 @@ def submit(
 
     asked = {
         "nodes": nodes, "tasks_per_node": tasks_per_node, "gpus_per_node": gpus_per_node,
-        "cpus_per_task": cpus_per_task, "memory_gb": memory_gb, "partition": partition, "account": account,
-        "qos": qos, "constraint": constraint, "timeout_min": time, "array_parallelism": array_parallelism,
+        "cpus_per_task": cpus_per_task, "memory_gb": memory_gb, "gpu_memory_gb": gpu_memory, "partition": partition,
+        "account": account, "qos": qos, "constraint": constraint, "timeout_min": time,
+        "array_parallelism": array_parallelism,
     }  # fmt: skip
     asked = {key: value for key, value in asked.items() if value is not None}
     raise typer.Exit(launch_command(config, words or [], cluster, asked, defaults, wait, dry_run, snapshot))

@@ -11,8 +11,8 @@ OWN = {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "par
        "constraint", "time", "signal", "array", "output", "error", "open-mode", "job-name", "requeue"}  # fmt: skip
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 # What a job on this machine can follow; the others are for a scheduler.
-LOCAL = {"nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "timeout_min", "signal_delay_s", "max_requeues",
-         "max_crash_requeues", "env", "setup"}  # fmt: skip
+LOCAL = {"nodes", "tasks_per_node", "gpus_per_node", "gpu_memory_gb", "cpus_per_task", "timeout_min", "signal_delay_s",
+         "max_requeues", "max_crash_requeues", "env", "setup"}  # fmt: skip
 
 
 class ClusterConfig(Config):
@@ -32,6 +32,7 @@ class ClusterConfig(Config):
     gpus_per_node: int = Field(default=0, ge=0)
     cpus_per_task: int = Field(default=1, ge=1)
     memory_gb: float | None = Field(default=None, gt=0)
+    gpu_memory_gb: float | None = Field(default=None, gt=0)  # of one GPU; `--dry-run` says what fits into it
     timeout_min: int = Field(default=60 * 24, ge=1)
     partition: str | None = None
     account: str | None = None

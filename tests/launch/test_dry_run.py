@@ -20,6 +20,10 @@ def configured(**engine):
 CLUSTER = ClusterConfig(nodes=2, tasks_per_node=2, gpus_per_node=2)
 
 
+def advice_for(gpu_memory_gb):
+    return describe(configured(zero_stage=2), CLUSTER.model_copy(update={"gpu_memory_gb": gpu_memory_gb}))[-1]
+
+
 def test_the_configured_line_is_marked_and_the_advice_follows_the_limit():
     head, columns, *rows, advice = describe(configured(zero_stage=2), CLUSTER)
     assert "4 processes" in head
@@ -30,14 +34,11 @@ def test_the_configured_line_is_marked_and_the_advice_follows_the_limit():
     assert "--gpu-memory" in advice
     peaks = {tuple(row.replace(">", " ").split()[:2]): float(row.replace(">", " ").split()[4]) for row in rows}
     own, plain = peaks["2", "off"], peaks["0", "off"]
-    assert plain < own  # the reduce bucket of 2 GB is more than this small model
-    assert "fits into 80 GB" in describe(configured(zero_stage=2), CLUSTER, 80)[-1]
+    assert plain < own  # the reduce bucket is more than this small model
+    assert "fits into 80 GB" in advice_for(80)
     between = (own + plain) / 2
-    assert (
-        f"does not fit into {between:g} GB; engine.zero_stage=0"
-        in describe(configured(zero_stage=2), CLUSTER, between)[-1]
-    )
-    assert "nothing fits" in describe(configured(zero_stage=2), CLUSTER, 0.001)[-1]
+    assert f"does not fit into {between:g} GB; engine.zero_stage=0" in advice_for(between)
+    assert "nothing fits" in advice_for(0.001)
 
 
 def test_memory_of_a_node_without_gpus_is_shared_by_its_processes():
