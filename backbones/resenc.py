@@ -12,7 +12,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
-from scanforge.backbones.stunet import LEAK, DepthFreeConv3d, Stride, check_normalisable, context_features, init_he
+from scanforge.backbones.stunet import (
+    LEAK,
+    DepthFreeConv3d,
+    Stride,
+    check_normalisable,
+    context_features,
+    cumulative,
+    init_he,
+)
 from scanforge.configs.base import Config
 
 Positive = Annotated[int, Field(gt=0)]
@@ -150,11 +158,7 @@ class ResEncEncoder(Encoder):
 
     def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
         """Cumulative strides (D, H, W) of the levels; the depth stays 1 in 2D."""
-        levels: list[Triple] = [(1, 1, 1)]
-        for d, h, w in self.config.strides:
-            depth, height, width = levels[-1]
-            levels.append((1 if is_2d else depth * d, height * h, width * w))
-        return tuple(levels)
+        return cumulative(self.config.strides, is_2d)
 
     def check_input(self, shape: Triple) -> None:
         """Refuse sizes that leave one voxel at the deepest level, which InstanceNorm cannot normalise."""

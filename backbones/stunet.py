@@ -132,16 +132,21 @@ class STUNetEncoder(Encoder):
 
     def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
         """Cumulative strides (D, H, W) of the six levels; the depth stays 1 in 2D."""
-        levels: list[Triple] = [(1, 1, 1)]
-        for d, h, w in self.config.strides:
-            depth, height, width = levels[-1]
-            levels.append((1 if is_2d else depth * d, height * h, width * w))
-        return tuple(levels)
+        return cumulative(self.config.strides, is_2d)
 
     def check_input(self, shape: Triple) -> None:
         """Refuse sizes that leave one voxel at the deepest level, which InstanceNorm cannot normalise."""
         total = self.feature_strides(is_2d=shape[0] == 1)[-1]
         check_normalisable(shape, total, "STU-Net", "take a larger crop or smaller strides")
+
+
+def cumulative(strides: Iterable[Triple], is_2d: bool) -> tuple[Triple, ...]:
+    """Of levels that are each the one before at a stride (D, H, W), the strides from the input; in 2D depth stays 1."""
+    levels: list[Triple] = [(1, 1, 1)]
+    for d, h, w in strides:
+        depth, height, width = levels[-1]
+        levels.append((1 if is_2d else depth * d, height * h, width * w))
+    return tuple(levels)
 
 
 def check_normalisable(shape: Triple, total: Triple, network: str, advice: str) -> None:
