@@ -34,6 +34,7 @@ def save(
     tensors |= {f"rng/{device}": state for device, state in rng.state(world).items()}
     if world.is_main:
         tensors |= {f"buffer/{name}": value for name, value in _buffers(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
     written = [write_pieces(folder / rank_file(world.rank), tensors, starts)]
     if world.is_main:
         written.append(write_state(folder / STATE, _describe(model, states, world) | {"extra": extra}))

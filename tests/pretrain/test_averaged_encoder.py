@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain.averaged_encoder import EmaConfig, add_average, encoder_of, move_average
-from scanforge.pretrain.distributed import join
+from scanforge.pretrain.distributed import barrier, join
 from scanforge.pretrain.engine import Engine, EngineConfig
 from scanforge.pretrain.objectives.projector import GlobalBatchNorm1d
 from scanforge.pretrain.optimiser import OptimiserConfig
@@ -69,7 +69,7 @@ def engine(stage, precision):
     before = torch.get_rng_state()
     add_average(objective, EMA)
     assert torch.equal(before, torch.get_rng_state())
-    optimiser = OptimiserConfig(lr=1e-2, warmup_steps=0)
+    optimiser = OptimiserConfig(lr=1e-2, warmup_steps=0).filled("convolutional")
     return Engine(objective, optimiser, EngineConfig(zero_stage=stage, precision=precision), world)
 def step(e, number):  # as the loop does
     record = e.step([(batch(number),)], 1e-2)
@@ -78,6 +78,7 @@ def step(e, number):  # as the loop does
         move_average(e.objective)
 def weights(e, name):
     e.save(root / name, {})
+    barrier(world)
     return {k: v.clone() for k, v in e.weights(root / name).items()}
 """
 

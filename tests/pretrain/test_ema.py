@@ -74,7 +74,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
+from scanforge.pretrain.distributed import barrier, join
 from scanforge.pretrain.ema import Follower, cosine_momentum
 from scanforge.pretrain.engine import Engine, EngineConfig
 from scanforge.pretrain.objectives.projector import GlobalBatchNorm1d
@@ -114,6 +114,7 @@ def engine(stage):
     return Engine(Objective(), OPT, EngineConfig(zero_stage=stage, clip=0.0), world)
 def weights(e, name):
     e.save(root / name, {})
+    barrier(world)
     return e.weights(root / name)
 def step(e, number):
     e.step([(batch(number, rows),)], 1e-2, (number + 1) / STEPS)

@@ -122,7 +122,7 @@ from pathlib import Path
 sys.path.insert(0, os.environ["HERE"])
 from test_recompute import CASES, build
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
+from scanforge.pretrain.distributed import barrier, join
 from scanforge.pretrain.engine import Engine, EngineConfig
 from scanforge.pretrain.optimiser import OptimiserConfig
 world = join("cpu", 1)
@@ -131,7 +131,8 @@ def train(case, **options):
     torch.manual_seed(0)
     config, backbone = CASES[case]
     objective = config.build(build(backbone))
-    engine = Engine(objective, OptimiserConfig(lr=1e-3, warmup_steps=0), EngineConfig(**options), world, ("mr",))
+    optimiser = OptimiserConfig(lr=1e-3, warmup_steps=0).filled("convolutional")
+    engine = Engine(objective, optimiser, EngineConfig(**options), world, ("mr",))
     torch.manual_seed(world.rank)
     losses = []
     for step in range(3):
@@ -144,6 +145,7 @@ def train(case, **options):
         losses.append(engine.step([tuple(batches)], 1e-3).loss)
     folder = Path(os.environ["TMP_PATH"]) / f"{case}{options}"
     engine.save(folder, {})
+    barrier(world)
     return losses, engine.weights(folder)
 
 for case in CHOSEN:

@@ -49,8 +49,6 @@ def engine(optimiser="adamw", **kw):
 def steps(e, first, last):
     return [e.step([(batch(s, slice(world.rank, 4, world.size)),)], 1e-3, s / 10).loss for s in range(first, last)]
 def save(e, name):
-    (ROOT / name).mkdir(exist_ok=True)
-    barrier(world)
     e.save(ROOT / name, {"name": name})
     barrier(world)
 def content(name):
