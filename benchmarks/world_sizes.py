@@ -1,11 +1,14 @@
 """One run continued with other numbers of processes, against one that was left alone.
 
-command: python benchmarks/world_sizes.py --shards FOLDER [--cases spark mae] [--stages 0 1 2 3] [--sizes 2 1 4 2]
+command: python benchmarks/world_sizes.py --shards FOLDER [--cases mae spark_sgd] [--stages 0 1 2 3] [--sizes 2 1 4 2]
 
 For every ZeRO stage the run goes through `sizes`: it is stopped by SIGTERM on one rank and continued with the next
 number of processes. The uninterrupted run has `sizes[0]` processes at the same stage. Reported: the largest relative
 difference of a step's loss, and whether the keys of the crops, gathered from loaders at the positions in which each
 part of the run began, are those of a single reader, each once.
+
+SparK is run with SGD, whose steps are as exact as the gradients, and with AdamW, which at the start of a run divides
+gradients that are little more than rounding by their own size.
 """
 
 import argparse
@@ -29,12 +32,24 @@ from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import DataConfig, Position
 
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+STUNET = {
+    "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2},
+    "objective": {"name": "spark", "block_3d": [8, 8, 8]},
+}
+ADAMW, SGD = {"lr": 3e-4, "warmup_steps": 4}, {"name": "sgd", "lr": 1e-2, "warmup_steps": 4}
 CASES: dict[str, dict[str, Any]] = {
-    "spark": {
-        "backbone": {"name": "stunet", "size": "S"},
-        "objective": {"name": "spark", "block_3d": [16, 16, 16]},
+    "mae": {
+        "backbone": {"name": "vit", "size": "S", "patch_3d": [8, 8, 8]},
+        "objective": {"name": "mae"},
+        "optimiser": ADAMW,
     },
-    "mae": {"backbone": {"name": "vit", "size": "S", "patch_3d": [8, 8, 8]}, "objective": {"name": "mae"}},
+    "mae_tiny": {
+        "backbone": {"name": "vit", "size": "Ti", "patch_3d": [8, 8, 8]},
+        "objective": {"name": "mae", "decoder_depth": 2},
+        "optimiser": ADAMW,
+    },
+    "spark_sgd": {**STUNET, "optimiser": SGD},
+    "spark_adamw": {**STUNET, "optimiser": ADAMW},
 }
 
 
@@ -43,7 +58,7 @@ def content(case: str, shards: Path, run_dir: Path, stage: int, steps: int) -> d
     return CASES[case] | {
         "run_dir": str(run_dir), "seed": 5, "steps": steps, "checkpoint_every": 1000, "threads": 1, "monitor_crops": 0,
         "data": {"sources": sources, "crop_3d": [32, 32, 32], "batch_3d": 8, "workers": 0, "steps_per_epoch": 1000},
-        "optimiser": {"lr": 3e-4, "warmup_steps": 4}, "engine": {"zero_stage": stage},
+        "engine": {"zero_stage": stage},
     }  # fmt: skip
 
 
@@ -114,7 +129,7 @@ def compare(case: str, shards: Path, stage: int, sizes: list[int], each: int, fo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["mae", "spark_sgd", "spark_adamw"])
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 1, 4, 2])
     parser.add_argument("--each", type=int, default=6, help="Steps between the changes.")

@@ -7,6 +7,8 @@ not count (padding, excluded regions).
 import torch
 from torch import Tensor
 
+from scanforge.pretrain.collectives import rank_and_size, summed
+
 
 def patch_statistics(patches: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and sqrt(variance + eps), each (B, L, 1, 1), over the valid voxels and the channels of each patch.
@@ -33,13 +35,16 @@ def patch_normalise(patches: Tensor, valid: Tensor, eps: float) -> Tensor:
 def masked_mse(prediction: Tensor, target: Tensor, masked: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error over the valid voxels of the masked patches: of the batch, a scalar, and of each sample (B,).
 
-    masked: (B, L) bool. Without padding this is MAE's mean over masked patches of the mean over voxels. Where
-    nothing is both masked and valid, the batch's is 0 with zero gradients, a sample's is NaN.
+    masked: (B, L) bool. Without padding this is MAE's mean over masked patches of the mean over voxels. The batch is
+    that of all ranks: each returns a share whose mean over ranks is the loss, so that a rank whose scans are mostly
+    padding does not count as much as the others. Where nothing is both masked and valid, the batch's is 0 with zero
+    gradients, a sample's is NaN.
     """
     weight = (masked[:, :, None, None] & valid).to(prediction.dtype)  # (B, L, V, 1)
     error = ((prediction - target).square() * weight).flatten(1).sum(1)  # (B,)
     count = weight.flatten(1).sum(1) * prediction.shape[-1]
-    return error.sum() / count.sum().clamp(min=1), error.detach() / count
+    of_a_rank = summed(count.sum()) / rank_and_size()[1]
+    return error.sum() / torch.where(of_a_rank > 0, of_a_rank, 1.0), error.detach() / count
 
 
 def reconstruction_loss(

@@ -16,7 +16,7 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
+from scanforge.pretrain.distributed import barrier, join
 from scanforge.pretrain.engine import Engine, EngineConfig
 from scanforge.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanforge.pretrain.objectives.contrastive import ContrastiveConfig
@@ -55,6 +55,7 @@ for index, (config, backbone) in enumerate(CASES):
     e, records = train(config, backbone, zero_stage=STAGE)
     folder = Path(os.environ["TMP_PATH"]) / f"{index}-{world.size}-{STAGE}"
     e.save(folder, {})
+    barrier(world)
     weights = e.weights(folder)
     released = {k.removeprefix("encoder.") for k in weights if k.startswith("encoder.")}
     assert released == build(backbone).state_dict().keys(), released ^ build(backbone).state_dict().keys()

@@ -12,7 +12,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "world_sizes.py
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "stage"), [("mae", 3), ("spark", 2)])
+@pytest.mark.parametrize(("case", "stage"), [("mae_tiny", 3), ("spark_sgd", 2)])
 def test_two_then_one_then_four_then_two(tiny_shards, case: str, stage: int):
     words = ["--shards", str(tiny_shards["mr"]), "--cases", case, "--stages", str(stage), "--each", "2", "--out", ""]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}  # it imports `record`

@@ -26,7 +26,7 @@ def test_the_packaged_one_is_whole():
 
 
 def test_what_is_said_of_the_released_stunets_agrees_with_the_loader():
-    from scanforge.backbones.foreign.loading import UNCLIPPED
+    from scanforge.backbones.foreign.openmind import UNCLIPPED
 
     entry = catalogue()["stunet-s"]
     assert entry.spacing_mm == (1.5, 1.5, 1.5)

@@ -1,5 +1,6 @@
 """The loss against naive loops in float64, gradients too; what is padding never counts."""
 
+import json
 import math
 
 import pytest
@@ -106,3 +107,28 @@ def test_masked_mse_counts_channels_once_each(case):
     _, patches, masked, valid = case
     loss, _ = masked_mse(patches + 2, patches, masked, valid)
     assert loss.item() == pytest.approx(4)
+
+
+def test_ranks_with_more_padding_count_less(ranks):
+    """Two ranks' mean is the loss of one on both batches, gradient included, however the padding lies."""
+    code = """
+import json
+import torch
+from scanforge.pretrain.distributed import join, sum_over_ranks
+from scanforge.pretrain.losses.reconstruction import masked_mse
+world = join("cpu", 1)
+generator = torch.Generator().manual_seed(0)
+patches, shift = (torch.randn(4, 5, 6, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+valid = torch.rand(4, 5, 6, 1, generator=generator) < torch.tensor([0.9, 0.1, 0.0, 0.3]).view(4, 1, 1, 1)
+masked = torch.ones(4, 5, dtype=torch.bool)
+rows = slice(2 * world.rank, 2 * world.rank + 2) if world.size == 2 else slice(None)
+weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+loss, _ = masked_mse(weight * patches[rows], patches[rows] + shift[rows], masked[rows], valid[rows])
+gradient, = torch.autograd.grad(loss, weight)
+both = sum_over_ranks(torch.stack((loss.detach(), gradient)), world) / world.size
+if world.is_main:
+    print(json.dumps(both.tolist()))
+"""
+    one, two = (json.loads(ranks(code, size)) for size in (1, 2))
+    assert two == pytest.approx(one, rel=1e-12)
+    assert one[0] > 0

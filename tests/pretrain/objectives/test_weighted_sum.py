@@ -87,7 +87,7 @@ def test_terms_are_told_apart_and_must_go_with_the_backbone():
         SumConfig.model_validate({"terms": []})
     with pytest.raises(ValidationError):
         SumConfig.model_validate({"terms": [{"objective": {"name": "sum", "terms": TERMS}}]})
-    with pytest.raises(UserError, match="needs tokens"):
+    with pytest.raises(UserError, match="needs the tokens"):
         make(backbone=STUNetConfig(size="S"))
     with pytest.raises(UserError, match="multiple of"):
         make().check_shape((1, 17, 24))
@@ -100,7 +100,7 @@ import torch
 from scanforge.backbones.registry import build
 from scanforge.backbones.vit import ViTConfig
 from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
+from scanforge.pretrain.distributed import barrier, join
 from scanforge.pretrain.engine import Engine, EngineConfig
 from scanforge.pretrain.objectives.weighted_sum import SumConfig
 from scanforge.pretrain.optimiser import OptimiserConfig
@@ -128,11 +128,13 @@ def views(step):
 
 def weights(e, name):
     e.save(root / name, {})
+    barrier(world)
     return {k: v.clone() for k, v in e.weights(root / name).items()}
 
 e = engine()
 losses = [e.step([views(step)], 1e-4, step / 4).loss for step in range(2)]
 e.save(root / "middle", {})
+barrier(world)
 losses += [e.step([views(step)], 1e-4, step / 4).loss for step in range(2, 4)]
 straight = weights(e, "straight")
 f = engine()
