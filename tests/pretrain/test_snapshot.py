@@ -95,7 +95,7 @@ def test_any_stage_and_world_size_reads_what_any_other_wrote(ranks):
     straight = [json.loads(line) for line in ranks(COMMON + WRITE, 2).splitlines()]
     for row in straight:
         assert row == pytest.approx(straight[0], rel=1e-6)
-    for size, stages in ((2, (0, 1, 2, 3)), (1, (0, 2, 3)), (4, (0, 1, 3))):
+    for size, stages in ((2, (0, 1, 2, 3)), (1, (0, 3)), (4, (1, 3))):
         rows = ranks(COMMON + f"STAGES = {stages}\n" + READ, size).splitlines()
         assert len(rows) == 4 * len(stages)
         for row in rows:
