@@ -1,6 +1,6 @@
 """A step of the engine against a plain PyTorch loop of the same objective, at one process; and how long a start takes.
 
-command: python benchmarks/engine_overhead.py [--rounds 7] [--stages 0 1 2 3] [--device auto] [--shards FOLDER]
+command: python benchmarks/engine_overhead.py [--rounds 7] [--stages 0 1 2 3] [--cpu-time] [--shards FOLDER]
 
 The plain loop is what one would write without any framework: forward, backward, clip_grad_norm_, AdamW, and reading
 the loss. Both start from the same weights, see the same batches and must give the same losses; they take turns, and
@@ -59,15 +59,15 @@ def plain_step(objective: Objective, optimiser: torch.optim.Optimizer, batch: Ba
     return loss.item()
 
 
-def timed(step: Callable[[], float], device: torch.device) -> tuple[float, float]:
-    started = time.perf_counter()
+def timed(step: Callable[[], float], device: torch.device, clock: Callable[[], float]) -> tuple[float, float]:
+    started = clock()
     loss = step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started, loss
+    return clock() - started, loss
 
 
-def compare(name: str, stage: int, rounds: int, world: World) -> dict[str, Any]:
+def compare(name: str, stage: int, rounds: int, world: World, clock: Callable[[], float]) -> dict[str, Any]:
     shape, make = CASES[name]
     family = "convolutional" if "STU" in name else "transformer"
     config = OPTIMISER.filled(family)
@@ -86,7 +86,7 @@ def compare(name: str, stage: int, rounds: int, world: World) -> dict[str, Any]:
         order = (0, 1) if step % 2 else (1, 0)
         times, losses = [0.0, 0.0], [0.0, 0.0]
         for side in order:
-            times[side], losses[side] = timed(sides[side], world.device)
+            times[side], losses[side] = timed(sides[side], world.device, clock)
         assert abs(losses[0] - losses[1]) < 1e-4 * abs(losses[0]), (losses, step)
         theirs.append(times[0])
         ours.append(times[1])
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--cpu-time", action="store_true", help="One thread's CPU time: on a machine that is shared.")
     parser.add_argument("--shards", type=Path)
     parser.add_argument("--out", default="engine_overhead")
     arguments = parser.parse_args()
@@ -129,9 +130,10 @@ def main() -> None:
     if arguments.shards:
         result["seconds_to_first_step"] = starts(arguments.shards)
         print(result)
-    world = join(arguments.device, None)
+    world = join(arguments.device, 1 if arguments.cpu_time else None)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     for name in arguments.cases:
-        result[name] = {f"zero{s}": compare(name, s, arguments.rounds, world) for s in arguments.stages}
+        result[name] = {f"zero{s}": compare(name, s, arguments.rounds, world, clock) for s in arguments.stages}
     record(arguments.out, result)
     print(json.dumps(result, indent=1))
 

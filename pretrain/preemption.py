@@ -39,5 +39,7 @@ class StopRequest:
         """Whether any rank was asked to stop, which then all were: the same answer on every rank."""
         from scanforge.pretrain.distributed import largest
 
-        self.signal = largest(self.signal or 0, world) or None
-        return self.signal is not None
+        number = largest(self.signal or 0, world)
+        if number:  # else what was noted meanwhile, while this rank waited for the others, stays for the next time
+            self.signal = number
+        return number != 0
