@@ -9,11 +9,12 @@ Nothing here imports torch: the shell at a job's end has seconds, and `launch st
 """
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from scanforge.configs.files import write_whole
 
 Kind = Literal["complete", "final", "interrupted", "stopped", "crashed", "cancelled"]
 EXIT = {"complete": 0, "final": 2, "interrupted": 130, "stopped": 75, "crashed": 70, "cancelled": 75}
@@ -123,10 +124,3 @@ def newest_step(run_dir: Path) -> int:
 def job_folders(run_dir: Path) -> list[JobFolder]:
     """The submissions of a run, oldest first."""
     return [JobFolder(path.parent) for path in sorted((run_dir / "jobs").glob("*/job.json"))]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader sees the old or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scanforge.configs.files import write_whole
 from scanforge.datasets.shards.address import is_url, shown
 
 MARGIN_S = 15.0  # to import wandb, and for its own time limits to end, before it counts as stuck
@@ -144,7 +145,5 @@ def _identity(path: Path) -> str:
     if path.exists() and (known := path.read_text().strip()):
         return known
     identity = secrets.token_hex(4)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(identity)
-    os.replace(temporary, path)
+    write_whole(path, identity)
     return identity

@@ -1,9 +1,10 @@
 """The numbers of a run: `metrics.jsonl`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from scanforge.configs.files import write_whole
 
 
 class MetricsFile:
@@ -19,9 +20,7 @@ class MetricsFile:
                     continue  # the half line of a killed writer
                 if record["step"] <= resumed_step:
                     kept.append(line)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_whole(path, "".join(line + "\n" for line in kept))
         self._handle = open(path, "a", buffering=1)  # noqa: SIM115 - open for as long as the run
 
     def write(self, record: dict[str, Any]) -> None:

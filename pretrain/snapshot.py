@@ -55,8 +55,9 @@ def load(
             if whole is not None:
                 files.read("weight", name, 0, whole.numel(), whole)
         for piece in held:
-            files.piece("weight", piece, piece.of(piece.flat))
-            _restore_shard(piece)
+            if piece.flat is not piece.parameter:  # else it has just been read whole
+                files.piece("weight", piece, piece.of(piece.flat))
+                _restore_shard(piece)
         _restore_states(files, held, states)
         for name, value in files.buffers().items():
             model.get_buffer(name).copy_(value)

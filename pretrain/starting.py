@@ -1,7 +1,6 @@
 """What a run starts from: random weights, or an encoder that was trained before; and what its release owes to that."""
 
 import json
-import os
 
 from pydantic import Field
 
@@ -14,6 +13,7 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release, ReleaseInfo, load_release
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import write_whole
 from scanforge.pretrain.config import PretrainConfig
 
 RECORD = "init.json"
@@ -48,10 +48,7 @@ def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]
 def record(config: PretrainConfig, origin: Origin) -> None:
     """Keep the origin of `init` in the run folder."""
     if config.init is not None:
-        path = config.run_dir / RECORD
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(origin.model_dump_json(indent=1) + "\n")
-        os.replace(temporary, path)
+        write_whole(config.run_dir / RECORD, origin.model_dump_json(indent=1) + "\n")
 
 
 def _recorded(config: PretrainConfig) -> Origin:

@@ -30,7 +30,7 @@ class Calculator:
         if checkpointing is None:
             checkpointing = engine.activation_checkpointing
         if offload is None:
-            offload = bool(getattr(engine, "offload", False))
+            offload = engine.offload
         setting = self._setting(engine.zero_stage if stage is None else stage, offload)
         passes = [self._trace(crop, samples, checkpointing) for crop, samples in self._crops()]
         return usage(self.model, setting, passes, self._loaded(passes))
@@ -45,8 +45,7 @@ class Calculator:
             "max_reuse_distance": "stage3_max_reuse_distance",
         }
         sizes = {ours: int(zero[theirs]) for ours, theirs in names.items() if theirs in zero}
-        optimiser = str(getattr(self.config.optimiser, "name", "adamw"))
-        return Setting(stage, self.world, self.device, optimiser, offload, **sizes)
+        return Setting(stage, self.world, self.device, self.config.optimiser.name, offload, **sizes)
 
     def _crops(self) -> list[tuple[Triple, int]]:
         """(crop, crops of it on a rank) of each kind that the run may see."""
