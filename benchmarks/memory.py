@@ -52,7 +52,7 @@ def configured(net: str, world: int, stage: int, checkpointing: bool, precision:
 
 def set_bucket(numbers: int) -> None:
     """The same reduce bucket for the engine and for the estimate."""
-    plain = engine_module._deepspeed_config
+    plain = engine_module.deepspeed_config
 
     def with_bucket(*given):
         config = plain(*given)
@@ -60,7 +60,7 @@ def set_bucket(numbers: int) -> None:
             config["zero_optimization"]["reduce_bucket_size"] = numbers
         return config
 
-    engine_module._deepspeed_config = estimate._deepspeed_config = with_bucket
+    engine_module.deepspeed_config = estimate.deepspeed_config = with_bucket
 
 
 def estimated(config: PretrainConfig, world: int, device: str) -> int:

@@ -52,6 +52,11 @@ class EngineConfig(Config):
             raise ValueError("offload needs zero_stage 1, 2 or 3: at stage 0 every rank would hold and step all states")
         return self
 
+    def stage_of(self, processes: int) -> int:
+        """The ZeRO stage that a run of so many processes takes: alone there is nobody to share with, and stage 0 comes
+        to the same numbers without ZeRO's copies of weights and gradients (an eighth of a step's time on a CPU)."""
+        return self.zero_stage if processes > 1 or self.offload else 0
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -80,6 +85,7 @@ class Engine:
         modalities: Sequence[str] = (),
     ) -> None:
         self.config, self.world, self.modalities = config, world, tuple(modalities)
+        self._stage = config.stage_of(world.size)
         self._optimiser_config, self._optimiser = optimiser, build_optimiser(objective, optimiser)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
@@ -89,9 +95,11 @@ class Engine:
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,
             optimizer=self._optimiser,
-            config=_deepspeed_config(config, world),
+            config=deepspeed_config(config, world),
         )
-        if isinstance(self._optimiser, Lamb) and config.zero_stage > 0:
+        # Alone, a reduction only copies all gradients into a bucket and back.
+        self._engine.enable_backward_allreduce = world.size > 1 or self._stage > 0
+        if isinstance(self._optimiser, Lamb) and self._stage > 0:
             numbers = {name: row for row, (name, _) in enumerate(objective.named_parameters())}
             self._optimiser.lay_out(self._pieces(), numbers, self._summed)
 
@@ -121,6 +129,7 @@ class Engine:
             if not finite:
                 loss = sum((p * 0.0).sum() for p in self.objective.parameters() if p.requires_grad)
             self._engine.backward(loss)
+            self._fill_gradients()
             set_schedule(self._optimiser, lr if finite else 0.0, weight_decay(progress, self._optimiser_config))
             if not finite:
                 self._drop_gradients()
@@ -137,8 +146,16 @@ class Engine:
         It would take it once more for parameters that this step does not use, such as the 2D ones in a 3D step; then
         no two stages compute the same, and no resumed run what an uninterrupted one does.
         """
-        if self.config.zero_stage == 3:
+        if self._stage == 3:
             self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+
+    def _fill_gradients(self) -> None:
+        """Zeros for parameters that this step did not use, as every reduction gives them: the optimiser decays them."""
+        if self._engine.enable_backward_allreduce:
+            return
+        for parameter in self.objective.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _drop_gradients(self) -> None:
         for parameter in self.objective.parameters():
@@ -169,14 +186,14 @@ class Engine:
 
         folder: a checkpoint of this very state; it is read at ZeRO 3, where no rank holds the weights whole.
         """
-        if self.config.zero_stage == 3:
+        if self._stage == 3:
             with StateFiles(folder) as files:
                 return files.weights(prefix)
         state = self.objective.state_dict()
         return {k: v.detach().float().cpu() for k, v in state.items() if k.startswith(prefix)}
 
     def _pieces(self) -> list[Piece]:
-        return pieces(self.objective, self._engine.optimizer, self.config.zero_stage, self.world)
+        return pieces(self.objective, self._engine.optimizer, self._stage, self.world)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
         return sum_over_ranks(values.to(self.world.device), self.world)
@@ -198,7 +215,7 @@ def _import_deepspeed(world: World) -> Any:
     return deepspeed
 
 
-def _deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
+def deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
     return {
         # The loader decides what a batch is; DeepSpeed only needs numbers that multiply out.
         "train_micro_batch_size_per_gpu": 1,
@@ -213,8 +230,9 @@ def _deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
 
 
 def _zero_config(config: EngineConfig, world: World) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
-    if config.zero_stage == 3:  # the default would keep the whole of most models gathered from forward to backward
+    stage = config.stage_of(world.size)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if stage == 3:  # the default would keep the whole of most models gathered from forward to backward
         zero["stage3_max_reuse_distance"] = BUCKET
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": world.device.type == "cuda"}

@@ -9,7 +9,7 @@ from scanforge.backbones.protocol import Triple
 from scanforge.configs.errors import UserError
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World
-from scanforge.pretrain.engine import _deepspeed_config
+from scanforge.pretrain.engine import deepspeed_config
 from scanforge.pretrain.memory.states import FP32, Model, Setting, Usage, usage
 from scanforge.pretrain.memory.trace import Trace, fake_objective, trace
 
@@ -36,16 +36,16 @@ class Calculator:
         return usage(self.model, setting, passes, self._loaded(passes))
 
     def _setting(self, stage: int, offload: bool) -> Setting:
-        engine = self.config.engine.model_copy(update={"zero_stage": stage})
+        engine = self.config.engine.model_copy(update={"zero_stage": stage, "offload": offload})
         world = World(0, self.world, 0, self.world, torch.device(self.device))
-        zero: dict[str, Any] = _deepspeed_config(engine, world)["zero_optimization"]
+        zero: dict[str, Any] = deepspeed_config(engine, world)["zero_optimization"]
         names = {
             "reduce_bucket": "reduce_bucket_size",
             "prefetch_bucket": "stage3_prefetch_bucket_size",
             "max_reuse_distance": "stage3_max_reuse_distance",
         }
         sizes = {ours: int(zero[theirs]) for ours, theirs in names.items() if theirs in zero}
-        return Setting(stage, self.world, self.device, self.config.optimiser.name, offload, **sizes)
+        return Setting(engine.stage_of(self.world), self.world, self.device, self.config.optimiser.name, offload, **sizes)
 
     def _crops(self) -> list[tuple[Triple, int]]:
         """(crop, crops of it on a rank) of each kind that the run may see."""

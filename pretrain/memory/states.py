@@ -122,7 +122,8 @@ def _backward(model: Model, setting: Setting, run: Trace, gathered: int) -> int:
     whole, bucket = FP32 * model.trainable, FP32 * setting.reduce_bucket
     reduced = min(whole, bucket)
     if setting.stage == 0:
-        return max(max(done + held for done, held in run.backward), whole + min(whole, FP32 * ALLREDUCE))
+        flat = min(whole, FP32 * ALLREDUCE) if setting.world > 1 else 0
+        return max(max(done + held for done, held in run.backward), whole + flat)
     owned = _owned(model, setting)
     if setting.stage == 1:
         return bucket + max(max(done + held for done, held in run.backward), whole + owned)

@@ -47,7 +47,8 @@ def weights(e, folder="w"):
 """
 
 
-def test_a_step_equals_plain_adamw_with_accumulation_and_clipping(ranks):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_equals_plain_adamw_with_accumulation_and_clipping(ranks, size):
     out = ranks(
         COMMON
         + """
@@ -70,7 +71,8 @@ for stage in range(4):
         assert record.applied
     mine = weights(e, f"stage{stage}")
     print(max(float((mine[k] - v).abs().max()) for k, v in plain.state_dict().items()))
-"""
+""",
+        size,
     )
     assert len(out.split()) == 4
     assert max(map(float, out.split())) < 1e-6
@@ -112,7 +114,8 @@ for stage in (0, 2):
     assert e.step([(batch(2, slice(0, 4)),)], 1e-2, 0.75).applied
     assert e.objective.steps == [0.25, 0.75]
     assert not all(torch.equal(before[k], v) for k, v in weights(e, "c").items())
-"""
+""",
+        2,
     )
 
 
@@ -136,11 +139,13 @@ for config in ({"zero_stage": 0}, {"zero_stage": 1, "precision": "bf16"}, {"zero
         f.step([(batch(step, slice(0, 4)),)], 1e-2)
     resumed = weights(f, name + "resumed")
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
-"""
+""",
+        2,
     )
 
 
-def test_parameters_that_a_step_does_not_use_have_a_gradient_of_zero_at_every_stage(ranks):
+@pytest.mark.parametrize("size", [1, 2])
+def test_parameters_that_a_step_does_not_use_have_a_gradient_of_zero_at_every_stage(ranks, size):
     """As a 2D head in a 3D step: DeepSpeed's ZeRO 3 alone would take their gradient of the step before once more."""
     out = ranks(
         COMMON
@@ -166,7 +171,8 @@ for stage in range(4):
         optimiser.step()
     mine = weights(e, f"stage{stage}")
     print(max(float((mine[k] - v).abs().max()) for k, v in plain.state_dict().items()))
-"""
+""",
+        size,
     )
     assert len(out.split()) == 4
     assert max(map(float, out.split())) < 1e-6
