@@ -1,7 +1,7 @@
 """Memory per rank of real engine steps at every ZeRO stage, against what `scanforge launch --dry-run` estimates.
 
 command: python benchmarks/memory.py [--device cpu|cuda] [--nets stunet_l stunet_h vit_l] [--worlds 1 2]
-                                     [--stages 0 1 2 3] [--bucket 50000000] [--limit-gb 10] [--out memory] [--quick]
+                                     [--stages 0 1 2 3] [--bucket 50000000] [--limit-gb 10] [--edge 64] [--out memory] [--quick]
 
 Each case runs in processes of its own: two steps, the second one measured. On a GPU by torch's allocator. On a CPU the
 profiler counts every buffer of a lone process; of two processes the system's count is taken (resident memory beyond
@@ -41,8 +41,11 @@ NETS = {
 }
 
 
-def configured(net: str, world: int, stage: int, checkpointing: bool, precision: str) -> PretrainConfig:
+def configured(
+    net: str, world: int, stage: int, checkpointing: bool, precision: str, edge: int | None = None
+) -> PretrainConfig:
     backbone, objective, crop = NETS[net]
+    crop = crop if edge is None else [edge] * 3
     return PretrainConfig.model_validate({
         "run_dir": "run", "steps": 100, "backbone": backbone, "objective": objective,
         "data": {"sources": [{"name": "a", "path": "a"}], "crop_3d": crop, "batch_3d": world},
@@ -86,7 +89,8 @@ def steps(config: PretrainConfig, world, meter) -> None:
 def rank(options: argparse.Namespace) -> None:
     """One process of a case: prints the peak in bytes."""
     world = join(options.device, 1)
-    config = configured(options.nets[0], world.size, options.stages[0], options.checkpointing, options.precision)
+    config = configured(options.nets[0], world.size, options.stages[0], options.checkpointing, options.precision,
+                        options.edge)  # fmt: skip
     resident = options.device == "cpu" and world.size > 1
     if resident:  # libraries are loaded before the reading
         small = "vit_ti" if config.backbone.name == "vit" else "stunet_s"
@@ -108,7 +112,7 @@ def measured(options: argparse.Namespace, net: str, world: int, stage: int, chec
     command = [
         sys.executable, __file__, "--rank", "--nets", net, "--stages", str(stage), "--device", options.device,
         "--bucket", str(options.bucket), "--precision", options.precision,
-        *(["--checkpointing"] if checkpointing else []),
+        *(["--checkpointing"] if checkpointing else []), *(["--edge", str(options.edge)] if options.edge else []),
     ]  # fmt: skip
     env = os.environ | {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                         "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
@@ -135,6 +139,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--bucket", type=int, default=50_000_000)
     parser.add_argument("--limit-gb", type=float, default=10.0)
+    parser.add_argument("--edge", type=int, help="voxels along each axis of a crop; where activations count")
     parser.add_argument("--out", default="memory")
     parser.add_argument("--quick", action="store_true", help="the two smallest networks")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
@@ -147,7 +152,7 @@ def main() -> None:
     print(f"{'net':>10} {'world':>5} {'stage':>5} {'ckpt':>5} {'measured GB':>11} {'estimate GB':>11} {'ratio':>6}")
     for net in ["stunet_s", "vit_ti"] if options.quick else options.nets:
         for world, stage, on in ((w, s, c) for w in options.worlds for s in options.stages for c in (False, True)):
-            guess = estimated(configured(net, world, stage, on, options.precision), world, options.device)
+            guess = estimated(configured(net, world, stage, on, options.precision, options.edge), world, options.device)
             fits = guess * world <= options.limit_gb * 1e9
             peak = measured(options, net, world, stage, on) if fits else None
             row = {"net": net, "world": world, "stage": stage, "checkpointing": on, "estimate_gb": guess / 1e9}
@@ -157,6 +162,7 @@ def main() -> None:
                 f"{'not run' if not fits else 'failed':>11} {guess / 1e9:>11.2f} {'':>6}")  # fmt: skip
             print(f"{net:>10} {world:>5} {stage:>5} {'on' if on else 'off':>5} {shown}", flush=True)
     settings = {"device": options.device, "bucket": options.bucket, "precision": options.precision}
+    settings["edge"] = options.edge or STUNET_CROP[0]
     record(options.out, {"settings": settings, "rows": rows})
 
 
