@@ -1,7 +1,8 @@
 """Memory per rank of real engine steps at every ZeRO stage, against what `scanforge launch --dry-run` estimates.
 
 command: python benchmarks/memory.py [--device cpu|cuda] [--nets stunet_l stunet_h vit_l] [--worlds 1 2]
-                                     [--stages 0 1 2 3] [--bucket 50000000] [--limit-gb 10] [--edge 64] [--out memory] [--quick]
+                                     [--stages 0 1 2 3] [--bucket 50000000] [--limit-gb 10] [--edge 64]
+                                     [--out memory] [--quick]
 
 Each case runs in processes of its own: two steps, the second one measured. On a GPU by torch's allocator. On a CPU the
 profiler counts every buffer of a lone process; of two processes the system's count is taken (resident memory beyond
