@@ -18,9 +18,11 @@ from scanforge.configs.base import Config
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.cases import Case
-from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task
+from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task, ValidationConfig
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.plan import Plan
+from scanforge.finetune.postprocess import ClassRule, Held
+from scanforge.finetune.recipes import Head, ProbeConfig
 from scanforge.finetune.sampling import extract, still_window
 from scanforge.finetune.volumes import Shape, prepared, read_one, resize
 
@@ -43,7 +45,12 @@ class Spec(Config):
     inference: InferenceConfig
     flip_axes: list[int] = []
     anchors: list[list[list[float]]] | None = None  # detection: sizes by level, from the training boxes
-    trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps, versions
+    head: Head = "plain"  # classification: what stands on the features
+    probe: ProbeConfig = ProbeConfig()  # of an attentive or a nearest-neighbour head
+    members: int = 1  # models that predict together
+    postprocess: list[ClassRule] = []  # segmentation: by class, from the held-back cases
+    temperature: float = 1.0  # classification: of the logits, from the held-back cases
+    trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps
 
 
 @dataclass
@@ -56,6 +63,14 @@ class Sample(Generic[TargetT]):
     orientation: str  # of the file, see `Scan`
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
+
+
+@dataclass
+class Validation:
+    """What was predicted of the held-back cases, each by a model that never saw it."""
+
+    records: list[Record]
+    maps: list[Held]  # segmentation alone
 
 
 class TaskModel(nn.Module, ABC):
@@ -111,6 +126,18 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     @abstractmethod
     def picture(self, sample: Sample[TargetT], prediction: PredictionT) -> Picture:
         """Small arrays that the report draws a case from."""
+
+    def planned(self, samples: Sequence[Sample[TargetT]]) -> Spec:
+        """The spec with what this task takes from its training samples (anchors of boxes, for one)."""
+        return self.spec
+
+    def held(self, sample: Sample[TargetT], prediction: PredictionT) -> list[Held]:
+        """What post-processing is chosen by, of a held-back case; nothing where there is none to choose."""
+        return []
+
+    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+        """The spec with what the held-back cases decide."""
+        return self.spec
 
     def prepare(self, scan: Scan) -> tuple[Tensor, float]:
         """The image at the plan's grid and the value outside it."""

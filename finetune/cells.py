@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.backbones.registry import build
-from scanforge.finetune.adapter import Adapter, Sample, Spec
+from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import FinetuneConfig
-from scanforge.finetune.detection import Detection
+from scanforge.finetune.features import FeatureStore
+from scanforge.finetune.members import encoder_of, train_members
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
+from scanforge.finetune.postprocess import ClassRule
+from scanforge.finetune.recipes import Arm, head_of
 from scanforge.finetune.storage import write_json, write_whole
-from scanforge.finetune.training import History, Progress, train
+from scanforge.finetune.training import Course, History, Progress
 
 RESULT, PICTURES = "cell.json", "pictures.npz"
 
@@ -29,14 +31,14 @@ RESULT, PICTURES = "cell.json", "pictures.npz"
 class CellName:
     """Which cell."""
 
-    arm: str  # 'checkpoint' or 'scratch'
+    arm: Arm
     shots: int | str
     seed: int
 
     @property
     def folder(self) -> str:
         """Its folder's name under cells/."""
-        return f"{self.arm}-{self.shots}-shots-seed{self.seed}"
+        return f"{self.arm.name}-{self.shots}-shots-seed{self.seed}"
 
 
 class CellResult(BaseModel):
@@ -47,16 +49,34 @@ class CellResult(BaseModel):
     shots: int | str
     seed: int
     train_cases: list[str]  # keyed hashes
-    history: History
+    histories: list[History]  # of each model, one for each fold
+    validation: list[Record]  # of the held-back cases, by the models that did not see them
+    temperature: float
+    postprocess: list[ClassRule]
     records: list[Record]
 
+    @property
+    def steps(self) -> int:
+        """Of all its models."""
+        return sum(history.steps for history in self.histories)
 
-def digest(config: FinetuneConfig, spec: Spec, train: Sequence[Case], test: Sequence[Case], weights: str) -> str:
+    @property
+    def seconds(self) -> float:
+        """That its models trained for."""
+        return sum(history.seconds for history in self.histories)
+
+
+def digest(
+    config: FinetuneConfig, spec: Spec, arm: Arm, train: Sequence[Case], test: Sequence[Case], weights: str
+) -> str:
     """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
-    others = {"run_dir", "shots", "seeds", "compare_scratch", "bootstrap", "data", "checkpoint", "keep_weights", "plan"}
+    others = {
+        "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights", "plan",
+    }  # fmt: skip
     parts = [
         config.model_dump(mode="json", exclude=others),
         spec.model_dump(mode="json"),
+        arm.name,
         sorted(case.key for case in train),
         sorted(case.key for case in test),
         weights,
@@ -75,6 +95,19 @@ def stored(folder: Path, expected: str, with_weights: bool) -> CellResult | None
     return found if found.digest == expected else None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where and how a cell runs."""
+
+    folder: Path
+    mark: str  # digest of all that the result depends on
+    keep: bool  # the weights
+    course: Course
+    store: FeatureStore  # of this checkpoint at this plan
+    progress: Progress
+    tested: Callable[[int], None]
+
+
 def run_cell(
     config: FinetuneConfig,
     spec: Spec,
@@ -82,84 +115,75 @@ def run_cell(
     train_cases: Sequence[Case],
     test_cases: Sequence[Case],
     pretrained: dict[str, torch.Tensor] | None,
-    folder: Path,
-    keep: bool,
-    mark: str,
-    device: torch.device,
-    progress: Progress,
-    tested: Callable[[int], None],
+    place: Place,
 ) -> CellResult:
-    """Train, test on every case, and write pictures, weights (if `keep`) and, last, the result."""
-    adapter = adapter_for(spec)
+    """Train, test on every case, and write pictures, weights (if they are kept) and, last, the result."""
+    adapter = adapter_for(spec.model_copy(update={"head": head_of(name.arm.recipe)}))
     samples = [adapter.load(case) for case in train_cases]
-    if isinstance(adapter, Detection):
-        adapter = adapter.with_anchors(samples)
-    model = adapter.build(_encoder(spec, name.seed, pretrained))
-    history = train(
-        adapter,
-        model,
-        samples,
-        config.schedule,
-        config.augmentation,
-        name.seed,
-        pretrained is not None,
-        device,
-        progress,
+    adapter = adapter_for(adapter.planned(samples))
+    members = train_members(
+        config, adapter, train_cases, samples, pretrained, place.course, place.store, place.progress
     )
     del samples
-    model.eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).unlink(missing_ok=True)
-    records, worst = _test(adapter, model, test_cases, config.worst_cases, device, tested)
-    write_whole(folder / PICTURES, lambda part: _save_pictures(part, worst))
-    if keep:
-        trained = {"arm": name.arm, "shots": name.shots, "seed": name.seed, "steps": history.steps}
-        save_model(folder, model, adapter.spec.model_copy(update={"trained": trained}))
+    if members.held is not None:
+        adapter = adapter_for(adapter.settled(members.held, config.validation))
+    place.folder.mkdir(parents=True, exist_ok=True)
+    (place.folder / RESULT).unlink(missing_ok=True)
+    records, worst = _test(adapter, members.models, test_cases, config.worst_cases, place)
+    write_whole(place.folder / PICTURES, lambda part: _save_pictures(part, worst))
+    if place.keep:
+        steps = [history.steps for history in members.histories]
+        trained = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": steps}
+        save_model(place.folder, members.models, adapter.spec.model_copy(update={"trained": trained}))
     result = CellResult(
-        digest=mark,
-        arm=name.arm,
+        digest=place.mark,
+        arm=name.arm.name,
         shots=name.shots,
         seed=name.seed,
         train_cases=[case.key for case in train_cases],
-        history=history,
+        histories=members.histories,
+        validation=members.held.records if members.held else [],
+        temperature=adapter.spec.temperature,
+        postprocess=adapter.spec.postprocess,
         records=records,
     )
-    write_json(folder / RESULT, result.model_dump())
+    write_json(place.folder / RESULT, result.model_dump(mode="json"))
     return result
-
-
-def _encoder(spec: Spec, seed: int, pretrained: dict[str, torch.Tensor] | None) -> Encoder:
-    """Fresh weights of the seed, then those of the checkpoint; the generator ends in the same state either way, so
-    that both arms start from the same head."""
-    torch.manual_seed(seed)
-    encoder = build(spec.backbone)
-    if pretrained is not None:
-        encoder.load_state_dict(pretrained)
-    return encoder
 
 
 def _test(
     adapter: Adapter[Any, Any],
-    model: Any,
+    members: Sequence[TaskModel],
     cases: Sequence[Case],
     worst_cases: int,
-    device: torch.device,
-    tested: Callable[[int], None],
+    place: Place,
 ) -> tuple[list[Record], dict[str, dict[str, Any]]]:
     """Records of all cases, and the pictures of those with the lowest score."""
     records: list[Record] = []
     pictures: dict[str, tuple[float, dict[str, Any]]] = {}
     for i, case in enumerate(cases):
         sample: Sample[Any] = adapter.load(case)
-        prediction = adapter.predict(model, sample, device)
+        prediction = adapter.predict(members, sample, place.course.device)
         record = adapter.record(case, sample, prediction)
         records.append(record)
         if record["score"] is not None:
             pictures[case.key] = (record["score"], adapter.picture(sample, prediction))
             if len(pictures) > worst_cases:
                 del pictures[max(pictures, key=lambda key: pictures[key][0])]
-        tested(i + 1)
+        place.tested(i + 1)
     return records, {key: picture for key, (_, picture) in sorted(pictures.items(), key=lambda item: item[1][0])}
+
+
+def testing_time(spec: Spec, cases: Sequence[Case], device: torch.device) -> float:
+    """Seconds that testing one model on `cases` will take, by the first of them and random weights."""
+    adapter = adapter_for(spec)
+    samples = [adapter.load(cases[0])]
+    adapter = adapter_for(adapter.planned(samples))
+    model = adapter.build(encoder_of(adapter.spec, 0, None)).to(device).eval()
+    started = time.monotonic()
+    sample = adapter.load(cases[0])
+    adapter.record(cases[0], sample, adapter.predict([model], sample, device))
+    return (time.monotonic() - started) * len(cases)
 
 
 def _save_pictures(path: Path, pictures: dict[str, dict[str, Any]]) -> None:

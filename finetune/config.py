@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config
+from scanforge.finetune.budget import Seconds
+from scanforge.finetune.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
 
 Size = tuple[int, int, int]
 
@@ -58,7 +60,7 @@ class SplitConfig(Config):
 
 
 class ScheduleConfig(Config):
-    """Optimisation of one cell. None: the default of the backbone, see `training.recipe`."""
+    """Optimisation of one cell. None: the default of the backbone, see `optimisation.preset`."""
 
     steps: int = Field(default=1000, ge=1)
     minutes: float | None = Field(default=None, gt=0)  # end a cell after this time, the learning rate annealed in time
@@ -67,10 +69,33 @@ class ScheduleConfig(Config):
     weight_decay: float | None = Field(default=None, ge=0)
     encoder_lr_scale: float = Field(default=1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
     warmup_steps: int = Field(default=50, ge=0)
-    frozen_steps: int = Field(default=0, ge=0)  # the pre-trained encoder stands still this long, then warms up
+    frozen_steps: int = Field(default=0, ge=0)  # recipe 'staged': the encoder stands still so long; 0: a fifth
+    average: float = Field(default=0.0, ge=0, lt=1)  # momentum of the weights' average that is kept; 0: the last weights
     clip_norm: float = Field(default=12.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
     foreground: float = Field(default=0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
+
+
+class ValidationConfig(Config):
+    """What is held back of the training cases, by patient: to choose weights, temperature and post-processing."""
+
+    folds: int = Field(default=1, ge=1)  # from 2 on: so many models, each without one fold, that predict together
+    fraction: float = Field(default=0.0, ge=0, lt=1)  # held back from the one model; 0: nothing is
+    checks: int = Field(default=10, ge=1)  # looks at the held-back cases in a training; the best weights are kept
+    patience: int | None = Field(default=None, ge=1)  # end after so many checks without a better one
+    postprocess: bool = True  # remove small components and all but the largest where that helps the held-back cases
+    calibrate: bool = True  # fit a temperature to the held-back probabilities of classes
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ValidationConfig":
+        if self.folds > 1 and self.fraction:
+            raise ValueError("give validation.folds or validation.fraction, not both: each fold is held back in turn")
+        return self
+
+    @property
+    def any(self) -> bool:
+        """Whether cases are held back."""
+        return self.folds > 1 or self.fraction > 0
 
 
 class AugmentationConfig(Config):
@@ -116,11 +141,16 @@ class FinetuneConfig(Config):
     data: LabelledData
     checkpoint: Path | None = None  # pre-training run folder or safetensors file
     backbone: BackboneConfig | None = None  # from scratch only; a checkpoint brings its own
+    recipes: list[RecipeName] = ["full"]  # how the checkpoint is adapted; the first one's model is kept
     compare_scratch: bool = True  # beside a checkpoint: the same cases and steps from random weights
     shots: list[Annotated[int, Field(ge=1)] | Literal["all"]] = [5]
     seeds: list[Annotated[int, Field(ge=0)]] = [0]
     split: SplitConfig = SplitConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    budget: Seconds | None = None  # '10min': of the whole study, training and testing; in place of schedule.steps
+    validation: ValidationConfig = ValidationConfig()
+    lora: LoraConfig = LoraConfig()
+    probe: ProbeConfig = ProbeConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     plan: PlanOverrides = PlanOverrides()
     inference: InferenceConfig = InferenceConfig()
@@ -135,15 +165,30 @@ class FinetuneConfig(Config):
             raise ValueError("give a checkpoint, or a backbone to train from scratch")
         if self.checkpoint is not None and self.backbone is not None:
             raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
+        self._check_recipes()
+        if self.budget and (self.schedule.minutes or "steps" in self.schedule.model_fields_set):
+            raise ValueError("'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes")
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")
         if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("'shots' and 'seeds' must not repeat a value")
         return self
 
+    def _check_recipes(self) -> None:
+        if not self.recipes or len(set(self.recipes)) < len(self.recipes):
+            raise ValueError("'recipes' needs one at least, each once")
+        if self.checkpoint is None and self.recipes != ["full"]:
+            raise ValueError("from scratch everything is trained: 'recipes' are for a checkpoint")
+        if self.schedule.frozen_steps and "staged" not in self.recipes:
+            raise ValueError("schedule.frozen_steps is for recipe 'staged'")
+        for name in self.recipes:
+            check_recipe(name, self.task.name)
+
     @property
-    def arms(self) -> list[str]:
-        """'checkpoint' and 'scratch', as far as this run has them."""
+    def arms(self) -> list[Arm]:
+        """The checkpoint by each recipe, and training from scratch, as far as this run has them."""
+        scratch = Arm("scratch", "full", pretrained=False)
         if self.checkpoint is None:
-            return ["scratch"]
-        return ["checkpoint", "scratch"] if self.compare_scratch else ["checkpoint"]
+            return [scratch]
+        adapted = [Arm(name, name, pretrained=True) for name in self.recipes]
+        return [*adapted, scratch] if self.compare_scratch else adapted

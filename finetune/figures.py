@@ -16,8 +16,15 @@ from scanforge.finetune.cells import CellResult
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.results import Results
 
-COLOURS = {"checkpoint": "#0f6e8c", "scratch": "#c2701c"}
-NAMES = {"checkpoint": "pre-trained", "scratch": "from scratch"}
+COLOURS = {
+    "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",
+    "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
+}  # fmt: skip
+NAMES = {
+    "full": "pre-trained", "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen",
+    "lora": "pre-trained, LoRA", "linear_probe": "linear probe", "attentive_probe": "attentive probe",
+    "knn": "nearest neighbours", "scratch": "from scratch",
+}  # fmt: skip
 TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
 SHOWN_SCORE = 0.2  # boxes below it count in the numbers; drawn, they would hide the scan
 INK, FAINT = "#22303a", "#d9e0e4"
@@ -75,11 +82,11 @@ def metric_by_shots(results: Results) -> str:
 
 
 def loss_curves(cells: Sequence[CellResult]) -> str:
-    """Training loss over the steps, a line for each cell, smoothed a little."""
+    """Training loss over the steps, a line for each model, smoothed a little."""
     figure, axes = _axes(4.6, 3.2, "step", "training loss")
     seen: set[str] = set()
-    for cell in cells:
-        steps, losses = np.array(cell.history.loss, float).T
+    for cell, history in ((cell, history) for cell in cells for history in cell.histories if history.loss):
+        steps, losses = np.array(history.loss, float).T
         window = max(1, len(losses) // 25)
         smooth = np.convolve(
             np.pad(losses, (window // 2, window - 1 - window // 2), "edge"), np.ones(window) / window, "valid"
@@ -102,7 +109,7 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
         figure, axes = _axes(3.4, 3.2, f"{score}, from scratch", f"{score}, pre-trained")
         ends = [min(x.min(initial=1), y.min(initial=1)) - 0.02, max(x.max(initial=0), y.max(initial=0)) + 0.02]
         axes.plot(ends, ends, color=FAINT, linewidth=1)
-        axes.scatter(x, y, s=16, color=COLOURS["checkpoint"], alpha=0.7, linewidth=0)
+        axes.scatter(x, y, s=16, color=COLOURS["full"], alpha=0.7, linewidth=0)
         axes.set_title(f"better in {int((y > x).sum())} of {len(x)} cases", fontsize=9, color=INK, loc="left")
         return _image(figure)
     (arm, records) = next(iter(by_arm.items()))
@@ -138,7 +145,7 @@ def reliability(records: Sequence[Record], bins: int = 10) -> str:
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
     for b in np.unique(index):
         inside = index == b
-        axes.bar((b + 0.5) / bins, hit[inside].mean(), 0.9 / bins, color=COLOURS["checkpoint"], alpha=0.8)
+        axes.bar((b + 0.5) / bins, hit[inside].mean(), 0.9 / bins, color=COLOURS["full"], alpha=0.8)
         axes.text((b + 0.5) / bins, hit[inside].mean() + 0.015, str(inside.sum()), ha="center", fontsize=8, color=INK)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.08)

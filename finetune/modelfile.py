@@ -1,6 +1,7 @@
 """A fine-tuned model on disk: `model.safetensors` and the `model.json` that describes it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import sha256
@@ -31,16 +33,25 @@ def adapter_for(spec: Spec) -> Adapter[Any, Any]:
     return ADAPTERS[spec.task.name](spec)
 
 
-def save_model(folder: Path, model: TaskModel, spec: Spec) -> None:
-    """Write weights, then the description with their checksum."""
+def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec) -> None:
+    """Write the weights of all members, then the description with their checksum.
+
+    With several members the names of the weights begin with the member's number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    single = len(members) == 1
+    weights = {
+        (name if single else f"{number}.{name}"): value.detach().cpu().contiguous()
+        for number, model in enumerate(members)
+        for name, value in model.state_dict().items()
+    }
     write_whole(folder / WEIGHTS, lambda part: save_file(weights, part))
-    write_json(folder / INFO, spec.model_dump(mode="json") | {"weights_sha256": sha256(folder / WEIGHTS)})
+    described = spec.model_copy(update={"members": len(members)}).model_dump(mode="json")
+    write_json(folder / INFO, described | {"weights_sha256": sha256(folder / WEIGHTS)})
 
 
-def load_model(path: Path) -> tuple[Adapter[Any, Any], TaskModel]:
-    """The task and the network (evaluation mode, CPU) from a run folder or its `model.safetensors`.
+def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
+    """The task and the networks that predict together (evaluation mode, CPU) of a run folder or its weights.
 
     UserError where a file is missing or damaged, or is a pre-trained encoder without a head.
     """
@@ -56,11 +67,20 @@ def load_model(path: Path) -> tuple[Adapter[Any, Any], TaskModel]:
         if checksum != sha256(folder / WEIGHTS):
             raise UserError(f"{folder / WEIGHTS} is damaged: its checksum differs from {INFO}'s; copy it again")
         adapter = adapter_for(spec)
-        model = adapter.build(build(spec.backbone))
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        members = _members(adapter, load_file(folder / WEIGHTS))
     except (OSError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
-    return adapter, model.eval()
+    return adapter, members
+
+
+def _members(adapter: Adapter[Any, Any], weights: dict[str, Tensor]) -> list[TaskModel]:
+    spec, found = adapter.spec, []
+    for number in range(spec.members):
+        prefix = "" if spec.members == 1 else f"{number}."
+        model = adapter.build(build(spec.backbone))
+        model.load_state_dict({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
+        found.append(model.eval())
+    return found
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from scanforge.finetune import figures
 from scanforge.finetune.cells import CellName, CellResult, load_pictures
 from scanforge.finetune.metrics.intervals import Interval
-from scanforge.finetune.results import Results, Row
+from scanforge.finetune.results import SCRATCH, Results, Row
 from scanforge.finetune.storage import write_whole
 
 SCORES = {
@@ -51,14 +51,15 @@ def limits_text(value: Interval, signed: bool = False) -> str:
 
 def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
     at_best = [cell for cell in results.cells if cell.shots == best.shots]
-    shown = next(cell for cell in at_best if cell.arm == best.arm and cell.seed == best.seed)
-    by_arm = {cell.arm: cell.records for cell in at_best if cell.seed == best.seed}
+    shown = next(cell for cell in at_best if cell.arm == best.arm.name and cell.seed == best.seed)
+    shown_arms = (best.arm.name, SCRATCH)
+    by_arm = {cell.arm: cell.records for cell in at_best if cell.seed == best.seed and cell.arm in shown_arms}
     return {
         "r": results,
         "best": best,
         "names": figures.NAMES,
         "sentences": [_sentence(results, row) for row in results.table if row.shots == best.shots],
-        "gain": next((pair for pair in results.paired if pair.shots == best.shots), None),
+        "gain": next((p for p in results.paired if p.shots == best.shots and p.arm == best.arm.name), None),
         "charts": _charts(results, at_best, by_arm, shown),
         "worst": _worst(run_dir, results, shown, best),
         "score": SCORES[results.task],

@@ -14,9 +14,10 @@ from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.metrics.intervals import Interval, difference, interval
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.split import Split, class_counts
-from scanforge.finetune.training import recipe
+from scanforge.finetune.optimisation import preset
 
 FEW_PATIENTS = 20
+SCRATCH = "scratch"
 
 
 class Row(BaseModel):
@@ -29,8 +30,9 @@ class Row(BaseModel):
 
 
 class Difference(BaseModel):
-    """Checkpoint minus scratch at one number of shots: same cases, same steps, same test cases."""
+    """An arm minus scratch at one number of shots: same cases, same steps, same test cases."""
 
+    arm: str
     shots: int | str
     metrics: dict[str, Interval]
 
@@ -59,17 +61,17 @@ def summarise(
     adapter = adapter_for(spec)
     table, paired = [], []
     for k in config.shots:
-        by_arm = {arm: [c for c in cells if c.arm == arm and c.shots == k] for arm in config.arms}
+        by_arm = {arm.name: [c for c in cells if c.arm == arm.name and c.shots == k] for arm in config.arms}
         records = {arm: [cell.records for cell in group] for arm, group in by_arm.items()}
         for arm, group in by_arm.items():
             values = {n: interval(records[arm], f, config.bootstrap) for n, f in adapter.metrics().items()}
             table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
-        if len(config.arms) == 2:
+        for arm in (name for name in records if SCRATCH in records and name != SCRATCH):
             gain = {
-                n: difference(records["checkpoint"], records["scratch"], f, config.bootstrap)
+                n: difference(records[arm], records[SCRATCH], f, config.bootstrap)
                 for n, f in adapter.metrics().items()
             }
-            paired.append(Difference(shots=k, metrics=gain))
+            paired.append(Difference(arm=arm, shots=k, metrics=gain))
     return Results(
         task=config.task.name,
         headline=adapter.headline,
@@ -119,8 +121,11 @@ def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
     return {
         "backbone": spec.backbone.model_dump(mode="json"),
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
-        "recipe": recipe(config.schedule, spec.backbone.name).model_dump(),
+        "recipes": config.recipes,
+        "optimiser": preset(config.schedule, spec.backbone.name).model_dump(),
         "schedule": config.schedule.model_dump(mode="json"),
+        "validation": config.validation.model_dump(mode="json"),
+        "budget_seconds": config.budget,
         "augmentation": config.augmentation.model_dump(mode="json"),
         "inference": config.inference.model_dump(mode="json"),
         "intensity": spec.intensity.model_dump(mode="json"),
@@ -134,6 +139,7 @@ def _warnings(
     config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], table: Sequence[Row], headline: str
 ) -> list[str]:
     said = []
+    scaled = config.schedule.encoder_lr_scale != 1
     if sides.overlap:
         said.append(
             f"TRANSDUCTIVE: {sides.overlap} test patients were pre-trained on, unlabelled "
@@ -161,12 +167,8 @@ def _warnings(
         said.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")
     if any(row.metrics[headline].value is None for row in table):
         said.append(f"'{headline}' is undefined on these test cases (one class or no finding among them).")
-    if config.schedule.minutes and len({cell.history.steps for cell in cells}) > 1:
+    if (config.schedule.minutes or config.budget) and len({cell.steps for cell in cells}) > 1:
         said.append("cells ended by time: their numbers of steps differ, see results.json.")
-    if (
-        config.compare_scratch
-        and config.checkpoint
-        and (config.schedule.frozen_steps or config.schedule.encoder_lr_scale != 1)
-    ):
+    if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):
         said.append("the scratch arm trains its encoder from the first step at the full rate.")
     return said

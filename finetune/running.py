@@ -19,15 +19,18 @@ from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.adapter import Spec
 from scanforge.finetune.cases import Case, CaseList, discover
-from scanforge.finetune.cells import CellName, CellResult, digest, run_cell, stored
+from scanforge.finetune.budget import Budget
+from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored, testing_time
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.features import FeatureStore, mark_of
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
+from scanforge.finetune.recipes import PROBES
 from scanforge.finetune.report import write_report
 from scanforge.finetune.results import Results, summarise
 from scanforge.finetune.split import Split, shots, split
 from scanforge.finetune.storage import write_json
-from scanforge.finetune.training import Progress
+from scanforge.finetune.training import Course, Progress
 from scanforge.finetune.volumes import read_labels, read_one
 
 
@@ -59,7 +62,7 @@ class Study:
 
     @property
     def best(self) -> CellName:
-        """The cell whose model is kept: most shots, the checkpoint's arm where there is one, the first seed."""
+        """The cell whose model is kept: most shots, the first recipe, the first seed; no test case has a say."""
         most = max(self.config.shots, key=lambda k: np.inf if k == "all" else k)
         return CellName(self.config.arms[0], most, self.config.seeds[0])
 
@@ -111,6 +114,7 @@ def prepare(config: FinetuneConfig) -> Study:
         plan=plan,
         inference=config.inference,
         flip_axes=config.augmentation.flip_axes,
+        probe=config.probe,
     )
     return Study(config, found, sides, spec, release)
 
@@ -127,48 +131,84 @@ def _classes_in(cases: Sequence[Case]) -> list[str]:
 
 
 def _run_cells(study: Study) -> list[CellResult]:
-    device = pick_device(study.config.device)
-    results = []
+    results, runner = [], _Runner(study)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bars(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
         whole = bars.add_task("cells", total=len(study.names), note="")
         for name in study.names:
-            results.append(_run_or_read(study, name, device, bars))
+            results.append(runner.run_or_read(name, bars))
             if not bars.console.is_terminal:
-                history = results[-1].history
-                bars.console.print(f"{name.folder}: {history.steps} steps in {history.seconds:.0f} s, tested")
+                done = results[-1]
+                bars.console.print(f"{name.folder}: {done.steps} steps in {done.seconds:.0f} s, tested")
             bars.advance(whole)
     return results
 
 
-def _run_or_read(study: Study, name: CellName, device: torch.device, bars: Bars) -> CellResult:
-    config = study.config
-    chosen = shots(study.sides.pool, name.shots, name.seed)
-    pretrained = study.release.state_dict if study.release and name.arm == "checkpoint" else None
-    origin = study.release.info.weights_sha256 if study.release and pretrained else ""
-    mark = digest(config, study.spec, chosen, study.sides.test, origin)
-    folder = config.run_dir / "cells" / name.folder
-    keep = config.keep_weights == "all" or name == study.best
-    finished = stored(folder, mark, keep)
-    if finished is not None:
-        return finished
-    task = bars.add_task(name.folder, total=config.schedule.steps, note="")
-    result = run_cell(
-        config,
-        study.spec,
-        name,
-        chosen,
-        study.sides.test,
-        pretrained,
-        folder,
-        keep,
-        mark,
-        device,
-        Progress(lambda step, loss: bars.update(task, completed=step, note=f"loss {loss:.3f}")),
-        lambda n: bars.update(task, note=f"tested {n}/{len(study.sides.test)}"),
-    )
-    bars.remove_task(task)
-    return result
+class _Runner:
+    """Runs the cells of a study, or reads those that are there."""
+
+    def __init__(self, study: Study) -> None:
+        self._study, self._device = study, pick_device(study.config.device)
+        self._budget = Budget(study.config.budget, len(study.names)) if study.config.budget else None
+
+    def run_or_read(self, name: CellName, bars: Bars) -> CellResult:
+        """The cell's result, from its folder where it is finished there."""
+        study, config = self._study, self._study.config
+        chosen = shots(study.sides.pool, name.shots, name.seed)
+        origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
+        mark = digest(config, study.spec, name.arm, chosen, study.sides.test, origin)
+        folder = config.run_dir / "cells" / name.folder
+        keep = config.keep_weights == "all" or name == study.best
+        result = stored(folder, mark, keep)
+        if result is None:
+            result = self._run(name, chosen, Marked(folder, mark, keep, origin), bars)
+        if self._budget:
+            self._budget.done()
+        return result
+
+    def _run(self, name: CellName, chosen: list[Case], marked: "Marked", bars: Bars) -> CellResult:
+        study, config = self._study, self._study.config
+        task = bars.add_task(name.folder, total=None if config.budget else config.schedule.steps, note="")
+        tests = len(study.sides.test)
+        place = Place(
+            marked.folder,
+            marked.mark,
+            marked.keep,
+            self._course(name),
+            FeatureStore(self._features(name, marked.origin)),
+            Progress(lambda step, loss: bars.update(task, completed=step, note=f"loss {loss:.3f}")),
+            lambda n: bars.update(task, note=f"tested {n}/{tests}"),
+        )
+        pretrained = study.release.state_dict if study.release and name.arm.pretrained else None
+        result = run_cell(config, study.spec, name, chosen, study.sides.test, pretrained, place)
+        bars.remove_task(task)
+        return result
+
+    def _course(self, name: CellName) -> Course:
+        config = self._study.config
+        seconds = None
+        if self._budget:
+            seconds = self._budget.training(testing_time(self._study.spec, self._study.sides.test, self._device))
+        settings = config.schedule, config.augmentation, config.validation
+        return Course(name.arm, name.seed, *settings, self._device, seconds)
+
+    def _features(self, name: CellName, origin: str) -> Path | None:
+        """Of frozen features of this checkpoint at this plan: a folder that all cells share."""
+        if name.arm.recipe not in PROBES:
+            return None
+        study = self._study
+        decided = (study.spec.model_dump_json(), study.config.augmentation.model_dump_json())
+        return study.config.run_dir / "features" / mark_of(origin, *decided)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A cell's folder, the digest of all that decides it, whether its weights stay, and its checkpoint's checksum."""
+
+    folder: Path
+    mark: str
+    keep: bool
+    origin: str
 
 
 def _tell(results: Results) -> None:

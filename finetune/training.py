@@ -1,4 +1,4 @@
-"""The training loop of one cell: plain torch, seeded, the same batches for both arms."""
+"""The training loop of one model: plain torch, seeded, the same batches for every arm."""
 
 import math
 import time
@@ -11,21 +11,15 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from scanforge.backbones.registry import TRANSFORMERS
 from scanforge.configs.errors import UserError
 from scanforge.finetune.adapter import Adapter, Sample, TaskModel
-from scanforge.finetune.config import AugmentationConfig, ScheduleConfig
+from scanforge.finetune.config import AugmentationConfig, ScheduleConfig, ValidationConfig
+from scanforge.finetune.optimisation import Rates, make_optimiser, preset, use_bfloat16
+from scanforge.finetune.recipes import Arm
 
 BEATS = 200  # points of the loss curve that are kept
-
-
-class Recipe(BaseModel):
-    """An optimiser with every number settled."""
-
-    optimiser: str
-    lr: float
-    weight_decay: float
 
 
 class History(BaseModel):
@@ -34,6 +28,8 @@ class History(BaseModel):
     steps: int
     seconds: float
     loss: list[tuple[int, float]]  # (step, mean loss since the point before)
+    validation: list[tuple[int, float]] = []  # (step, headline metric of the held-back cases)
+    best_step: int | None = None  # whose weights were kept, where there is a validation
 
 
 @dataclass
@@ -43,108 +39,161 @@ class Progress:
     step: Callable[[int, float], None] = lambda step, loss: None
 
 
-def recipe(schedule: ScheduleConfig, backbone: str) -> Recipe:
-    """The defaults by backbone. STU-Net: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps:
-    in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml).
-    Transformers: AdamW 3e-4 with decay 0.05, as Primus from scratch; neither trains with SGD.
-    """
-    if schedule.optimiser == "sgd":
-        chosen = Recipe(optimiser="sgd", lr=1e-2, weight_decay=3e-5)
-    elif backbone in TRANSFORMERS:
-        chosen = Recipe(optimiser="adamw", lr=3e-4, weight_decay=0.05)
-    else:
-        chosen = Recipe(optimiser="adamw", lr=1e-3, weight_decay=0.01)
-    given = {name: value for name in ("lr", "weight_decay") if (value := getattr(schedule, name)) is not None}
-    return chosen.model_copy(update=given)
+@dataclass(frozen=True)
+class Course:
+    """All that a training is told beside its model and its samples."""
 
+    arm: Arm
+    seed: int
+    schedule: ScheduleConfig
+    augmentation: AugmentationConfig
+    validation: ValidationConfig
+    device: torch.device
+    seconds: float | None = None  # to train for, whatever the number of steps; None: as the schedule says
 
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether training runs under bfloat16 autocast. 'auto': on a GPU, and on a CPU with bfloat16 arithmetic, where
-    a STU-Net-S step takes 0.56 of the time; predictions on a CPU are float32 always."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    @property
+    def limit(self) -> float | None:
+        """Seconds after which it ends."""
+        minutes = self.schedule.minutes
+        return self.seconds if self.seconds is not None else (minutes * 60 if minutes else None)
 
+    def still(self, step: int, done: float) -> bool:
+        """Whether the encoder stands still."""
+        return self.arm.still(step, done, self.schedule.frozen_steps)
 
-def make_optimiser(model: TaskModel, chosen: Recipe, encoder_scale: float) -> torch.optim.Optimizer:
-    """Two groups, the encoder first; each has its `base_lr`."""
-    encoder = list(model.encoder_parameters())
-    known = {id(parameter) for parameter in encoder}
-    head = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [
-        {"params": encoder, "base_lr": chosen.lr * encoder_scale},
-        {"params": head, "base_lr": chosen.lr},
-    ]
-    if chosen.optimiser == "sgd":
-        return torch.optim.SGD(groups, chosen.lr, 0.99, weight_decay=chosen.weight_decay, nesterov=True)
-    return torch.optim.AdamW(groups, chosen.lr, weight_decay=chosen.weight_decay)
-
-
-def factor(step: int, done: float, warmup: int, frozen: int) -> float:
-    """Share of the base rate: 0 while frozen, then a linear warm-up, under a half cosine over `done` in 0..1."""
-    if step < frozen:
-        return 0.0
-    rise = min(1.0, (step - frozen + 1) / warmup) if warmup else 1.0
-    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    def done(self, step: int, spent: float) -> float:
+        """Share of the training that is over after `step` steps and `spent` seconds, from 0 to 1 and beyond."""
+        by_time = spent / self.limit if self.limit else 0.0
+        return by_time if self.seconds is not None else max(step / self.schedule.steps, by_time)
 
 
 def train(
     adapter: Adapter[Any, Any],
     model: TaskModel,
     samples: Sequence[Sample[Any]],
-    schedule: ScheduleConfig,
-    augmentation: AugmentationConfig,
-    seed: int,
-    pretrained: bool,
-    device: torch.device,
+    course: Course,
     progress: Progress,
+    check: Callable[[TaskModel], float] | None = None,
 ) -> History:
-    """Train `model` in place. Batches are a pure function of (seed, step), so both arms see the same ones.
+    """Train `model` in place. Batches are a pure function of (seed, step), so all arms see the same ones.
 
+    check: headline metric on held-back cases, higher is better; the weights of the best look are kept.
     UserError where the loss stops being finite.
     """
-    optimiser = make_optimiser(
-        model, recipe(schedule, adapter.spec.backbone.name), schedule.encoder_lr_scale if pretrained else 1.0
-    )
-    frozen = schedule.frozen_steps if pretrained else 0
-    started, losses, curve, done, step = time.monotonic(), [0.0] * 0, [], 0.0, 0
-    half = use_bfloat16(schedule.precision, device)
-    model.to(device).train()
+    schedule = course.schedule
+    model.to(course.device).train()
+    scale = schedule.encoder_lr_scale if course.arm.pretrained else 1.0
+    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.name), scale)
+    rates = Rates(optimiser, schedule.warmup_steps, course.still)
+    loop = _Loop(model, course, _Keeper(model, course, check))
+    draw = _Batches(adapter, samples, course)
+    half = use_bfloat16(schedule.precision, course.device)
     with ThreadPoolExecutor(1) as ahead:
-        draw = _Batches(adapter, samples, augmentation, schedule.foreground, seed)
         following = ahead.submit(draw, 0)
-        while step < schedule.steps and done < 1:
+        while loop.going:
             images, targets = following.result()
-            following = ahead.submit(draw, step + 1)
-            _set_rates(optimiser, model, step, done, schedule.warmup_steps, frozen)
-            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, device, half)
+            following = ahead.submit(draw, loop.step + 1)
+            rates.set(loop.step, loop.done)
+            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, course.device, half)
             if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {step}: lower schedule.lr or look at the intensities")
-            losses.append(loss)
-            step += 1
-            spent = (time.monotonic() - started) / 60 / schedule.minutes if schedule.minutes else 0.0
-            done = max(step / schedule.steps, spent)
-            if len(losses) >= max(1, schedule.steps // BEATS) or done >= 1:
-                curve.append((step, float(np.mean(losses))))
-                losses.clear()
-            progress.step(step, loss)
+                raise UserError(f"the loss is {loss} at step {loop.step}: lower schedule.lr or look at the intensities")
+            loop.count(loss)
+            progress.step(loop.step, loss)
         following.cancel()
-    return History(steps=step, seconds=time.monotonic() - started, loss=curve)
+    return loop.history()
+
+
+class _Loop:
+    """How far a training is, and what it leaves."""
+
+    def __init__(self, model: TaskModel, course: Course, keeper: "_Keeper") -> None:
+        self._model, self._course, self._keeper = model, course, keeper
+        self._started, self._losses, self._curve = time.monotonic(), [0.0] * 0, [(0, 0.0)] * 0
+        self._beat = 0.0
+        self.step, self.done = 0, 0.0
+
+    @property
+    def going(self) -> bool:
+        """Whether another step follows."""
+        return self.done < 1 and not self._keeper.enough
+
+    def count(self, loss: float) -> None:
+        """One step is over."""
+        self._losses.append(loss)
+        self.step += 1
+        self.done = self._course.done(self.step, time.monotonic() - self._started)
+        self._keeper.after(self.step, self.done)
+        if self.done >= self._beat + 1 / BEATS or not self.going:
+            self._curve.append((self.step, float(np.mean(self._losses))))
+            self._losses.clear()
+            self._beat = self.done
+
+    def history(self) -> History:
+        """The end; the model holds the weights that count."""
+        self._keeper.finish()
+        seconds = time.monotonic() - self._started
+        found, best = self._keeper.found, self._keeper.best_step
+        return History(steps=self.step, seconds=seconds, loss=self._curve, validation=found, best_step=best)
+
+
+class _Keeper:
+    """Which weights are kept: the last ones or their average; of the best look at held-back cases, if there are any."""
+
+    def __init__(self, model: TaskModel, course: Course, check: Callable[[TaskModel], float] | None) -> None:
+        self._model, self._check, self._validation = model, check, course.validation
+        momentum, self._average = course.schedule.average, None
+        if momentum:
+            self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(momentum), use_buffers=True)
+        self._warm = 1 / (1 - momentum)  # steps after which the average has forgotten where it came from
+        self.found: list[tuple[int, float]] = []
+        self.best_step: int | None = None
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether patience is at its end."""
+        patience = self._validation.patience
+        if patience is None or self.best_step is None:
+            return False
+        return sum(step > self.best_step for step, _ in self.found) >= patience
+
+    def after(self, step: int, done: float) -> None:
+        """Look at the held-back cases where it is time to."""
+        if self._average is not None:
+            self._average.update_parameters(self._model)
+        if self._check is None or done * self._validation.checks < len(self.found) + 1 and done < 1:
+            return
+        model = self._current(step)
+        training = model.training
+        value = self._check(model.eval())
+        model.train(training)
+        self.found.append((step, value))
+        if self._best is None or value >= self._best[0] or math.isnan(self._best[0]):
+            self._best = value, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.best_step = step
+
+    def finish(self) -> None:
+        """Put the weights that count into the model."""
+        if self._best is not None:
+            self._model.load_state_dict(self._best[1])
+        elif self._average is not None:
+            self._model.load_state_dict(self._average.module.state_dict())
+
+    def _current(self, step: int) -> TaskModel:
+        """The model as it would be kept now."""
+        if self._average is None or step < self._warm:
+            return self._model
+        averaged = self._average.module
+        assert isinstance(averaged, TaskModel)
+        return averaged
 
 
 class _Batches:
     """Step -> batch: whole shuffled rounds over the samples, then patches, all from (seed, step)."""
 
-    def __init__(
-        self,
-        adapter: Adapter[Any, Any],
-        samples: Sequence[Sample[Any]],
-        augmentation: AugmentationConfig,
-        foreground: float,
-        seed: int,
-    ) -> None:
-        self.adapter, self.samples, self.augmentation = adapter, samples, augmentation
-        self.foreground, self.seed = foreground, seed
+    def __init__(self, adapter: Adapter[Any, Any], samples: Sequence[Sample[Any]], course: Course) -> None:
+        self.adapter, self.samples, self.augmentation = adapter, samples, course.augmentation
+        self.foreground, self.seed = course.schedule.foreground, course.seed
 
     def __call__(self, step: int) -> tuple[Tensor, Any]:
         size = self.adapter.spec.plan.batch
@@ -155,17 +204,6 @@ class _Batches:
     def _sample(self, position: int) -> Sample[Any]:
         turn, place = divmod(position, len(self.samples))
         return self.samples[np.random.default_rng([self.seed, 0, turn]).permutation(len(self.samples))[place]]
-
-
-def _set_rates(
-    optimiser: torch.optim.Optimizer, model: TaskModel, step: int, done: float, warmup: int, frozen: int
-) -> None:
-    encoder, head = optimiser.param_groups
-    encoder["lr"] = encoder["base_lr"] * factor(step, done, warmup, frozen)
-    head["lr"] = head["base_lr"] * factor(step, done, warmup, 0)
-    moving = step >= frozen and encoder["base_lr"] > 0
-    for parameter in model.encoder_parameters():
-        parameter.requires_grad_(moving)
 
 
 def _step(

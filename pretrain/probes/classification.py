@@ -46,6 +46,17 @@ def logistic(train: NDArray, labels: NDArray, patients: Sequence[str], test: NDA
     return np.asarray(_fitted(strength, train, labels).predict_proba(test))
 
 
+def fit_logistic(train: NDArray, labels: NDArray, patients: Sequence[str]) -> tuple[NDArray, NDArray]:
+    """The regression of `logistic` as one layer on plain features: weights (K, F) and bias (K,) of its logits."""
+    fitted = _fitted(_strength(train, labels, np.array(patients)), train, labels)
+    scaler, regression = fitted[0], fitted[1]
+    weights = regression.coef_ / scaler.scale_
+    bias = regression.intercept_ - weights @ scaler.mean_
+    if len(weights) == 1:  # two classes share one row: softmax over (0, z) is its sigmoid
+        weights, bias = np.concatenate((0 * weights, weights)), np.concatenate((0 * bias, bias))
+    return weights, bias
+
+
 def _strength(train: NDArray, labels: NDArray, patients: NDArray) -> float:
     folds = min(FOLDS, len(np.unique(patients)), int(np.bincount(labels).max()))
     with warnings.catch_warnings():

@@ -1,0 +1,47 @@
+"""Features of a frozen encoder, computed once for each scan and kept beside the run: a CPU is then enough."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scanforge.finetune.storage import write_whole
+
+
+class FeatureStore:
+    """The deepest features (F, d, h, w) of scans, by name, in half precision on disk.
+
+    folder: of one encoder at one plan; None keeps nothing. A file that cannot be read is computed again.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.computed = 0
+
+    def get(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """The features of `name`; `compute` gives them where they are not there yet."""
+        path = None if self._folder is None else self._folder / f"{name}.npy"
+        if path is not None and path.exists():
+            try:
+                return torch.from_numpy(np.load(path))
+            except (OSError, ValueError, EOFError):
+                path.unlink(missing_ok=True)
+        found = compute().half().cpu()
+        self.computed += 1
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, lambda part: _save(part, found.numpy()))
+        return found
+
+
+def mark_of(*parts: str) -> str:
+    """A folder's name for features that all of `parts` decide."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as stream:
+        np.save(stream, array)

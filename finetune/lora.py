@@ -1,0 +1,66 @@
+"""Low-rank updates of an encoder by peft (Hu et al. 2021), merged into its weights when it is trained.
+
+peft changes the encoder's layers in place, so whatever shares them (a decoder with its skips) sees the same ones.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from scanforge.backbones.protocol import Encoder
+from scanforge.backbones.stunet import DepthFreeConv3d
+from scanforge.configs.errors import UserError
+from scanforge.finetune.recipes import LoraConfig
+
+
+@dataclass
+class Lora:
+    """The updates of one encoder."""
+
+    tuner: Any  # peft's LoraModel
+
+    def merge(self) -> None:
+        """Add the updates to the weights; the encoder has its own layers again."""
+        self.tuner.merge_and_unload()
+
+
+def inject(encoder: Encoder, config: LoraConfig) -> Lora:
+    """Freeze `encoder` and put a low-rank update beside every layer that has room for one.
+
+    At the start the updates are zero: the encoder computes what it did. UserError where no layer has room.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from peft import LoraConfig as PeftConfig
+        from peft.tuners.lora import LoraModel
+
+    names = targets(encoder, config.rank)
+    if not names:
+        raise UserError(f"no layer of the encoder is wider than lora.rank={config.rank}; lower it")
+    settings = PeftConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names, bias="none"
+    )
+    tuner = LoraModel(encoder, {"default": settings}, "default")
+    for name, module in encoder.named_modules():
+        # peft's own convolutions are plain ones, whose bf16 gradients are garbage at depth 2 on a CPU.
+        if name.endswith("lora_A.default") and isinstance(module, nn.Conv3d):
+            module.__class__ = DepthFreeConv3d
+    return Lora(tuner)
+
+
+def targets(encoder: Encoder, rank: int) -> list[str]:
+    """Names of the layers that get an update: linear ones, and convolutions over all channels at once (a depthwise
+    kernel has no rank to lower), both sides wider than `rank`."""
+    found = []
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Linear):
+            wide = min(module.in_features, module.out_features) > rank
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
+            wide = module.groups == 1 and min(module.in_channels, module.out_channels) > rank
+        else:
+            continue
+        if wide:
+            found.append(name)
+    return found

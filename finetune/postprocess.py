@@ -1,0 +1,88 @@
+"""Removal of components from label maps, where the held-back cases say that it helps (Isensee et al. 2021)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+from scipy.ndimage import label as components_of
+
+from scanforge.configs.base import Config
+from scanforge.finetune.metrics.dice import dice, mean_defined
+
+Labels = npt.NDArray[np.uint8]
+SHARES = (0.02, 0.05, 0.1, 0.25)  # of the median size of a class: candidates for the least size of a component
+GAIN = 1e-4  # less Dice than this is no help
+
+
+class ClassRule(Config):
+    """What is removed of one class."""
+
+    largest: bool = False  # all components but the largest
+    min_mm3: float = Field(default=0.0, ge=0)  # components smaller than this
+
+    @property
+    def does_something(self) -> bool:
+        """Whether it can change a label map."""
+        return self.largest or self.min_mm3 > 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """A held-back case: what was predicted of it, the truth, and the volume of a voxel."""
+
+    prediction: Labels
+    truth: Labels
+    voxel_mm3: float
+
+
+def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Labels:
+    """The label map (D, H, W) without the components that the rules of classes 1..n remove; they become background.
+
+    Components touch by faces, edges or corners.
+    """
+    cleaned = labels
+    for value, rule in enumerate(rules, start=1):
+        if not rule.does_something:
+            continue
+        components, n = components_of(labels == value, structure=np.ones((3, 3, 3)))
+        sizes = np.bincount(components.ravel(), minlength=n + 1)
+        kept = sizes * voxel_mm3 >= rule.min_mm3
+        if rule.largest and n:
+            kept &= np.arange(n + 1) == 1 + int(sizes[1:].argmax())
+        kept[0] = True
+        if not kept.all():
+            cleaned = cleaned.copy() if cleaned is labels else cleaned
+            cleaned[~kept[components]] = 0
+    return cleaned
+
+
+def choose(cases: Sequence[Held], n_classes: int) -> list[ClassRule]:
+    """For each class the rule of the highest mean Dice over the held-back cases; none where none helps."""
+    return [_choose(cases, value) for value in range(1, n_classes + 1)]
+
+
+def _choose(cases: Sequence[Held], value: int) -> ClassRule:
+    binary = [Held(c.prediction == value, c.truth == value, c.voxel_mm3) for c in cases]  # type: ignore[arg-type]
+    sizes = [float(c.truth.sum()) * c.voxel_mm3 for c in binary if c.truth.any()]
+    if not sizes:
+        return ClassRule()
+    best, rule = _score(binary, ClassRule()), ClassRule()
+    typical = float(np.median(sizes))
+    candidates = [ClassRule(largest=True), *(ClassRule(min_mm3=share * typical) for share in SHARES)]
+    for candidate in candidates:
+        score = _score(binary, candidate)
+        if score > best + GAIN:
+            best, rule = score, candidate
+    return rule
+
+
+def _score(cases: Sequence[Held], rule: ClassRule) -> float:
+    """Mean Dice of one class after the rule; a case without truth or prediction counts as right."""
+    values = []
+    for case in cases:
+        cleaned = apply(case.prediction.astype(np.uint8), [rule], case.voxel_mm3)
+        value = dice(cleaned, case.truth.astype(np.uint8), 1)[0]
+        values.append(1.0 if np.isnan(value) else value)
+    return mean_defined(values)
