@@ -60,6 +60,7 @@ class Sample(Generic[TargetT]):
     image: Tensor  # (C, D, H, W) normalised
     fill: float  # the value outside the scan
     shape: Shape  # of the file
+    spacing: tuple[float, float, float]  # of the file, mm
     orientation: str  # of the file, see `Scan`
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
@@ -112,8 +113,8 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """The scalar to minimise."""
 
     @abstractmethod
-    def predict(self, model: TaskModel, sample: Sample[TargetT], device: torch.device) -> PredictionT:
-        """The prediction at the file's grid; the model is in evaluation mode."""
+    def predict(self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device) -> PredictionT:
+        """The prediction at the file's grid of models in evaluation mode, together."""
 
     @abstractmethod
     def record(self, case: Case, sample: Sample[TargetT], prediction: PredictionT) -> Record:
@@ -148,7 +149,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """A scan to predict on."""
         image, fill = self.prepare(scan)
         d, h, w = scan.voxels.shape[1:]
-        return Sample(image, fill, (d, h, w), scan.orientation, None, None)
+        return Sample(image, fill, (d, h, w), scan.spacing, scan.orientation, None, None)
 
     def read(self, case: Case) -> tuple[Scan, Sample[TargetT]]:
         """The scan of a case and its sample, still without target."""

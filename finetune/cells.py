@@ -71,7 +71,8 @@ def digest(
 ) -> str:
     """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
     others = {
-        "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights", "plan",
+        "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
+        "plan",
     }  # fmt: skip
     parts = [
         config.model_dump(mode="json", exclude=others),

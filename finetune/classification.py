@@ -16,6 +16,7 @@ from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, cent
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig
 from scanforge.finetune.heads.classification import ClassificationModel
+from scanforge.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
 from scanforge.finetune.metrics import classification as scores
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.sampling import Window, extract, random_matrix, still_window, vary_intensity
@@ -42,8 +43,15 @@ class Classification(Adapter[int, Probabilities]):
         return sample
 
     def build(self, encoder: Encoder) -> TaskModel:
-        """Pooled features and a linear layer."""
-        return ClassificationModel(encoder, len(self.spec.classes))
+        """A head on the deepest features: a linear layer, or a probe."""
+        n_classes, probe = len(self.spec.classes), self.spec.probe
+        if self.spec.head == "linear_probe":
+            return LinearProbe(encoder, n_classes)
+        if self.spec.head == "attentive_probe":
+            return AttentiveProbe(encoder, n_classes, probe.heads)
+        if self.spec.head == "knn":
+            return NeighbourProbe(encoder, n_classes, probe.neighbours, probe.temperature)
+        return ClassificationModel(encoder, n_classes)
 
     def batch(
         self, samples: Sequence[Sample[int]], rng: np.random.Generator, config: AugmentationConfig, fore: float
@@ -63,11 +71,11 @@ class Classification(Adapter[int, Probabilities]):
         return F.cross_entropy(model(images).float(), targets)
 
     @torch.inference_mode()
-    def predict(self, model: TaskModel, sample: Sample[int], device: torch.device) -> Probabilities:
+    def predict(self, members: Sequence[TaskModel], sample: Sample[int], device: torch.device) -> Probabilities:
         """Probabilities (K,), the mean over the mirrorings."""
         image = centred(sample, self.spec.plan).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            passes = [model(image.flip([axis + 2 for axis in axes])).float() for axes in self.mirrors()]
+            passes = [m(image.flip([axis + 2 for axis in axes])).float() for m in members for axes in self.mirrors()]
         return torch.cat(passes).double().softmax(1).mean(0).cpu().numpy()
 
     def record(self, case: Case, sample: Sample[int], prediction: Probabilities) -> Record:

@@ -70,7 +70,9 @@ class ScheduleConfig(Config):
     encoder_lr_scale: float = Field(default=1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
     warmup_steps: int = Field(default=50, ge=0)
     frozen_steps: int = Field(default=0, ge=0)  # recipe 'staged': the encoder stands still so long; 0: a fifth
-    average: float = Field(default=0.0, ge=0, lt=1)  # momentum of the weights' average that is kept; 0: the last weights
+    average: float = Field(
+        default=0.0, ge=0, lt=1
+    )  # momentum of the average that is kept; 0: the last weights
     clip_norm: float = Field(default=12.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
     foreground: float = Field(default=0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
@@ -167,7 +169,9 @@ class FinetuneConfig(Config):
             raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
         self._check_recipes()
         if self.budget and (self.schedule.minutes or "steps" in self.schedule.model_fields_set):
-            raise ValueError("'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes")
+            raise ValueError(
+                "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"
+            )
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")
         if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):

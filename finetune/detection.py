@@ -14,7 +14,7 @@ from torch import Tensor
 from scanforge.backbones.protocol import Encoder
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, centred, fitted_shape, identity
+from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel, centred, fitted_shape, identity
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig, DetectionTask
 from scanforge.finetune.heads.detection import DetectionModel, plan_anchors, suppress
@@ -72,11 +72,11 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
         sample.target = sample.truth * np.tile(self._zoom(sample), 2)
         return sample
 
-    def with_anchors(self, samples: Sequence[Sample[Boxes]]) -> "Detection":
-        """The task with anchors planned from these training samples."""
+    def planned(self, samples: Sequence[Sample[Boxes]]) -> Spec:
+        """The spec with anchors planned from these training samples."""
         boxes = np.concatenate([sample.target for sample in samples if sample.target is not None])
         sizes = (boxes[:, 3:] - boxes[:, :3])[:, 1 if self.spec.plan.is_2d else 0 :]
-        return Detection(self.spec.model_copy(update={"anchors": plan_anchors(sizes)}))
+        return self.spec.model_copy(update={"anchors": plan_anchors(sizes)})
 
     def build(self, encoder: Encoder) -> TaskModel:
         """RetinaNet; the anchors must be planned."""
@@ -105,10 +105,12 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
         return model.losses(images, [boxes.to(images.device) for boxes in targets])
 
     @torch.inference_mode()
-    def predict(self, model: TaskModel, sample: Sample[Boxes], device: torch.device) -> tuple[Boxes, npt.NDArray]:
+    def predict(
+        self, members: Sequence[TaskModel], sample: Sample[Boxes], device: torch.device
+    ) -> tuple[Boxes, npt.NDArray]:
         """Boxes at the file's grid and their scores, best first."""
         image = centred(sample, self.spec.plan).to(device)
-        found = [self._one_pass(model, image, axes) for axes in self.mirrors()]
+        found = [self._one_pass(members[0], image, axes) for axes in self.mirrors()]
         boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
         if len(found) > 1:
             kept = suppress(boxes, scores, self.task.boxes_per_scan)

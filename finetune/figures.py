@@ -85,7 +85,7 @@ def loss_curves(cells: Sequence[CellResult]) -> str:
     """Training loss over the steps, a line for each model, smoothed a little."""
     figure, axes = _axes(4.6, 3.2, "step", "training loss")
     seen: set[str] = set()
-    for cell, history in ((cell, history) for cell in cells for history in cell.histories if history.loss):
+    for cell, history in [(each, one) for each in cells for one in each.histories if one.loss]:
         steps, losses = np.array(history.loss, float).T
         window = max(1, len(losses) // 25)
         smooth = np.convolve(

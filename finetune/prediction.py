@@ -28,19 +28,20 @@ def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto"
     predictions.csv. Detection: predictions.json, boxes half-open in voxels, order d, h, w.
     Raises UserError for an unusable model or input; scans before it are already written.
     """
-    adapter, network = load_model(Path(model))
+    adapter, members = load_model(Path(model))
     scans = find_scans([Path(path) for path in inputs])
     if not scans:
         raise UserError(f"no readable scan (NIfTI, PNG, JPEG) under {', '.join(map(str, inputs))}")
     targets = _targets(scans, out)
     place = pick_device(device)
-    network.to(place)
+    for member in members:
+        member.to(place)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     for (root, relative), target in zip(scans, targets, strict=True):
         sample = adapter.unlabelled(read_one(root / relative))
-        prediction = adapter.predict(network, sample, place)
+        prediction = adapter.predict(members, sample, place)
         if adapter.spec.task.name == "segmentation":
             target.parent.mkdir(parents=True, exist_ok=True)
             write_labels(prediction, root / relative, target)

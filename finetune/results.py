@@ -13,8 +13,8 @@ from scanforge.finetune.cells import CellResult
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.metrics.intervals import Interval, difference, interval
 from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.split import Split, class_counts
 from scanforge.finetune.optimisation import preset
+from scanforge.finetune.split import Split, class_counts
 
 FEW_PATIENTS = 20
 SCRATCH = "scratch"
@@ -68,8 +68,7 @@ def summarise(
             table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
         for arm in (name for name in records if SCRATCH in records and name != SCRATCH):
             gain = {
-                n: difference(records[arm], records[SCRATCH], f, config.bootstrap)
-                for n, f in adapter.metrics().items()
+                n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in adapter.metrics().items()
             }
             paired.append(Difference(arm=arm, shots=k, metrics=gain))
     return Results(

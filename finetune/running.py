@@ -18,8 +18,8 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.adapter import Spec
-from scanforge.finetune.cases import Case, CaseList, discover
 from scanforge.finetune.budget import Budget
+from scanforge.finetune.cases import Case, CaseList, discover
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored, testing_time
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.features import FeatureStore, mark_of

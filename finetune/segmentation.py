@@ -12,14 +12,15 @@ from torch import Tensor
 from scanforge.backbones.protocol import Encoder
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, identity, upright
+from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
 from scanforge.finetune.cases import Case
-from scanforge.finetune.config import AugmentationConfig
+from scanforge.finetune.config import AugmentationConfig, ValidationConfig
 from scanforge.finetune.heads.segmentation import SegmentationModel
 from scanforge.finetune.inference import volume_logits
 from scanforge.finetune.losses import deep_supervision
 from scanforge.finetune.metrics.dice import dice, mean_defined
 from scanforge.finetune.metrics.intervals import Record
+from scanforge.finetune.postprocess import Held, choose
 from scanforge.finetune.sampling import Window, extract, random_matrix, vary_intensity
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
 
@@ -83,12 +84,29 @@ class Segmentation(Adapter[Labels, Labels]):
         """Dice + CE at every resolution of the decoder."""
         return deep_supervision(model(images), targets)
 
-    def predict(self, model: TaskModel, sample: Sample[Labels], device: torch.device) -> Labels:
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
         """Label map at the file's grid: logits by sliding window, resampled, then the largest."""
         logits = volume_logits(
-            model, sample.image, sample.fill, self.spec.plan.patch, self.spec.inference.overlap, self.mirrors(), device
+            members[0],
+            sample.image,
+            sample.fill,
+            self.spec.plan.patch,
+            self.spec.inference.overlap,
+            self.mirrors(),
+            device,
         )
         return resize(logits.numpy(), sample.shape).argmax(0).astype(np.uint8)
+
+    def held(self, sample: Sample[Labels], prediction: Labels) -> list[Held]:
+        """Prediction and truth at the file's grid."""
+        assert sample.truth is not None
+        return [Held(prediction, sample.truth, float(np.prod(sample.spacing)))]
+
+    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+        """Which components are removed after prediction."""
+        if not config.postprocess:
+            return self.spec
+        return self.spec.model_copy(update={"postprocess": choose(held.maps, len(self.spec.classes))})
 
     def record(self, case: Case, sample: Sample[Labels], prediction: Labels) -> Record:
         """Dice of each class; None where undefined."""

@@ -161,7 +161,7 @@ class _Keeper:
         """Look at the held-back cases where it is time to."""
         if self._average is not None:
             self._average.update_parameters(self._model)
-        if self._check is None or done * self._validation.checks < len(self.found) + 1 and done < 1:
+        if self._check is None or (done * self._validation.checks < len(self.found) + 1 and done < 1):
             return
         model = self._current(step)
         training = model.training
