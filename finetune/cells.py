@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.registry import build
 from scanforge.finetune.adapter import Adapter, Sample, Spec
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.detection import Detection
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
