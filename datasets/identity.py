@@ -61,11 +61,12 @@ def site_fingerprint(key: bytes) -> str:
     return keyed_hash(key, "site", "")
 
 
-def patient_of(relative_path: str, regex: str | None = None) -> str:
+def patient_of(relative_path: str, regex: str | None = None, study: str | None = None) -> str:
     """The patient's identifier in a path relative to the input folder ('/' between its parts).
 
     With `regex`: its first group, or the whole match where it has none; UserError where it does not match.
-    Without: the BIDS entity `sub-XXX` if there is one, else the path without its extension (each file a patient).
+    Without: the BIDS entity `sub-XXX` if there is one, else the `study` that several files share (their contrasts
+    must never be on both sides of a split), else the path without its extension (each file a patient).
     """
     if regex is not None:
         found = re.search(regex, relative_path)
@@ -73,7 +74,7 @@ def patient_of(relative_path: str, regex: str | None = None) -> str:
             raise UserError(f"the patient pattern '{regex}' does not match '{relative_path}'")
         return found.group(1) or "" if found.re.groups else found.group(0)
     subject = _BIDS_SUBJECT.search(relative_path)
-    return subject.group(1) if subject else _SUFFIX.sub("", relative_path)
+    return subject.group(1) if subject else study or _SUFFIX.sub("", relative_path)
 
 
 def fraction(hashed: str) -> float:

@@ -4,8 +4,8 @@ Two patients taken for one study would be trained to look alike; a study that is
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from scanforge.datasets.readers import SUFFIXES, suffix_of
@@ -44,6 +44,12 @@ def studies_of(files: Iterable[str]) -> dict[str, str]:
         for file, stem in members:
             studies[file] = f"{folder}/{channels.get(stem) or _case(stem)}"
     return studies
+
+
+def shared_studies(studies: Mapping[str, str]) -> dict[str, str]:
+    """Those of `studies_of` that two files at least share, by file."""
+    sizes = Counter(studies.values())
+    return {file: study for file, study in studies.items() if sizes[study] > 1}
 
 
 def _stem(file: str) -> str:

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config
+from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.cases import Case
+from scanforge.finetune.channels import hide_channels, read_channels, stacked
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task, ValidationConfig
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.plan import Plan
 from scanforge.finetune.postprocess import ClassRule, Held
 from scanforge.finetune.recipes import Head, ProbeConfig
-from scanforge.finetune.sampling import extract, still_window
-from scanforge.finetune.volumes import Shape, prepared, read_one, resize
+from scanforge.finetune.sampling import extract, still_window, vary_intensity
+from scanforge.finetune.volumes import Shape, prepared, resize
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
@@ -38,7 +40,9 @@ class Spec(Config):
     kind: Literal["finetuned"] = "finetuned"
     task: Task
     classes: list[str]
-    modality: str
+    channels: list[str] = ["image"]  # names of the input channels, in order
+    modality: str  # of the first channel, and of all unless `modalities` says more
+    modalities: list[str] = []  # of each channel, where they differ
     intensity: IntensityConfig
     backbone: BackboneConfig
     plan: Plan
@@ -64,6 +68,7 @@ class Sample(Generic[TargetT]):
     orientation: str  # of the file, see `Scan`
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
+    present: Tensor | None = None  # (C,) bool: which channels the case has; None: all
 
 
 @dataclass
@@ -140,21 +145,57 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """The spec with what the held-back cases decide."""
         return self.spec
 
-    def prepare(self, scan: Scan) -> tuple[Tensor, float]:
-        """The image at the plan's grid and the value outside it."""
-        image, fill = prepared(scan, self.spec.backbone.in_channels, self.spec.modality, self.spec.intensity)
-        return torch.from_numpy(resize(image, self.shape_of(scan))), fill
+    def prepare(self, scans: Sequence[Scan | None]) -> tuple[Tensor, float]:
+        """The channels of a case at the plan's grid, and the value outside of them."""
+        spec = self.spec
+        first = next(scan for scan in scans if scan is not None)
+        if len(spec.channels) > 1:
+            modalities = spec.modalities or [spec.modality] * len(spec.channels)
+            image, fill = stacked(scans, modalities, spec.intensity)
+        else:
+            image, fill = prepared(first, spec.backbone.in_channels, spec.modality, spec.intensity)
+        return torch.from_numpy(resize(image, self.shape_of(first))), fill
 
-    def unlabelled(self, scan: Scan) -> Sample[TargetT]:
-        """A scan to predict on."""
-        image, fill = self.prepare(scan)
-        d, h, w = scan.voxels.shape[1:]
-        return Sample(image, fill, (d, h, w), scan.spacing, scan.orientation, None, None)
+    def unlabelled(self, scans: Scan | Sequence[Scan | None]) -> Sample[TargetT]:
+        """What to predict on: one scan, or one for each channel, None where it is missing.
+
+        UserError where there are not as many as channels, or slices and volumes are mistaken for each other.
+        """
+        given = [scans] if isinstance(scans, Scan) else list(scans)
+        names = self.spec.channels
+        if len(given) != len(names) or not any(given):
+            raise UserError(f"this model takes {len(names)} channels ({', '.join(names)}), {len(given)} are given")
+        first = next(scan for scan in given if scan is not None)
+        d, h, w = first.voxels.shape[1:]
+        if (d == 1) != self.spec.plan.is_2d:
+            kinds = ("a single slice", "volumes") if d == 1 else (f"a volume of {d} slices", "single slices")
+            raise UserError(f"the scan is {kinds[0]}, this model takes {kinds[1]}")
+        image, fill = self.prepare(given)
+        present = torch.tensor([scan is not None for scan in given])
+        hidden = None if present.all() else present
+        return Sample(image, fill, (d, h, w), first.spacing, first.orientation, None, None, hidden)
 
     def read(self, case: Case) -> tuple[Scan, Sample[TargetT]]:
-        """The scan of a case and its sample, still without target."""
-        scan = read_one(case.image)
-        return scan, self.unlabelled(scan)
+        """The scan whose grid is the case's, and its sample, still without target; UserError names the source."""
+        scans = read_channels(case.images)
+        try:
+            sample = self.unlabelled(scans)
+        except UserError as error:
+            raise UserError(f"{case.image}: {error}") from error
+        return next(scan for scan in scans if scan is not None), sample
+
+    def varied(
+        self, images: Tensor, samples: Sequence[Sample[TargetT]], rng: np.random.Generator, config: AugmentationConfig
+    ) -> Tensor:
+        """Intensities of (B, C, *patch) changed, each channel for itself, and channels hidden (modality dropout)."""
+        channels = len(self.spec.channels)
+        if channels == 1:
+            return vary_intensity(images, rng, config)
+        changed = vary_intensity(images.flatten(0, 1).unsqueeze(1), rng, config).view(images.shape)
+        everything = torch.ones(channels, dtype=torch.bool)
+        present = torch.stack([everything if sample.present is None else sample.present for sample in samples])
+        fills = torch.tensor([sample.fill for sample in samples])
+        return hide_channels(changed, present, fills, rng, config.channel_dropout)
 
     def mirrors(self) -> list[tuple[int, ...]]:
         """Axes to flip together for each pass of a prediction; the first pass flips none."""

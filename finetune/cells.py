@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.features import FeatureStore
 from scanforge.finetune.members import encoder_of, train_members
 from scanforge.finetune.metrics.intervals import Record

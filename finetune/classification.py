@@ -13,13 +13,13 @@ from torch import Tensor
 from scanforge.backbones.protocol import Encoder
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, centred, fitted_shape, identity, upright
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
 from scanforge.finetune.metrics import classification as scores
 from scanforge.finetune.metrics.intervals import Record
-from scanforge.finetune.sampling import Window, extract, random_matrix, still_window, vary_intensity
+from scanforge.finetune.sampling import Window, extract, random_matrix, still_window
 from scanforge.finetune.volumes import Shape
 
 Probabilities = npt.NDArray[np.float64]
@@ -64,7 +64,7 @@ class Classification(Adapter[int, Probabilities]):
             matrix = random_matrix(rng, config, self.spec.plan.spacing, self.spec.plan.is_2d, turn=True)
             images.append(extract(sample.image, Window(still.centre, matrix, still.size), sample.fill))
         classes = torch.tensor([sample.target for sample in samples])
-        return vary_intensity(torch.stack(images), rng, config), classes
+        return self.varied(torch.stack(images), samples, rng, config), classes
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
         """Cross-entropy."""

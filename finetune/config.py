@@ -21,42 +21,99 @@ class SegmentationTask(Config):
 
 
 class ClassificationTask(Config):
-    """One class per scan, from a CSV file."""
+    """One class per scan, from a column of a list, an archive, or shards."""
 
     name: Literal["classification"] = "classification"
-    id_column: str | None = None  # stem or file name of the scan; None: the first of id, file, image, name
+    id_column: str | None = None  # stem or file name of the scan; None: the first of id, file, filename, image, name
     label_column: str = "class"
     classes: list[str] | None = None  # None: the values of the column, sorted
 
 
+class RegressionTask(Config):
+    """One number per scan, from a column of a list, an archive, or shards."""
+
+    name: Literal["regression"] = "regression"
+    id_column: str | None = None
+    label_column: str = "value"
+
+
 class DetectionTask(Config):
-    """Boxes of one kind of finding, from a folder of masks or a CSV file of boxes."""
+    """Boxes of findings: from COCO, Pascal VOC or CSV, or of masks."""
 
     name: Literal["detection"] = "detection"
     id_column: str | None = None
-    min_voxels: int = Field(default=16, ge=1)  # connected components of a mask below this are no finding
+    label_column: str | None = None  # of a CSV of boxes: the class of each; None: 'label' where there is one
+    classes: list[str] | None = None  # of findings; None: those of the boxes, or of the named values of the masks
+    masks: Literal["components", "instances"] = "components"  # instances: each value of a mask is one finding
+    min_voxels: int = Field(default=16, ge=1)  # findings of a mask below this are none
     score_threshold: float = Field(default=0.05, ge=0, lt=1)  # boxes below are not kept
     boxes_per_scan: int = Field(default=50, ge=1)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "DetectionTask":
+        if self.masks == "instances" and self.classes is not None and len(self.classes) > 1:
+            raise ValueError("the values of instance masks are findings, not classes: give one class")
+        return self
 
-Task = Annotated[SegmentationTask | ClassificationTask | DetectionTask, Field(discriminator="name")]
+
+Task = Annotated[SegmentationTask | ClassificationTask | RegressionTask | DetectionTask, Field(discriminator="name")]
+
+Format = Literal["auto", "folders", "channels", "dataset", "list", "archive", "shards"]
 
 
 class LabelledData(Config):
-    """Where scans and labels lie."""
+    """Where scans and labels lie; see docs/finetuning.md for what is read.
 
-    images: Path
-    labels: Path  # folder of label maps or masks, or CSV file
-    modality: str  # 'ct' is clipped in HU; every other one is normalised by its percentiles
-    patient_regex: str | None = None  # its first group in the path is the patient; None: one scan, one patient
+    Patients and scans are hashed by their path below the folder that is given here, as `scanforge data build` of that
+    folder does: only then are patients of the pre-training recognised.
+    """
+
+    path: str | None = None  # what holds scans and labels: dataset.json or its folder, a list, an .npz, shards (or URL)
+    images: Path | None = None  # folder of scans whose labels lie elsewhere
+    labels: Path | list[Path] | None = None  # masks, CSV, COCO, VOC, names of mask values; with channels: a pattern
+    format: Format = "auto"
+    channels: dict[str, str] | None = None  # name: pattern ('*/t1.nii.gz') or folder; of a list: its column
+    allow_missing: bool = False  # cases may lack channels (but never all)
+    modality: str | dict[str, str] | None = None  # of all channels or by name; None: where the data set tells it
+    patient_regex: str | None = None  # its first group in the path is the patient; None: see identity.patient_of
     key_file: Path | None = None  # key of the site, the one the shards were built with
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LabelledData":
+        if self.path is not None and self.images is not None:
+            raise ValueError("give data.path (a whole data set) or data.images (with data.labels), not both")
+        if self.channels is not None and not self.channels:
+            raise ValueError("data.channels names no channel")
+        return self
+
+    @property
+    def where(self) -> str:
+        """The folder, file or URL that was given; '' where none was."""
+        return self.path or (str(self.images) if self.images else "")
+
+    @property
+    def label_paths(self) -> list[Path]:
+        """`labels` as a list."""
+        return list(self.labels) if isinstance(self.labels, list) else [self.labels] if self.labels else []
 
 
 class SplitConfig(Config):
-    """Who is tested on. The rule is pre-training's `data.holdout`, so equal fractions keep the patients apart."""
+    """Who is tested on. By default the rule of pre-training's `data.holdout`: equal fractions keep the patients apart.
+
+    `file` and `official` override it.
+    """
 
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    file: Path | None = None  # JSON: {"train": [ids], "test": [ids]}, or nnU-Net's splits_final.json
+    fold: int = Field(default=0, ge=0)  # of splits_final.json: its 'val' is tested on
+    official: bool = False  # the data set's own test split (MedMNIST, a column 'split', imagesTs)
     allow_pretraining_overlap: bool = False  # transductive: test patients may have been pre-trained on, unlabelled
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SplitConfig":
+        if self.file is not None and self.official:
+            raise ValueError("give split.file or split.official, not both")
+        return self
 
 
 class ScheduleConfig(Config):
@@ -70,9 +127,7 @@ class ScheduleConfig(Config):
     encoder_lr_scale: float = Field(default=1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
     warmup_steps: int = Field(default=50, ge=0)
     frozen_steps: int = Field(default=0, ge=0)  # recipe 'staged': the encoder stands still so long; 0: a fifth
-    average: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # momentum of the average that is kept; 0: the last weights
+    average: float = Field(default=0.0, ge=0, lt=1)  # momentum of the average that is kept; 0: the last weights
     clip_norm: float = Field(default=12.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
     foreground: float = Field(default=0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
@@ -111,6 +166,7 @@ class AugmentationConfig(Config):
     brightness: float = Field(default=0.2, ge=0)  # in standard deviations
     contrast: float = Field(default=0.25, ge=0, lt=1)
     noise: float = Field(default=0.1, ge=0)
+    channel_dropout: float = Field(default=0.0, ge=0, lt=1)  # of each channel of a sample, never of all of them
 
     @field_validator("flip_axes")
     @classmethod

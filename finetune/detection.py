@@ -2,41 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import find_objects, label
 from torch import Tensor
 
 from scanforge.backbones.protocol import Encoder
-from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel, centred, fitted_shape, identity
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig, DetectionTask
+from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.findings import findings
 from scanforge.finetune.heads.detection import DetectionModel, plan_anchors, suppress
 from scanforge.finetune.metrics.detection import average_precision, match
 from scanforge.finetune.metrics.intervals import Record
-from scanforge.finetune.sampling import Window, extract, random_matrix, still_window, vary_intensity
-from scanforge.finetune.volumes import Shape, read_labels
+from scanforge.finetune.sampling import Window, extract, random_matrix, still_window
+from scanforge.finetune.volumes import Shape
 
 Boxes = npt.NDArray[np.float64]  # (N, 6) d0 h0 w0 d1 h1 w1, half-open, voxels
 KEPT_SHARE = 0.25  # a box of which less is left inside the patch is dropped
-
-
-def boxes_of_mask(mask: npt.NDArray, min_voxels: int) -> Boxes:
-    """Boxes of the connected components (faces touching) of a mask (D, H, W); small components are dropped."""
-    components, n = label(mask > 0)
-    sizes = np.bincount(components.ravel(), minlength=n + 1)[1:]
-    found = [
-        [s.start for s in part] + [s.stop for s in part]
-        for part, size in zip(find_objects(components), sizes, strict=True)
-        if size >= min_voxels
-    ]
-    return np.array(found, float).reshape(-1, 6)
 
 
 class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
@@ -63,12 +49,8 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
     def load(self, case: Case) -> Sample[Boxes]:
         """Boxes from the mask or the list; UserError where one lies outside the scan."""
         scan, sample = self.read(case)
-        if isinstance(case.target, Path):
-            sample.truth = boxes_of_mask(read_labels(case.target, scan), self.task.min_voxels)
-        else:
-            sample.truth = np.array(case.target, float).reshape(-1, 6)
-            if len(sample.truth) and (sample.truth.min() < 0 or (sample.truth[:, 3:] > np.array(sample.shape)).any()):
-                raise UserError(f"{case.image}: a box reaches outside the image of (D, H, W) = {sample.shape}")
+        found = findings(case, scan, self.task, self.spec.classes)
+        sample.truth = np.array([box for box, _ in found], float).reshape(-1, 6)
         sample.target = sample.truth * np.tile(self._zoom(sample), 2)
         return sample
 
@@ -97,7 +79,7 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
             images.append(extract(sample.image, window, sample.fill))
             assert sample.target is not None
             boxes.append(torch.from_numpy(boxes_in(sample.target, window)[:, self.axes]).float())
-        return vary_intensity(torch.stack(images), rng, config), boxes
+        return self.varied(torch.stack(images), samples, rng, config), boxes
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
         """Binary cross-entropy of hard samples + GIoU."""

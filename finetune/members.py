@@ -10,8 +10,8 @@ import torch
 from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.registry import build
 from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel, Validation
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.features import FeatureStore
 from scanforge.finetune.lora import inject
 from scanforge.finetune.probing import fit_probe

@@ -11,8 +11,9 @@ from scanforge.backbones.protocol import Encoder
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.finetune.config import PlanOverrides, Size
+from scanforge.finetune.data.cases import ScanSource
 from scanforge.finetune.storage import write_json
-from scanforge.finetune.volumes import read_one, target_shape
+from scanforge.finetune.volumes import target_shape
 
 PATCH_3D, PATCH_2D = 96**3, 256**2  # voxels of a patch, at most, where the user asks for no other
 BATCH_VOXELS_3D, BATCH_VOXELS_2D = 2 * 96**3, 12 * 256**2
@@ -42,17 +43,19 @@ class Plan(Config):
         return self.patch[0] == 1
 
 
-def fingerprint(paths: Sequence[Path]) -> Fingerprint:
+def fingerprint(images: Sequence[ScanSource]) -> Fingerprint:
     """Medians over the scans (an even sample of them where there are many); UserError for 2D and 3D mixed."""
-    step = max(1, len(paths) // FINGERPRINT_SCANS)
-    scans = [read_one(path) for path in paths[::step]]
-    shapes = np.array([scan.voxels.shape[1:] for scan in scans])
+    step = max(1, len(images) // FINGERPRINT_SCANS)
+    found = [(scan.voxels.shape[1:], scan.spacing) for scan in (image.read() for image in images[::step])]
+    shapes = np.array([shape for shape, _ in found])
     flat = shapes[:, 0] == 1
     if flat.any() != flat.all():
-        raise UserError("the images mix single slices and volumes; give one kind")
+        odd = images[::step][int(np.flatnonzero(flat == (flat.mean() < 0.5))[0])]
+        kind = "a single slice" if flat.mean() < 0.5 else "a volume"
+        raise UserError(f"the images mix single slices and volumes ({odd} is {kind}); give one kind")
     d, h, w = (float(x) for x in np.median(shapes, axis=0))
-    z, y, x = (float(x) for x in np.median([scan.spacing for scan in scans], axis=0))
-    return Fingerprint(scans=len(scans), shape=(d, h, w), spacing=(z, y, x), is_2d=bool(flat.all()))
+    z, y, x = (float(x) for x in np.median([spacing for _, spacing in found], axis=0))
+    return Fingerprint(scans=len(found), shape=(d, h, w), spacing=(z, y, x), is_2d=bool(flat.all()))
 
 
 def make_plan(found: Fingerprint, overrides: PlanOverrides, encoder: Encoder) -> Plan:
@@ -76,7 +79,7 @@ def make_plan(found: Fingerprint, overrides: PlanOverrides, encoder: Encoder) ->
     return Plan(spacing=spacing, patch=patch, batch=batch, fingerprint=found)
 
 
-def settle_plan(path: Path, images: Sequence[Path], overrides: PlanOverrides, encoder: Encoder) -> Plan:
+def settle_plan(path: Path, images: Sequence[ScanSource], overrides: PlanOverrides, encoder: Encoder) -> Plan:
     """The plan in `path` where there is one (with the overrides on top), else a new one, written there."""
     if path.exists():
         try:

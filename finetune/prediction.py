@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.names import parts_of
 from scanforge.datasets.readers import find_scans, suffix_of
-from scanforge.finetune.cases import stem_of
 from scanforge.finetune.modelfile import load_model, pick_device
 from scanforge.finetune.storage import write_whole
 from scanforge.finetune.volumes import read_one
@@ -77,7 +77,7 @@ def _targets(scans: Sequence[tuple[Path, str]], out: Path) -> list[Path]:
     targets = []
     for _, relative in scans:
         suffix = ".nii.gz" if suffix_of(relative) in NIFTI else ".png"
-        targets.append(out / PurePosixPath(relative).parent / (stem_of(relative) + suffix))
+        targets.append(out / PurePosixPath(relative).parent / (parts_of(relative)[-1] + suffix))
     doubled = {target for target in targets if targets.count(target) > 1}
     if doubled:
         raise UserError(f"two inputs would be written to {sorted(doubled)[0]}: give them to separate calls")

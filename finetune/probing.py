@@ -12,8 +12,8 @@ from torch import Tensor
 from scanforge.backbones.protocol import Encoder
 from scanforge.configs.errors import UserError
 from scanforge.finetune.adapter import Adapter, Sample, TaskModel, centred
-from scanforge.finetune.cases import Case
 from scanforge.finetune.classification import Classification
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.features import FeatureStore
 from scanforge.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
 from scanforge.finetune.recipes import ProbeConfig

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from scanforge.finetune.adapter import Spec
-from scanforge.finetune.cases import CaseList
 from scanforge.finetune.cells import CellResult
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.data.cases import CaseList
 from scanforge.finetune.metrics.intervals import Interval, difference, interval
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.optimisation import preset
@@ -81,7 +81,7 @@ def summarise(
         data=_data(spec, sides, found),
         setup=_setup(config, spec),
         left_out=found.left_out,
-        warnings=_warnings(config, sides, cells, table, adapter.headline),
+        warnings=found.warnings + _warnings(config, sides, cells, table, adapter.headline),
         versions=versions(),
     )
 

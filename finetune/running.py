@@ -1,7 +1,6 @@
 """`run(config)`: the study from data to report."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +13,15 @@ from rich.progress import Progress as Bars
 from scanforge.backbones import read_release
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import site_fingerprint, site_key
+from scanforge.backbones.stem import with_channels
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.adapter import Spec
 from scanforge.finetune.budget import Budget
-from scanforge.finetune.cases import Case, CaseList, discover
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored, testing_time
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.data import CaseList, discover
+from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.check import check_cases
 from scanforge.finetune.features import FeatureStore, mark_of
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
@@ -31,7 +31,6 @@ from scanforge.finetune.results import Results, summarise
 from scanforge.finetune.split import Split, shots, split
 from scanforge.finetune.storage import write_json
 from scanforge.finetune.training import Course, Progress
-from scanforge.finetune.volumes import read_labels, read_one
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,14 @@ def prepare(config: FinetuneConfig) -> Study:
     backbone = release.info.backbone if release else config.backbone
     assert backbone is not None
     found = discover(config.data, config.task)
-    sides = split(found.cases, config.split, release.patients if release else [])
+    if len(found.channels) > 1:
+        backbone = backbone.model_copy(update={"in_channels": len(found.channels)})
+    sides = split(found, config.split, release.patients if release else [])
     if release:
-        own = site_fingerprint(site_key(config.data.key_file))
         sites = {source.site for source in release.info.sources}
-        sides = replace(sides, comparable=sites == {own})
-    for k in config.shots:
-        for seed in config.seeds:
-            shots(sides.pool, k, seed)
-    classes = found.classes or _classes_in(found.cases)
+        sides = replace(sides, comparable=sites == {found.site})
+    chosen = {case.key for k in config.shots for seed in config.seeds for case in shots(sides.pool, k, seed)}
+    classes = _classes(config, found, chosen | {case.key for case in sides.test})
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
@@ -108,7 +106,9 @@ def prepare(config: FinetuneConfig) -> Study:
     spec = Spec(
         task=config.task,
         classes=classes,
-        modality=config.data.modality,
+        channels=found.channels,
+        modality=found.modalities[0],
+        modalities=found.modalities if len(set(found.modalities)) > 1 else [],
         intensity=intensity,
         backbone=backbone,
         plan=plan,
@@ -119,15 +119,13 @@ def prepare(config: FinetuneConfig) -> Study:
     return Study(config, found, sides, spec, release)
 
 
-def _classes_in(cases: Sequence[Case]) -> list[str]:
-    """Names of the labels 1..n that the label maps hold; UserError where all are empty."""
-    highest = 0
-    for case in cases:
-        assert isinstance(case.target, Path)
-        highest = max(highest, int(read_labels(case.target, read_one(case.image)).max()))
-    if not highest:
-        raise UserError("every label map is empty: there is nothing to segment")
-    return [f"label {k}" for k in range(1, highest + 1)]
+def _classes(config: FinetuneConfig, found: CaseList, used: set[str]) -> list[str]:
+    """The classes, the data having been checked: those cases that are `used`; all of them where the labels 1..n of the
+    label maps are the classes."""
+    if found.classes is not None:
+        check_cases([case for case in found.cases if case.key in used], config.task, found.classes)
+        return found.classes
+    return [f"label {k}" for k in range(1, check_cases(found.cases, config.task, None).highest + 1)]
 
 
 def _run_cells(study: Study) -> list[CellResult]:
@@ -179,7 +177,10 @@ class _Runner:
             Progress(lambda step, loss: bars.update(task, completed=step, note=f"loss {loss:.3f}")),
             lambda n: bars.update(task, note=f"tested {n}/{tests}"),
         )
-        pretrained = study.release.state_dict if study.release and name.arm.pretrained else None
+        pretrained = None
+        if study.release and name.arm.pretrained:
+            given, channels = study.release, study.spec.backbone.in_channels
+            pretrained, _ = with_channels(given.state_dict, given.info.backbone, channels)
         result = run_cell(config, study.spec, name, chosen, study.sides.test, pretrained, place)
         bars.remove_task(task)
         return result

@@ -13,15 +13,15 @@ from scanforge.backbones.protocol import Encoder
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig, ValidationConfig
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.segmentation import SegmentationModel
 from scanforge.finetune.inference import volume_logits
 from scanforge.finetune.losses import deep_supervision
 from scanforge.finetune.metrics.dice import dice, mean_defined
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.postprocess import Held, choose
-from scanforge.finetune.sampling import Window, extract, random_matrix, vary_intensity
+from scanforge.finetune.sampling import Window, extract, random_matrix
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
 
 Labels = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ class Segmentation(Adapter[Labels, Labels]):
     def load(self, case: Case) -> Sample[Labels]:
         """UserError where the label map does not lie on the image or has a label without a name."""
         scan, sample = self.read(case)
-        assert not isinstance(case.target, int | tuple)
+        assert not isinstance(case.target, int | float | tuple)
         sample.truth = read_labels(case.target, scan)
         if int(sample.truth.max()) > len(self.spec.classes):
             raise UserError(f"{case.target}: label {sample.truth.max()}, but classes are {self.spec.classes}")
@@ -63,7 +63,7 @@ class Segmentation(Adapter[Labels, Labels]):
             window = Window(self._centre(sample.target, rng, fore), matrix, self.spec.plan.patch)
             images.append(extract(sample.image, window, sample.fill))
             labels.append(extract(torch.from_numpy(sample.target)[None], window, 0.0, nearest=True)[0])
-        return vary_intensity(torch.stack(images), rng, config), torch.stack(labels).long()
+        return self.varied(torch.stack(images), samples, rng, config), torch.stack(labels).long()
 
     def _centre(self, labels: Labels, rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
         """The middle of a patch: on a voxel of a random present class, or anywhere the patch stays inside."""

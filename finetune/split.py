@@ -8,8 +8,9 @@ import numpy as np
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import fraction
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import SplitConfig
+from scanforge.finetune.data.cases import Case, CaseList
+from scanforge.finetune.data.sides import sides_of_file, sides_of_official
 
 Shots = int | str  # a number, or 'all'
 
@@ -24,29 +25,51 @@ class Split:
     pool_overlap: int = 0  # patients to train from that it has seen, which is as it should be
     pretrained_on: int = 0  # patients of the pre-training
     comparable: bool = True  # the pre-training hashed its patients with this site's key
+    unused: int = 0  # cases that a split file does not name
 
 
-def split(cases: Sequence[Case], config: SplitConfig, pretrained_on: Sequence[str]) -> Split:
-    """A patient is tested on iff fraction(patient) < config.test_fraction, the rule of `data.holdout`.
+def split(found: CaseList, config: SplitConfig, pretrained_on: Sequence[str]) -> Split:
+    """The sides that `config.file` or the data set names; else a patient is tested on iff fraction(patient) <
+    config.test_fraction, the rule of `data.holdout`.
 
-    UserError where a side is empty, or a test patient was pre-trained on and that is not allowed.
+    UserError where a side is empty, a patient is on both, or a test patient was pre-trained on and that is not allowed.
     """
-    test = [case for case in cases if fraction(case.patient) < config.test_fraction]
-    pool = [case for case in cases if fraction(case.patient) >= config.test_fraction]
-    for side, name, change in ((test, "test", "raise"), (pool, "training", "lower")):
-        if not side:
-            raise UserError(
-                f"split.test_fraction={config.test_fraction} leaves no {name} case of {len(cases)}: "
-                f"{change} it or give more patients"
-            )
-    overlap = len({case.patient for case in test} & set(pretrained_on))
+    cases = found.cases
+    if config.file is not None:
+        pool, test = sides_of_file(found, config.file, config.fold)
+    elif config.official:
+        pool, test = sides_of_official(found)
+    else:
+        test = [case for case in cases if fraction(case.patient) < config.test_fraction]
+        pool = [case for case in cases if fraction(case.patient) >= config.test_fraction]
+    _refuse(pool, test, config, len(cases))
+    seen = set(pretrained_on)
+    overlap = len({case.patient for case in test} & seen)
     if overlap and not config.allow_pretraining_overlap:
         raise UserError(
             f"{overlap} test patients were in the pre-training of this checkpoint: pre-train with "
             f"data.holdout={config.test_fraction}, or set split.allow_pretraining_overlap=true (stated in the report)"
         )
-    seen = set(pretrained_on)
-    return Split(pool, test, overlap, len({case.patient for case in pool} & seen), len(seen))
+    unused = len(cases) - len(pool) - len(test)
+    return Split(pool, test, overlap, len({case.patient for case in pool} & seen), len(seen), unused=unused)
+
+
+def _refuse(pool: Sequence[Case], test: Sequence[Case], config: SplitConfig, count: int) -> None:
+    for side, name, change in ((test, "test", "raise"), (pool, "training", "lower")):
+        if side:
+            continue
+        if config.file is not None or config.official:
+            raise UserError(f"{config.file or 'the official split'} leaves no {name} case of {count}")
+        raise UserError(
+            f"split.test_fraction={config.test_fraction} leaves no {name} case of {count}: "
+            f"{change} it or give more patients"
+        )
+    both = {case.patient for case in pool} & {case.patient for case in test}
+    if both:
+        raise UserError(
+            f"{len(both)} patients are on both sides of {config.file or 'the official split'}: the numbers would be of "
+            "patients that were trained on; split by patient"
+        )
 
 
 def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
@@ -71,6 +94,46 @@ def class_counts(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, int
     """How many cases of each class; empty where the target is no class."""
     counts = Counter(classes[case.target] for case in cases if isinstance(case.target, int))
     return dict(sorted(counts.items()))
+
+
+def folds(pool: Sequence[Case], k: int, seed: int) -> list[tuple[list[Case], list[Case]]]:
+    """(train, validation) of each of `k` folds: by patient, classes spread evenly; every case is validated on once.
+
+    A pure function of the set of cases and `seed`. UserError where there are fewer than `k` patients.
+    """
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    patients = len({case.patient for case in pool})
+    if k < 2 or patients < k:
+        raise UserError(f"{k} folds: 2 at least, and as many patients to train from, of whom there are {patients}")
+    ordered = sorted(pool, key=lambda case: case.key)
+    groups = [case.patient for case in ordered]
+    classes = [case.target if isinstance(case.target, int) else 0 for case in ordered]
+    kind = StratifiedGroupKFold if len(set(classes)) > 1 and _spread(ordered, k) else GroupKFold
+    parts = kind(k, shuffle=True, random_state=seed).split(groups, classes, groups)
+    chosen = [{ordered[i].key for i in validation} for _, validation in parts]
+    return [([c for c in pool if c.key not in keys], [c for c in pool if c.key in keys]) for keys in chosen]
+
+
+def validation(cases: Sequence[Case], fraction: float, seed: int) -> tuple[list[Case], list[Case]]:
+    """(train, validation): about `fraction` of the patients, of each class where the target is one, set aside.
+
+    At least one patient is on either side; of a class with a single patient none is set aside. UserError where there is
+    one patient only, or each class has only one.
+    """
+    chosen: set[str] = set()
+    for patients in _groups(cases).values():
+        count = min(max(1, round(fraction * len(patients))), len(patients) - 1)
+        chosen |= {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
+    if not chosen:
+        raise UserError("a validation set needs two patients (of one class) to train from: raise 'shots'")
+    train = [case for case in cases if case.patient not in chosen]
+    return train, [case for case in cases if case.patient in chosen]
+
+
+def _spread(cases: Sequence[Case], k: int) -> bool:
+    """Whether a class has the `k` cases that stratifying needs."""
+    return max(Counter(case.target for case in cases if isinstance(case.target, int)).values()) >= k
 
 
 def _groups(pool: Sequence[Case]) -> dict[int | None, list[str]]:

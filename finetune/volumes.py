@@ -10,7 +10,10 @@ from scipy.ndimage import gaussian_filter
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig, background, normalise, statistics
-from scanforge.datasets.readers import ReadError, Scan, read
+from scanforge.datasets.labels.attach import as_mask, check_grid
+from scanforge.datasets.readers import ReadError, Scan
+from scanforge.finetune.data.cases import ScanSource
+from scanforge.finetune.data.sources import scan_file
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -19,36 +22,28 @@ SPACING_TOLERANCE = 0.1  # a smaller difference is not worth the blur of an inte
 
 def read_one(path: Path) -> Scan:
     """The one scan in a file; UserError, naming the file, where it holds none or several."""
-    try:
-        scans = read(path)
-    except ReadError as error:
-        raise UserError(f"{path}: {error}") from error
-    if len(scans) != 1:
-        raise UserError(f"{path} holds {len(scans)} scans; give files of one scan each")
-    return scans[0]
+    return scan_file(path).read()
 
 
-def read_labels(path: Path, image: Scan) -> npt.NDArray[np.uint8]:
-    """A label map (D, H, W) that lies on `image`'s grid; UserError, naming the file, where it does not.
+def read_mask(source: ScanSource, image: Scan) -> npt.NDArray[np.unsignedinteger]:
+    """A mask (D, H, W) of whole numbers that lies on `image`'s grid; UserError, naming the source, where it does not.
 
     An image mask of the two values 0 and 255 is read as 0 and 1.
     """
-    scan = read_one(path)
-    labels = scan.voxels[0]
-    if labels.shape != image.voxels.shape[1:]:
-        raise UserError(f"{path}: shape {labels.shape} differs from the image's {image.voxels.shape[1:]}")
-    if scan.affine is not None and image.affine is not None:
-        corners = np.array([[x, y, z, 1] for z in (0, 1) for y in (0, 1) for x in (0, 1)], float)
-        corners[:, :3] *= np.array(labels.shape[::-1]) - 1
-        apart = np.linalg.norm((corners @ (scan.affine - image.affine).T)[:, :3], axis=1).max()
-        if apart > 0.1 * min(image.spacing):
-            raise UserError(f"{path}: its affine puts it {apart:.2f} mm away from the image; resample it first")
-    if scan.affine is None and set(np.unique(labels)) == {0, 255}:
-        labels = labels // 255
-    rounded = np.asarray(labels).round()
-    if not np.array_equal(rounded, labels) or rounded.min() < 0 or rounded.max() > 255:
-        raise UserError(f"{path}: label maps hold whole numbers from 0 to 255")
-    return rounded.astype(np.uint8)
+    scan = source.read()
+    try:
+        check_grid(image, scan)
+        return as_mask(scan)
+    except ReadError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def read_labels(source: ScanSource, image: Scan) -> npt.NDArray[np.uint8]:
+    """A label map (D, H, W), as `read_mask`; UserError for a label above 255."""
+    labels = read_mask(source, image)
+    if labels.max() > 255:
+        raise UserError(f"{source}: label {labels.max()}: label maps hold whole numbers from 0 to 255")
+    return labels.astype(np.uint8)
 
 
 def prepared(

@@ -11,7 +11,7 @@ from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
 from scanforge.datasets.labels.names import ByName, parts_of
-from scanforge.datasets.labels.table import Found, read_table
+from scanforge.datasets.labels.table import Columns, Found, read_table
 from scanforge.datasets.readers import SUFFIXES, suffix_of
 
 Parts = tuple[str, ...]
@@ -97,12 +97,15 @@ class LabelBook:
         return unused
 
 
-def open_labels(labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks: bool) -> LabelBook:
+def open_labels(
+    labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks: bool, columns: Columns | None = None
+) -> LabelBook:
     """Labels of files and folders, told apart by their content.
 
     labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
             mask file) as JSON; a folder of Pascal VOC XML
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
+    columns of CSV files that are named rather than found
     """
     book = LabelBook()
     names: dict[str, Names] = {}
@@ -115,7 +118,7 @@ def open_labels(labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks:
         else:
             others.append((path, content))
     for path, content in others:
-        _file(book, path, *_found(path, content), boxes_from_masks)
+        _file(book, path, *_found(path, content, columns), boxes_from_masks)
     for path in map(Path, masks):
         _file(book, path, *read_masks(path, names), boxes_from_masks)
     if boxes_from_masks and not book.claimed:
@@ -125,7 +128,7 @@ def open_labels(labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks:
     return book
 
 
-def _found(path: Path, content: Any) -> tuple[Found, set[Path]]:
+def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:
     if path.is_dir() or path.suffix.lower() == ".xml":
         if not (found := read_voc(path)).refs:
             raise UserError(f"no Pascal VOC file (.xml) in the folder of labels '{path}'; masks go with --masks")
@@ -133,7 +136,7 @@ def _found(path: Path, content: Any) -> tuple[Found, set[Path]]:
     if not path.exists():
         raise UserError(f"the labels '{path}' do not exist")
     if content is None:
-        return read_table(path), set()
+        return read_table(path, columns), set()
     if is_coco(content):
         return read_coco(path, content), set()
     if is_dataset(content):

@@ -14,7 +14,7 @@ from scanforge.datasets.labels import LabelRef
 from scanforge.datasets.labels.book import LabelBook
 from scanforge.datasets.readers import Source, file_source, find_files
 from scanforge.datasets.shards.quarantine import Quarantined
-from scanforge.datasets.study import studies_of
+from scanforge.datasets.study import shared_studies, studies_of
 
 MAX_SOURCES = 512  # in a shard, whatever their size
 
@@ -72,7 +72,8 @@ def find_sources(
         sources += dicom
         none += rest
     studies = studies_of([source.relative for source in sources if source.study is None])
-    planned = [_planned(source, key, patient_regex, book, studies) for source in _told_apart(sources)]
+    shared = shared_studies(studies)
+    planned = [_planned(source, key, patient_regex, book, studies, shared) for source in _told_apart(sources)]
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
@@ -116,11 +117,16 @@ def _told_apart(sources: Sequence[Source]) -> list[Source]:
 
 
 def _planned(
-    source: Source, key: bytes, patient_regex: str | None, book: LabelBook, studies: Mapping[str, str]
+    source: Source,
+    key: bytes,
+    patient_regex: str | None,
+    book: LabelBook,
+    studies: Mapping[str, str],
+    shared: Mapping[str, str],
 ) -> PlannedSource:
     # The header knows better than the path, the user's pattern better than both.
     known = source.patient if patient_regex is None else None
-    patient = known or patient_of(source.relative, patient_regex)
+    patient = known or patient_of(source.relative, patient_regex, shared.get(source.relative))
     # Of a path without a patient in it, the study's own name has to tell patients apart.
     whose = patient if known or patient_regex is not None else ""
     study = studies[source.relative] if source.study is None else source.study

@@ -7,6 +7,7 @@ from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
 from scanforge.configs.errors import UserError
 from scanforge.finetune.config import PlanOverrides
+from scanforge.finetune.data.sources import scan_file
 from scanforge.finetune.plan import Fingerprint, make_plan, settle_plan
 
 ENCODER = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2))
@@ -38,7 +39,7 @@ def test_impossible_patches_are_refused():
 
 
 def test_an_edited_plan_is_read_back_and_overrides_win(volumes, tmp_path):
-    path, images = tmp_path / "plan.json", sorted((volumes / "images").iterdir())[:3]
+    path, images = tmp_path / "plan.json", [scan_file(each) for each in sorted((volumes / "images").iterdir())[:3]]
     first = settle_plan(path, images, PlanOverrides(), ENCODER)
     assert first.fingerprint.shape == (20, 16, 18)
     assert first.spacing == pytest.approx((2.0, 1.5, 1.5))

@@ -13,8 +13,8 @@ from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
-from scanforge.finetune.cases import discover
 from scanforge.finetune.config import SegmentationTask
+from scanforge.finetune.data import discover
 from scanforge.finetune.prediction import predict
 from scanforge.finetune.running import prepare, run
 

@@ -1,5 +1,5 @@
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -7,9 +7,23 @@ from hypothesis import strategies as st
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import fraction, keyed_hash
-from scanforge.finetune.cases import Case
 from scanforge.finetune.config import SplitConfig
+from scanforge.finetune.data.cases import Case, CaseList
 from scanforge.finetune.split import shots, split
+
+
+@dataclass(frozen=True)
+class Named:
+    """A source that is never read."""
+
+    name: str
+
+    def read(self):
+        raise AssertionError(self.name)
+
+
+def listed(everyone):
+    return CaseList(everyone, None, names={case.key: case.images[0].name for case in everyone})
 
 
 def cases(n, per_patient=1, classes=0):
@@ -17,8 +31,8 @@ def cases(n, per_patient=1, classes=0):
         Case(
             keyed_hash(b"k", "scan", str(i)),
             keyed_hash(b"k", "patient", str(i // per_patient)),
-            Path(f"{i}.png"),
-            i // per_patient % classes if classes else Path(f"{i}.nii"),
+            (Named(f"{i}.png"),),
+            i // per_patient % classes if classes else Named(f"{i}.nii"),
         )
         for i in range(n)
     ]
@@ -27,7 +41,7 @@ def cases(n, per_patient=1, classes=0):
 @given(st.integers(200, 300), st.integers(1, 3), st.floats(0.2, 0.6))
 @settings(max_examples=20, deadline=None)
 def test_every_patient_on_one_side_by_the_rule_of_the_hold_out(n, per_patient, share):
-    sides = split(cases(n, per_patient), SplitConfig(test_fraction=share), [])
+    sides = split(listed(cases(n, per_patient)), SplitConfig(test_fraction=share), [])
     assert len(sides.pool) + len(sides.test) == n
     assert not {c.patient for c in sides.pool} & {c.patient for c in sides.test}
     assert all(fraction(c.patient) < share for c in sides.test)
@@ -53,21 +67,21 @@ def test_seeds_choose_differently():
 
 def test_refuses_patients_of_the_pretraining():
     everyone = cases(40)
-    seen = [split(everyone, SplitConfig(), []).test[0].patient]
+    seen = [split(listed(everyone), SplitConfig(), []).test[0].patient]
     with pytest.raises(UserError, match=r"1 test patients.*data.holdout=0.2"):
-        split(everyone, SplitConfig(), seen)
-    allowed = split(everyone, SplitConfig(allow_pretraining_overlap=True), seen)
+        split(listed(everyone), SplitConfig(), seen)
+    allowed = split(listed(everyone), SplitConfig(allow_pretraining_overlap=True), seen)
     assert allowed.overlap == 1
-    in_pool = [split(everyone, SplitConfig(), []).pool[0].patient]
-    fine = split(everyone, SplitConfig(), [*in_pool, "stranger"])
+    in_pool = [split(listed(everyone), SplitConfig(), []).pool[0].patient]
+    fine = split(listed(everyone), SplitConfig(), [*in_pool, "stranger"])
     assert (fine.overlap, fine.pool_overlap, fine.pretrained_on) == (0, 1, 2)
 
 
 def test_empty_sides_and_too_many_shots():
     everyone = sorted(cases(20), key=lambda c: fraction(c.patient))
     with pytest.raises(UserError, match="no test case"):
-        split(everyone[10:], SplitConfig(test_fraction=0.05), [])
+        split(listed(everyone[10:]), SplitConfig(test_fraction=0.05), [])
     with pytest.raises(UserError, match="no training case"):
-        split(everyone[:1], SplitConfig(test_fraction=0.95), [])
+        split(listed(everyone[:1]), SplitConfig(test_fraction=0.95), [])
     with pytest.raises(UserError, match="only 20 patients"):
         shots(everyone, 21, 0)

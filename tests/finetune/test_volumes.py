@@ -5,6 +5,7 @@ import pytest
 from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers import Scan
+from scanforge.finetune.data.sources import scan_file
 from scanforge.finetune.volumes import prepared, read_labels, read_one, resize, resize_labels, target_shape
 
 
@@ -13,27 +14,31 @@ def save(path, array, affine):
     return path
 
 
+def saved(path, array, affine):
+    return scan_file(save(path, array, affine))
+
+
 def test_labels_must_lie_on_the_image(tmp_path):
     image = read_one(save(tmp_path / "i.nii.gz", np.ones((4, 5, 6), np.float32), np.eye(4)))
     good = np.zeros((4, 5, 6), np.uint8)
     good[1, 2, 3] = 2
-    assert read_labels(save(tmp_path / "g.nii.gz", good, np.eye(4)), image)[3, 2, 1] == 2
-    with pytest.raises(UserError, match=r"s\.nii\.gz: shape"):
-        read_labels(save(tmp_path / "s.nii.gz", good[:, :, :5], np.eye(4)), image)
+    assert read_labels(saved(tmp_path / "g.nii.gz", good, np.eye(4)), image)[3, 2, 1] == 2
+    with pytest.raises(UserError, match=r"s\.nii\.gz: mask: shape"):
+        read_labels(saved(tmp_path / "s.nii.gz", good[:, :, :5], np.eye(4)), image)
     moved = np.eye(4)
     moved[0, 3] = 0.5
-    with pytest.raises(UserError, match=r"a\.nii\.gz: its affine"):
-        read_labels(save(tmp_path / "a.nii.gz", good, moved), image)
+    with pytest.raises(UserError, match=r"a\.nii\.gz: mask: its affine"):
+        read_labels(saved(tmp_path / "a.nii.gz", good, moved), image)
     flipped = np.diag([-1.0, 1, 1, 1])
     with pytest.raises(UserError, match="affine"):
-        read_labels(save(tmp_path / "f.nii.gz", good, flipped), image)
+        read_labels(saved(tmp_path / "f.nii.gz", good, flipped), image)
     with pytest.raises(UserError, match="whole numbers"):
-        read_labels(save(tmp_path / "h.nii.gz", good.astype(np.float32) / 4, np.eye(4)), image)
+        read_labels(saved(tmp_path / "h.nii.gz", good.astype(np.float32) / 4, np.eye(4)), image)
 
 
 def test_a_mask_of_0_and_255_is_0_and_1(slices):
     image = read_one(slices / "images" / "s01.png")
-    assert set(np.unique(read_labels(slices / "masks" / "s01.png", image))) == {0, 1}
+    assert set(np.unique(read_labels(scan_file(slices / "masks" / "s01.png"), image))) == {0, 1}
 
 
 def test_corrupt_file_is_named(tmp_path):

@@ -1,0 +1,111 @@
+"""nnU-Net's and the Decathlon's `dataset.json`: channels, modalities, names of labels, and which files are cases."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.book import LabelBook, open_labels
+from scanforge.datasets.labels.masks import is_dataset
+from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.shards.sources import PlannedSource
+from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, SegmentationTask, Task
+from scanforge.finetune.data.assemble import Gathered, Item
+from scanforge.finetune.data.cases import ScanSource
+from scanforge.finetune.data.folders import Scans, item_of, scans_below
+from scanforge.finetune.data.missing import complete
+from scanforge.finetune.data.modality import modality_named
+from scanforge.finetune.data.sources import FileScan
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
+
+
+def load_json(path: Path) -> Any:
+    """UserError where it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
+def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) -> Gathered:
+    """The cases below `root` whose masks `path` lists, or that lie in labelsTr and labelsTs beside it.
+
+    UserError for regions and 'ignore' labels, which are no plain classes, and for another content.
+    """
+    if isinstance(task, ClassificationTask | RegressionTask):
+        raise UserError(f"{path} lists masks, no classes: for {task.name} give data.images and a CSV as data.labels")
+    content = load_json(path)
+    if not is_dataset(content) or not isinstance(content["labels"], dict):
+        raise UserError(f"{path} is no dataset.json of nnU-Net or the Decathlon: it needs 'labels' and its channels")
+    if not (isinstance(task, SegmentationTask) and task.classes):
+        _refuse_labels(path, content["labels"])
+    found = _channels(path, content)
+    book = open_labels([path], [], False)
+    scans = _of_ending(scans_below(root, data, book, found), content.get("file_ending"))
+    cases = _cases(scans, book, len(found.channels))
+    found.drop("labels without an image", len(_unmatched(book, scans)))
+    found.left_out |= book.left_out
+    items = [_item(name, parts, found.channels, book, task) for name, parts in cases.items()]
+    if not items:
+        raise UserError(f"{path}: none of its masks has an image in {root}")
+    found.items = complete(items, found.channels, data.allow_missing, str(path))
+    if not any(item.split == "test" for item in items):
+        found.items = [Item(**{**vars(item), "split": ""}) for item in items]
+    return found
+
+
+def _refuse_labels(path: Path, labels: dict[str, Any]) -> None:
+    for name, value in labels.items():
+        if isinstance(value, list | tuple):
+            raise UserError(f"{path}: '{name}' is a region of several labels; name the plain labels as task.classes")
+        if str(name).lower() == "ignore":
+            raise UserError(f"{path}: label 'ignore' (scans annotated in part) is not supported: label them whole")
+
+
+def _channels(path: Path, content: dict[str, Any]) -> Gathered:
+    names = content.get("channel_names") or content.get("modality") or {"0": "image"}
+    try:
+        channels = [str(names[number]) for number in sorted(names, key=int)]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its channels must be numbered, as in {{'0': 'T1'}}") from error
+    doubled = len(set(channels)) < len(channels)
+    unique = [f"{name}_{number}" if doubled else name for number, name in enumerate(channels)]
+    return Gathered([], unique, [modality_named(name) for name in channels])
+
+
+def _of_ending(scans: Scans, ending: str | None) -> Scans:
+    return {relative: scan for relative, scan in scans.items() if ending is None or relative.endswith(ending)}
+
+
+def _cases(scans: Scans, book: LabelBook, channels: int) -> dict[str, dict[int, PlannedSource]]:
+    """Files by case and channel, of those with a mask; -1: all channels in one file of several volumes."""
+    cases: dict[str, dict[int, PlannedSource]] = {}
+    for relative, scan in scans.items():
+        if book.of(relative) is None:
+            continue
+        *folders, stem = parts_of(relative)  # without _0000
+        numbered = "_0000." in relative
+        match = _CHANNEL.fullmatch(stem) if channels > 1 and not numbered else None
+        number = int(match["number"]) if match else 0 if numbered or channels == 1 else -1
+        if number >= channels:
+            raise UserError(f"{relative} is channel {number}, but dataset.json names {channels}")
+        name = "/".join((*folders, match["case"] if match else stem))
+        cases.setdefault(name, {})[number] = scan
+    return cases
+
+
+def _item(name: str, parts: dict[int, PlannedSource], channels: list[str], book: LabelBook, task: Task) -> Item:
+    whole = parts.get(-1)
+    planned = [whole or parts.get(number) for number in range(len(channels))]
+    volumes: tuple[ScanSource | None, ...] | None = None
+    if whole is not None:
+        volumes = tuple(FileScan(whole.source, number) for number in range(len(channels)))
+    item = item_of(name, planned, book, task, [], volumes)
+    return Item(**{**vars(item), "split": "test" if "imagesTs" in name.split("/") else "train"})
+
+
+def _unmatched(book: LabelBook, scans: Scans) -> list[str]:
+    # The book also files the mask of x under x_0001, ...: those are no labels of their own.
+    return [name for name in book.unused(list(scans)) if not _CHANNEL.fullmatch(name)]

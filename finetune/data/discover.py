@@ -1,0 +1,113 @@
+"""What kind of data set lies there, and its cases."""
+
+import zipfile
+from pathlib import Path
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.shards.address import is_url
+from scanforge.datasets.shards.format import MANIFEST
+from scanforge.finetune.config import Format, LabelledData, Task
+from scanforge.finetune.data.archive import read_archive
+from scanforge.finetune.data.assemble import Gathered, assemble
+from scanforge.finetune.data.cases import CaseList
+from scanforge.finetune.data.dataset_json import read_dataset_json
+from scanforge.finetune.data.folders import read_folders
+from scanforge.finetune.data.listed import read_list
+from scanforge.finetune.data.patterns import read_patterns
+from scanforge.finetune.data.shards import read_shards
+
+DATASET = "dataset.json"
+_IMAGES = ("images", "JPEGImages")
+_LABELS = ("labels", "masks", "Annotations", "labels.csv", "annotations.json")
+_READ = (
+    "dataset.json (nnU-Net, Decathlon), a list of cases (.csv, .json), MedMNIST (.npz), shards (manifest.json), "
+    "images/ beside labels/, or data.images with data.labels, or data.channels"
+)
+
+
+def discover(data: LabelledData, task: Task) -> CaseList:
+    """The labelled cases of `data` for `task`.
+
+    UserError, one line, where it is no data set that is read, labels are missing, doubled or of no image, or do not
+    suit the task.
+    """
+    kind = kind_of(data)
+    if kind == "shards":
+        return assemble(read_shards(data.where, data), data, task, data.where)
+    where = Path(data.where)
+    found = _gathered(kind, where, data, task)
+    # Of labels in a file of their own, that is what messages are about.
+    lists = data.label_paths if kind == "folders" and len(data.label_paths) == 1 else [where]
+    return assemble(found, data, task, str(lists[0]))
+
+
+def kind_of(data: LabelledData) -> Format:
+    """`data.format`, or what lies there; UserError where that is nothing known."""
+    if not data.where:
+        raise UserError("no data: give data.path (a whole data set), or data.images with data.labels")
+    if data.format != "auto":
+        return data.format
+    where = Path(data.where)
+    if is_url(data.where) or (where / MANIFEST).is_file():
+        return "shards"
+    if not where.exists():
+        raise UserError(f"the data set '{where}' does not exist")
+    if where.suffix.lower() == ".npz" and _has_stacks(where):
+        return "archive"
+    if _dataset_json(where, data) is not None:
+        return "dataset"
+    if where.is_file() and where.suffix.lower() in (".csv", ".tsv", ".json"):
+        return "list"
+    if data.channels is not None:
+        return "channels"
+    if data.labels or _parts_of(where) is not None:
+        return "folders"
+    raise UserError(f"'{where}' is no data set that is read: {_READ}")
+
+
+def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gathered:
+    if kind == "archive":
+        return read_archive(where, data, task)
+    if kind == "list":
+        return read_list(where, data, task)
+    if kind == "channels":
+        if data.channels is None:
+            raise UserError("data.format=channels needs data.channels: {t1: '*/t1.nii.gz', ...}")
+        return read_patterns(where, data.channels, data, task)
+    if data.channels is not None:
+        raise UserError("data.channels is of data sets without dataset.json: leave it out")
+    if kind == "dataset":
+        description = _dataset_json(where, data)
+        if description is None:
+            raise UserError(f"there is no {DATASET} in '{where}'")
+        return read_dataset_json(description, where if where.is_dir() else where.parent, data, task)
+    parts = _parts_of(where) if not data.labels else None
+    if parts is None:
+        return read_folders(where, data, task)
+    return read_folders(parts[0], data.model_copy(update={"labels": parts[1]}), task)
+
+
+def _dataset_json(where: Path, data: LabelledData) -> Path | None:
+    """The dataset.json that is given, or lies there where no other labels are given."""
+    if given := [path for path in data.label_paths if path.name == DATASET]:
+        return given[0]
+    if data.labels:
+        return None
+    if where.name == DATASET:
+        return where
+    return where / DATASET if (where / DATASET).is_file() else None
+
+
+def _parts_of(where: Path) -> tuple[Path, Path] | None:
+    """Images and labels in a folder that holds both under their usual names."""
+    images = next((where / name for name in _IMAGES if (where / name).is_dir()), None)
+    labels = next((where / name for name in _LABELS if (where / name).exists()), None)
+    return (images, labels) if images is not None and labels is not None else None
+
+
+def _has_stacks(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("images.npy") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error

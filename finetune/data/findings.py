@@ -1,0 +1,74 @@
+"""Boxes of one case on its scan: as drawn, or around the findings of its mask."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects, label
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.labels import Box as DrawnBox
+from scanforge.datasets.labels.boxes import fit_boxes
+from scanforge.datasets.readers import ReadError, Scan
+from scanforge.finetune.config import DetectionTask
+from scanforge.finetune.data.cases import Case, LabelledBox
+from scanforge.finetune.volumes import read_mask
+
+
+def findings(case: Case, scan: Scan, task: DetectionTask, classes: Sequence[str]) -> tuple[LabelledBox, ...]:
+    """The boxes of `case`, within the extent of its scan.
+
+    What rounding carried over the edge is cut off; UserError where a box lies farther outside, was drawn at another
+    size, or a mask has a value without a class.
+    """
+    if isinstance(case.target, tuple):
+        return _within(case, scan)
+    assert not isinstance(case.target, int | float)
+    mask = read_mask(case.target, scan)
+    if task.masks == "components" and len(classes) > 1 and int(mask.max()) > len(classes):
+        raise UserError(f"{case.target}: value {mask.max()}, but the classes of findings are {list(classes)}")
+    return boxes_of_mask(mask, task.masks, task.min_voxels, len(classes))
+
+
+def boxes_of_mask(mask: NDArray, how: str, min_voxels: int, n_classes: int) -> tuple[LabelledBox, ...]:
+    """Boxes around the findings in a mask (D, H, W), those below `min_voxels` left out.
+
+    how: 'components' (faces touch) of each value, which is the class from 1 on (of all values where there is one
+    class); 'instances': each value is one finding of the first class.
+    """
+    if how == "instances":
+        values, numbered = np.unique(mask, return_inverse=True)
+        ids = numbered.reshape(mask.shape) + (values[0] > 0)  # 0 stays the background
+        return _boxes(ids, min_voxels, 0)
+    if n_classes == 1:
+        return _boxes(label(mask > 0)[0], min_voxels, 0)
+    found = [_boxes(label(mask == value)[0], min_voxels, value - 1) for value in range(1, n_classes + 1)]
+    return tuple(box for each in found for box in each)
+
+
+def _boxes(ids: NDArray[np.integer], min_voxels: int, class_index: int) -> tuple[LabelledBox, ...]:
+    sizes = np.bincount(ids.ravel())[1:]
+    boxes = []
+    for part, size in zip(find_objects(ids), sizes, strict=True):
+        if part is not None and size >= min_voxels:
+            (d0, d1), (h0, h1), (w0, w1) = ((float(s.start), float(s.stop)) for s in part)
+            boxes.append(LabelledBox((d0, h0, w0, d1, h1, w1), class_index))
+    return tuple(boxes)
+
+
+def _within(case: Case, scan: Scan) -> tuple[LabelledBox, ...]:
+    assert isinstance(case.target, tuple)
+    shape = scan.voxels.shape[1:]
+    if case.target and any(size not in (None, n) for size, n in zip(case.drawn_on, shape, strict=True)):
+        drawn = " x ".join("?" if size is None else str(size) for size in case.drawn_on)
+        raise UserError(f"{case.image}: its boxes were drawn on (D, H, W) = {drawn}, the scan is {shape}")
+    kept = []
+    for box, class_index in case.target:
+        try:
+            fitted, _ = fit_boxes((DrawnBox(box[:3], box[3:]),), shape)
+        except ReadError as error:
+            raise UserError(f"{case.image}: {error}") from error
+        if not fitted:
+            raise UserError(f"{case.image}: a box lies outside the image of (D, H, W) = {shape}, or has no extent")
+        kept.append(LabelledBox((*fitted[0].low, *fitted[0].high), class_index))
+    return tuple(kept)

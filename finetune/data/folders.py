@@ -1,0 +1,132 @@
+"""A folder of scans, and labels that go by their names; nnU-Net's `_0000`, `_0001`, ... are channels of one case."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import site_key
+from scanforge.datasets.labels.book import LabelBook, open_labels
+from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.labels.table import Columns
+from scanforge.datasets.readers import suffix_of
+from scanforge.datasets.shards.sources import PlannedSource, find_sources
+from scanforge.datasets.shards.survey import find_dicom
+from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, RegressionTask, Task
+from scanforge.finetune.data.assemble import Gathered, Item, labelled
+from scanforge.finetune.data.cases import ScanSource
+from scanforge.finetune.data.missing import complete
+from scanforge.finetune.data.sources import FileScan
+
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
+Scans = dict[str, PlannedSource]  # by path below the folder
+
+
+def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
+    """The scans below `images`, labelled by `data.labels`; UserError for a label that is of none of them."""
+    if not data.labels:
+        raise UserError(f"data.labels is not given: where are the labels of the scans in {images}?")
+    book = label_book(data.label_paths, task)
+    found = Gathered([])
+    scans = scans_below(images, data, book, found)
+    unused = book.unused(list(scans))
+    if unused:
+        raise UserError(f"label '{unused[0]}' has no image of that name in {images}; {len(unused)} are so")
+    found.left_out |= book.left_out
+    cases = grouped(scans, book)
+    numbers = sorted({number for channels in cases.values() for number in channels})
+    if len(numbers) > 1:
+        found.channels, found.modalities = [f"channel_{n}" for n in numbers], [""] * len(numbers)
+    items = [
+        item_of(name, [channels.get(n) for n in numbers], book, task, data.label_paths)
+        for name, channels in cases.items()
+    ]
+    found.items = complete(items, found.channels, data.allow_missing, str(images))
+    return found
+
+
+def label_book(paths: Sequence[Path], task: Task) -> LabelBook:
+    """Labels of files and folders: a folder without VOC files holds masks. UserError where the task needs others."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"the labels '{path}' do not exist")
+    folders = [path for path in paths if path.is_dir() and next(path.rglob("*.xml"), None) is None]
+    masks = folders + [path for path in paths if path.is_file() and _is_mask(path)]
+    lists = [path for path in paths if path not in masks]
+    tables = [path for path in lists if path.is_file() and path.suffix.lower() not in (".json", ".xml")]
+    if isinstance(task, ClassificationTask | RegressionTask):
+        if masks or not lists:
+            raise UserError(f"{task.name} needs a list of labels (CSV), not the folder {masks[0]}")
+        return open_labels(lists, [], False, Columns(task.id_column, (task.label_column,)))
+    if isinstance(task, DetectionTask):
+        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column))
+    if tables:
+        raise UserError(f"segmentation needs a folder of label maps, not the file {tables[0]}")
+    return open_labels(lists, masks, False)
+
+
+def _is_mask(path: Path) -> bool:
+    return suffix_of(path) not in (".json", ".csv", ".tsv", ".txt", ".xml")
+
+
+def scans_below(root: Path, data: LabelledData, book: LabelBook, found: Gathered) -> Scans:
+    """All scans below `root` but the masks of `book`; those that cannot be read are counted in `found`.
+
+    Hashes are those of `scanforge data build` of the same folder. UserError where there is none.
+    """
+    if not root.exists():
+        raise UserError(f"the folder of images '{root}' does not exist")
+    planned, none = find_sources(
+        [root],
+        site_key(data.key_file),
+        data.patient_regex,
+        book,
+        lambda where, files: find_dicom(where, files, 1, lambda what, done, total: None),
+    )
+    if not planned:
+        raise UserError(f"no readable scan (NIfTI, DICOM, PNG, ...) in the folder of images '{root}'")
+    found.drop("files that cannot be read", sum(each.kind == "refused" for each in none))
+    return {each.source.relative: each for each in sorted(planned, key=lambda each: each.source.files)}
+
+
+def grouped(scans: Scans, book: LabelBook) -> dict[str, dict[int, PlannedSource]]:
+    """Channels by case. `x_0001` is a channel of `x` where it has no label of its own, and `x` has one."""
+    cases: dict[str, dict[int, PlannedSource]] = defaultdict(dict)
+    for relative, scan in scans.items():
+        *folders, stem = parts_of(relative)
+        match = _NUMBERED.fullmatch(stem)
+        whole = match is not None and book.of(relative) is None
+        if match and whole and book.of("/".join((*folders, match["case"]))) is not None:
+            cases["/".join((*folders, match["case"]))][int(match["number"])] = scan
+        else:
+            name, number = "/".join((*folders, stem)), 0
+            if number in cases[name]:
+                first = cases[name][number].source.relative
+                raise UserError(f"two images are called '{name}': {first} and {relative}")
+            cases[name][number] = scan
+    return dict(cases)
+
+
+def item_of(
+    name: str,
+    channels: Sequence[PlannedSource | None],
+    book: LabelBook,
+    task: Task,
+    labels: Sequence[Path],
+    images: tuple[ScanSource | None, ...] | None = None,
+) -> Item:
+    """A case of files, its label looked up by its name or that of its first channel."""
+    first = next(channel for channel in channels if channel is not None)
+    ref = book.of(first.source.relative) or book.of(name)
+    known = labelled(ref)
+    # In a list of boxes, a scan without a line has none; a drawing that is not there was never made.
+    if ref is None and isinstance(task, DetectionTask) and labels and all(p.suffix.lower() == ".csv" for p in labels):
+        known = {"boxes": ()}
+    files = tuple(None if channel is None else FileScan(channel.source) for channel in channels)
+    return Item(name, first.order, first.patient, files if images is None else images, **known)
+
+
+def named(scans: Mapping[str, PlannedSource], relative: str) -> PlannedSource | None:
+    """The scan at a path as people write it ('./imagesTr/x.nii.gz')."""
+    return scans.get(relative.removeprefix("./"))
