@@ -19,8 +19,8 @@ def seconds(value: object) -> object:
         if not found or found[2] not in UNITS:
             raise ValueError(f"'{value}' is no time: write 90s, 10min or 2h")
         value = float(found[1]) * UNITS[found[2]]
-    if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-        raise ValueError("a time must be longer than nothing")
+    if isinstance(value, bool) or (isinstance(value, int | float) and value <= 0):
+        raise ValueError("a time must be longer than nothing: write 90s, 10min or 2h")
     return value
 
 

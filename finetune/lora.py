@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from scanforge.backbones.protocol import Encoder
@@ -21,9 +22,18 @@ class Lora:
 
     tuner: Any  # peft's LoraModel
 
+    @torch.no_grad()
     def merge(self) -> None:
-        """Add the updates to the weights; the encoder has its own layers again."""
-        self.tuner.merge_and_unload()
+        """Add the updates to the weights; the encoder has its own layers again.
+
+        peft (0.21) cannot merge a 3D convolution of one voxel: it takes it for one in 2D.
+        """
+        for module in self.tuner.modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+                update = torch.einsum("or,ri...->oi...", up.flatten(1), down)
+                module.get_base_layer().weight += module.scaling["default"] * update
+        self.tuner.unload()
 
 
 def inject(encoder: Encoder, config: LoraConfig) -> Lora:
@@ -40,9 +50,14 @@ def inject(encoder: Encoder, config: LoraConfig) -> Lora:
     if not names:
         raise UserError(f"no layer of the encoder is wider than lora.rank={config.rank}; lower it")
     settings = PeftConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=names, bias="none"
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=[f"encoder.{name}" for name in names],
+        bias="none",
     )
-    tuner = LoraModel(encoder, {"default": settings}, "default")
+    # In a module of its own: peft takes a `config` attribute, which an encoder has, for one of transformers.
+    tuner = LoraModel(nn.ModuleDict({"encoder": encoder}), {"default": settings}, "default")
     for name, module in encoder.named_modules():
         # peft's own convolutions are plain ones, whose bf16 gradients are garbage at depth 2 on a CPU.
         if name.endswith("lora_A.default") and isinstance(module, nn.Conv3d):

@@ -34,13 +34,13 @@ def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, mo
     result = run(config)
     found = json.loads(result.results.read_text())
     assert [(row["arm"], row["shots"]) for row in found["table"]] == [
-        ("checkpoint", 2), ("scratch", 2), ("checkpoint", 3), ("scratch", 3)
+        ("full", 2), ("scratch", 2), ("full", 3), ("scratch", 3)
     ]  # fmt: skip
     by_arm = {(cell["arm"], cell["shots"]): cell for cell in found["cells"]}
     assert any("another site key" in warning for warning in found["warnings"])
-    first, second = by_arm["checkpoint", 3], by_arm["scratch", 3]
+    first, second = by_arm["full", 3], by_arm["scratch", 3]
     assert first["train_cases"] == second["train_cases"]
-    assert set(by_arm["checkpoint", 2]["train_cases"]) < set(first["train_cases"])
+    assert set(by_arm["full", 2]["train_cases"]) < set(first["train_cases"])
     assert [r["case"] for r in first["records"]] == [r["case"] for r in second["records"]]
     mean = np.mean([r["score"] for r in first["records"]]) - np.mean([r["score"] for r in second["records"]])
     assert found["paired"][1]["metrics"]["dice"]["value"] == pytest.approx(mean)
@@ -51,7 +51,7 @@ def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, mo
     assert not re.search(r"(src|href)=\"(?!data:|#)", html)
 
     # A second start trains nothing and gives the same numbers; an edited plan trains again.
-    monkeypatch.setattr("scanforge.finetune.cells.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("scanforge.finetune.members.train", lambda *a, **k: pytest.fail("trained again"))
     run(config)
     assert json.loads(result.results.read_text()) == found
     plan = json.loads((result.run_dir / "plan.json").read_text())
