@@ -1,5 +1,6 @@
 """MedMNIST's .npz, and others of its form: {train,val,test}_images with _labels (or _masks), 2D and 3D."""
 
+import atexit
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -49,6 +50,9 @@ class Archive:
 def opened(path: Path) -> Archive:
     """One reader for all entries of a file."""
     return Archive(path)
+
+
+atexit.register(opened.cache_clear)  # an open generator that is left to the interpreter's end complains there
 
 
 @dataclass(frozen=True)

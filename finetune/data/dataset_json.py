@@ -83,14 +83,15 @@ def _cases(scans: Scans, book: LabelBook, channels: int) -> dict[str, dict[int, 
     """Files by case and channel, of those with a mask; -1: all channels in one file of several volumes."""
     cases: dict[str, dict[int, PlannedSource]] = {}
     for relative, scan in scans.items():
-        if book.of(relative) is None:
-            continue
         *folders, stem = parts_of(relative)  # without _0000
+        if book.of(relative) is None:
+            match = _CHANNEL.fullmatch(stem)
+            if match and book.of("/".join((*folders, match["case"]))) is not None:
+                raise UserError(f"{relative} is channel {int(match['number'])}, but dataset.json names {channels}")
+            continue
         numbered = "_0000." in relative
         match = _CHANNEL.fullmatch(stem) if channels > 1 and not numbered else None
         number = int(match["number"]) if match else 0 if numbered or channels == 1 else -1
-        if number >= channels:
-            raise UserError(f"{relative} is channel {number}, but dataset.json names {channels}")
         name = "/".join((*folders, match["case"] if match else stem))
         cases.setdefault(name, {})[number] = scan
     return cases

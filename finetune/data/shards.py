@@ -42,9 +42,7 @@ def read_shards(location: str | Path, data: LabelledData) -> Gathered:
     UserError where it is none, was built with another site's key, or holds several modalities and none is chosen.
     """
     if data.labels or data.patient_regex or data.channels:
-        raise UserError(
-            f"{location} are shards, with labels and patients: leave out labels, patient_regex, channels"
-        )
+        raise UserError(f"{location} are shards, with labels and patients: leave out labels, patient_regex, channels")
     opened = DataSet(location)
     where = opened.store.shown("")
     found = Gathered([])
