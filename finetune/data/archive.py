@@ -97,7 +97,7 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
                 split=scan.split,
             )
             found.items.append(item)
-    except ReadError as error:
+    except (ReadError, OSError) as error:
         raise UserError(f"{path}: {error}") from error
     found.warnings.append(
         f"{path.name} names no patients: each image counted as a patient of its own, so images of one may be on both "

@@ -51,13 +51,15 @@ def kind_of(data: LabelledData, task: Task) -> Format:
     """`data.format`, or what lies there; UserError where that is nothing known."""
     if not data.where:
         raise UserError("no data: give data.path (a whole data set), or data.images with data.labels")
-    if data.format != "auto":
-        return data.format
     where = Path(data.where)
-    if is_url(data.where) or (where / MANIFEST).is_file():
+    if is_url(data.where):
         return "shards"
     if not where.exists():
         raise UserError(f"the data set '{where}' does not exist")
+    if data.format != "auto":
+        return data.format
+    if (where / MANIFEST).is_file():
+        return "shards"
     if where.suffix.lower() == ".npz" and _has_stacks(where):
         return "archive"
     if _dataset_json(where, data) is not None:

@@ -74,6 +74,17 @@ def test_decathlon_volumes_of_a_4d_file_are_channels(tmp_path, save, cube):
     assert found(tmp_path, DetectionTask()).classes == ["edema"]
 
 
+def test_colours_of_nnunet_are_one_file(tmp_path, save):
+    for name in ("a", "b"):
+        save(tmp_path / "imagesTr" / f"{name}_0000.png", np.arange(12 * 10 * 3).reshape(12, 10, 3) % 250)
+        save(tmp_path / "labelsTr" / f"{name}.png", np.ones((12, 10)))
+    names = {"0": "R", "1": "G", "2": "B"}
+    describe(tmp_path, channel_names=names, file_ending=".png", labels={"background": 0, "organ": 1})
+    cases = found(tmp_path, modality="micr")
+    assert (cases.channels, len(cases.cases)) == (["image"], 2)
+    assert cases.cases[0].image.read().voxels.shape == (3, 1, 12, 10)
+
+
 def test_missing_channels_are_counted_or_allowed(nnunet):
     (nnunet / "imagesTr" / "b_0001.nii.gz").unlink()
     (nnunet / "imagesTr" / "c_0001.nii.gz").unlink()

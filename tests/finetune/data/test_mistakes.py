@@ -142,5 +142,10 @@ def test_what_is_no_data_set(cohort, command):
     (cohort / "empty").mkdir()
     assert "is no data set that is read: dataset.json" in command(cohort, data={"path": str(cohort / "empty")})
     assert "no data: give data.path" in command(cohort, data={"modality": "mr"})
+    for kind in ("archive", "list", "dataset", "shards"):
+        assert str(cohort / "empty") in command(cohort, data={"path": str(cohort / "empty"), "format": kind})
+    data = {"path": str(cohort / "empty"), "format": "channels"}
+    assert "data.format=channels needs data.channels" in command(cohort, data=data)
+    assert "does not exist" in command(cohort, data={"path": str(cohort / "gone"), "format": "archive"})
     data = {"images": str(cohort / "images"), "labels": str(cohort / "labels")}
     assert "nothing tells the modality of the channel 'image': set data.modality" in command(cohort, data=data)
