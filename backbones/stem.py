@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from scanforge.backbones.foreign.weights import adapt_channels
 from scanforge.backbones.registry import BackboneConfig, build
 
 _NORM = "norm_in."  # Dual PatchNorm: over the voxels and channels of a patch, in front of the matrix `weight`
@@ -33,8 +32,17 @@ def with_channels(
         elif _NORM in name:
             adapted[name] = value[:1].expand(shapes[name]).clone()
         else:
-            adapted[name] = adapt_channels(value, channels)[0].to(value.dtype)
+            adapted[name] = repeat_channels(value, channels)
     return adapted, wanted
+
+
+def repeat_channels(weight: Tensor, channels: int) -> Tensor:
+    """Convolution weights (F, C, ...) for `channels` input channels: the sum over C, repeated and divided.
+
+    The responses to C equal channels before and to `channels` equal ones after are the same.
+    """
+    repeats = [1, channels] + [1] * (weight.dim() - 2)
+    return weight.sum(dim=1, keepdim=True).repeat(repeats) / channels
 
 
 def _folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,10 @@ def read_channels(images: Sequence[ScanSource | None]) -> list[Scan | None]:
     scans = [None if image is None else image.read() for image in images]
     first = next(scan for scan in scans if scan is not None)
     for image, scan in zip(images, scans, strict=True):
-        if scan is not None and not same_grid(first, scan) and (overlap := covered(first, scan)) < MIN_OVERLAP:
+        if scan is None or same_grid(first, scan):
+            continue
+        overlap = covered(first, scan)
+        if not overlap >= MIN_OVERLAP:  # nan too
             why = "has another shape and no affine" if np.isnan(overlap) else "does not overlap with the first channel"
             raise UserError(f"{image}: {why}: it cannot be brought to one grid")
     return scans

@@ -159,8 +159,6 @@ def _warnings(
         said.append(f"only {tested} test patients: the intervals are rough.")
     if len(config.seeds) == 1:
         said.append("one seed: the intervals cover the choice of test patients, not that of training cases.")
-    if config.data.patient_regex is None:
-        said.append("each file counted as its own patient (data.patient_regex is not set) unless named by BIDS.")
     undefined = sum(record["score"] is None for record in cells[0].records)
     if undefined:
         said.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")

@@ -1,5 +1,6 @@
 """Who is tested on and who is trained on: by patient, nested over shots, apart from the pre-training."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,8 +111,10 @@ def folds(pool: Sequence[Case], k: int, seed: int) -> list[tuple[list[Case], lis
     groups = [case.patient for case in ordered]
     classes = [case.target if isinstance(case.target, int) else 0 for case in ordered]
     kind = StratifiedGroupKFold if len(set(classes)) > 1 and _spread(ordered, k) else GroupKFold
-    parts = kind(k, shuffle=True, random_state=seed).split(groups, classes, groups)
-    chosen = [{ordered[i].key for i in validation} for _, validation in parts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer than `k` cases is in some folds only
+        parts = list(kind(k, shuffle=True, random_state=seed).split(groups, classes, groups))
+    chosen = [{ordered[i].key for i in held} for _, held in parts]
     return [([c for c in pool if c.key not in keys], [c for c in pool if c.key in keys]) for keys in chosen]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scanforge.backbones.foreign.report import Report
 from scanforge.backbones.foreign.safe import count_tensors, read_foreign
+from scanforge.backbones.stem import repeat_channels
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 
@@ -161,14 +162,11 @@ def configured(kind: type[C], fields: Mapping[str, Any]) -> C:
 def adapt_channels(weight: Tensor, channels: int) -> tuple[Tensor, str]:
     """Convolution weights (F, C, ...) in float32 for a number of input channels, and how ('' where they are that).
 
-    The responses to C equal channels before and to `channels` equal ones after are the same: the sum over C, repeated
-    and divided by the repeats. Summed alone for one channel, repeated and divided alone from one.
+    As `stem.repeat_channels`: summed alone for one channel, repeated and divided alone from one.
     """
     weight, cast = widened(weight)
     given = weight.shape[1]
     if given == channels:
         return weight, cast
-    repeats = [1, channels] + [1] * (weight.dim() - 2)
     steps = (["summed"] if given > 1 else []) + ([f"repeated and divided by {channels}"] if channels > 1 else [])
-    adapted = weight.sum(dim=1, keepdim=True).repeat(repeats) / channels
-    return adapted, joined(cast, f"input channels {given} to {channels}: {', '.join(steps)}")
+    return repeat_channels(weight, channels), joined(cast, f"input channels {given} to {channels}: {', '.join(steps)}")

@@ -1,5 +1,6 @@
 """MedMNIST's .npz, and others of its form: {train,val,test}_images with _labels (or _masks), 2D and 3D."""
 
+import atexit
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -51,6 +52,9 @@ def opened(path: Path) -> Archive:
     return Archive(path)
 
 
+atexit.register(opened.cache_clear)  # an open generator that is left to the interpreter's end complains there
+
+
 @dataclass(frozen=True)
 class ArrayItem:
     """One entry of an .npz, or its mask."""
@@ -93,7 +97,7 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
                 split=scan.split,
             )
             found.items.append(item)
-    except ReadError as error:
+    except (ReadError, OSError) as error:
         raise UserError(f"{path}: {error}") from error
     found.warnings.append(
         f"{path.name} names no patients: each image counted as a patient of its own, so images of one may be on both "

@@ -90,6 +90,10 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
     found.drop("images without a label", len(found.items) - len(kept))
     if not kept:
         raise UserError(f"no scan of {where} has a label for {task.name}; names must agree up to the suffix")
+    if len({item.patient for item in kept}) == len(kept) > 1 and not found.warnings and not found.site:
+        found.warnings.append(
+            "each case counted as a patient of its own: where some are of one patient, set data.patient_regex."
+        )
     return CaseList(
         [Case(item.key, item.patient, item.images, targets[item.name], item.drawn_on) for item in kept],
         classes,

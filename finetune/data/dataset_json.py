@@ -45,6 +45,8 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
     book = open_labels([path], [], False)
     scans = _of_ending(scans_below(root, data, book, found), content.get("file_ending"))
     cases = _cases(scans, book, len(found.channels))
+    if len(found.channels) > 1 and all(parts.keys() == {0} and _is_picture(parts[0]) for parts in cases.values()):
+        found.channels, found.modalities = ["image"], [""]  # nnU-Net's colours: one file of three channels
     found.drop("labels without an image", len(_unmatched(book, scans)))
     found.left_out |= book.left_out
     items = [_item(name, parts, found.channels, book, task) for name, parts in cases.items()]
@@ -83,17 +85,22 @@ def _cases(scans: Scans, book: LabelBook, channels: int) -> dict[str, dict[int, 
     """Files by case and channel, of those with a mask; -1: all channels in one file of several volumes."""
     cases: dict[str, dict[int, PlannedSource]] = {}
     for relative, scan in scans.items():
-        if book.of(relative) is None:
-            continue
         *folders, stem = parts_of(relative)  # without _0000
+        if book.of(relative) is None:
+            match = _CHANNEL.fullmatch(stem)
+            if match and book.of("/".join((*folders, match["case"]))) is not None:
+                raise UserError(f"{relative} is channel {int(match['number'])}, but dataset.json names {channels}")
+            continue
         numbered = "_0000." in relative
         match = _CHANNEL.fullmatch(stem) if channels > 1 and not numbered else None
         number = int(match["number"]) if match else 0 if numbered or channels == 1 else -1
-        if number >= channels:
-            raise UserError(f"{relative} is channel {number}, but dataset.json names {channels}")
         name = "/".join((*folders, match["case"] if match else stem))
         cases.setdefault(name, {})[number] = scan
     return cases
+
+
+def _is_picture(scan: PlannedSource) -> bool:
+    return scan.source.kind in ("image", "tiff")
 
 
 def _item(name: str, parts: dict[int, PlannedSource], channels: list[str], book: LabelBook, task: Task) -> Item:

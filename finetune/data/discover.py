@@ -18,7 +18,13 @@ from scanforge.finetune.data.shards import read_shards
 
 DATASET = "dataset.json"
 _IMAGES = ("images", "JPEGImages")
-_LABELS = ("labels", "masks", "Annotations", "labels.csv", "annotations.json")
+_LISTS, _MASKS = ("labels.csv",), ("labels", "masks")
+_LABELS = {  # the first that is there
+    "segmentation": _MASKS,
+    "classification": _LISTS,
+    "regression": _LISTS,
+    "detection": ("Annotations", "annotations.json", *_MASKS, *_LISTS),
+}
 _READ = (
     "dataset.json (nnU-Net, Decathlon), a list of cases (.csv, .json), MedMNIST (.npz), shards (manifest.json), "
     "images/ beside labels/, or data.images with data.labels, or data.channels"
@@ -31,7 +37,7 @@ def discover(data: LabelledData, task: Task) -> CaseList:
     UserError, one line, where it is no data set that is read, labels are missing, doubled or of no image, or do not
     suit the task.
     """
-    kind = kind_of(data)
+    kind = kind_of(data, task)
     if kind == "shards":
         return assemble(read_shards(data.where, data), data, task, data.where)
     where = Path(data.where)
@@ -41,17 +47,19 @@ def discover(data: LabelledData, task: Task) -> CaseList:
     return assemble(found, data, task, str(lists[0]))
 
 
-def kind_of(data: LabelledData) -> Format:
+def kind_of(data: LabelledData, task: Task) -> Format:
     """`data.format`, or what lies there; UserError where that is nothing known."""
     if not data.where:
         raise UserError("no data: give data.path (a whole data set), or data.images with data.labels")
-    if data.format != "auto":
-        return data.format
     where = Path(data.where)
-    if is_url(data.where) or (where / MANIFEST).is_file():
+    if is_url(data.where):
         return "shards"
     if not where.exists():
         raise UserError(f"the data set '{where}' does not exist")
+    if data.format != "auto":
+        return data.format
+    if (where / MANIFEST).is_file():
+        return "shards"
     if where.suffix.lower() == ".npz" and _has_stacks(where):
         return "archive"
     if _dataset_json(where, data) is not None:
@@ -60,7 +68,7 @@ def kind_of(data: LabelledData) -> Format:
         return "list"
     if data.channels is not None:
         return "channels"
-    if data.labels or _parts_of(where) is not None:
+    if data.labels or _parts_of(where, task) is not None:
         return "folders"
     raise UserError(f"'{where}' is no data set that is read: {_READ}")
 
@@ -81,7 +89,7 @@ def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gath
         if description is None:
             raise UserError(f"there is no {DATASET} in '{where}'")
         return read_dataset_json(description, where if where.is_dir() else where.parent, data, task)
-    parts = _parts_of(where) if not data.labels else None
+    parts = _parts_of(where, task) if not data.labels else None
     if parts is None:
         return read_folders(where, data, task)
     return read_folders(parts[0], data.model_copy(update={"labels": parts[1]}), task)
@@ -98,10 +106,10 @@ def _dataset_json(where: Path, data: LabelledData) -> Path | None:
     return where / DATASET if (where / DATASET).is_file() else None
 
 
-def _parts_of(where: Path) -> tuple[Path, Path] | None:
-    """Images and labels in a folder that holds both under their usual names."""
+def _parts_of(where: Path, task: Task) -> tuple[Path, Path] | None:
+    """Images and labels for the task in a folder that holds both under their usual names."""
     images = next((where / name for name in _IMAGES if (where / name).is_dir()), None)
-    labels = next((where / name for name in _LABELS if (where / name).exists()), None)
+    labels = next((where / name for name in _LABELS[task.name] if (where / name).exists()), None)
     return (images, labels) if images is not None and labels is not None else None
 
 

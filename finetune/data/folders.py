@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
@@ -10,7 +10,7 @@ from scanforge.datasets.identity import site_key
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.names import parts_of
 from scanforge.datasets.labels.table import Columns
-from scanforge.datasets.readers import suffix_of
+from scanforge.datasets.readers import SUFFIXES, suffix_of
 from scanforge.datasets.shards.sources import PlannedSource, find_sources
 from scanforge.datasets.shards.survey import find_dicom
 from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, RegressionTask, Task
@@ -100,11 +100,13 @@ def grouped(scans: Scans, book: LabelBook) -> dict[str, dict[int, PlannedSource]
         if match and whole and book.of("/".join((*folders, match["case"]))) is not None:
             cases["/".join((*folders, match["case"]))][int(match["number"])] = scan
         else:
-            name, number = "/".join((*folders, stem)), 0
-            if number in cases[name]:
-                first = cases[name][number].source.relative
+            name = "/".join((*folders, stem))
+            if suffix_of(relative) not in SUFFIXES and "/".join(folders) not in cases:
+                name = "/".join(folders) or name  # a DICOM series is called as its folder
+            if name in cases:
+                first = cases[name][0].source.relative
                 raise UserError(f"two images are called '{name}': {first} and {relative}")
-            cases[name][number] = scan
+            cases[name][0] = scan
     return dict(cases)
 
 
@@ -125,8 +127,3 @@ def item_of(
         known = {"boxes": ()}
     files = tuple(None if channel is None else FileScan(channel.source) for channel in channels)
     return Item(name, first.order, first.patient, files if images is None else images, **known)
-
-
-def named(scans: Mapping[str, PlannedSource], relative: str) -> PlannedSource | None:
-    """The scan at a path as people write it ('./imagesTr/x.nii.gz')."""
-    return scans.get(relative.removeprefix("./"))

@@ -66,13 +66,15 @@ def _matches(root: Path, pattern: str, relatives: Iterable[str]) -> dict[str, st
     """Path by case, of the `relatives` that `pattern` describes."""
     matches: dict[str, str] = {}
     folder = pattern.rstrip("/") if (root / pattern).is_dir() else None
-    expression = None if folder else _expression(pattern)
+    expression = None if folder else _expression(pattern.removesuffix(".*"))
     for relative in sorted(relatives):
         if folder is not None:
             inside = relative.startswith(f"{folder}/")
             name = "/".join(parts_of(relative.removeprefix(f"{folder}/"))) if inside else ""
         else:
-            match = expression.fullmatch(relative) if expression else None
+            # A '*' at the end stands for a name, not for its suffix.
+            text = relative.removesuffix(suffix_of(relative)) if pattern.endswith("*") else relative
+            match = expression.fullmatch(text) if expression else None
             name = _case(match.groups()) if match else ""
         if not name:
             continue

@@ -57,6 +57,12 @@ def test_patients_from_paths(path: str, regex: str | None, patient: str) -> None
     assert patient_of(path, regex) == patient
 
 
+def test_a_shared_study_is_the_patient_where_nothing_else_names_one() -> None:
+    assert patient_of("s/t1.nii.gz", None, "s/") == "s/"
+    assert patient_of("sub-1/t1.nii.gz", None, "s/") == "sub-1"
+    assert patient_of("P7/t1.nii.gz", r"P\d", "s/") == "P7"
+
+
 def test_a_pattern_that_misses_a_file_is_refused() -> None:
     with pytest.raises(UserError, match="does not match 'other'"):
         patient_of("other", r"P\d+")

@@ -19,7 +19,7 @@ from scanforge.datasets.shards.build import BuildOptions, build
 from scanforge.datasets.shards.check import check
 from scanforge.datasets.shards.format import SampleEntry
 from scanforge.datasets.shards.reader import DataSet
-from scanforge.datasets.study import studies_of
+from scanforge.datasets.study import shared_studies, studies_of
 
 
 def groups(files: Iterable[str]) -> set[frozenset[str]]:
@@ -27,6 +27,26 @@ def groups(files: Iterable[str]) -> set[frozenset[str]]:
     for file, study in studies_of(files).items():
         found[study].add(file)
     return {frozenset(members) for members in found.values()}
+
+
+def test_a_study_of_one_file_is_not_shared() -> None:
+    files = ["a/t1.nii.gz", "a/flair.nii.gz", "b/t1.nii.gz", "c.png"]
+    shared = shared_studies(studies_of(files))
+    assert shared.keys() == {"a/t1.nii.gz", "a/flair.nii.gz"}
+    assert len(set(shared.values())) == 1
+
+
+def test_contrasts_of_a_study_are_one_patient_of_a_build(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a/t1", "a/flair", "b/t1", "b/flair", "c"):
+        path = tmp_path / "in" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, rng.normal(size=(9, 10, 11)).astype(np.float32))
+    build([tmp_path / "in"], tmp_path / "out", BuildOptions(workers=1))
+    data = DataSet(tmp_path / "out")
+    assert data.manifest.patients == 3
+    stored = Counter(entry.patient for shard in data.manifest.shards for entry in data.index(shard).samples)
+    assert sorted(stored.values()) == [1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
-from scanforge.finetune.config import SegmentationTask
+from scanforge.finetune.config import LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
+from scanforge.finetune.modelfile import load_model
 from scanforge.finetune.prediction import predict
 from scanforge.finetune.running import prepare, run
 
@@ -137,6 +138,42 @@ def test_a_label_without_a_name_is_an_error_that_names_the_file(study, volumes):
     config = study("segmentation", volumes).model_copy(update={"task": SegmentationTask(classes=["only"])})
     with pytest.raises(UserError, match=r"Doe_\d+\.nii\.gz: label 2"):
         run(config)
+
+
+def test_contrasts_from_a_checkpoint_of_one_channel_with_some_missing(study, volumes, checkpoint, tmp_path):
+    for i in range(12):
+        folder = tmp_path / "in" / f"Doe_{i:02d}"
+        folder.mkdir(parents=True)
+        (folder / "t1.nii.gz").symlink_to(volumes / "images" / f"Doe_{i:02d}_0000.nii.gz")
+        (folder / "seg.nii.gz").symlink_to(volumes / "labels" / f"Doe_{i:02d}.nii.gz")
+        if i % 3:
+            image = nib.load(folder / "t1.nii.gz")
+            half = nib.Nifti1Image(image.get_fdata(dtype=np.float32)[:, :, ::2], image.affine @ np.diag([1, 1, 2, 1]))
+            nib.save(half, folder / "flair.nii.gz")  # on another grid
+    data = {"path": str(tmp_path / "in"), "labels": "*/seg.nii.gz", "allow_missing": True}
+    channels = {"t1": "*/t1.nii.gz", "flair": "*/flair.nii.gz"}
+    config = study(
+        "segmentation",
+        volumes,
+        backbone=None,
+        checkpoint=checkpoint,
+        shots=["all"],
+        augmentation={"channel_dropout": 0.3},
+    )
+    config = config.model_copy(update={"data": LabelledData.model_validate(data | {"channels": channels})})
+    result = run(config)
+    spec = json.loads((result.run_dir / "model.json").read_text())
+    assert (spec["channels"], spec["modality"], spec["backbone"]["in_channels"]) == (["t1", "flair"], "mr", 2)
+    found = json.loads(result.results.read_text())
+    assert {row["arm"] for row in found["table"]} == {"checkpoint", "scratch"}
+    assert all(record["score"] is not None for record in found["cells"][0]["records"])
+    adapter, _ = load_model(result.model)
+    case = next(case for case in discover(config.data, config.task).cases if case.images[1] is None)
+    sample = adapter.load(case)
+    assert sample.present.tolist() == [True, False]
+    assert (sample.image[1] == sample.fill).all()
+    with pytest.raises(UserError, match=r"takes 2 channels \(t1, flair\), 1 are given"):
+        adapter.unlabelled(case.image.read())
 
 
 def test_predict_refuses_what_is_no_model(tmp_path, checkpoint, volumes):

@@ -14,6 +14,7 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.labels import Box, LabelRef
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.names import agree, parts_of
+from scanforge.datasets.labels.table import Columns
 
 
 def csv(path: Path, *lines: str) -> Path:
@@ -43,6 +44,25 @@ def test_a_list_of_classes_and_numbers(tmp_path: Path) -> None:
     assert found.of("q/b.nii.gz") is None  # another patient's file of the same name
     assert found.of("c.png") is None
     assert found.unused(["x/a.png", "c.png"]) == ["p/b", "1.2.840.5"]
+
+
+def test_columns_that_are_named_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = csv(tmp_path / "l.csv", "case;grade;patient name", "a;2;x", "b;10;y", "c;;z")
+    found = open_labels([path], [], False, Columns("case", ("grade", "patient name")))
+    assert found.of("a.png") == LabelRef(classes={"grade": "2", "patient name": "x"})
+    assert found.of("c.png") == LabelRef(classes={"patient name": "z"})
+    for wanted in (Columns("id"), Columns("case", ("sort",)), Columns("case", (), "kind")):
+        with pytest.raises(
+            UserError, match=r"l\.csv has no column '(id|sort|kind)'; it has: case, grade, patient name"
+        ):
+            open_labels([path], [], False, wanted)
+    boxes = csv(tmp_path / "b.csv", "id,x0,y0,x1,y1,kind", "a,1,2,5,6,RBC", "a,1,2,7,8,")
+    ref = open_labels([boxes], [], False, Columns(None, (), "kind")).of("a.png")
+    assert ref is not None
+    assert ref.boxes is not None
+    assert [box.label for box in ref.boxes] == ["RBC", "finding"]
+    with pytest.raises(UserError, match="names 'a' twice"):  # of classes, one line for each scan
+        open_labels([boxes], [], False, Columns(None, ("kind",)))
 
 
 def test_boxes_of_a_list(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Scans to predict on, put together to cases of several channels by the names of their files."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import nibabel as nib
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.readers import suffix_of
+from scanforge.finetune.data.cases import ScanSource
+from scanforge.finetune.data.sources import FileScan
+
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
+Images = tuple[ScanSource | None, ...]
+
+
+def group_channels(scans: Mapping[str, ScanSource], channels: Sequence[str]) -> tuple[dict[str, Images], list[str]]:
+    """The channels of each case by its name, None where one is missing; and the files that are of no channel.
+
+    scans: by path below the input folder. A file is of channel c where its name ends with nnU-Net's number (x_0001)
+    or with the channel's name (x_flair), is that name (x/flair), or lies in a folder of that name (flair/x). A 4D NIfTI
+    with as many volumes holds them all. With one channel each file is a case.
+    UserError where two files are the same channel of a case.
+    """
+    if len(channels) == 1:
+        return {relative: (source,) for relative, source in scans.items()}, []
+    cases: dict[str, list[ScanSource | None]] = {}
+    strange = []
+    for relative, source in scans.items():
+        if volumes := _volumes(source, len(channels)):
+            name = "/".join(parts_of(relative))
+            found: list[tuple[str, int, ScanSource]] = [(name, number, part) for number, part in enumerate(volumes)]
+        else:
+            place = _place(relative, channels)
+            found = [(*place, source)] if place is not None else []
+        if not found:
+            strange.append(relative)
+        for name, number, part in found:
+            images = cases.setdefault(name, [None] * len(channels))
+            if images[number] is not None:
+                raise UserError(f"{relative}: case '{name}' has two files for channel '{channels[number]}'")
+            images[number] = part
+    return {name: tuple(images) for name, images in cases.items()}, strange
+
+
+def _place(relative: str, channels: Sequence[str]) -> tuple[str, int] | None:
+    """(name of the case, number of the channel) of a file."""
+    *folders, stem = relative.removesuffix(suffix_of(relative)).split("/")
+    match = _NUMBERED.fullmatch(stem)
+    if match and int(match["number"]) < len(channels):
+        return "/".join((*folders, match["case"])), int(match["number"])
+    lower = [name.lower() for name in channels]
+    for number in sorted(range(len(channels)), key=lambda n: -len(lower[n])):
+        if stem.lower() == lower[number] and folders:
+            return "/".join(folders), number
+        if re.search(rf"[-_. ]{re.escape(lower[number])}$", stem.lower()):
+            return "/".join((*folders, stem[: -len(lower[number]) - 1])), number
+        if lower[number] in (part.lower() for part in folders):
+            return "/".join([part for part in folders if part.lower() != lower[number]] + [stem]), number
+    return None
+
+
+def _volumes(source: ScanSource, count: int) -> list[FileScan]:
+    """The volumes of a 4D NIfTI of that many."""
+    if not isinstance(source, FileScan) or source.volume is not None or source.source.kind != "nifti":
+        return []
+    try:
+        shape = nib.load(source.source.paths[0]).shape  # type: ignore[attr-defined]
+    except (OSError, ValueError, nib.filebasedimages.ImageFileError):
+        return []  # its reader says what is wrong with it
+    return [FileScan(source.source, number) for number in range(count)] if len(shape) == 4 and shape[3] == count else []

@@ -1,0 +1,92 @@
+"""MedMNIST's files, and others of their form."""
+
+import numpy as np
+import pytest
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.shards.build import BuildOptions, build
+from scanforge.datasets.shards.reader import DataSet
+from scanforge.finetune.config import (
+    ClassificationTask,
+    LabelledData,
+    RegressionTask,
+    SegmentationTask,
+    SplitConfig,
+)
+from scanforge.finetune.data import discover
+from scanforge.finetune.data.archive import Archive
+from scanforge.finetune.split import split
+from scanforge.finetune.volumes import read_labels
+
+
+def found(path, task=None, **others):
+    return discover(LabelledData(path=str(path), modality="xr", **others), task or ClassificationTask())
+
+
+@pytest.fixture
+def archive(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for side, count in (("train", 6), ("val", 3), ("test", 4)):
+        arrays[f"{side}_images"] = rng.integers(0, 255, (count, 12, 10), np.uint8)
+        arrays[f"{side}_labels"] = (np.arange(count) % 2)[:, None].astype(np.uint8)
+    np.savez_compressed(tmp_path / "m.npz", **arrays)
+    return tmp_path / "m.npz", arrays
+
+
+def test_entries_classes_and_the_official_split(archive):
+    path, arrays = archive
+    cases = found(path)
+    assert (cases.classes, [case.target for case in cases.cases[:3]]) == (["0", "1"], [0, 1, 0])
+    order = np.random.default_rng(1).permutation(len(cases.cases))
+    every = np.concatenate([arrays[f"{side}_images"] for side in ("train", "val", "test")])
+    for i in order:  # also backwards
+        assert np.array_equal(cases.cases[i].image.read().voxels[0, 0], every[i])
+    sides = split(cases, SplitConfig(official=True), [])
+    assert (len(sides.pool), len(sides.test)) == (9, 4)
+    assert sides.test == cases.cases[9:]
+    assert "names no patients" in cases.warnings[0]
+    with pytest.raises(UserError, match="has a label for segmentation"):
+        found(path, SegmentationTask())
+
+
+def test_patients_are_those_of_a_build(archive, tmp_path):
+    build([archive[0]], tmp_path / "out", BuildOptions(workers=1, modality="xr"))
+    data = DataSet(tmp_path / "out")
+    stored = {entry.patient for shard in data.manifest.shards for entry in data.index(shard).samples}
+    assert {case.patient for case in found(archive[0]).cases} == stored
+
+
+def test_masks_and_values(tmp_path):
+    masks = np.zeros((4, 9, 9), np.uint8)
+    masks[:, 2:4, 2:4] = 1
+    np.savez(tmp_path / "s.npz", train_images=masks * 9, train_labels=masks)
+    case = found(tmp_path / "s.npz", SegmentationTask()).cases[2]
+    assert np.array_equal(read_labels(case.target, case.image.read())[0], masks[0])
+    np.savez(tmp_path / "v.npz", train_images=masks, train_labels=np.array([1.5, 2, 3, 4]))
+    assert [c.target for c in found(tmp_path / "v.npz", RegressionTask()).cases] == [1.5, 2, 3, 4]
+    np.savez(tmp_path / "w.npz", train_images=masks, train_labels=np.ones((4, 3), np.uint8))
+    with pytest.raises(UserError, match=r"3 labels for each image; choose one: task.label_column=label-0"):
+        found(tmp_path / "w.npz")
+
+
+def test_damage(archive, tmp_path):
+    content = archive[0].read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[:-40])
+    with pytest.raises(UserError, match=r"cannot read .*cut\.npz"):
+        found(tmp_path / "cut.npz")
+    with pytest.raises(UserError, match="holds no entry 99"):
+        Archive(archive[0]).entry(99)
+    with pytest.raises(UserError, match=r"leave out data.labels"):
+        found(archive[0], labels=tmp_path)
+
+
+def test_real_archives(real_data):
+    for name, count, tested in (("adrenalmnist3d", 1584, 298), ("pneumoniamnist_subset", 5030, 624)):
+        cases = found(real_data / "medmnist" / f"{name}.npz")
+        assert (len(cases.cases), cases.classes) == (count, ["0", "1"])
+        assert len(split(cases, SplitConfig(official=True), []).test) == tested
+    lung = found(real_data / "msd_task06_lung_patches2d" / "lung_2mm_patches.npz", SegmentationTask())
+    scan = lung.cases[0].image.read()
+    assert scan.voxels.shape == (1, 1, 48, 48)
+    assert read_labels(lung.cases[0].target, scan).max() <= 1

@@ -1,0 +1,129 @@
+"""nnU-Net's and the Decathlon's dataset.json describe everything themselves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import keyed_hash, site_key
+from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+from scanforge.finetune.data import discover
+from scanforge.finetune.volumes import read_labels
+
+
+@pytest.fixture
+def nnunet(tmp_path, save, cube):
+    """Three training cases and one test case of two channels."""
+    for name, side in (("a", "Tr"), ("b", "Tr"), ("c", "Tr"), ("z", "Ts")):
+        for channel in (0, 1):
+            save(tmp_path / f"images{side}" / f"{name}_{channel:04d}.nii.gz", cube(10 + channel))
+        save(tmp_path / f"labels{side}" / f"{name}.nii.gz", cube(0, True))
+    return describe(tmp_path)
+
+
+def describe(folder, **others):
+    content = {
+        "channel_names": {"0": "T1", "1": "CT"},
+        "labels": {"background": 0, "organ": 1, "tumour": 3},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content | others))
+    return folder
+
+
+def found(path, task=None, **others):
+    return discover(LabelledData(path=str(path), **others), task or SegmentationTask())
+
+
+@pytest.mark.parametrize("given", ["path", "file", "images"])
+def test_nnunet_describes_itself(nnunet, given):
+    where = {"path": str(nnunet / "dataset.json")} if given == "file" else {given: str(nnunet)}
+    cases = discover(LabelledData.model_validate(where), SegmentationTask())
+    assert cases.classes == ["organ", "label 2", "tumour"]
+    assert (cases.channels, cases.modalities) == (["T1", "CT"], ["mr", "ct"])
+    assert sorted(cases.names.values()) == ["imagesTr/a", "imagesTr/b", "imagesTr/c", "imagesTs/z"]
+    assert sorted(cases.official.values()) == ["test", "train", "train", "train"]
+    scans = [[image.read() for image in case.images] for case in cases.cases]
+    assert all([int(scan.voxels.max()) for scan in case] == [10, 11] for case in scans)
+    assert read_labels(cases.cases[0].target, scans[0][0]).sum() == 18
+
+
+def test_images_and_dataset_json_apart_hash_as_a_build_of_the_images(nnunet):
+    data = LabelledData(images=nnunet / "imagesTr", labels=nnunet / "dataset.json")
+    cases = discover(data, SegmentationTask())
+    assert {case.key for case in cases.cases} == {
+        keyed_hash(site_key(), "scan", f"{name}_0000.nii.gz") for name in "abc"
+    }
+    # The channels of a case are one study, which is the patient where nothing names one: see datasets.study.
+    assert cases.cases[0].patient == keyed_hash(site_key(), "patient", "./a")
+
+
+def test_decathlon_volumes_of_a_4d_file_are_channels(tmp_path, save, cube):
+    pairs = []
+    for name in ("x", "y"):
+        save(tmp_path / "imagesTr" / f"{name}.nii.gz", np.stack([cube(1), cube(2), cube(3)], -1))
+        save(tmp_path / "labelsTr" / f"{name}.nii.gz", cube(0, True))
+        pairs.append({"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"})
+    content = {"modality": {"0": "FLAIR", "1": "T1w", "2": "ADC"}, "labels": {"0": "background", "1": "edema"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content | {"training": pairs, "test": []}))
+    cases = found(tmp_path)
+    assert (cases.channels, cases.classes, cases.official) == (["FLAIR", "T1w", "ADC"], ["edema"], {})
+    assert [int(image.read().voxels.max()) for image in cases.cases[1].images] == [1, 2, 3]
+    assert found(tmp_path, DetectionTask()).classes == ["edema"]
+
+
+def test_colours_of_nnunet_are_one_file(tmp_path, save):
+    for name in ("a", "b"):
+        save(tmp_path / "imagesTr" / f"{name}_0000.png", np.arange(12 * 10 * 3).reshape(12, 10, 3) % 250)
+        save(tmp_path / "labelsTr" / f"{name}.png", np.ones((12, 10)))
+    names = {"0": "R", "1": "G", "2": "B"}
+    describe(tmp_path, channel_names=names, file_ending=".png", labels={"background": 0, "organ": 1})
+    cases = found(tmp_path, modality="micr")
+    assert (cases.channels, len(cases.cases)) == (["image"], 2)
+    assert cases.cases[0].image.read().voxels.shape == (3, 1, 12, 10)
+
+
+def test_missing_channels_are_counted_or_allowed(nnunet):
+    (nnunet / "imagesTr" / "b_0001.nii.gz").unlink()
+    (nnunet / "imagesTr" / "c_0001.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"of 4 cases in .* 2 lack 'CT': set data.allow_missing"):
+        found(nnunet)
+    cases = found(nnunet, allow_missing=True)
+    assert [case.images[1] is None for case in cases.cases] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "'whole' is a region of several labels"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "label 'ignore'"),
+        ({"channel_names": {"first": "T1"}}, "channels must be numbered"),
+        ({"channel_names": {"0": "T1"}}, "is channel 1, but dataset.json names 1"),
+        ({"channel_names": {"0": "noise", "1": "CT"}}, "nothing tells the modality of the channel 'noise'"),
+        ({"labels": [1]}, "no dataset.json"),
+    ],
+)
+def test_what_is_not_supported_is_said(nnunet, others, message):
+    with pytest.raises(UserError, match=message):
+        found(describe(nnunet, **others))
+
+
+def test_classes_given_by_hand_override_regions(nnunet):
+    describe(nnunet, labels={"background": 0, "whole": [1, 2], "core": [2]})
+    assert found(nnunet, SegmentationTask(classes=["edema", "core"])).classes == ["edema", "core"]
+
+
+def test_corrupt_and_of_another_task(nnunet):
+    with pytest.raises(UserError, match=r"for classification give data.images"):
+        found(nnunet, ClassificationTask())
+    (nnunet / "dataset.json").write_text('{"labels": ')
+    with pytest.raises(UserError, match=r"cannot read .*dataset\.json"):
+        found(nnunet)
+
+
+def test_labels_without_an_image_are_counted(nnunet, save, cube):
+    save(nnunet / "labelsTr" / "lost.nii.gz", cube(1))
+    save(nnunet / "imagesTr" / "new_0000.nii.gz", cube(1))
+    assert found(nnunet).left_out == {"labels without an image": 1}

@@ -1,0 +1,58 @@
+"""Files to predict on, put together to cases."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.readers import Scan
+from scanforge.finetune.data.inputs import group_channels
+from scanforge.finetune.data.sources import scan_file
+
+
+@dataclass(frozen=True)
+class Named:
+    """A source that is not read."""
+
+    name: str
+
+    def read(self) -> Scan:
+        raise AssertionError(self.name)
+
+
+def grouped(*names, channels=("t1", "t1gd", "flair")):
+    cases, strange = group_channels({name: Named(name) for name in names}, channels)
+    return {case: [image and image.name for image in images] for case, images in cases.items()}, strange
+
+
+def test_the_four_ways_of_naming_channels():
+    for files in (
+        ("p/x_0000.nii.gz", "p/x_0001.nii.gz", "p/x_0002.nii.gz"),
+        ("p/x_t1.nii.gz", "p/x-t1gd.nii.gz", "p/x_FLAIR.nii.gz"),
+        ("p/x/t1.nii.gz", "p/x/t1gd.nii.gz", "p/x/flair.nii.gz"),
+        ("t1/p/x.nii.gz", "t1gd/p/x.nii.gz", "flair/p/x.nii.gz"),
+    ):
+        assert grouped(*files) == ({"p/x": list(files)}, [])
+
+
+def test_missing_and_strange_files():
+    cases, strange = grouped("a/t1.nii.gz", "a/flair.nii.gz", "b/t1gd.nii.gz", "a/seg.nii.gz")
+    assert cases == {"a": ["a/t1.nii.gz", None, "a/flair.nii.gz"], "b": [None, "b/t1gd.nii.gz", None]}
+    assert strange == ["a/seg.nii.gz"]
+    with pytest.raises(UserError, match="case 'a' has two files for channel 't1'"):
+        grouped("a/t1.nii.gz", "a_t1.nii.gz")
+
+
+def test_one_channel_takes_every_file():
+    assert grouped("x_0000.png", "y.png", channels=("image",)) == (
+        {"x_0000.png": ["x_0000.png"], "y.png": ["y.png"]},
+        [],
+    )
+
+
+def test_volumes_of_a_4d_file_are_its_channels(tmp_path, save, cube):
+    path = save(tmp_path / "x.nii.gz", np.stack([cube(1), cube(2)], -1))
+    cases, strange = group_channels({"x.nii.gz": scan_file(path)}, ["a", "b"])
+    assert [int(image.read().voxels.max()) for image in cases["x"]] == [1, 2]
+    assert strange == []

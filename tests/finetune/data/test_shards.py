@@ -1,0 +1,92 @@
+"""Straight from shards: the same cases as from the folder that they were built of."""
+
+import numpy as np
+import pytest
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.identity import site_fingerprint, site_key
+from scanforge.datasets.shards.build import BuildOptions, build
+from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+from scanforge.finetune.data import discover
+from scanforge.finetune.data.findings import findings
+from scanforge.finetune.volumes import read_labels
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    path = tmp_path_factory.mktemp("key") / "site.key"
+    path.write_text("0c" * 32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(volumes, site, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards")
+    options = BuildOptions(masks=[volumes / "labels"], modality="mr", workers=1, key_file=site, boxes_from_masks=True)
+    build([volumes / "images"], out / "seg", options)
+    return out / "seg"
+
+
+def test_the_same_cases_as_from_the_folder(volumes, built, site):
+    stored = discover(LabelledData(path=str(built), key_file=site), SegmentationTask(classes=["a", "b"]))
+    plain = discover(
+        LabelledData(images=volumes / "images", labels=volumes / "labels", modality="mr", key_file=site),
+        SegmentationTask(classes=["a", "b"]),
+    )
+    assert stored.modalities == ["mr"]
+    assert stored.site == plain.site == site_fingerprint(site_key(site))
+    by_key = {case.key[:20]: case for case in plain.cases}
+    assert {case.key: case.patient for case in stored.cases} == {key: case.patient for key, case in by_key.items()}
+    for case in stored.cases[:4]:
+        other = by_key[case.key]
+        scan, wanted = case.image.read(), other.image.read()
+        assert np.array_equal(scan.voxels, wanted.voxels)
+        assert scan.spacing == pytest.approx(wanted.spacing)
+        assert scan.orientation == wanted.orientation
+        assert np.array_equal(read_labels(case.target, scan), read_labels(other.target, wanted))
+
+
+def test_boxes_in_shards(built, site):
+    task = DetectionTask()
+    cases = discover(LabelledData(path=str(built), key_file=site), task)
+    assert cases.classes == ["finding", "label 2"]
+    case = cases.cases[0]
+    assert {label for _, label in findings(case, case.image.read(), task, cases.classes)} == {0, 1}
+
+
+def test_classes_in_shards(slices, site, tmp_path):
+    options = BuildOptions(labels=[slices / "labels.csv"], modality="us", workers=1, key_file=site)
+    build([slices / "images"], tmp_path / "cls", options)
+    cases = discover(LabelledData(path=str(tmp_path / "cls"), key_file=site), ClassificationTask())
+    assert (len(cases.cases), cases.classes) == (40, ["lesion", "none"])
+    with pytest.raises(UserError, match=r"no column 'grade' .there are: class.; set task.label_column"):
+        discover(LabelledData(path=str(tmp_path / "cls")), ClassificationTask(label_column="grade"))
+    with pytest.raises(UserError, match="has a label for segmentation"):
+        discover(LabelledData(path=str(tmp_path / "cls")), SegmentationTask())
+
+
+def test_mistakes(built, volumes, tmp_path):
+    for others, message in (
+        ({"modality": "ct"}, "holds no scan of data.modality=ct; there are: mr"),
+        ({"labels": volumes / "labels"}, "leave out labels"),
+        ({"path": str(volumes / "images"), "format": "shards"}, "not a complete data set"),
+    ):
+        with pytest.raises(UserError, match=message):
+            discover(LabelledData.model_validate({"path": str(built), **others}), SegmentationTask())
+
+
+def test_a_damaged_shard_is_named(built, tmp_path, site):
+    cases = discover(LabelledData(path=str(built), key_file=site), SegmentationTask())
+    shard = next(built.glob("*.tar"))
+    content = shard.read_bytes()
+    damaged = bytearray(content)
+    for at in range(600, len(damaged) - 4000, 512):
+        damaged[at] ^= 255
+    try:
+        shard.write_bytes(damaged)
+        fresh = discover(LabelledData(path=str(built), key_file=site), SegmentationTask())
+        with pytest.raises(UserError, match=r"shard-000000\.tar, scan [0-9a-f]{20}: .*copy or build it again"):
+            fresh.cases[0].image.read()
+    finally:
+        shard.write_bytes(content)
+    assert cases.cases[0].image.read().voxels.ndim == 4
