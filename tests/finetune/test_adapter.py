@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
+import torch
 
-from scanforge.finetune.adapter import fitted_shape, upright
+from scanforge.backbones.stunet import STUNetConfig
+from scanforge.configs.errors import UserError
+from scanforge.datasets.intensity import IntensityConfig
+from scanforge.datasets.readers import Scan
+from scanforge.finetune.adapter import Spec, fitted_shape, upright
+from scanforge.finetune.config import AugmentationConfig, InferenceConfig, SegmentationTask
 from scanforge.finetune.plan import Fingerprint, Plan
+from scanforge.finetune.segmentation import Segmentation
 
 
 def plan(patch, spacing=(1.0, 1.0, 1.0)):
@@ -29,3 +36,64 @@ def test_slices_are_shown_as_radiologists_look_at_them():
 )
 def test_a_scan_fits_the_patch_at_its_own_aspect(shape, spacing, expected):
     assert fitted_shape(shape, spacing, plan((1, 64, 64))) == expected
+
+
+def adapter(patch, channels, modalities=()):
+    return Segmentation(
+        Spec(
+            task=SegmentationTask(),
+            classes=["organ"],
+            channels=channels,
+            modality="mr",
+            modalities=list(modalities),
+            intensity=IntensityConfig(),
+            backbone=STUNetConfig(size="S", in_channels=len(channels)),
+            plan=plan(patch),
+            inference=InferenceConfig(),
+        )
+    )
+
+
+def volume(shape, seed=0):
+    return Scan(np.random.default_rng(seed).uniform(-500, 500, (1, *shape)).astype(np.float32), (1.0, 1.0, 1.0))
+
+
+def test_slices_and_volumes_are_not_mistaken_for_each_other():
+    with pytest.raises(UserError, match="the scan is a single slice, this model takes volumes"):
+        adapter((16, 16, 16), ["image"]).unlabelled(volume((1, 16, 16)))
+    with pytest.raises(UserError, match="the scan is a volume of 9 slices, this model takes single slices"):
+        adapter((1, 16, 16), ["image"]).unlabelled(volume((9, 16, 16)))
+
+
+def test_channels_of_two_modalities_and_a_missing_one():
+    task = adapter((8, 16, 16), ["ct", "t1", "t2"], ["ct", "mr", "mr"])
+    ct, t1 = volume((8, 9, 10)), volume((8, 9, 10), 1)
+    sample = task.unlabelled([ct, t1, None])
+    assert sample.image.shape == (3, 8, 9, 10)
+    assert np.allclose(sample.image[0].numpy(), ct.voxels[0] / 1000, atol=1e-6)
+    assert (sample.image[2] == sample.fill).all()
+    assert sample.present is not None
+    assert sample.present.tolist() == [True, True, False]
+    for given in ([ct, t1], [None, None, None]):
+        with pytest.raises(UserError, match=r"takes 3 channels \(ct, t1, t2\)"):
+            task.unlabelled(given)
+
+
+def test_intensities_vary_by_channel_and_missing_ones_stay_empty():
+    task = adapter((8, 16, 16), ["t1", "t2"])
+    whole, half = (
+        task.unlabelled([volume((8, 16, 16)), volume((8, 16, 16), 1)]),
+        task.unlabelled([volume((8, 16, 16), 2), None]),
+    )
+    images = torch.stack([whole.image, half.image])
+    config = AugmentationConfig(probability=1.0, channel_dropout=0.0)
+    found = task.varied(images, [whole, half], np.random.default_rng(0), config)
+    assert (found[1, 1] == half.fill).all()
+    assert not torch.equal(found[0], images[0])
+    again = task.varied(images, [whole, half], np.random.default_rng(0), config)
+    assert torch.equal(found, again)
+    hidden = task.varied(
+        images, [whole, half], np.random.default_rng(0), config.model_copy(update={"channel_dropout": 0.9})
+    )
+    assert (hidden[1, 0] != half.fill).any()  # the only one that is there
+    assert sum(bool((hidden[0, c] == np.float32(whole.fill)).all()) for c in (0, 1)) == 1
