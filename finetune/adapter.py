@@ -1,7 +1,7 @@
 """What the training loop, the evaluation and the report ask of a task; one subclass per task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Generic, Literal, TypeVar
@@ -19,14 +19,23 @@ from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task
-from scanforge.finetune.metrics.intervals import Record
+from scanforge.finetune.losses import LossConfig
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.weighted import Record
 from scanforge.finetune.plan import Plan
 from scanforge.finetune.sampling import extract, still_window
-from scanforge.finetune.volumes import Shape, prepared, read_one, resize
+from scanforge.finetune.volumes import Shape, Spacing, prepared, read_one, resize
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
 Picture = dict[str, npt.NDArray]
+
+
+class Standard(Config):
+    """Mean and standard deviation of the training cases' values; what the network says is in these terms."""
+
+    mean: float
+    std: float = Field(gt=0)
 
 
 class Spec(Config):
@@ -42,6 +51,10 @@ class Spec(Config):
     plan: Plan
     inference: InferenceConfig
     flip_axes: list[int] = []
+    loss: LossConfig = LossConfig()
+    class_weights: list[float] | None = None  # of the loss, from the training cases; None: all equal
+    temperature: float = Field(default=1.0, gt=0)  # of class probabilities, see `calibration.py`
+    standard: Standard | None = None  # regression: of the training cases
     anchors: list[list[list[float]]] | None = None  # detection: sizes by level, from the training boxes
     trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps, versions
 
@@ -56,6 +69,7 @@ class Sample(Generic[TargetT]):
     orientation: str  # of the file, see `Scan`
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
+    spacing: Spacing = (1.0, 1.0, 1.0)  # mm, of the file
 
 
 class TaskModel(nn.Module, ABC):
@@ -70,9 +84,15 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     """One task: from case to sample, batch, loss, prediction, numbers and picture."""
 
     headline: str  # the metric the report leads with
+    overview: tuple[str, ...]  # the metrics of the report's table; all of them are in results.json
 
     def __init__(self, spec: Spec) -> None:
+        spec.loss.refuse_unread(spec.task.name)
         self.spec = spec
+
+    def planned(self, samples: Sequence[Sample[TargetT]]) -> Spec:
+        """The spec with what this task takes from its training samples (weights of classes, the target's scale)."""
+        return self.spec
 
     @abstractmethod
     def shape_of(self, scan: Scan) -> Shape:
@@ -97,15 +117,15 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """The scalar to minimise."""
 
     @abstractmethod
-    def predict(self, model: TaskModel, sample: Sample[TargetT], device: torch.device) -> PredictionT:
-        """The prediction at the file's grid; the model is in evaluation mode."""
+    def predict(self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device) -> PredictionT:
+        """The prediction at the file's grid, of one network or of several together; they are in evaluation mode."""
 
     @abstractmethod
     def record(self, case: Case, sample: Sample[TargetT], prediction: PredictionT) -> Record:
         """Numbers of one test case as JSON, with its hashed identity and its `score` (lowest is worst)."""
 
     @abstractmethod
-    def metrics(self) -> dict[str, Callable[[list[Record]], float]]:
+    def metrics(self) -> dict[str, Statistic]:
         """Functions from the records of the test cases to a number, by name."""
 
     @abstractmethod
@@ -121,7 +141,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """A scan to predict on."""
         image, fill = self.prepare(scan)
         d, h, w = scan.voxels.shape[1:]
-        return Sample(image, fill, (d, h, w), scan.orientation, None, None)
+        return Sample(image, fill, (d, h, w), scan.orientation, None, None, scan.spacing)
 
     def read(self, case: Case) -> tuple[Scan, Sample[TargetT]]:
         """The scan of a case and its sample, still without target."""

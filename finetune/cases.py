@@ -1,6 +1,7 @@
 """From folders and lists to labelled cases, by the stem of their file names."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, patient_of, site_key
 from scanforge.datasets.readers import find_scans, suffix_of
-from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, Task
+from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, RegressionTask, Task
 
 Box = tuple[float, float, float, float, float, float]  # d0, h0, w0, d1, h1, w1: half-open, in voxels of the file
 ID_COLUMNS = ("id", "file", "filename", "image", "name")
@@ -21,7 +22,7 @@ class Case:
     key: str
     patient: str
     image: Path
-    target: Path | int | tuple[Box, ...]  # label map or mask; class index; boxes
+    target: Path | int | float | tuple[Box, ...]  # label map or mask; class index; value; boxes
 
 
 @dataclass
@@ -74,7 +75,7 @@ def _by_stem(folder: Path, what: str) -> dict[str, tuple[Path, str]]:
     return found
 
 
-Targets = dict[str, Path | int | tuple[Box, ...]]
+Targets = dict[str, Path | int | float | tuple[Box, ...]]
 
 
 def _targets(data: LabelledData, task: Task, stems: set[str]) -> tuple[Targets, list[str] | None]:
@@ -82,6 +83,8 @@ def _targets(data: LabelledData, task: Task, stems: set[str]) -> tuple[Targets, 
         raise UserError(f"the labels '{data.labels}' do not exist")
     if isinstance(task, ClassificationTask):
         return _class_of_each(data.labels, task)
+    if isinstance(task, RegressionTask):
+        return _value_of_each(data.labels, task), []
     if isinstance(task, DetectionTask):
         if data.labels.is_file():
             return dict(_boxes_of_each(data.labels, task, stems)), ["finding"]
@@ -115,13 +118,31 @@ def _known_stem(name: str) -> str:
     return stem_of(name) if suffix_of(name) in {".nii", ".nii.gz", ".png", ".jpg", ".jpeg"} else name.strip()
 
 
-def _class_of_each(path: Path, task: ClassificationTask) -> tuple[Targets, list[str]]:
-    rows = _rows(path, task.id_column, [task.label_column])
-    labels = {stem: (row[task.label_column] or "").strip() for stem, row in rows}
-    if len(labels) < len(rows):
+def _entries(path: Path, id_column: str | None, column: str) -> dict[str, str]:
+    """What stands in a column, by stem, blanks left out; UserError where a scan is named twice."""
+    rows = _rows(path, id_column, [column])
+    entries = {stem: (row[column] or "").strip() for stem, row in rows}
+    if len(entries) < len(rows):
         doubled = next(stem for i, (stem, _) in enumerate(rows) if stem in {s for s, _ in rows[:i]})
         raise UserError(f"{path} names '{doubled}' twice")
-    labels = {stem: label for stem, label in labels.items() if label}
+    return {stem: entry for stem, entry in entries.items() if entry}
+
+
+def _value_of_each(path: Path, task: RegressionTask) -> Targets:
+    values: Targets = {}
+    for stem, entry in _entries(path, task.id_column, task.label_column).items():
+        try:
+            value = float(entry)
+        except ValueError as error:
+            raise UserError(f"{path}: '{entry}' in column '{task.label_column}' is no number") from error
+        if not math.isfinite(value):
+            raise UserError(f"{path}: '{entry}' in column '{task.label_column}' is not finite; leave it blank")
+        values[stem] = value
+    return values
+
+
+def _class_of_each(path: Path, task: ClassificationTask) -> tuple[Targets, list[str]]:
+    labels = _entries(path, task.id_column, task.label_column)
     classes = task.classes or sorted(set(labels.values()))
     strange = sorted(set(labels.values()) - set(classes))
     if strange:

@@ -16,6 +16,7 @@ class SegmentationTask(Config):
 
     name: Literal["segmentation"] = "segmentation"
     classes: list[str] | None = None  # names of labels 1..n; None: read from the label maps
+    tolerance: float = Field(default=1.0, gt=0)  # mm: a surface this near counts as right in the surface Dice (NSD)
 
 
 class ClassificationTask(Config):
@@ -37,7 +38,15 @@ class DetectionTask(Config):
     boxes_per_scan: int = Field(default=50, ge=1)
 
 
-Task = Annotated[SegmentationTask | ClassificationTask | DetectionTask, Field(discriminator="name")]
+class RegressionTask(Config):
+    """One number per scan, from a column of a list."""
+
+    name: Literal["regression"] = "regression"
+    id_column: str | None = None
+    label_column: str = "value"
+
+
+Task = Annotated[SegmentationTask | ClassificationTask | DetectionTask | RegressionTask, Field(discriminator="name")]
 
 
 class LabelledData(Config):

@@ -96,7 +96,7 @@ def prepare(config: FinetuneConfig) -> Study:
     for k in config.shots:
         for seed in config.seeds:
             shots(sides.pool, k, seed)
-    classes = found.classes or _classes_in(found.cases)
+    classes = _classes_in(found.cases) if found.classes is None else found.classes
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
