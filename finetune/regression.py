@@ -45,9 +45,7 @@ class Regression(WholeScan[float, float]):
         values = np.array([sample.target for sample in samples], float)
         mean, std = float(values.mean()), float(values.std())
         if not std > 1e-9 * max(abs(mean), 1e-300):
-            raise UserError(
-                f"all {len(values)} training cases have the value {mean:g}: nothing to learn; raise 'shots'"
-            )
+            raise UserError(f"all {len(values)} training cases have the value {mean:g}: raise 'shots'")
         return self.spec.model_copy(update={"standard": Standard(mean=mean, std=std)})
 
     def build(self, encoder: Encoder) -> TaskModel:

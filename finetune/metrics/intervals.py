@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
+from scipy import stats
 
 from scanforge.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise
 
@@ -13,7 +14,7 @@ SEED = 20260101
 
 
 class Interval(BaseModel):
-    """A number with its 95% percentile interval; None where undefined."""
+    """A number with its 95% bootstrap interval; None where undefined."""
 
     value: float | None
     low: float | None
@@ -54,7 +55,8 @@ def difference(
         draws = _draws(prepared, len(patients), len(first), resamples)
     defined = draws[~np.isnan(draws)]
     enough = len(defined) >= max(2, resamples / 2)
-    low, high = np.percentile(defined, [2.5, 97.5]) if enough else (np.nan, np.nan)
+    tail = _tail(len(patients)) if enough else 0.5
+    low, high = np.quantile(defined, [tail, 1 - tail]) if enough else (np.nan, np.nan)
     return Interval(
         value=_or_none(value),
         low=_or_none(low),
@@ -64,6 +66,16 @@ def difference(
         resamples=len(draws),
         undefined=len(draws) - len(defined),
     )
+
+
+def _tail(patients: int) -> float:
+    """Share of resamples beyond each end: 2.5% of many patients, less of few (Hesterberg 2015, "expanded percentile").
+
+    A resample of n is too narrow by sqrt((n - 1) / n), and what it is narrow around is itself uncertain: plain
+    percentiles of 8 patients hold the true mean in 89 of 100 studies.
+    """
+    wide = np.sqrt(patients / (patients - 1)) * stats.t.ppf(0.975, patients - 1)
+    return float(stats.norm.cdf(-wide))
 
 
 class _PerPatient:
