@@ -1,7 +1,7 @@
 """What the training loop, the evaluation and the report ask of a task; one subclass per task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Generic, Literal, TypeVar
@@ -21,16 +21,25 @@ from scanforge.datasets.readers import Scan
 from scanforge.finetune.channels import hide_channels, read_channels, stacked
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task, ValidationConfig
 from scanforge.finetune.data.cases import Case
-from scanforge.finetune.metrics.intervals import Record
+from scanforge.finetune.losses import LossConfig
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.weighted import Record
 from scanforge.finetune.plan import Plan
 from scanforge.finetune.postprocess import ClassRule, Held
 from scanforge.finetune.recipes import Head, ProbeConfig
 from scanforge.finetune.sampling import extract, still_window, vary_intensity
-from scanforge.finetune.volumes import Shape, prepared, resize
+from scanforge.finetune.volumes import Shape, Spacing, prepared, resize
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
 Picture = dict[str, npt.NDArray]
+
+
+class Standard(Config):
+    """Mean and standard deviation of the training cases' values; what the network says is in these terms."""
+
+    mean: float
+    std: float = Field(gt=0)
 
 
 class Spec(Config):
@@ -48,12 +57,15 @@ class Spec(Config):
     plan: Plan
     inference: InferenceConfig
     flip_axes: list[int] = []
+    loss: LossConfig = LossConfig()
+    class_weights: list[float] | None = None  # of the loss, from the training cases; None: all equal
+    temperature: float = Field(default=1.0, gt=0)  # of class probabilities, see `calibration.py`
+    standard: Standard | None = None  # regression: of the training cases
     anchors: list[list[list[float]]] | None = None  # detection: sizes by level, from the training boxes
     head: Head = "plain"  # classification: what stands on the features
     probe: ProbeConfig = ProbeConfig()  # of an attentive or a nearest-neighbour head
     members: int = 1  # models that predict together
     postprocess: list[ClassRule] = []  # segmentation: by class, from the held-back cases
-    temperature: float = 1.0  # classification: of the logits, from the held-back cases
     trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps
 
 
@@ -64,11 +76,12 @@ class Sample(Generic[TargetT]):
     image: Tensor  # (C, D, H, W) normalised
     fill: float  # the value outside the scan
     shape: Shape  # of the file
-    spacing: tuple[float, float, float]  # of the file, mm
+    spacing: Spacing  # of the file, mm
     orientation: str  # of the file, see `Scan`
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
     present: Tensor | None = None  # (C,) bool: which channels the case has; None: all
+    features: Tensor | None = None  # (F, d, h, w) the deepest ones of a frozen encoder, where they are known already
 
 
 @dataclass
@@ -91,9 +104,15 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     """One task: from case to sample, batch, loss, prediction, numbers and picture."""
 
     headline: str  # the metric the report leads with
+    overview: tuple[str, ...]  # the metrics of the report's table; all of them are in results.json
 
     def __init__(self, spec: Spec) -> None:
+        spec.loss.refuse_unread(spec.task.name)
         self.spec = spec
+
+    def planned(self, samples: Sequence[Sample[TargetT]]) -> Spec:
+        """The spec with what this task takes from its training samples: weights of classes, a scale, anchors."""
+        return self.spec
 
     @abstractmethod
     def shape_of(self, scan: Scan) -> Shape:
@@ -126,16 +145,12 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """Numbers of one test case as JSON, with its hashed identity and its `score` (lowest is worst)."""
 
     @abstractmethod
-    def metrics(self) -> dict[str, Callable[[list[Record]], float]]:
+    def metrics(self) -> dict[str, Statistic]:
         """Functions from the records of the test cases to a number, by name."""
 
     @abstractmethod
     def picture(self, sample: Sample[TargetT], prediction: PredictionT) -> Picture:
         """Small arrays that the report draws a case from."""
-
-    def planned(self, samples: Sequence[Sample[TargetT]]) -> Spec:
-        """The spec with what this task takes from its training samples (anchors of boxes, for one)."""
-        return self.spec
 
     def held(self, sample: Sample[TargetT], prediction: PredictionT) -> list[Held]:
         """What post-processing is chosen by, of a held-back case; nothing where there is none to choose."""

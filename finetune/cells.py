@@ -6,20 +6,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
 from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel
+from scanforge.finetune.classification import Classification
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.features import FeatureStore
+from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.members import encoder_of, train_members
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
 from scanforge.finetune.postprocess import ClassRule
+from scanforge.finetune.probing import still_features
 from scanforge.finetune.recipes import Arm, head_of
 from scanforge.finetune.storage import write_json, write_whole
 from scanforge.finetune.training import Course, History, Progress
@@ -164,6 +167,12 @@ def _test(
     pictures: dict[str, tuple[float, dict[str, Any]]] = {}
     for i, case in enumerate(cases):
         sample: Sample[Any] = adapter.load(case)
+        if isinstance(adapter, Classification) and adapter.spec.head != "plain":
+            encoder = cast(ClassificationModel, members[0]).encoder
+            sample.features = place.store.get(
+                case.key,
+                lambda: still_features(adapter, encoder, sample, place.course.device),  # noqa: B023
+            )
         prediction = adapter.predict(members, sample, place.course.device)
         record = adapter.record(case, sample, prediction)
         records.append(record)

@@ -1,39 +1,35 @@
-"""The classification task: whole scans fitted into the patch, cross-entropy, AUROC."""
+"""The classification task: whole scans fitted into the patch, cross-entropy or focal loss, AUROC."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scanforge.backbones.protocol import Encoder
-from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, centred, fitted_shape, identity, upright
-from scanforge.finetune.config import AugmentationConfig
+from scanforge.finetune.adapter import Picture, Sample, Spec, TaskModel, Validation, identity
+from scanforge.finetune.calibration import temperature_of, tempered
+from scanforge.finetune.config import AugmentationConfig, ValidationConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
+from scanforge.finetune.losses import class_loss, class_weights
 from scanforge.finetune.metrics import classification as scores
-from scanforge.finetune.metrics.intervals import Record
-from scanforge.finetune.sampling import Window, extract, random_matrix, still_window
-from scanforge.finetune.volumes import Shape
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.weighted import Record
+from scanforge.finetune.whole_scan import WholeScan
 
 Probabilities = npt.NDArray[np.float64]
 
 
-class Classification(Adapter[int, Probabilities]):
-    """One class of several for each scan."""
+class Classification(WholeScan[int, Probabilities]):
+    """One class of several for each scan. Of two classes the second is the positive one."""
 
     headline = "auroc"
-
-    def shape_of(self, scan: Scan) -> Shape:
-        """Scaled to fit into the patch."""
-        d, h, w = scan.voxels.shape[1:]
-        return fitted_shape((d, h, w), scan.spacing, self.spec.plan)
+    overview = ("auroc", "average precision", "balanced accuracy", "accuracy", "brier", "ece")
 
     def load(self, case: Case) -> Sample[int]:
         """The scan and the index of its class."""
@@ -41,6 +37,12 @@ class Classification(Adapter[int, Probabilities]):
         assert isinstance(case.target, int)
         sample.target = sample.truth = case.target
         return sample
+
+    def planned(self, samples: Sequence[Sample[int]]) -> Spec:
+        """Weights of the classes, as `loss.class_weights` says."""
+        counts = np.bincount([int(s.target or 0) for s in samples], minlength=len(self.spec.classes)).tolist()
+        weights = class_weights(counts, self.spec.loss.class_weights)
+        return self.spec.model_copy(update={"class_weights": weights})
 
     def build(self, encoder: Encoder) -> TaskModel:
         """A head on the deepest features: a linear layer, or a probe."""
@@ -57,26 +59,24 @@ class Classification(Adapter[int, Probabilities]):
         self, samples: Sequence[Sample[int]], rng: np.random.Generator, config: AugmentationConfig, fore: float
     ) -> tuple[Tensor, Tensor]:
         """Images (B, C, *patch) and class indices (B,). `fore` has no meaning here: the whole scan is seen."""
-        images = []
-        for sample in samples:
-            d, h, w = sample.image.shape[1:]
-            still = still_window((d, h, w), self.spec.plan.patch)
-            matrix = random_matrix(rng, config, self.spec.plan.spacing, self.spec.plan.is_2d, turn=True)
-            images.append(extract(sample.image, Window(still.centre, matrix, still.size), sample.fill))
-        classes = torch.tensor([sample.target for sample in samples])
-        return self.varied(torch.stack(images), samples, rng, config), classes
+        return self.augmented(samples, rng, config), torch.tensor([sample.target for sample in samples])
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
-        """Cross-entropy."""
-        return F.cross_entropy(model(images).float(), targets)
+        """The configured term."""
+        weights = self.spec.class_weights
+        weight = None if weights is None else torch.tensor(weights, device=images.device)
+        return class_loss(model(images), targets, self.spec.loss, weight)
 
-    @torch.inference_mode()
     def predict(self, members: Sequence[TaskModel], sample: Sample[int], device: torch.device) -> Probabilities:
-        """Probabilities (K,), the mean over the mirrorings."""
-        image = centred(sample, self.spec.plan).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            passes = [m(image.flip([axis + 2 for axis in axes])).float() for m in members for axes in self.mirrors()]
-        return torch.cat(passes).double().softmax(1).mean(0).cpu().numpy()
+        """Probabilities (K,): the mean over members and mirrorings, at the spec's temperature."""
+        mean = self.passes(members, sample, device).softmax(1).mean(0).numpy()
+        return tempered(mean, self.spec.temperature)
+
+    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+        """The temperature of the lowest log-loss on the held-back cases."""
+        if not config.calibrate:
+            return self.spec
+        return self.spec.model_copy(update={"temperature": temperature_of(held.records)})
 
     def record(self, case: Case, sample: Sample[int], prediction: Probabilities) -> Record:
         """Class and probabilities; the score is the probability of the true class."""
@@ -84,25 +84,29 @@ class Classification(Adapter[int, Probabilities]):
         score = float(prediction[sample.truth])
         return identity(case) | {"score": score, "label": sample.truth, "probabilities": prediction.tolist()}
 
-    def metrics(self) -> dict[str, Callable[[list[Record]], float]]:
-        """Of the pooled cases; each function is held against scikit-learn or a plain loop in the tests."""
-        functions = {
+    def metrics(self) -> dict[str, Statistic]:
+        """Of the pooled cases; sensitivity and specificity of two classes, the AUROC of each of several."""
+        functions: dict[str, scores.Score] = {
             "auroc": scores.auroc,
             "average precision": scores.average_precision,
             "balanced accuracy": scores.balanced_accuracy,
             "accuracy": scores.accuracy,
+            "brier": scores.brier,
             "ece": scores.expected_calibration_error,
         }
-        return {name: partial(_pooled, function=function) for name, function in functions.items()}
+        if len(self.spec.classes) == 2:
+            functions["sensitivity"] = partial(scores.recall, label=1)
+            functions["specificity"] = partial(scores.recall, label=0)
+        else:
+            functions |= {
+                f"auroc {n}": partial(scores.auroc_of_class, label=k) for k, n in enumerate(self.spec.classes)
+            }
+        return {name: scores.of_records(function) for name, function in functions.items()}
 
     def picture(self, sample: Sample[int], prediction: Probabilities) -> Picture:
         """The middle slice along the shortest axis."""
-        image = sample.image[0].numpy()
-        axis = int(np.argmin(image.shape))
-        middle = upright(np.take(image, image.shape[axis] // 2, axis), sample.orientation, axis)
-        return {"image": middle.astype(np.float16), "truth": np.array(sample.truth), "probabilities": prediction}
-
-
-def _pooled(records: list[Record], function: Callable[[npt.NDArray, npt.NDArray], float]) -> float:
-    labels = np.array([record["label"] for record in records])
-    return function(labels, np.array([record["probabilities"] for record in records]))
+        return {
+            "image": self.middle_slice(sample),
+            "truth": np.array(sample.truth),
+            "probabilities": prediction,
+        }

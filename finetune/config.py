@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config
 from scanforge.finetune.budget import Seconds
+from scanforge.finetune.losses import LossConfig
 from scanforge.finetune.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
 
 Size = tuple[int, int, int]
@@ -18,6 +19,7 @@ class SegmentationTask(Config):
 
     name: Literal["segmentation"] = "segmentation"
     classes: list[str] | None = None  # names of labels 1..n; None: read from the label maps
+    tolerance: float = Field(default=1.0, gt=0)  # mm: a surface this near counts as right in the surface Dice (NSD)
 
 
 class ClassificationTask(Config):
@@ -207,6 +209,7 @@ class FinetuneConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     budget: Seconds | None = None  # '10min': of the whole study, training and testing; in place of schedule.steps
     validation: ValidationConfig = ValidationConfig()
+    loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()
     probe: ProbeConfig = ProbeConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -224,6 +227,7 @@ class FinetuneConfig(Config):
         if self.checkpoint is not None and self.backbone is not None:
             raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
         self._check_recipes()
+        self.loss.refuse_unread(self.task.name)
         if self.budget and (self.schedule.minutes or "steps" in self.schedule.model_fields_set):
             raise ValueError(
                 "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"

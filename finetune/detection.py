@@ -1,7 +1,6 @@
 """The detection task: whole scans fitted into the patch, RetinaNet, average precision."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,17 @@ from scanforge.finetune.config import AugmentationConfig, DetectionTask
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.data.findings import findings
 from scanforge.finetune.heads.detection import DetectionModel, plan_anchors, suppress
-from scanforge.finetune.metrics.detection import average_precision, match
-from scanforge.finetune.metrics.intervals import Record
+from scanforge.finetune.metrics.detection import average_precision
+from scanforge.finetune.metrics.froc import (
+    FALSE_POSITIVES,
+    IOUS,
+    average_precision_at,
+    hit_bits,
+    hits_at,
+    sensitivity_at,
+)
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.weighted import Record
 from scanforge.finetune.sampling import Window, extract, random_matrix, still_window
 from scanforge.finetune.volumes import Shape
 
@@ -29,6 +37,7 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
     """Boxes of one kind of finding; a scan may have none."""
 
     headline = "ap@0.1"
+    overview = ("ap@0.1", "ap@0.5", "map@0.1:0.5", "froc@0.1", "froc@0.5")
 
     @property
     def task(self) -> DetectionTask:
@@ -92,7 +101,7 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
     ) -> tuple[Boxes, npt.NDArray]:
         """Boxes at the file's grid and their scores, best first."""
         image = centred(sample, self.spec.plan).to(device)
-        found = [self._one_pass(members[0], image, axes) for axes in self.mirrors()]
+        found = [self._one_pass(member, image, axes) for member in members for axes in self.mirrors()]
         boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
         if len(found) > 1:
             kept = suppress(boxes, scores, self.task.boxes_per_scan)
@@ -120,18 +129,31 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
         return np.array(sample.image.shape[1:]) / np.array(sample.shape)
 
     def record(self, case: Case, sample: Sample[Boxes], prediction: tuple[Boxes, npt.NDArray]) -> Record:
-        """Scores and hits; the case's score is its own AP, or how sure of a finding it was where there is none."""
-        boxes, scores = prediction
+        """Scores, classes and hits of the boxes (see `metrics.froc`); the case's score is its own AP at IoU 0.1 over
+        all classes, or how sure of a finding it was where there is none."""
         assert sample.truth is not None
-        hits = {str(iou): match(boxes, scores, sample.truth, iou) for iou in (0.1, 0.5)}
-        own = average_precision(scores, np.array(hits["0.1"]), len(sample.truth))
-        score = own if len(sample.truth) else 1.0 - float(max(scores, default=0.0))
-        detail = {"scores": [float(s) for s in scores], "hits": hits, "boxes": len(sample.truth)}
+        boxes, scores, labels = *prediction, np.zeros(len(prediction[0]), int)
+        truth, truth_labels = sample.truth, np.zeros(len(sample.truth), int)
+        bits = hit_bits(boxes, scores, labels, truth, truth_labels)
+        truths = np.bincount(truth_labels, minlength=len(self.spec.classes)).tolist()
+        detail: Record = {"scores": scores.tolist(), "labels": labels.tolist(), "hits": bits, "truths": truths}
+        own = average_precision(scores, hits_at(detail, 0.1), len(truth))
+        score = own if len(truth) else 1.0 - float(max(scores, default=0.0))
         return identity(case) | {"score": score} | detail
 
-    def metrics(self) -> dict[str, Callable[[list[Record]], float]]:
-        """Average precision of all boxes pooled, at IoU 0.1 and 0.5."""
-        return {f"ap@{iou}": partial(_pooled, iou=iou) for iou in ("0.1", "0.5")}
+    def metrics(self) -> dict[str, Statistic]:
+        """Of all boxes together, mean over classes: AP at IoU 0.1 and 0.5, mean AP over IoU 0.1 to 0.5, FROC (the mean
+        sensitivity at 1/8 to 8 false positives per image), each of its points, and AP of each of several classes."""
+        every = list(range(len(self.spec.classes)))
+        named: dict[str, Statistic] = {f"ap@{iou}": average_precision_at([iou], every) for iou in (0.1, 0.5)}
+        named["map@0.1:0.5"] = average_precision_at(IOUS, every)
+        allowed = list(FALSE_POSITIVES.values())
+        named |= {f"froc@{iou}": sensitivity_at(iou, every, allowed) for iou in (0.1, 0.5)}
+        for iou in (0.1, 0.5):
+            if len(every) > 1:
+                named |= {f"ap@{iou} {n}": average_precision_at([iou], [k]) for k, n in enumerate(self.spec.classes)}
+            named |= {f"froc@{iou} {n}": sensitivity_at(iou, every, [fp]) for n, fp in FALSE_POSITIVES.items()}
+        return named
 
     def picture(self, sample: Sample[Boxes], prediction: tuple[Boxes, npt.NDArray]) -> Picture:
         """The image and all boxes; a volume is seen in the slice through its first true or best box."""
@@ -156,9 +178,3 @@ def boxes_in(boxes: Boxes, window: Window) -> Boxes:
     inside = np.concatenate([np.clip(low, 0, window.size), np.clip(high, 0, window.size)], axis=1)
     kept = (inside[:, 3:] - inside[:, :3]).prod(1) >= KEPT_SHARE * (high - low).prod(1)
     return inside[kept]
-
-
-def _pooled(records: list[Record], iou: str) -> float:
-    scores = np.concatenate([np.array(record["scores"], float) for record in records])
-    hits = np.concatenate([np.array(record["hits"][iou], bool) for record in records])
-    return average_precision(scores, hits, sum(record["boxes"] for record in records))

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from scanforge.finetune.adapter import Picture
 from scanforge.finetune.cells import CellResult
+from scanforge.finetune.metrics.froc import hits_at
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.results import Results
 
@@ -27,15 +28,30 @@ NAMES = {
 }  # fmt: skip
 TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
 SHOWN_SCORE = 0.2  # boxes below it count in the numbers; drawn, they would hide the scan
+WRITTEN = {
+    "auroc": "AUROC",
+    "brier": "Brier",
+    "dice": "Dice",
+    "ece": "ECE",
+    "hd95": "HD95 (mm)",
+    "mae": "MAE",
+    "nsd": "NSD",
+    "pearson": "Pearson",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "spearman": "Spearman",
+}
+BOX_METRICS = {"ap": "AP", "map": "mean AP", "froc": "FROC"}
 INK, FAINT = "#22303a", "#d9e0e4"
 
 
 def label(metric: str) -> str:
     """A metric's name as people write it."""
     first, _, rest = metric.partition(" ")
-    if first.startswith("ap@"):
-        return f"AP at IoU {first[3:]}"
-    return " ".join(filter(None, [{"auroc": "AUROC", "ece": "ECE", "dice": "Dice"}.get(first, first), rest]))
+    kind, _, iou = first.partition("@")
+    if kind in BOX_METRICS:
+        return " ".join(filter(None, [f"{BOX_METRICS[kind]} at IoU {iou.replace(':', ' to ')}", rest]))
+    return " ".join(filter(None, [WRITTEN.get(first, first), rest]))
 
 
 def _image(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:
@@ -157,9 +173,9 @@ def precision_recall(by_arm: dict[str, list[Record]], iou: str) -> str:
     figure, axes = _axes(3.4, 3.2, "recall", f"precision at IoU {iou}")
     for arm, records in by_arm.items():
         scores = np.concatenate([np.array(r["scores"], float) for r in records])
-        hits = np.concatenate([np.array(r["hits"][iou], bool) for r in records])[np.argsort(-scores, kind="stable")]
+        hits = np.concatenate([hits_at(r, float(iou)) for r in records])[np.argsort(-scores, kind="stable")]
         found = np.cumsum(hits)
-        recall = found / max(1, sum(r["boxes"] for r in records))
+        recall = found / max(1, sum(sum(r["truths"]) for r in records))
         axes.plot(recall, found / np.arange(1, len(hits) + 1), color=COLOURS[arm], label=NAMES[arm])
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)

@@ -51,7 +51,7 @@ def inject(encoder: Encoder, config: LoraConfig) -> Lora:
         raise UserError(f"no layer of the encoder is wider than lora.rank={config.rank}; lower it")
     settings = PeftConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type] # it is only divided by the rank
         lora_dropout=config.dropout,
         target_modules=[f"encoder.{name}" for name in names],
         bias="none",

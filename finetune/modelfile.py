@@ -17,6 +17,7 @@ from scanforge.configs.errors import UserError
 from scanforge.finetune.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.classification import Classification
 from scanforge.finetune.detection import Detection
+from scanforge.finetune.regression import Regression
 from scanforge.finetune.segmentation import Segmentation
 from scanforge.finetune.storage import write_json, write_whole
 
@@ -25,6 +26,7 @@ ADAPTERS: dict[str, type[Adapter[Any, Any]]] = {
     "segmentation": Segmentation,
     "classification": Classification,
     "detection": Detection,
+    "regression": Regression,
 }
 
 

@@ -64,7 +64,7 @@ def choose(cases: Sequence[Held], n_classes: int) -> list[ClassRule]:
 
 
 def _choose(cases: Sequence[Held], value: int) -> ClassRule:
-    binary = [Held(c.prediction == value, c.truth == value, c.voxel_mm3) for c in cases]  # type: ignore[arg-type]
+    binary = [Held(c.prediction == value, c.truth == value, c.voxel_mm3) for c in cases]
     sizes = [float(c.truth.sum()) * c.voxel_mm3 for c in binary if c.truth.any()]
     if not sizes:
         return ClassRule()

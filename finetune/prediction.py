@@ -14,6 +14,7 @@ from PIL import Image
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.names import parts_of
 from scanforge.datasets.readers import find_scans, suffix_of
+from scanforge.finetune.config import RegressionTask
 from scanforge.finetune.modelfile import load_model, pick_device
 from scanforge.finetune.storage import write_whole
 from scanforge.finetune.volumes import read_one
@@ -24,8 +25,8 @@ NIFTI = (".nii", ".nii.gz")
 def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto") -> list[Path]:
     """Predict every scan under `inputs` (files or folders) with the model of a fine-tuning run; gives what it wrote.
 
-    Segmentation: a label map for each scan, NIfTI with the same shape and affine (uint8) or PNG. Classification:
-    predictions.csv. Detection: predictions.json, boxes half-open in voxels, order d, h, w.
+    Segmentation: a label map for each scan, NIfTI with the same shape and affine (uint8) or PNG. Classification
+    and regression: predictions.csv. Detection: predictions.json, boxes half-open in voxels, order d, h, w.
     Raises UserError for an unusable model or input; scans before it are already written.
     """
     adapter, members = load_model(Path(model))
@@ -49,6 +50,8 @@ def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto"
         elif adapter.spec.task.name == "classification":
             named = dict(zip(adapter.spec.classes, (float(p) for p in prediction), strict=True))
             rows.append({"file": relative, "prediction": max(named, key=lambda name: named[name])} | named)
+        elif isinstance(adapter.spec.task, RegressionTask):
+            rows.append({"file": relative, adapter.spec.task.label_column: prediction})
         else:
             found = [{"box": b.tolist(), "score": float(s)} for b, s in zip(*prediction, strict=True)]
             rows.append({"file": relative, "boxes": found})

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from scanforge.finetune import figures
 from scanforge.finetune.cells import CellName, CellResult, load_pictures
 from scanforge.finetune.metrics.intervals import Interval
+from scanforge.finetune.modelfile import ADAPTERS
 from scanforge.finetune.results import SCRATCH, Results, Row
 from scanforge.finetune.storage import write_whole
 
@@ -17,15 +18,26 @@ SCORES = {
     "segmentation": "Dice",
     "classification": "probability of the true class",
     "detection": "AP of the case (1 - top score where there is no finding)",
+    "regression": "minus the absolute error",
 }
 LIMITS = {
-    "segmentation": "Surface distances (HD95, NSD) are not computed in this version; Dice alone hides thin errors.",
+    "segmentation": "Dice, NSD and HD95 are taken at each file's own grid; a mask thinner than a voxel is not seen.",
     "classification": "Scans are scaled to fit the patch; findings below its resolution are not seen. "
-    "Probabilities are not calibrated; see the ECE.",
-    "detection": "Scans are scaled to fit the patch; findings below its resolution are not seen. "
-    "FROC is not computed in this version.",
+    "How far probabilities can be taken at their word: see the ECE.",
+    "detection": "Findings below the resolution of the plan are not seen. Scores rank boxes; no probabilities.",
+    "regression": "Scans are scaled to fit the patch; what is below its resolution is not seen. "
+    "Values outside the range of the training cases are extrapolated.",
 }
-EMPTY_MASKS = "Dice is 2|P and T| / (|P| + |T|). Empty truth and prediction: undefined, left out; only one empty: 0."
+NOTES = {
+    "segmentation": "Dice is 2|P and T| / (|P| + |T|); NSD the share of both surfaces within task.tolerance (1 mm "
+    "unless set) of the other; HD95 the larger 95th percentile of the distances between the surfaces, in mm. Truth and "
+    "prediction both empty: undefined, left out. One of them empty: Dice and NSD are 0, HD95 is the diagonal of the "
+    "scan, so that predicting nothing never pays.",
+    "classification": "ECE and Brier: lower is better.",
+    "detection": "AP is the area under precision and recall (all points), the mean over classes. FROC is the mean "
+    "sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan, scans without a finding counted.",
+    "regression": "MAE and RMSE are in the unit of the value; lower is better.",
+}
 
 
 def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
@@ -63,7 +75,8 @@ def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
         "charts": _charts(results, at_best, by_arm, shown),
         "worst": _worst(run_dir, results, shown, best),
         "score": SCORES[results.task],
-        "notes": [EMPTY_MASKS] if results.task == "segmentation" else [],
+        "notes": [NOTES[results.task]],
+        "overview": ADAPTERS[results.task].overview,
         "limits": LIMITS[results.task],
         "cells": results.cells,
     }

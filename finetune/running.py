@@ -114,6 +114,7 @@ def prepare(config: FinetuneConfig) -> Study:
         plan=plan,
         inference=config.inference,
         flip_axes=config.augmentation.flip_axes,
+        loss=config.loss,
         probe=config.probe,
     )
     return Study(config, found, sides, spec, release)

@@ -1,6 +1,6 @@
-"""The segmentation task: patches, Dice + CE, sliding windows, Dice."""
+"""The segmentation task: patches, Dice + CE, sliding windows; Dice, NSD and HD95."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,15 @@ from scanforge.backbones.protocol import Encoder
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
-from scanforge.finetune.config import AugmentationConfig, ValidationConfig
+from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.segmentation import SegmentationModel
 from scanforge.finetune.inference import volume_logits
-from scanforge.finetune.losses import deep_supervision
+from scanforge.finetune.losses import class_weights, deep_supervision
 from scanforge.finetune.metrics.dice import dice, mean_defined
-from scanforge.finetune.metrics.intervals import Record
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.surface import surface_scores
+from scanforge.finetune.metrics.weighted import Record, mean_of
 from scanforge.finetune.postprocess import Held, choose
 from scanforge.finetune.sampling import Window, extract, random_matrix
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
@@ -31,6 +33,7 @@ class Segmentation(Adapter[Labels, Labels]):
     """Label maps (D, H, W), 0 the background."""
 
     headline = "dice"
+    overview = ("dice", "nsd", "hd95")
 
     def shape_of(self, scan: Scan) -> Shape:
         """The plan's spacing."""
@@ -80,22 +83,34 @@ class Segmentation(Adapter[Labels, Labels]):
         # On the voxel grid where the patch's own centre is, so that unturned patches are not blurred.
         return np.floor(centre) + (half % 1)
 
+    def planned(self, samples: Sequence[Sample[Labels]]) -> Spec:
+        """Weights of background and classes by their voxels, as `loss.class_weights` says."""
+        n_labels = len(self.spec.classes) + 1
+        counts = sum(np.bincount(s.target.ravel(), minlength=n_labels) for s in samples if s.target is not None)
+        weights = class_weights(np.asarray(counts).tolist(), self.spec.loss.class_weights)
+        return self.spec.model_copy(update={"class_weights": weights})
+
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
-        """Dice + CE at every resolution of the decoder."""
-        return deep_supervision(model(images), targets)
+        """Dice and the configured term at every resolution of the decoder."""
+        weights = self.spec.class_weights
+        weight = None if weights is None else torch.tensor(weights, device=images.device)
+        return deep_supervision(model(images), targets, self.spec.loss, weight)
 
     def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
-        """Label map at the file's grid: logits by sliding window, resampled, then the largest."""
-        logits = volume_logits(
-            members[0],
-            sample.image,
-            sample.fill,
-            self.spec.plan.patch,
-            self.spec.inference.overlap,
-            self.mirrors(),
-            device,
-        )
-        return resize(logits.numpy(), sample.shape).argmax(0).astype(np.uint8)
+        """Label map at the file's grid: logits by sliding window, mean over members, resampled, then the largest."""
+        patch, overlap = self.spec.plan.patch, self.spec.inference.overlap
+        logits = [
+            volume_logits(member, sample.image, sample.fill, patch, overlap, self.mirrors(), device)
+            for member in members
+        ]
+        mean = torch.stack(logits).mean(0)
+        return resize(mean.numpy(), sample.shape).argmax(0).astype(np.uint8)
+
+    @property
+    def tolerance(self) -> float:
+        """Of the surface Dice, in mm."""
+        assert isinstance(self.spec.task, SegmentationTask)
+        return self.spec.task.tolerance
 
     def held(self, sample: Sample[Labels], prediction: Labels) -> list[Held]:
         """Prediction and truth at the file's grid."""
@@ -109,18 +124,28 @@ class Segmentation(Adapter[Labels, Labels]):
         return self.spec.model_copy(update={"postprocess": choose(held.maps, len(self.spec.classes))})
 
     def record(self, case: Case, sample: Sample[Labels], prediction: Labels) -> Record:
-        """Dice of each class; None where undefined."""
+        """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice."""
         assert sample.truth is not None
-        values = dice(prediction, sample.truth, len(self.spec.classes))
-        score = mean_defined(values)
-        named = {k: None if np.isnan(v) else v for k, v in zip(self.spec.classes, values, strict=True)}
-        return identity(case) | {"score": None if np.isnan(score) else score, "dice": named}
+        n_classes = len(self.spec.classes)
+        surface = surface_scores(prediction, sample.truth, n_classes, sample.spacing, self.tolerance)
+        values = {
+            "dice": dice(prediction, sample.truth, n_classes),
+            "nsd": [scores.nsd for scores in surface],
+            "hd95": [scores.hd95 for scores in surface],
+        }
+        named = {
+            name: {k: None if np.isnan(v) else v for k, v in zip(self.spec.classes, each, strict=True)}
+            for name, each in values.items()
+        }
+        score = mean_defined(values["dice"])
+        return identity(case) | {"score": None if np.isnan(score) else score, **named}
 
-    def metrics(self) -> dict[str, Callable[[list[Record]], float]]:
-        """Mean Dice over cases of the mean over classes, and of each class."""
-        named: dict[str, Callable[[list[Record]], float]] = {"dice": _mean}
+    def metrics(self) -> dict[str, Statistic]:
+        """Mean over cases of the mean over classes, and of each class: Dice, NSD, HD95."""
+        named: dict[str, Statistic] = {name: mean_of(partial(_class_mean, name=name)) for name in self.overview}
         if len(self.spec.classes) > 1:
-            named |= {f"dice {name}": partial(_class_mean, name=name) for name in self.spec.classes}
+            for name in self.overview:
+                named |= {f"{name} {k}": mean_of(partial(_of_class, name=name, label=k)) for k in self.spec.classes}
         return named
 
     def picture(self, sample: Sample[Labels], prediction: Labels) -> Picture:
@@ -135,10 +160,9 @@ class Segmentation(Adapter[Labels, Labels]):
         return {name: upright(np.take(part, index, axis), sample.orientation, axis) for name, part in parts.items()}
 
 
-def _mean(records: list[Record]) -> float:
-    return mean_defined([float("nan") if r["score"] is None else r["score"] for r in records])
+def _class_mean(record: Record, name: str) -> float:
+    return mean_defined([np.nan if value is None else value for value in record[name].values()])
 
 
-def _class_mean(records: list[Record], name: str) -> float:
-    values = [r["dice"][name] for r in records]
-    return mean_defined([float("nan") if value is None else value for value in values])
+def _of_class(record: Record, name: str, label: str) -> float | None:
+    return record[name][label]

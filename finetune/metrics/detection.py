@@ -1,7 +1,10 @@
-"""Average precision of boxes. Boxes are half-open (start, stop) per axis, in voxels: [d0,h0,w0,d1,h1,w1] or 2D."""
+"""Which boxes hit, and average precision. Boxes are half-open (start, stop) per axis, in voxels: [d0,h0,w0,d1,h1,w1]
+or 2D."""
 
 import numpy as np
 import numpy.typing as npt
+
+from scanforge.finetune.metrics.weighted import Ranking, Values, Weights, ratio
 
 
 def iou(first: npt.NDArray, second: npt.NDArray) -> npt.NDArray:
@@ -14,16 +17,28 @@ def iou(first: npt.NDArray, second: npt.NDArray) -> npt.NDArray:
     return overlap / np.maximum(union, 1e-12)
 
 
-def match(boxes: npt.NDArray, scores: npt.NDArray, truth: npt.NDArray, threshold: float) -> list[bool]:
-    """Which boxes of one scan hit: by falling score, each takes the free true box of highest IoU >= threshold.
+def match(
+    boxes: npt.NDArray,
+    scores: npt.NDArray,
+    labels: npt.NDArray,
+    truth: npt.NDArray,
+    truth_labels: npt.NDArray,
+    threshold: float,
+) -> list[bool]:
+    """Which boxes of one scan hit: by falling score, each takes the free true box of its class of highest IoU >=
+    threshold.
 
-    A true box is found once; a second box upon it is a false positive (COCO's rule). Order as the input's.
+    A true box is found once; a second box upon it is a false positive (COCO's rule). Among boxes of equal score the
+    one of highest IoU comes first, then the order of coordinates: how the boxes were listed does not matter. The
+    result is in the input's order.
     """
     hits = [False] * len(boxes)
     if not len(boxes) or not len(truth):
         return hits
-    overlap = iou(boxes, truth)
-    for index in np.argsort(-scores, kind="stable"):
+    truth_order = np.lexsort(truth.T)
+    overlap = iou(boxes, truth[truth_order])
+    overlap[labels[:, None] != truth_labels[truth_order][None]] = -1.0
+    for index in np.lexsort((*boxes.T, -overlap.max(1), -scores)):
         best = int(overlap[index].argmax())
         if overlap[index, best] >= threshold:
             hits[index] = True
@@ -37,18 +52,19 @@ def average_precision(scores: npt.NDArray, hits: npt.NDArray, n_truth: int) -> f
     Boxes of equal score enter together, so that the value does not depend on the order of the scans.
     nan without true boxes; 0 without predicted ones.
     """
-    if not n_truth:
-        return float("nan")
-    if not len(scores):
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
-    found = np.cumsum(hits[order])[last]
-    precision = found / (last + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    steps = np.diff(np.concatenate([[0.0], found / n_truth]))
-    return float((steps * envelope).sum())
+    ranking = Ranking.of(np.asarray(scores, float))
+    ones = np.ones((1, len(scores)))
+    found = ranking.sums(ones * np.asarray(hits, bool)).cumsum(1)
+    return float(area(found, ranking.sums(ones).cumsum(1), np.array([float(n_truth)]))[0])
+
+
+def area(found: Weights, kept: Weights, n_truth: Values) -> Values:
+    """Average precision of R resamples: boxes that hit (R, G) among those kept (R, G) at each of G falling
+    thresholds, and the true boxes (R,)."""
+    precision = np.nan_to_num(ratio(found, kept))
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    gained = np.diff(found, axis=1, prepend=0.0)
+    return ratio((gained * envelope).sum(1), n_truth)
 
 
 def _volume(boxes: npt.NDArray) -> npt.NDArray:

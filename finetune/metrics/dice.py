@@ -14,13 +14,12 @@ def dice(prediction: npt.NDArray, truth: npt.NDArray, n_classes: int) -> list[fl
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"shapes differ: {prediction.shape} and {truth.shape}")
-    values = []
-    for label in range(1, n_classes + 1):
-        predicted, true = prediction == label, truth == label
-        total = int(predicted.sum()) + int(true.sum())
-        both = int(np.logical_and(predicted, true).sum())
-        values.append(2.0 * both / total if total else float("nan"))
-    return values
+    labelled = (prediction != 0) | (truth != 0)
+    predicted, true = prediction[labelled], truth[labelled]
+    sizes = [np.bincount(labels, minlength=n_classes + 1) for labels in (predicted, true, true[predicted == true])]
+    counts = np.array([size[: n_classes + 1] for size in sizes], float)[:, 1:]
+    total = counts[0] + counts[1]
+    return np.divide(2 * counts[2], total, out=np.full(n_classes, np.nan), where=total > 0).tolist()
 
 
 def mean_defined(values: list[float]) -> float:

@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
 from scanforge.finetune.metrics.detection import average_precision, iou, match
@@ -10,6 +12,11 @@ from scanforge.finetune.metrics.detection import average_precision, iou, match
 def boxes(rng, n, axes):
     low = rng.integers(0, 10, (n, axes))
     return np.concatenate([low, low + rng.integers(1, 8, (n, axes))], axis=1).astype(float)
+
+
+def matched(found, scores, truth, threshold):
+    """All of one class."""
+    return match(found, scores, np.zeros(len(found), int), truth, np.zeros(len(truth), int), threshold)
 
 
 @pytest.mark.parametrize("axes", [2, 3])
@@ -27,6 +34,50 @@ def test_iou_as_counted_on_a_grid_and_as_monai(axes):
     counted = [[(voxels(a) & voxels(b)).sum() / (voxels(a) | voxels(b)).sum() for b in second] for a in first]
     assert iou(first, second) == pytest.approx(np.array(counted))
     assert iou(first, second) == pytest.approx(box_iou(first, second))
+
+
+def naive_match(found, scores, labels, truth, truth_labels, threshold):
+    """COCO's greedy rule in plain loops, for scores and overlaps without ties."""
+    free, hits = set(range(len(truth))), [False] * len(found)
+    for i in sorted(range(len(found)), key=lambda i: -scores[i]):
+        best, best_iou = None, threshold
+        for j in free:
+            overlap = iou(found[i : i + 1], truth[j : j + 1])[0, 0]
+            if labels[i] == truth_labels[j] and overlap >= best_iou:
+                best, best_iou = j, overlap
+        if best is not None:
+            free.remove(best)
+            hits[i] = True
+    return hits
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 12), st.integers(0, 6), st.sampled_from([2, 3]))
+def test_match_as_a_double_loop_with_classes(seed, n, m, axes):
+    rng = np.random.default_rng(seed)
+    found, truth = (boxes(rng, size, axes) + rng.random((size, 2 * axes)) / 4 for size in (n, m))
+    labels, truth_labels, scores = rng.integers(0, 2, n), rng.integers(0, 2, m), rng.permutation(n) / 10
+    expected = naive_match(found, scores, labels, truth, truth_labels, 0.1)
+    assert match(found, scores, labels, truth, truth_labels, 0.1) == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000))
+def test_match_does_not_depend_on_the_order_however_many_scores_and_boxes_are_equal(seed):
+    rng = np.random.default_rng(seed)
+    found, truth = (rng.integers(0, 3, (n, 2)) @ np.eye(2, 4) for n in (8, 4))
+    found, truth = found + [0, 0, 2, 2] + np.tile(found[:, :2], 2) * [0, 0, 1, 1], truth + [0, 0, 2, 2]
+    truth[:, 2:] += truth[:, :2]
+    scores, labels, truth_labels = rng.integers(0, 2, 8) / 2, rng.integers(0, 2, 8), rng.integers(0, 2, 4)
+    hits = np.array(match(found, scores, labels, truth, truth_labels, 0.3))
+    a, b = rng.permutation(8), rng.permutation(4)
+    again = np.array(match(found[a], scores[a], labels[a], truth[b], truth_labels[b], 0.3))
+
+    def listed(h, order):
+        rows = zip(scores[order], labels[order], found[order], h, strict=True)
+        return sorted((score, label, *box, hit) for score, label, box, hit in rows)
+
+    assert listed(hits, np.arange(8)) == listed(again, a)
 
 
 def naive_ap(scores, hits, n_truth):
@@ -65,20 +116,21 @@ def test_the_toy_case_of_the_references():
     truth = np.array([[0, 0, 4, 4], [10, 10, 14, 14]], float)
     found = np.array([[20, 20, 24, 24], [0, 0, 4, 4], [10, 10, 14, 14]], float)
     scores = np.array([0.9, 0.8, 0.7])
-    hits = match(found, scores, truth, 0.1)
+    hits = matched(found, scores, truth, 0.1)
     assert hits == [False, True, True]
     assert average_precision(scores, np.array(hits), 2) == pytest.approx(2 / 3)
 
 
-def test_a_true_box_is_found_once():
+def test_a_true_box_is_found_once_and_only_by_its_class():
     truth = np.array([[0, 0, 4, 4]], float)
     found = np.array([[0, 0, 4, 5], [0, 0, 4, 4]], float)
-    assert match(found, np.array([0.4, 0.6]), truth, 0.5) == [False, True]
+    assert matched(found, np.array([0.4, 0.6]), truth, 0.5) == [False, True]
+    assert match(found, np.array([0.4, 0.6]), np.array([1, 0]), truth, np.array([1]), 0.5) == [True, False]
 
 
 def test_degenerate_cases():
     none = np.zeros((0, 4))
-    assert match(none, np.zeros(0), np.array([[0, 0, 1, 1.0]]), 0.1) == []
-    assert match(np.array([[0, 0, 1, 1.0]]), np.ones(1), none, 0.1) == [False]
+    assert matched(none, np.zeros(0), np.array([[0, 0, 1, 1.0]]), 0.1) == []
+    assert matched(np.array([[0, 0, 1, 1.0]]), np.ones(1), none, 0.1) == [False]
     assert average_precision(np.zeros(0), np.zeros(0, bool), 3) == 0.0
     assert math.isnan(average_precision(np.ones(2), np.zeros(2, bool), 0))

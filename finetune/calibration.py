@@ -1,0 +1,68 @@
+"""Temperature scaling (Guo et al. 2017, section 4.2): one number on validation cases, that makes probabilities honest.
+
+Probabilities of several members and mirrorings are averaged first and scaled then (Rahaman and Thiery 2021: a mean of
+calibrated members is under-confident). Their logarithms are the logits that the temperature divides.
+
+Scores of boxes are left alone. What a box's score should be the probability of depends on the IoU that counts as a
+hit, and after suppression the boxes kept are not those it was trained on; a monotone map (Platt's) would change
+neither AP nor FROC, which is what a detection model is judged and its threshold chosen by.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from scanforge.finetune.metrics.weighted import Record
+
+COLDEST, HOTTEST = 0.2, 10.0
+TINY = np.finfo(np.float64).tiny
+
+
+def fit_temperature(logits: npt.NDArray, labels: npt.NDArray) -> float:
+    """The T in [COLDEST, HOTTEST] of the lowest negative log-likelihood of softmax(logits / T): (N, K), (N,).
+
+    The likelihood is convex in 1 / T. Never worse than T = 1 on these cases. T is 1 where they cannot tell: no case;
+    one class alone among the labels; every case right (the likelihood would fall forever as T goes to 0).
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
+    if len(np.unique(labels)) < 2 or (logits.argmax(1) == labels).all():
+        return 1.0
+
+    def loss(inverse: float) -> float:
+        return negative_log_likelihood(logits * inverse, labels)
+
+    found = minimize_scalar(loss, bounds=(1 / HOTTEST, 1 / COLDEST), method="bounded", options={"xatol": 1e-6})
+    best = min((1.0, float(found.x), 1 / HOTTEST, 1 / COLDEST), key=loss)
+    return 1 / best
+
+
+def negative_log_likelihood(logits: npt.NDArray, labels: npt.NDArray) -> float:
+    """Mean -log of the true class's probability: (N, K), (N,)."""
+    return float(-np.take_along_axis(log_softmax(logits, axis=1), labels[:, None], axis=1).mean())
+
+
+def tempered(probabilities: npt.NDArray, temperature: float) -> npt.NDArray[np.float64]:
+    """Probabilities (..., K) at a temperature; unchanged at 1."""
+    exact = np.asarray(probabilities, np.float64)
+    return exact if temperature == 1 else softmax(_logits(exact) / temperature, axis=-1)
+
+
+def temperature_of(records: list[Record]) -> float:
+    """The temperature from validation records that hold `label` and `probabilities` (predicted at temperature 1)."""
+    if not records:
+        return 1.0
+    probabilities = np.array([record["probabilities"] for record in records], float)
+    return fit_temperature(_logits(probabilities), np.array([record["label"] for record in records]))
+
+
+def drawn_voxels(logits: npt.NDArray, labels: npt.NDArray, number: int, seed: int) -> tuple[npt.NDArray, npt.NDArray]:
+    """At most `number` voxels of one scan, for a fit over several scans: logits (K, D, H, W) and labels (D, H, W) ->
+    (n, K), (n,). Drawn evenly, so that the share of background is that of the scan; the same for the same seed."""
+    flat, truth = np.asarray(logits).reshape(len(logits), -1), np.asarray(labels).ravel()
+    chosen = np.random.default_rng(seed).choice(truth.size, min(number, truth.size), replace=False)
+    return flat[:, chosen].T.astype(np.float64), truth[chosen].astype(np.int64)
+
+
+def _logits(probabilities: npt.NDArray) -> npt.NDArray[np.float64]:
+    return np.log(np.maximum(probabilities, TINY))

@@ -1,0 +1,113 @@
+"""Numbers of the boxes of all test cases together: AP, mean AP, FROC; for weighted cases.
+
+A record of a case holds `scores`, `labels` and `hits` of its predicted boxes (`hits`: a whole number whose bit i says
+whether the box hits at IOUS[i], see `hit_bits`) and `truths`, the number of true boxes of each class.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from scanforge.finetune.metrics.detection import area, match
+from scanforge.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, blockwise, ratio
+
+IOUS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)  # nnDetection's range of COCO's mean AP
+FALSE_POSITIVES = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0, "8": 8.0}  # per image
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Counts of one class over the G falling thresholds that find something: what was found (R, G), what was kept
+    (R, G); the true boxes and the images (R,). Between them only false positives enter, which no number here sees."""
+
+    found: Weights
+    kept: Weights
+    n_truth: Values
+    n_images: Values
+
+
+def hit_bits(
+    boxes: npt.NDArray, scores: npt.NDArray, labels: npt.NDArray, truth: npt.NDArray, truth_labels: npt.NDArray
+) -> list[int]:
+    """For each box a whole number, bit i set where it hits at IOUS[i] (see `match`)."""
+    hits = [match(boxes, scores, labels, truth, truth_labels, threshold) for threshold in IOUS]
+    return [sum(int(hit) << i for i, hit in enumerate(of_box)) for of_box in zip(*hits, strict=True)]
+
+
+def hits_at(record: Record, iou: float) -> npt.NDArray[np.bool_]:
+    """Which boxes of a record hit at one of IOUS."""
+    return (np.array(record["hits"], int) >> IOUS.index(iou) & 1).astype(bool)
+
+
+def average_precision_at(ious: Sequence[float], classes: Sequence[int]) -> Weighted:
+    """AP, the mean over IoUs and over the classes that have a true box; nan where none has."""
+    return _of_curves(ious, classes, lambda curve: area(curve.found, curve.kept, curve.n_truth))
+
+
+def sensitivity_at(iou: float, classes: Sequence[int], false_positives: Sequence[float]) -> Weighted:
+    """FROC: the share of true boxes found at the lowest threshold that keeps at most so many false positives per image
+    (images without truth count as images), mean over `false_positives` and classes.
+
+    A step, not interpolated: a threshold with this sensitivity exists. Boxes of equal score enter together.
+    """
+    return _of_curves([iou], classes, partial(_sensitivity, false_positives=false_positives))
+
+
+def froc_curve(records: list[Record], iou: float, label: int) -> tuple[npt.NDArray, npt.NDArray]:
+    """(false positives per image, sensitivity) at the thresholds that find something, from (0, 0) on; of one class, to
+    draw as steps."""
+    (curve,) = _curves(records, [iou], label)(np.ones((1, len(records))))
+    wrong = (curve.kept - curve.found)[0] / max(1, len(records))
+    found = curve.found[0] / max(1.0, float(curve.n_truth[0]))
+    return np.append(0.0, wrong), np.append(0.0, found)
+
+
+def _sensitivity(curve: Curve, false_positives: Sequence[float]) -> Values:
+    wrong = curve.kept - curve.found
+    found = np.concatenate([np.zeros((len(wrong), 1)), curve.found], axis=1)
+    values = []
+    for allowed in false_positives:
+        last = (wrong <= allowed * curve.n_images[:, None] + 1e-9).sum(1)
+        values.append(ratio(found[np.arange(len(found)), last], curve.n_truth))
+    return np.mean(values, axis=0)
+
+
+def _of_curves(ious: Sequence[float], classes: Sequence[int], value: Callable[[Curve], Values]) -> Weighted:
+    """Mean over IoUs, and over the classes whose value is defined."""
+
+    def prepare(records: list[Record]) -> Prepared:
+        by_class = [_curves(records, ious, label) for label in classes]
+        n_boxes = sum(len(record["scores"]) for record in records)
+
+        def values(weights: Weights) -> Values:
+            each = np.stack([np.mean([value(curve) for curve in curves(weights)], axis=0) for curves in by_class])
+            return ratio(np.nansum(each, 0), (~np.isnan(each)).sum(0))
+
+        return lambda weights: blockwise(values, weights, n_boxes)
+
+    return Weighted(prepare)
+
+
+def _curves(records: list[Record], ious: Sequence[float], label: int) -> Callable[[Weights], list[Curve]]:
+    """The counts at each IoU as a function of the cases' weights."""
+    case = np.repeat(np.arange(len(records)), [len(record["scores"]) for record in records])
+    chosen = _joined(records, lambda record: record["labels"], int) == label
+    case, scores = case[chosen], _joined(records, lambda record: record["scores"], float)[chosen]
+    truths = np.array([record["truths"][label] for record in records], float)
+    hits = [np.flatnonzero(_joined(records, partial(hits_at, iou=iou), bool)[chosen]) for iou in ious]
+    ranking, of_hits = Ranking.of(scores), [Ranking.of(scores[at]) for at in hits]
+    groups = [np.unique(ranking.group[at]) for at in hits]
+
+    def counted(weights: Weights) -> list[Curve]:
+        kept, n_truth, n_images = ranking.sums(weights[:, case]).cumsum(1), weights @ truths, weights.sum(1)
+        found = [own.sums(weights[:, case[at]]).cumsum(1) for own, at in zip(of_hits, hits, strict=True)]
+        return [Curve(f, kept[:, columns], n_truth, n_images) for f, columns in zip(found, groups, strict=True)]
+
+    return counted
+
+
+def _joined(records: list[Record], part: Callable[[Record], npt.ArrayLike], kind: type) -> npt.NDArray:
+    return np.concatenate([np.zeros(0, kind), *(np.array(part(record), kind) for record in records)])
