@@ -45,15 +45,15 @@ class LossConfig(Config):
         return self
 
     def refuse_unread(self, task: str) -> None:
-        """ValueError, for the configuration to refuse, where an option is set that this task does not read."""
+        """UserError where an option is set that this task does not read."""
         default = LossConfig()
         changed = {name for name in type(self).model_fields if getattr(self, name) != getattr(default, name)}
         unread = sorted(changed - READ_BY[task])
         if unread:
             known = ", ".join(sorted(READ_BY[task])) or "none"
-            raise ValueError(f"loss.{unread[0]} has no meaning for {task} (it reads: {known}); leave it out")
+            raise UserError(f"loss.{unread[0]} has no meaning for {task} (it reads: {known}); leave it out")
         if task == "segmentation" and self.class_weights == "effective":
-            raise ValueError("loss.class_weights=effective counts scans, not voxels; for segmentation: inverse_sqrt")
+            raise UserError("loss.class_weights=effective counts scans, not voxels; for segmentation: inverse_sqrt")
 
 
 def class_weights(counts: Sequence[int], rule: str | list[float], beta: float = 0.999) -> list[float] | None:

@@ -165,7 +165,7 @@ def test_contrasts_from_a_checkpoint_of_one_channel_with_some_missing(study, vol
     spec = json.loads((result.run_dir / "model.json").read_text())
     assert (spec["channels"], spec["modality"], spec["backbone"]["in_channels"]) == (["t1", "flair"], "mr", 2)
     found = json.loads(result.results.read_text())
-    assert {row["arm"] for row in found["table"]} == {"checkpoint", "scratch"}
+    assert {row["arm"] for row in found["table"]} == {"full", "scratch"}
     assert all(record["score"] is not None for record in found["cells"][0]["records"])
     adapter, _ = load_model(result.model)
     case = next(case for case in discover(config.data, config.task).cases if case.images[1] is None)
