@@ -10,7 +10,6 @@ from jinja2 import Environment, StrictUndefined
 from scanforge.finetune import figures
 from scanforge.finetune.cells import CellName, CellResult, load_pictures
 from scanforge.finetune.metrics.intervals import Interval
-from scanforge.finetune.modelfile import ADAPTERS
 from scanforge.finetune.results import SCRATCH, Results, Row
 from scanforge.finetune.storage import write_whole
 
@@ -30,9 +29,9 @@ LIMITS = {
 }
 NOTES = {
     "segmentation": "Dice is 2|P and T| / (|P| + |T|); NSD the share of both surfaces within task.tolerance (1 mm "
-    "unless set) of the other; HD95 the larger 95th percentile of the distances between the surfaces, in mm. Truth and "
-    "prediction both empty: undefined, left out. One of them empty: Dice and NSD are 0, HD95 is the diagonal of the "
-    "scan, so that predicting nothing never pays.",
+    "unless set) of the other; HD95 the larger 95th percentile of the distances between the surfaces, in mm, lower "
+    "is better. Truth and prediction both empty: undefined, left out. One of them empty: Dice and NSD are 0, HD95 is "
+    "the diagonal of the scan, so that predicting nothing never pays.",
     "classification": "ECE and Brier: lower is better.",
     "detection": "AP is the area under precision and recall (all points), the mean over classes. FROC is the mean "
     "sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan, scans without a finding counted.",
@@ -76,7 +75,6 @@ def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
         "worst": _worst(run_dir, results, shown, best),
         "score": SCORES[results.task],
         "notes": [NOTES[results.task]],
-        "overview": ADAPTERS[results.task].overview,
         "limits": LIMITS[results.task],
         "cells": results.cells,
     }

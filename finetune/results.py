@@ -43,6 +43,7 @@ class Results(BaseModel):
     format_version: int = 1
     task: str
     headline: str
+    overview: list[str]  # the metrics that a table shows; `table` and `paired` hold all of them
     classes: list[str]
     table: list[Row]
     paired: list[Difference]
@@ -74,6 +75,7 @@ def summarise(
     return Results(
         task=config.task.name,
         headline=adapter.headline,
+        overview=list(adapter.overview),
         classes=spec.classes,
         table=table,
         paired=paired,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from scanforge.finetune.metrics.reliability import BINS, bin_of
 from scanforge.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, ratio
 
 Labels = npt.NDArray[np.int_]
@@ -89,11 +90,9 @@ def brier(labels: Labels, probabilities: Probabilities, weights: Weights) -> Val
 def expected_calibration_error(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
     """ECE (Guo et al. 2017, eq. 3): confidence of the top class in 10 equal bins ((a, b], 0 in the first), mean
     |accuracy - confidence| weighted by the bins' counts."""
-    bins = 10
     confidence = probabilities.max(1)
     hit = probabilities.argmax(1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    signed = (hit - confidence)[:, None] * np.eye(bins)[index]
+    signed = (hit - confidence)[:, None] * np.eye(BINS)[bin_of(confidence)]
     return ratio(np.abs(weights @ signed).sum(1), weights.sum(1))
 
 

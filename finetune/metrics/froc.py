@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scanforge.finetune.metrics.detection import area, match
-from scanforge.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, blockwise, ratio
+from scanforge.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise, ratio
 
 IOUS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)  # nnDetection's range of COCO's mean AP
 FALSE_POSITIVES = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0, "8": 8.0}  # per image
@@ -59,7 +59,7 @@ def sensitivity_at(iou: float, classes: Sequence[int], false_positives: Sequence
 def froc_curve(records: list[Record], iou: float, label: int) -> tuple[npt.NDArray, npt.NDArray]:
     """(false positives per image, sensitivity) at the thresholds that find something, from (0, 0) on; of one class, to
     draw as steps."""
-    (curve,) = _curves(records, [iou], label)(np.ones((1, len(records))))
+    curve = _Counts(records, iou, label)(np.ones((1, len(records))))
     wrong = (curve.kept - curve.found)[0] / max(1, len(records))
     found = curve.found[0] / max(1.0, float(curve.n_truth[0]))
     return np.append(0.0, wrong), np.append(0.0, found)
@@ -79,34 +79,41 @@ def _of_curves(ious: Sequence[float], classes: Sequence[int], value: Callable[[C
     """Mean over IoUs, and over the classes whose value is defined."""
 
     def prepare(records: list[Record]) -> Prepared:
-        by_class = [_curves(records, ious, label) for label in classes]
-        n_boxes = sum(len(record["scores"]) for record in records)
+        by_class = [[_Counts(records, iou, label) for iou in ious] for label in classes]
+        widest = max(counts.found.shape[1] for each in by_class for counts in each)
 
         def values(weights: Weights) -> Values:
-            each = np.stack([np.mean([value(curve) for curve in curves(weights)], axis=0) for curves in by_class])
+            each = np.stack([np.mean([value(counts(weights)) for counts in group], axis=0) for group in by_class])
             return ratio(np.nansum(each, 0), (~np.isnan(each)).sum(0))
 
-        return lambda weights: blockwise(values, weights, n_boxes)
+        return lambda weights: blockwise(values, weights, widest)
 
     return Weighted(prepare)
 
 
-def _curves(records: list[Record], ious: Sequence[float], label: int) -> Callable[[Weights], list[Curve]]:
-    """The counts at each IoU as a function of the cases' weights."""
-    case = np.repeat(np.arange(len(records)), [len(record["scores"]) for record in records])
-    chosen = _joined(records, lambda record: record["labels"], int) == label
-    case, scores = case[chosen], _joined(records, lambda record: record["scores"], float)[chosen]
-    truths = np.array([record["truths"][label] for record in records], float)
-    hits = [np.flatnonzero(_joined(records, partial(hits_at, iou=iou), bool)[chosen]) for iou in ious]
-    ranking, of_hits = Ranking.of(scores), [Ranking.of(scores[at]) for at in hits]
-    groups = [np.unique(ranking.group[at]) for at in hits]
+class _Counts:
+    """Of each case and threshold, what is found and kept: (N, G) whole numbers, so that weighing is a product."""
 
-    def counted(weights: Weights) -> list[Curve]:
-        kept, n_truth, n_images = ranking.sums(weights[:, case]).cumsum(1), weights @ truths, weights.sum(1)
-        found = [own.sums(weights[:, case[at]]).cumsum(1) for own, at in zip(of_hits, hits, strict=True)]
-        return [Curve(f, kept[:, columns], n_truth, n_images) for f, columns in zip(found, groups, strict=True)]
+    def __init__(self, records: list[Record], iou: float, label: int) -> None:
+        case = np.repeat(np.arange(len(records)), [len(record["scores"]) for record in records])
+        scores = _joined(records, lambda record: record["scores"], float)
+        own = _joined(records, lambda record: record["labels"], int) == label
+        hits = _joined(records, partial(hits_at, iou=iou), bool)[own]
+        thresholds = -np.unique(scores[own][hits])[::-1]  # signs turned, so that they rise from the surest on
+        self.truths = np.array([record["truths"][label] for record in records], float)
+        column = np.searchsorted(thresholds, -scores[own])  # the first threshold that keeps the box
+        self.kept = _table(case[own], column, len(records), len(thresholds))
+        self.found = _table(case[own][hits], column[hits], len(records), len(thresholds))
 
-    return counted
+    def __call__(self, weights: Weights) -> Curve:
+        """The counts of all cases together, (R, G)."""
+        return Curve(weights @ self.found, weights @ self.kept, weights @ self.truths, weights.sum(1))
+
+
+def _table(case: npt.NDArray, column: npt.NDArray, n_cases: int, n_columns: int) -> npt.NDArray[np.float64]:
+    counts = np.zeros((n_cases, n_columns + 1))
+    np.add.at(counts, (case, column), 1)
+    return counts.cumsum(1)[:, :n_columns]
 
 
 def _joined(records: list[Record], part: Callable[[Record], npt.ArrayLike], kind: type) -> npt.NDArray:

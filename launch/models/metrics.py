@@ -17,8 +17,8 @@ def of_run(folder: Path) -> list[str]:
         return []
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        rows = [_row(row) for row in results["table"]]
-        names = list(results["table"][0]["metrics"])
+        names = results.get("overview") or list(results["table"][0]["metrics"])
+        rows = [_row(row, names) for row in results["table"]]
         warnings = [f"- {_cell(warning)}" for warning in results["warnings"]]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} cannot be read as results ({error!r}); give --metrics FILE instead") from error
@@ -48,10 +48,9 @@ def of_file(path: Path) -> list[str]:
     return lines
 
 
-def _row(row: dict[str, Any]) -> str:
-    return (
-        f"| {_cell(row['arm'])} | {_cell(row['shots'])} | " + " | ".join(map(_interval, row["metrics"].values())) + " |"
-    )
+def _row(row: dict[str, Any], names: list[str]) -> str:
+    values = [_interval(row["metrics"][name]) for name in names]
+    return f"| {_cell(row['arm'])} | {_cell(row['shots'])} | " + " | ".join(values) + " |"
 
 
 def _interval(metric: dict[str, Any]) -> str:
