@@ -14,6 +14,7 @@ from scanforge.configs.base import Config
 LOW, HIGH = (0.0, 0.5, 1.0, 2.0, 5.0), (95.0, 98.0, 99.0, 99.5, 100.0)
 _SAMPLE = 1 << 18  # voxels that percentiles and threshold are estimated from; smaller scans are used whole
 _BINS = 256
+_FLAT = 1e-3  # a foreground whose spread is less, as a share of the scan's, has none
 _NARROW = 1e-300  # what is closer together, or farther apart than its inverse, cannot be divided into bins
 
 
@@ -103,13 +104,10 @@ def scaling(modality: str, stats: dict[str, float], config: IntensityConfig) -> 
         low, high = config.ct_window
         return low, high, (low + high) / 2, (high - low) / 2
     low, high = (stats[_NAMES[level]] for level in config.percentiles)
-    # A scan of one value has no spread; it becomes zero.
-    return (
-        low,
-        high,
-        stats["foreground_mean"],
-        max(stats["foreground_std"], 1e-6 * max(abs(low), abs(high))) or 1.0,
-    )
+    # A foreground of one value, as of a shape mask, has no spread of its own: the background tells what is far.
+    spread = stats["foreground_std"] if stats["foreground_std"] > _FLAT * (high - low) else high - low
+    # A scan of one value has none at all; it becomes zero.
+    return low, high, stats["foreground_mean"], max(spread, 1e-6 * max(abs(low), abs(high))) or 1.0
 
 
 @np.errstate(all="ignore")

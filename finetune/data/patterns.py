@@ -7,7 +7,7 @@ from pathlib import Path
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.book import LabelBook
 from scanforge.datasets.labels.names import parts_of
-from scanforge.datasets.readers import SUFFIXES, suffix_of
+from scanforge.datasets.readers import find_scans, suffix_of
 from scanforge.datasets.shards.sources import PlannedSource
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, Task
 from scanforge.finetune.data.assemble import Gathered, Item, labelled
@@ -27,9 +27,9 @@ def read_patterns(root: Path, channels: Mapping[str, str], data: LabelledData, t
     scans = scans_below(root, data, LabelBook(claimed=claimed), found)
     matched = [_matches(root, pattern, scans) for pattern in channels.values()]
     names = sorted({name for each in matched for name in each})
-    unknown = sorted(masks.keys() - set(names))
+    unknown = sorted(masks.keys() - set(names)) if book is None else book.unused(names)
     if unknown:
-        raise UserError(f"label '{masks[unknown[0]]}' is of no case that data.channels finds in {root}")
+        raise UserError(f"label '{masks.get(unknown[0], unknown[0])}' is of no case that data.channels finds in {root}")
     items = []
     for name in names:
         of_case = [scans[each[name]] if name in each else None for each in matched]
@@ -57,9 +57,12 @@ def _labels(root: Path, data: LabelledData, task: Task) -> tuple[dict[str, str],
         return {}, label_book(paths, task)
     if len(paths) > 1:
         raise UserError("with data.channels, data.labels is one pattern or folder below data.path")
-    below = [path.relative_to(root).as_posix() for path in root.rglob("*") if suffix_of(path) in SUFFIXES]
-    pattern = paths[0].relative_to(root).as_posix() if paths[0].is_absolute() else paths[0].as_posix()
-    return _matches(root, pattern, below), None
+    pattern = paths[0]
+    if pattern.is_absolute():
+        if not pattern.is_relative_to(root):
+            raise UserError(f"data.labels '{pattern}' is not below data.path '{root}', as data.channels asks")
+        pattern = pattern.relative_to(root)
+    return _matches(root, pattern.as_posix(), [relative for _, relative in find_scans([root])]), None
 
 
 def _matches(root: Path, pattern: str, relatives: Iterable[str]) -> dict[str, str]:

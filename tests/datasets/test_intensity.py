@@ -60,6 +60,14 @@ def test_a_constant_scan_becomes_zero(value: int) -> None:
     assert not normalise(scan, "us", statistics(scan), IntensityConfig()).any()
 
 
+@pytest.mark.parametrize(("share", "value"), [(0.03, 255), (0.5, 255), (0.97, 1), (0.03, 1e-3)])
+def test_a_shape_mask_keeps_a_sane_scale(share: float, value: float) -> None:
+    scan = np.where(np.random.default_rng(0).random((20, 20, 20)) < share, value, 0).astype(np.float32)
+    result = normalise(scan, "ct of a shape", statistics(scan), IntensityConfig())
+    assert np.unique(result.round(3)).tolist() == [-1, 0]
+    assert background("ct of a shape", statistics(scan), IntensityConfig()) == pytest.approx(-1)
+
+
 def test_percentiles_that_were_not_stored_are_refused() -> None:
     with pytest.raises(ValidationError):
         IntensityConfig(percentiles=(0.7, 99.5))

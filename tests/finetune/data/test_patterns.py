@@ -88,7 +88,12 @@ def test_classes_of_studies_from_a_list(studies, tmp_path):
     assert [c.target for c in found(studies, ClassificationTask(), labels=tmp_path / "l.csv").cases] == [0, 1, 0]
 
 
-def test_mistakes(studies):
+def test_mistakes(studies, tmp_path):
+    (tmp_path / "l.csv").write_text("id,class\nP1_1990,a\nP1_1991,b\nP9,a\n")
+    with pytest.raises(UserError, match="label 'P9' is of no case"):
+        found(studies, ClassificationTask(), labels=tmp_path / "l.csv")
+    with pytest.raises(UserError, match=r"data\.labels '.*gone' is not below data\.path"):
+        found(studies, labels=tmp_path / "gone")
     for channels, message in (
         ({"t1": "*/t9.nii.gz"}, r"'\*/t9.nii.gz' finds no scan"),
         ({"t1": "P1_1990/t1.nii.gz"}, "no '\\*'"),
