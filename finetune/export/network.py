@@ -1,6 +1,6 @@
 """The network of a fine-tuned model as one function from an image to named arrays, with nothing of scanforge in it."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,6 +73,7 @@ def as_tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def differences(reference: list[Tensor], found: Iterator[Tensor] | list[Tensor]) -> float:
-    """The largest absolute difference of any number of any output; nan where one is not finite."""
-    return max(float((a - b).abs().max()) for a, b in zip(reference, found, strict=True))
+def differences(reference: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest absolute difference of any number of any output; nan where one is none."""
+    largest = [(a - b).detach().abs().max() for a, b in zip(reference, found, strict=True)]
+    return float(torch.stack(largest).max())  # which keeps a nan, as Python's max does not
