@@ -41,19 +41,18 @@ def saliency(model: ClassificationModel, image: Tensor, class_index: int) -> Ten
 def grad_cam_pp(features: Tensor, gradient: Tensor) -> Tensor:
     """The map (d, h, w), not scaled, from feature maps A (F, d, h, w) and the gradient g of a class score by them.
 
-    alpha = g^2 / (2 g^2 + g^3 sum A)  (eq. 19, in which Y = exp(S) has cancelled)
-    w = sum alpha ReLU(g)              (eq. 5, without the factor exp(S) that all features share)
-    map = ReLU(sum w A)                (eq. 6)
-    The sum in alpha is taken over the positive A: equal in the paper, whose maps follow a ReLU; with the signed maps of
-    a transformer the denominator could otherwise vanish or turn a feature's sign.
+    alpha = g^2 / (2 g^2 + g^3 sum A)  their closed form for a score Y = exp(S), in which exp(S) cancels
+    w = sum alpha ReLU(g)              without the factor exp(S) that all features share
+    map = ReLU(sum w A)
+    The paper's maps follow a ReLU. Those of a transformer or of MedNeXt have both signs, with which the denominator
+    may vanish, and every place may end below zero: A then counts as two maps, max(A, 0) with the gradient g and
+    max(-A, 0) with -g, which is the same network. Where nothing is negative, this is the paper's.
     """
     a, g = features.double(), gradient.double()
-    total = a.clamp(min=0).sum((1, 2, 3), keepdim=True)
-    positive = g > 0  # elsewhere ReLU(g) is zero
-    # g^2 cancels, which keeps gradients of any smallness.
-    alpha = torch.where(positive, 1 / (2 + g.clamp(min=0) * total), 0.0)
-    weight = (alpha * g.clamp(min=0)).sum((1, 2, 3))
-    return torch.einsum("f,fdhw->dhw", weight, a).clamp(min=0)
+    both, slopes = torch.cat((a.clamp(min=0), (-a).clamp(min=0))), torch.cat((g, -g)).clamp(min=0)
+    # Where g > 0, g^2 cancels, which keeps gradients of any smallness; elsewhere ReLU(g) is zero.
+    alpha = torch.where(slopes > 0, 1 / (2 + slopes * both.sum((1, 2, 3), keepdim=True)), 0.0)
+    return torch.einsum("f,fdhw->dhw", (alpha * slopes).sum((1, 2, 3)), both)
 
 
 @contextmanager

@@ -87,7 +87,8 @@ class Windows(Inferer):
         device = inputs.device
 
         def run(window: np.ndarray) -> np.ndarray:
-            return network(torch.from_numpy(window).to(device), *args, **kwargs).float().cpu().numpy()
+            with torch.no_grad():
+                return network(torch.from_numpy(window).to(device), *args, **kwargs).float().cpu().numpy()
 
         image = inputs[0].cpu().numpy()
         whole = whole_logits if self.about["task"] == "segmentation" else probabilities

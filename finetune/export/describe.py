@@ -118,11 +118,11 @@ def _detection(model: DetectionModel, traced: Traceable) -> dict[str, Any]:
         "boxes_per_scan": int(selector.detections_per_img),
         "rule": [
             "`anchors` are corners (low of each axis, then high) about the cell; the cell i of a map lies at i * "
-            "stride. n is the number of axes, A of anchors, K of classes.",
+            "stride + stride // 2. n is the number of axes, A of anchors, K of classes.",
             "Channel a * K + k of class_logits is class k of anchor a; its score is the sigmoid.",
             "Channels a * 2n .. of box_regression are n shifts, then n sizes: centre = shift * anchor size + anchor "
             "centre, size = exp(min(size, box_size_limit)) * anchor size.",
             "On each level keep the candidates_per_level best scores above score_threshold; clip boxes to the patch; "
-            "drop by non-maximum suppression within a class at nms_iou; keep the boxes_per_scan best.",
+            "drop those under one voxel on any axis; drop by non-maximum suppression within a class at nms_iou; keep the boxes_per_scan best.",
         ],
     }
