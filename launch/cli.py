@@ -135,8 +135,8 @@ def models_export(
     from scanforge.launch.models.commands import export_command
 
     export_command(
-        run, out, to=to, check=check, push=push, private=private, licence=licence, intended_use=intended_use, citation=citation,
-        metrics=metrics, without_patients=without_patients,
+        run, out, to=to, check=check, push=push, private=private, licence=licence, intended_use=intended_use,
+        citation=citation, metrics=metrics, without_patients=without_patients,
     )  # fmt: skip
 
 

@@ -27,7 +27,9 @@ def cases(folder: str, channels: int) -> list[dict[str, Any]]:
         found = [[str(path)] for path in files]
     else:
         found = [
-            [str(path).replace("_0000.", f"_{i:04d}.") for i in range(channels)] for path in files if "_0000." in path.name
+            [str(path).replace("_0000.", f"_{i:04d}.") for i in range(channels)]
+            for path in files
+            if "_0000." in path.name
         ]
     missing = [name for group in found for name in group if not Path(name).is_file()]
     if missing or not found:
@@ -67,8 +69,8 @@ class Prepared(MapTransform):
             array = source.numpy()
             array = array.reshape(*array.shape, *[1] * (4 - array.ndim)).transpose(0, 3, 2, 1)
             channels = [array] if len(self.about["channels"]) == 1 else [part[None] for part in array]
-            pixdim = source.pixdim.tolist() if str(_name(source)).endswith((".nii", ".nii.gz")) else []
-            x, y, z = [*pixdim, *[1.0] * (3 - len(pixdim))]
+            pixdim: list[float] = list(source.pixdim) if str(_name(source)).endswith((".nii", ".nii.gz")) else []
+            x, y, z = (float(step) for step in [*pixdim, *[1.0] * (3 - len(pixdim))])
             image, item["fill"] = prepare(channels, (z, y, x), self.about)
             item["source"] = source[:1]
             item[key] = torch.from_numpy(np.ascontiguousarray(image))
@@ -82,7 +84,9 @@ class Windows(Inferer):
         super().__init__()
         self.about = dict(about)
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, fill: float = 0.0, **kwargs: Any) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, fill: float = 0.0, **kwargs: Any
+    ) -> Tensor:
         """(1, C, d, h, w) -> (1, K, d, h, w), or (1, K)."""
         device = inputs.device
 

@@ -123,6 +123,7 @@ def _detection(model: DetectionModel, traced: Traceable) -> dict[str, Any]:
             "Channels a * 2n .. of box_regression are n shifts, then n sizes: centre = shift * anchor size + anchor "
             "centre, size = exp(min(size, box_size_limit)) * anchor size.",
             "On each level keep the candidates_per_level best scores above score_threshold; clip boxes to the patch; "
-            "drop those under one voxel on any axis; drop by non-maximum suppression within a class at nms_iou; keep the boxes_per_scan best.",
+            "drop those under one voxel on any axis; drop by non-maximum suppression within a class at nms_iou; keep "
+            "the boxes_per_scan best.",
         ],
     }

@@ -1,8 +1,8 @@
 """What scanforge does to a scan before and after the network, in numpy and scipy alone: part of every export.
 
 `about` is the JSON file of the export. Arrays are (channel, D, H, W); D, H, W of a NIfTI array (x, y, z) is its
-transpose, of an image H is down and W to the right, D one slice. The network is any function from (1, C, *patch) float32
-to its output.
+transpose, of an image H is down and W to the right, D one slice. The network is any function from (1, C, *patch)
+float32 to its output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def prepare(
         raise ValueError(f"the channels have different shapes: {[array.shape[1:] for array in given]}")
     rule: Any = SimpleNamespace(**about["intensity"])
     single, wanted = len(channels) == 1, 1 if len(channels) > 1 else about["in_channels"]
-    parts, fills = [], []
+    parts: list[NDArray[np.float32] | None] = []
+    fills: list[float] = []
     for array, modality in zip(channels, about["modalities"], strict=True):
         if array is None:
             parts.append(None)
@@ -121,9 +122,10 @@ def mirrored(network: Network, window: NDArray[np.float32], about: dict[str, Any
     """The network's outputs (C', ...) for a window and its mirrorings; maps are turned back."""
     found = []
     for axes in about["mirrors"]:
-        flipped = np.ascontiguousarray(np.flip(window, [axis + 1 for axis in axes])[None])
+        turned = tuple(axis + 1 for axis in axes)
+        flipped = np.ascontiguousarray(np.flip(window, turned)[None])
         output = network(flipped)[0]
-        found.append(np.flip(output, [axis + 1 for axis in axes]) if output.ndim == 4 else output)
+        found.append(np.flip(output, turned) if output.ndim == 4 else output)
     return found
 
 

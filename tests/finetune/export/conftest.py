@@ -1,4 +1,4 @@
-"""Fine-tuned models with random weights on disk, of any task, size and backbone, and an environment without scanforge."""
+"""Models with random weights, of any task, size and backbone, and an environment without scanforge."""
 
 import os
 import subprocess

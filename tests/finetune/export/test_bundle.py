@@ -75,10 +75,10 @@ def test_the_bundle_says_what_the_specification_asks_for(make_run, tmp_path):
     for name in ("configs/metadata.json", "models/model.pt", "docs/README.md", "docs/license.txt"):
         assert (bundle / name).stat().st_size
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
-    assert REQUIRED <= metadata.keys()
+    assert metadata.keys() >= REQUIRED
     formats = metadata["network_data_format"]
-    assert TENSOR <= formats["inputs"]["image"].keys()
-    assert TENSOR <= formats["outputs"]["pred"].keys()
+    assert formats["inputs"]["image"].keys() >= TENSOR
+    assert formats["outputs"]["pred"].keys() >= TENSOR
     assert formats["inputs"]["image"]["modality"] == "CT"
     assert formats["inputs"]["image"]["value_range"] == [-1, 1]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "left", "2": "right"}

@@ -122,7 +122,7 @@ def iou(a, b):
 
 def test_numbers_that_differ_are_not_written(make_run, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "BOUND", 1e-12)
-    with pytest.raises(UserError, match="onnxruntime differs from torch by .* nothing was written"):
+    with pytest.raises(UserError, match=r"onnxruntime differs from torch by .* nothing was written"):
         export_onnx(make_run("classification", FLAT), tmp_path / "onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 

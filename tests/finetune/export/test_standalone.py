@@ -31,7 +31,9 @@ def written():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 99), st.tuples(sizes, sizes, sizes), st.tuples(steps, steps, steps), st.sampled_from(["mr", "ct"]))
+@given(
+    st.integers(0, 99), st.tuples(sizes, sizes, sizes), st.tuples(steps, steps, steps), st.sampled_from(["mr", "ct"])
+)
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
 def test_a_scan_is_prepared_as_by_scanforge(described, written, task, seed, shape, spacing, modality):
     adapter, _, about = described(task, modality=modality)
