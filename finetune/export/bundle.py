@@ -1,7 +1,7 @@
 """A MONAI bundle: `python -m monai.bundle run --config_file configs/inference.json` predicts without scanforge.
 
 The network is a torch.export program (`models/model.pt2`) whose weights lie in the state dictionary that the bundle
-specification asks for (`models/model.pt`). Not TorchScript: it is deprecated, and fixes the batch of a transformer.
+specification asks for (`models/model.pt`). Not TorchScript, which is deprecated.
 Reading and writing are MONAI's; what lies between is `standalone`, so that the labels are those of `scanforge predict`.
 """
 

@@ -1,8 +1,8 @@
 """ONNX: the network, its preprocessing as JSON and as a script, and how far it is from torch.
 
 The exporter is torch.onnx with dynamo=True (torch.export, then onnxscript). The older one, by TorchScript, is
-deprecated, refuses ResEnc (averages over partial windows) and Primus (its table of angles), and fixes the batch of
-every transformer; this one takes all backbones and any batch.
+deprecated and refuses Primus (its table of angles) and a ResEnc of slices (averages over partial windows); this one
+takes every backbone and task at any batch.
 """
 
 import json

@@ -10,6 +10,7 @@ from PIL import Image
 
 from scanforge.configs.errors import UserError
 from scanforge.finetune.export.bundle import Terms, export_bundle
+from scanforge.finetune.export.bundle_runner import Network
 from scanforge.finetune.export.network import traceable
 from scanforge.finetune.prediction import predict
 
@@ -88,16 +89,14 @@ def test_the_bundle_says_what_the_specification_asks_for(make_run, tmp_path):
     assert "Licence: not stated" in (unsaid / "docs/README.md").read_text()
 
 
-@pytest.mark.parametrize("backbone", ["stunet", "mednext", "vit", "primus"])
-def test_every_backbone_is_the_program_with_its_weights(
-    make_run, backbones, spec_of, model_of, tmp_path, backbone, monkeypatch
-):
+@pytest.mark.parametrize(
+    "backbone", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stunet", "mednext", "primus"))]
+)
+def test_every_backbone_is_the_program_with_its_weights(make_run, backbones, spec_of, model_of, tmp_path, backbone):
     spec = spec_of("classification", (1, 32, 32), backbones[backbone])
     bundle = export_bundle(make_run("classification", (1, 32, 32), backbones[backbone]), tmp_path / "bundle")
     # The weights lie in the state dictionary alone.
     assert (bundle / "models/model.pt2").stat().st_size < 0.2 * (bundle / "models/model.pt").stat().st_size
-    from scanforge.finetune.export.bundle_runner import Network
-
     network = Network(str(bundle / "models/model.pt2"), str(bundle / "models/model.pt")).eval()
     traced = traceable(model_of(spec)[1], spec)
     for batch in (1, 3):

@@ -22,10 +22,7 @@ EVERY = [
     for task in ("segmentation", "classification", "detection")
     for patch in (FLAT, DEEP)
 ]
-QUICK = {
-    ("stunet", "classification", FLAT), ("resenc", "detection", FLAT), ("vit", "segmentation", DEEP),
-    ("vit", "classification", FLAT),
-}  # fmt: skip
+QUICK = {("stunet", "classification", FLAT), ("resenc", "detection", FLAT), ("vit", "classification", FLAT)}
 
 
 @pytest.mark.parametrize(
