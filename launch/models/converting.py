@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scanforge.backbones.release import INFO
 from scanforge.configs.errors import UserError
 
 Target = Literal["release", "onnx", "monai-bundle"]
@@ -52,6 +51,8 @@ def convert(run: Path, out: Path, to: Target, check: Path | None, words: Words) 
 
 
 def _is_encoder(folder: Path) -> bool:
+    from scanforge.backbones.release import INFO  # a heavy import, which a list of models does not need
+
     try:
         described = json.loads((folder / INFO).read_text(encoding="utf-8"))
     except (OSError, ValueError):
