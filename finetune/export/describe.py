@@ -3,7 +3,7 @@
 from typing import Any
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Adapter, TaskModel
+from scanforge.finetune.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.export.network import INPUT, Traceable
 from scanforge.finetune.heads.detection import DetectionModel
 from scanforge.finetune.volumes import SPACING_TOLERANCE
@@ -14,7 +14,7 @@ AXES = (
 )
 MEANINGS = {
     "segmentation": "logits of each class and voxel; the largest is the label, 0 the background",
-    "classification": "logits of each class; softmax(logits / temperature) are the probabilities",
+    "classification": "logits of each class; their softmax are the probabilities at temperature 1",
 }
 
 
@@ -23,6 +23,7 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
     spec, task = adapter.spec, adapter.spec.task.name
     channels = list(getattr(spec, "channels", ["image"]))
     modalities = list(getattr(spec, "modalities", [])) or [spec.modality] * len(channels)
+    by_spacing = _by_spacing(spec)
     about: dict[str, Any] = {
         "format_version": 1,
         "task": task,
@@ -32,14 +33,14 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
         "in_channels": spec.backbone.in_channels,
         "axes": AXES,
         "intensity": spec.intensity.model_dump(mode="json"),
-        "grid": "spacing" if task == "segmentation" else "fit",
+        "grid": "spacing" if by_spacing else "fit",
         "spacing": list(spec.plan.spacing),
         "patch": list(spec.plan.patch),
         "overlap": spec.inference.overlap,
         "mirrors": [list(axes) for axes in adapter.mirrors()],
         "temperature": float(getattr(spec, "temperature", 1.0)),
         "network": _network(file, traced, task),
-        "steps": _steps(task, len(channels)),
+        "steps": _steps(task, len(channels), by_spacing),
     }
     if isinstance(model, DetectionModel):
         about["detection"] = _detection(model, traced)
@@ -60,7 +61,13 @@ def _network(file: str, traced: Traceable, task: str) -> dict[str, Any]:
     }
 
 
-def _steps(task: str, channels: int) -> list[str]:
+def _by_spacing(spec: Spec) -> bool:
+    """Whether scans are brought to the plan's spacing and seen through windows; otherwise they go in whole."""
+    planned = getattr(spec, "detection", None)
+    return spec.task.name == "segmentation" or (planned is not None and not planned.whole_scan)
+
+
+def _steps(task: str, channels: int, by_spacing: bool) -> list[str]:
     several = (
         "Channels lie on one grid; a missing one is filled with the mean of the others' outside values."
         if channels > 1
@@ -69,7 +76,7 @@ def _steps(task: str, channels: int) -> list[str]:
     grid = (
         "Resize to `spacing` (mm of D, H, W) where any axis differs from it by more than "
         f"{SPACING_TOLERANCE:.0%}: linear between voxel centres, smoothed first by a Gaussian of (shrinkage - 1) / 2."
-        if task == "segmentation"
+        if by_spacing
         else "Scale evenly (in mm) until the scan just fits into the patch: linear between voxel centres, smoothed "
         "first by a Gaussian of (shrinkage - 1) / 2 where it shrinks; put it in the middle of the patch."
     )
@@ -77,8 +84,11 @@ def _steps(task: str, channels: int) -> list[str]:
         "segmentation": "Cover it with windows of the patch's size (overlap as given, evenly spread); average their "
         "logits with Gaussian weights of sigma patch / 8 and over `mirrors` (axes flipped together); resize the "
         "logits back to the file's grid and take the largest.",
-        "classification": "Average the probabilities over `mirrors` (axes flipped together).",
-        "detection": "Decode the boxes as `detection` says; they are in voxels of the patch.",
+        "classification": "Average the probabilities over `mirrors` (axes flipped together), take them to the power of "
+        "1 / `temperature`, and divide by their sum.",
+        "detection": "Decode the boxes as `detection` says; they are in voxels of the patch"
+        + (", which is one of the windows (overlap as given, evenly spread)." if by_spacing else ".")
+        + " How scanforge joins the boxes of several windows, mirrorings and models is left out here.",
     }
     return [
         several,

@@ -159,8 +159,10 @@ def label_map(logits: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.u
 def probabilities(
     network: Network, image: NDArray[np.float32], fill: float, about: dict[str, Any]
 ) -> NDArray[np.float64]:
-    """Of each class (K,): softmax of the logits over the temperature, the mean over the mirrorings."""
+    """Of each class (K,): the mean over the mirrorings, p^(1/temperature) of it brought to a sum of 1."""
     large, _ = padded(image, fill, about["patch"])
-    logits = np.stack(mirrored(network, large, about)).astype(np.float64) / about["temperature"]
+    logits = np.stack(mirrored(network, large, about)).astype(np.float64)
     odds = np.exp(logits - logits.max(1, keepdims=True))
-    return (odds / odds.sum(1, keepdims=True)).mean(0)
+    mean = (odds / odds.sum(1, keepdims=True)).mean(0)
+    tempered = (mean / mean.max()) ** (1 / about["temperature"])
+    return tempered / tempered.sum()

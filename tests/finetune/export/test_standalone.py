@@ -104,6 +104,15 @@ def test_a_class_has_the_probability_of_scanforge(described, mirror):
     np.testing.assert_allclose(found, adapter.predict(model, sample, CPU), atol=1e-4)
 
 
+def test_a_temperature_divides_the_logits(described):
+    """Of one pass; with mirrorings it is applied to their mean."""
+    _, _, about = described("classification")
+    logits = np.array([[2.0, -1.0]], np.float32)
+    found = probabilities(lambda window: logits, np.zeros((1, 4, 4, 4), np.float32), 0.0, dict(about, temperature=2.5))
+    expected = np.exp(logits[0] / 2.5)
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("module", [standalone, bundle_runner, onnx_runner])
 def test_nothing_of_scanforge_is_imported_by_what_is_written(module):
     text = source_without_scanforge(module, {standalone.__name__: "preprocessing"})
