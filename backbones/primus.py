@@ -132,7 +132,7 @@ class PrimusEncoder(Encoder):
         rope = rotary_table(grid, self.pooled_dim // self.heads, wide, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, rope=rope)
-        return [self.norm(tokens).mT.reshape(len(x), self.pooled_dim, *grid)]
+        return [self.norm(tokens).mT.reshape(x.shape[0], self.pooled_dim, *grid)]
 
     def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`masked_mean` of the patch tokens: (B, F)."""

@@ -114,7 +114,7 @@ class ViTEncoder(Encoder):
         The patches left out have no influence on the result. The first token is the class token.
         """
         extra = self.cls_token if self.reg_token is None else torch.cat((self.cls_token, self.reg_token), dim=1)
-        tokens = torch.cat((extra.expand(len(x), -1, -1), self.embed(x, keep)), dim=1)  # extra ones have position 0
+        tokens = torch.cat((extra.expand(x.shape[0], -1, -1), self.embed(x, keep)), dim=1)  # extra ones have position 0
         return self.norm(self.blocks(tokens))
 
     def embed(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -129,7 +129,7 @@ class ViTEncoder(Encoder):
         """One feature map (B, F, d, h, w) of the scans (B, C, D, H, W)."""
         tokens = self.forward_tokens(x)[:, self.extra_tokens :]
         grid = self.grid((x.shape[2], x.shape[3], x.shape[4]))
-        return [tokens.transpose(1, 2).reshape(len(x), self.pooled_dim, *grid)]
+        return [tokens.transpose(1, 2).reshape(x.shape[0], self.pooled_dim, *grid)]
 
     def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Mean of the patch tokens (B, F), which is what MAE fine-tunes on; the class token has no task.

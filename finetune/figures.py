@@ -42,6 +42,7 @@ WRITTEN = {
     "spearman": "Spearman",
 }
 BOX_METRICS = {"ap": "AP", "map": "mean AP", "froc": "FROC"}
+SHOWN_SALIENCY = 0.5  # of the strongest place
 INK, FAINT = "#22303a", "#d9e0e4"
 
 
@@ -184,7 +185,7 @@ def precision_recall(by_arm: dict[str, list[Record]], iou: str) -> str:
 
 
 def overlay(picture: Picture, task: str, n_classes: int) -> str:
-    """One case: truth and prediction as contours or boxes upon the scan; for a class, the scan alone."""
+    """One case: truth and prediction as contours or boxes upon the scan; for a class, where the model looked."""
     image = picture["image"].astype(np.float32)
     figure = Figure((2.6, 2.6 * min(1.6, max(0.6, image.shape[0] / image.shape[1]))))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -222,7 +223,19 @@ def _rectangle(box: npt.NDArray, colour: str, width: float) -> Rectangle:
     return Rectangle(low, size[0], size[1], fill=False, edgecolor=colour, linewidth=width)
 
 
+def _saliency(axes: Axes, picture: Picture, n_classes: int) -> None:
+    """A picture of `explain.picture_with_saliency`: warm where it speaks for the predicted class; a line around what
+    speaks for the true one, where that is another."""
+    if "saliency" not in picture:
+        return
+    found, truth = (picture[name].astype(np.float32) for name in ("saliency", "saliency_truth"))
+    axes.imshow(found, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * found, interpolation="bilinear")
+    if not np.array_equal(found, truth) and truth.max() > SHOWN_SALIENCY:
+        axes.contour(truth, [SHOWN_SALIENCY], colors=TRUTH, linewidths=1.4)
+
+
 DRAW: dict[str, Callable[[Axes, Picture, int], None]] = {
     "segmentation": _contours,
     "detection": _boxes,
+    "classification": _saliency,
 }

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -118,7 +118,11 @@ def models_inspect(path: Annotated[Path, typer.Argument(help="Any weight file, o
 @models_app.command("export")
 def models_export(
     run: Annotated[Path, typer.Argument(help="Run folder of a pre-training or a fine-tuning.")],
-    out: Annotated[Path, typer.Option(help="New folder of the release.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    to: Annotated[
+        Literal["release", "onnx", "monai-bundle"], typer.Option(help="onnx and monai-bundle: of a fine-tuned model.")
+    ] = "release",
+    check: Annotated[Path | None, typer.Option(help="onnx: a scan to compare with torch on, beside noise.")] = None,
     push: Annotated[str | None, typer.Option(help="USER/NAME on the Hugging Face hub (HF_ENDPOINT).")] = None,
     private: Annotated[bool, typer.Option("--private", help="As a private repository.")] = False,
     licence: Annotated[str | None, typer.Option(help="apache-2.0, cc-by-4.0 ...; the default is the run's.")] = None,
@@ -127,12 +131,12 @@ def models_export(
     metrics: Annotated[Path | None, typer.Option(help="JSON of names and numbers for the card.")] = None,
     without_patients: Annotated[bool, typer.Option("--without-patients", help="Leave the hashes out.")] = False,
 ) -> None:
-    """Write a release folder with a model card, and push it."""
+    """Write a release folder with a model card, and push it; or ONNX, or a MONAI bundle, for others' software."""
     from scanforge.launch.models.commands import export_command
 
     export_command(
-        run, out, push=push, private=private, licence=licence, intended_use=intended_use, citation=citation,
-        metrics=metrics, without_patients=without_patients,
+        run, out, to=to, check=check, push=push, private=private, licence=licence, intended_use=intended_use,
+        citation=citation, metrics=metrics, without_patients=without_patients,
     )  # fmt: skip
 
 

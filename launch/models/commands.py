@@ -11,6 +11,7 @@ from rich.table import Table
 from scanforge.backbones import models_folder
 from scanforge.configs.errors import UserError
 from scanforge.launch.models.catalogue import Entry, entry_of, of_family, sized
+from scanforge.launch.models.converting import Target, Words, convert, refuse_other_options
 from scanforge.launch.models.getting import Wish, get
 from scanforge.launch.models.origin import read_origin
 
@@ -76,6 +77,8 @@ def export_command(
     run: Path,
     out: Path,
     *,
+    to: Target,
+    check: Path | None,
     push: str | None,
     private: bool,
     licence: str | None,
@@ -84,7 +87,17 @@ def export_command(
     metrics: Path | None,
     without_patients: bool,
 ) -> None:
-    """Write a release folder, and push it where that is asked for."""
+    """Write a release folder, and push it where that is asked for; or ONNX, or a MONAI bundle."""
+    refuse_other_options(
+        to,
+        {
+            "check": check, "push": push, "private": private, "licence": licence, "intended-use": intended_use,
+            "citation": citation, "metrics": metrics, "without-patients": without_patients,
+        },
+    )  # fmt: skip
+    if to != "release":
+        print(convert(run, out, to, check, Words(licence or "", intended_use, citation or "")))
+        return
     from scanforge.launch.models.exporting import Terms, export, exported_before, refuse_unclear_terms
 
     if push is not None and push.count("/") != 1:

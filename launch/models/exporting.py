@@ -11,6 +11,7 @@ import yaml
 
 from scanforge.backbones.release import INFO, PATIENTS, WEIGHTS, Release, load_release, save_release, sha256
 from scanforge.configs.errors import UserError
+from scanforge.finetune.export.folder import new_folder
 from scanforge.launch.models.card import encoder_card
 from scanforge.launch.models.card_finetuned import finetuned_card
 from scanforge.launch.models.card_parts import Facts
@@ -75,27 +76,11 @@ def export(run: Path, out: Path, terms: Terms, repository: str | None = None) ->
     UserError where the run has no whole model, `out` holds something, or the terms forbid to publish it in
     `repository`. Until it is whole, `out` does not exist.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out} exists already and nothing in it is written over; give another --out, "
-            "or, where it is an earlier export, --push alone"
-        )
-    out = out.absolute()
-    part = out.parent / f".{out.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
+    with new_folder(out, ", or, where it is an earlier export, --push alone") as part:
         exported = _written(run, part, terms, repository or out.name)
         if repository:
             refuse_unclear_terms(exported)
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write to {out.parent}: {error.strerror or error}; give another --out") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return Exported(out, exported.licence, exported.inherited)
+    return Exported(out.absolute(), exported.licence, exported.inherited)
 
 
 def _written(run: Path, part: Path, terms: Terms, name: str) -> Exported:

@@ -1,0 +1,1 @@
+"""A fine-tuned model for others' software: ONNX with its preprocessing, and a MONAI bundle."""

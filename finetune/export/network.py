@@ -1,0 +1,79 @@
+"""The network of a fine-tuned model as one function from an image to named arrays, with nothing of scanforge in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from scanforge.configs.errors import UserError
+from scanforge.finetune.adapter import Spec, TaskModel
+from scanforge.finetune.heads.detection import DetectionModel
+
+INPUT = "image"
+TASKS = ("segmentation", "classification", "detection")
+
+
+class DenseNetwork(nn.Module):
+    """The outputs before anything that is no network: no softmax, no sliding window, no decoding of boxes.
+
+    (B, C, D, H, W) -> segmentation: logits (B, K, D, H, W); classification: logits (B, K); detection: for each level
+    class logits (B, A * K, ...) and, after all of them, for each level box regression (B, A * 2 * axes, ...).
+    """
+
+    def __init__(self, model: TaskModel) -> None:
+        super().__init__()
+        self.is_2d_detector = isinstance(model, DetectionModel) and model.is_2d
+        self.network = model.detector.network if isinstance(model, DetectionModel) else model
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One array, or for a detector one of each name in `Traceable.names`."""
+        found = self.network(image.squeeze(2) if self.is_2d_detector else image)
+        if isinstance(found, Tensor):
+            return found
+        heads = cast(dict[str, list[Tensor]], found)
+        return tuple(level for maps in heads.values() for level in maps)
+
+
+@dataclass(frozen=True)
+class Traceable:
+    """A network ready to be traced."""
+
+    network: DenseNetwork
+    example: Tensor  # (2, C, *patch): a batch of one would be taken for a constant
+    names: list[str]  # of the outputs, in the network's order
+    shapes: list[list[int]]  # of the outputs for one image, without the batch
+
+    def reference(self, image: Tensor) -> list[Tensor]:
+        """The outputs for an image (B, C, *patch)."""
+        with torch.no_grad():
+            return list(as_tuple(self.network(image)))
+
+
+def traceable(model: TaskModel, spec: Spec) -> Traceable:
+    """The dense network in evaluation mode; UserError for a task that is no network of these outputs."""
+    if spec.task.name not in TASKS:
+        raise UserError(f"a model of {spec.task.name} cannot be exported yet: {', '.join(TASKS)} can")
+    network = DenseNetwork(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, spec.backbone.in_channels, *spec.plan.patch, generator=generator)
+    # Tables of positions are made at the first call for a grid and kept: it must not be the tracing one, or what is
+    # kept would be of the tracer's own kind.
+    with torch.no_grad():
+        found = as_tuple(network(example))
+    names = ["logits"]
+    if spec.task.name == "detection":
+        names = [f"{part}_{level}" for part in ("class_logits", "box_regression") for level in range(len(found) // 2)]
+    return Traceable(network, example, names, [list(part.shape[1:]) for part in found])
+
+
+def as_tuple(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs as a tuple, also of a network that has one."""
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def differences(reference: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest absolute difference of any number of any output; nan where one is none."""
+    largest = [(a - b).detach().abs().max() for a, b in zip(reference, found, strict=True)]
+    return float(torch.stack(largest).max())  # which keeps a nan, as Python's max does not

@@ -1,0 +1,53 @@
+"""Run the exported model on one scan: python run.py SCAN [SCAN of the next channel ...] OUT
+
+SCAN and OUT are NIfTI files; for a class, OUT is a JSON file. Needs numpy, scipy, nibabel and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import onnxruntime as ort
+
+from scanforge.finetune.export.standalone import label_map, prepare, probabilities, whole_logits
+
+
+def run(scans: list[Path], out: Path, folder: Path) -> None:
+    """Predict one case with the model in `folder`; OUT must not exist."""
+    if out.exists():
+        raise SystemExit(f"{out} exists already")
+    about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    session = ort.InferenceSession(str(folder / "model.onnx"), providers=ort.get_available_providers())
+    files: list[Any] = [nib.load(path) for path in scans]
+    arrays = [_dhw(np.asarray(file.dataobj, np.float32)) for file in files]
+    x, y, z = np.linalg.norm(files[0].affine[:3, :3], axis=0)
+    image, fill = prepare(arrays, (z, y, x), about)
+
+    def network(window: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], {"image": window})[0]
+
+    if about["task"] == "segmentation":
+        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:])
+        nib.save(nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine), out)
+    elif about["task"] == "classification":
+        found = probabilities(network, image, fill, about)
+        out.write_text(json.dumps(dict(zip(about["classes"], found.tolist(), strict=True)), indent=2) + "\n")
+    else:
+        raise SystemExit(f"{about['task']}: read model.json for how the outputs become boxes")
+
+
+def _dhw(array: np.ndarray) -> np.ndarray:
+    """(x, y), (x, y, z) -> (1, D, H, W)."""
+    array = array.reshape(*array.shape, *[1] * (3 - array.ndim))
+    return array.T[None]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    run([Path(name) for name in sys.argv[1:-1]], Path(sys.argv[-1]), Path(__file__).parent)
