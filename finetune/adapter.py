@@ -97,8 +97,8 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """The scalar to minimise."""
 
     @abstractmethod
-    def predict(self, model: TaskModel, sample: Sample[TargetT], device: torch.device) -> PredictionT:
-        """The prediction at the file's grid; the model is in evaluation mode."""
+    def predict(self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device) -> PredictionT:
+        """The prediction of an ensemble of one or several at the file's grid; all are in evaluation mode."""
 
     @abstractmethod
     def record(self, case: Case, sample: Sample[TargetT], prediction: PredictionT) -> Record:

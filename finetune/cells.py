@@ -151,7 +151,7 @@ def _test(
     pictures: dict[str, tuple[float, dict[str, Any]]] = {}
     for i, case in enumerate(cases):
         sample: Sample[Any] = adapter.load(case)
-        prediction = adapter.predict(model, sample, device)
+        prediction = adapter.predict([model], sample, device)
         record = adapter.record(case, sample, prediction)
         records.append(record)
         if record["score"] is not None:

@@ -63,11 +63,12 @@ class Classification(Adapter[int, Probabilities]):
         return F.cross_entropy(model(images).float(), targets)
 
     @torch.inference_mode()
-    def predict(self, model: TaskModel, sample: Sample[int], device: torch.device) -> Probabilities:
-        """Probabilities (K,), the mean over the mirrorings."""
+    def predict(self, members: Sequence[TaskModel], sample: Sample[int], device: torch.device) -> Probabilities:
+        """Probabilities (K,), the mean over the members and the mirrorings."""
         image = centred(sample, self.spec.plan).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            passes = [model(image.flip([axis + 2 for axis in axes])).float() for axes in self.mirrors()]
+            flipped = [image.flip([axis + 2 for axis in axes]) for axes in self.mirrors()]
+            passes = [model(one).float() for model in members for one in flipped]
         return torch.cat(passes).double().softmax(1).mean(0).cpu().numpy()
 
     def record(self, case: Case, sample: Sample[int], prediction: Probabilities) -> Record:

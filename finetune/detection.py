@@ -105,10 +105,12 @@ class Detection(Adapter[Boxes, tuple[Boxes, npt.NDArray]]):
         return model.losses(images, [boxes.to(images.device) for boxes in targets])
 
     @torch.inference_mode()
-    def predict(self, model: TaskModel, sample: Sample[Boxes], device: torch.device) -> tuple[Boxes, npt.NDArray]:
+    def predict(
+        self, members: Sequence[TaskModel], sample: Sample[Boxes], device: torch.device
+    ) -> tuple[Boxes, npt.NDArray]:
         """Boxes at the file's grid and their scores, best first."""
         image = centred(sample, self.spec.plan).to(device)
-        found = [self._one_pass(model, image, axes) for axes in self.mirrors()]
+        found = [self._one_pass(model, image, axes) for model in members for axes in self.mirrors()]
         boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
         if len(found) > 1:
             kept = suppress(boxes, scores, self.task.boxes_per_scan)

@@ -16,11 +16,12 @@ from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, iden
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig
 from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.inference import volume_logits
+from scanforge.finetune.inference import Tiling
 from scanforge.finetune.losses import deep_supervision
 from scanforge.finetune.metrics.dice import dice, mean_defined
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.sampling import Window, extract, random_matrix, vary_intensity
+from scanforge.finetune.segmented import Segmented, Wanted, segment_volume
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
 
 Labels = npt.NDArray[np.uint8]
@@ -83,12 +84,23 @@ class Segmentation(Adapter[Labels, Labels]):
         """Dice + CE at every resolution of the decoder."""
         return deep_supervision(model(images), targets)
 
-    def predict(self, model: TaskModel, sample: Sample[Labels], device: torch.device) -> Labels:
-        """Label map at the file's grid: logits by sliding window, resampled, then the largest."""
-        logits = volume_logits(
-            model, sample.image, sample.fill, self.spec.plan.patch, self.spec.inference.overlap, self.mirrors(), device
-        )
-        return resize(logits.numpy(), sample.shape).argmax(0).astype(np.uint8)
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
+        """Label map at the file's grid."""
+        return self.segment(members, sample, device).labels
+
+    def segment(
+        self,
+        members: Sequence[TaskModel],
+        sample: Sample[Labels],
+        device: torch.device,
+        wanted: Wanted | None = None,
+    ) -> Segmented:
+        """Labels at the file's grid; probabilities and uncertainty as `wanted`. See `segmented`."""
+        # What the GPU could train on at once, it can also look at; a CPU gains nothing from more than one.
+        batch = self.spec.plan.batch if device.type == "cuda" else 1
+        tiling = Tiling(self.spec.plan.patch, self.spec.inference.overlap, self.mirrors(), batch)
+        temperature = getattr(self.spec, "temperature", 1.0)
+        return segment_volume(members, sample.image, sample.fill, sample.shape, tiling, device, temperature, wanted)
 
     def record(self, case: Case, sample: Sample[Labels], prediction: Labels) -> Record:
         """Dice of each class; None where undefined."""
