@@ -24,13 +24,18 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(eye, sigma, axis=0) if sigma > 0 else eye)
 
 
-def line_matrix(source: int, target: int, sigma: float) -> Tensor:
-    """(target, source): each plane's weights of the planes it comes from, smoothed, then linear between centres.
+def line_weights(place: int, source: int, target: int, sigma: float) -> tuple[int, Tensor]:
+    """The first source plane that plane `place` of `target` is made of, and the weights from it on.
 
-    Both grids cover the same extent: the centre of voxel i lies at (i + 1/2) / n of it.
+    Smoothed, then linear between centres. Both grids cover the same extent: the centre of voxel i lies at
+    (i + 1/2) / n of it. Nothing here is as long as the axis, but for the ends that scipy reflects at.
     """
-    columns = blur_matrix(source, sigma).T[None]
-    return F.interpolate(columns.contiguous(), size=target, mode="linear", align_corners=False)[0].T.contiguous()
+    at = max(0.0, (place + 0.5) * source / target - 0.5)
+    below, above, part = int(at), min(int(at) + 1, source - 1), at - int(at)
+    reach = 2 * int(4 * sigma + 0.5)  # twice the filter's: its rows of these planes are then free of a false end
+    low, high = max(0, below - reach), min(source, above + reach + 1)
+    blur = blur_matrix(high - low, sigma)
+    return low, (1 - part) * blur[below - low] + part * blur[above - low]
 
 
 class PlaneResampler:
@@ -42,10 +47,8 @@ class PlaneResampler:
     def __init__(self, source: Place, target: Place) -> None:
         self.target, self.same = target, source == target
         sigma = smoothing(source, target)
-        self.matrix = line_matrix(source[0], target[0], sigma[0])
+        self.rows = [line_weights(place, source[0], target[0], sigma[0]) for place in range(target[0])]
         self.blurs = [blur_matrix(n, s) if s > 0 else None for n, s in zip(source[1:], sigma[1:], strict=True)]
-        needed = [torch.nonzero(row).flatten() for row in self.matrix]
-        self.needs = [(int(planes[0]), int(planes[-1]) + 1) for planes in needed]  # half-open
         self.held: Tensor | None = None
         self.first = 0  # number of the first plane held
         self.next = 0  # plane to make
@@ -58,21 +61,31 @@ class PlaneResampler:
         self.held = planes if self.held is None else torch.cat((self.held, planes), 2)
         at_most = max(1, PIECE // (planes[:, :, 0, 0, 0].numel() * self.target[1] * self.target[2]))
         while ready := self._ready(self.first + self.held.shape[2], at_most):
-            low, high = self.needs[self.next][0], self.needs[self.next + ready - 1][1]
-            rows = self.matrix[self.next : self.next + ready, low:high].to(planes.device)
-            part = self.held[:, :, low - self.first : high - self.first]
+            low, rows = self._matrix(ready)
+            part = self.held[:, :, low - self.first : low - self.first + rows.shape[1]]
             self.next += ready
-            yield self._across(torch.einsum("op,mkpab->mkoab", rows, part))
-        unneeded = (self.needs[self.next][0] if self.next < self.target[0] else self.held.shape[2]) - self.first
-        self.held = self.held[:, :, unneeded:].clone()
-        self.first += unneeded
+            yield self._across(torch.einsum("op,mkpab->mkoab", rows.to(planes.device), part))
+        kept = self.rows[self.next][0] if self.next < self.target[0] else self.first + self.held.shape[2]
+        self.held = self.held[:, :, kept - self.first :].clone()
+        self.first = kept
 
     def _ready(self, fed: int, at_most: int) -> int:
         """How many planes can be made now."""
         count = 0
-        while count < at_most and self.next + count < self.target[0] and self.needs[self.next + count][1] <= fed:
+        for low, weights in self.rows[self.next : self.next + at_most]:
+            if low + len(weights) > fed:
+                break
             count += 1
         return count
+
+    def _matrix(self, count: int) -> tuple[int, Tensor]:
+        """The first plane that the next `count` are made of, and their weights (count, planes) from it on."""
+        rows = self.rows[self.next : self.next + count]
+        low, high = rows[0][0], max(first + len(weights) for first, weights in rows)
+        matrix = torch.zeros(count, high - low)
+        for row, (first, weights) in zip(matrix, rows, strict=True):
+            row[first - low : first - low + len(weights)] = weights
+        return low, matrix
 
     def _across(self, planes: Tensor) -> Tensor:
         """Within the planes: smoothed where asked, then bilinear."""
