@@ -30,9 +30,17 @@ class Tiling:
     batch: int = 1
 
 
-def stream_axis(shape: Place, patch: Size) -> int:
-    """The axis along which the slab moves: the one with most patches, which leaves the smallest slab."""
-    return max(range(3), key=lambda axis: shape[axis] / patch[axis])
+def stream_order(shape: Place, patch: Size) -> Place:
+    """Axes with that along which the slab moves in front: the one with most patches, which leaves the smallest slab."""
+    axis = max(range(3), key=lambda axis: shape[axis] / patch[axis])
+    second, third = (other for other in range(3) if other != axis)
+    return axis, second, third
+
+
+def permuted(shape: Place, order: Place) -> Place:
+    """The lengths of the axes in another order."""
+    a, b, c = (shape[axis] for axis in order)
+    return a, b, c
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -51,19 +59,18 @@ def stream_scores(
 ) -> Iterator[Tensor]:
     """Logits of every member for the image (C, D, H, W), some planes (M, K, n, ., .) at a time, first to last.
 
-    The planes lie across `stream_axis`, which comes first of the three spatial axes; the others keep their order.
+    The three spatial axes come in `stream_order`; the planes lie across the first of them.
     Each window's logits are the mean over its mirrorings; a voxel's are the mean over its windows, weighted by a
     Gaussian about their middle (Isensee et al. 2021). An axis shorter than the patch is padded with `fill` on both
     sides, and cut back. A member does not see the others: how they are joined is for the caller to say.
     """
     d, h, w = image.shape[1:]
-    axis = stream_axis((d, h, w), tiling.patch)
-    order = [axis, *(a for a in range(3) if a != axis)]
+    order = stream_order((d, h, w), tiling.patch)
     weight = compute_importance_map(tiling.patch, mode="gaussian", sigma_scale=0.125)
     weight = weight[_inside(image, tiling.patch)].permute(order)
-    slab = _Slab(weight, tuple(image.shape[1 + a] for a in order), device)
-    starts = [window_starts(image.shape[1 + a], tiling.patch[a], tiling.overlap) for a in order]
-    every = list(product(*starts))
+    slab = _Slab(weight, permuted((d, h, w), order), device)
+    first, second, third = (window_starts(image.shape[1 + a], tiling.patch[a], tiling.overlap) for a in order)
+    every = list(product(first, second, third))
     for places in (every[i : i + tiling.batch] for i in range(0, len(every), tiling.batch)):
         windows = torch.stack([_window(image, fill, _as_dhw(place, order), tiling.patch) for place in places])
         scores = _logits(members, windows.to(device), tiling.mirrors)
@@ -142,7 +149,7 @@ def _logits(members: Sequence[Network], windows: Tensor, mirrors: Sequence[tuple
     return torch.stack(found)
 
 
-def _as_dhw(place: Sequence[int], order: Sequence[int]) -> list[int]:
+def _as_dhw(place: Place, order: Place) -> list[int]:
     return [place[order.index(axis)] for axis in range(3)]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from scanforge.configs.errors import UserError
@@ -53,7 +54,7 @@ def find_items(inputs: Sequence[Path]) -> tuple[list[Item], list[Quarantined]]:
         known = ", ".join(SUFFIXES)
         raise UserError(f"no readable scan under {', '.join(map(str, inputs))}; read are DICOM and {known}")
     items.sort(key=lambda item: (item.name, item.shown))
-    for one, other in zip(items, items[1:], strict=False):
+    for one, other in pairwise(items):
         if one.name == other.name:
             raise UserError(
                 f"the outputs of two inputs would be called '{one.name}': {one.shown} and {other.shown}; "

@@ -16,6 +16,7 @@ from scanforge.finetune.modelfile import INFO, load_model, pick_device
 from scanforge.finetune.outputs.tables import Row, write_boxes, write_csv
 from scanforge.finetune.outputs.writing import FORMATS, SUFFIXES, Options, Writer
 
+DEVICES = ("auto", "cpu", "cuda")
 TABLES = {"segmentation": "predictions.csv", "detection": "predictions.json"}
 
 Tell = Callable[[str], None]
@@ -42,7 +43,7 @@ def predict(
     """
     tell = tell or (lambda line: print(line, file=sys.stderr))
     adapter, network = load_model(Path(model))
-    options = _checked(adapter, format, probabilities, uncertainty)
+    options = _checked(adapter, device, format, probabilities, uncertainty)
     items, damaged = find_items([Path(path) for path in inputs])
     table = Path(out) / TABLES.get(adapter.spec.task.name, "predictions.csv")
     _refuse_output([Path(path) for path in inputs], Path(out), items, table)
@@ -68,7 +69,12 @@ def predict(
 
 
 def _predict_one(
-    adapter: Adapter[Any, Any], members: Sequence[TaskModel], item: Item, scan: Scan, writer: Writer, place: torch.device
+    adapter: Adapter[Any, Any],
+    members: Sequence[TaskModel],
+    item: Item,
+    scan: Scan,
+    writer: Writer,
+    place: torch.device,
 ) -> Row:
     _refuse_kind(adapter, scan)
     sample = adapter.unlabelled(scan)
@@ -86,12 +92,18 @@ def _refuse_kind(adapter: Adapter[Any, Any], scan: Scan) -> None:
         raise UserError(f"a volume of {depth} slices, but the model was trained on single images")
 
 
-def _checked(adapter: Adapter[Any, Any], format: str, probabilities: bool, uncertainty: bool) -> Options:
+def _checked(adapter: Adapter[Any, Any], device: str, format: str, probabilities: bool, uncertainty: bool) -> Options:
     task = adapter.spec.task.name
+    if device not in DEVICES:
+        raise UserError(f"device '{device}' is not known: choose {', '.join(DEVICES)}")
     if format not in FORMATS:
         raise UserError(f"format '{format}' is not known: choose {', '.join(FORMATS)}")
     if task != "segmentation":
-        for name, asked in (("format", format != "auto"), ("probabilities", probabilities), ("uncertainty", uncertainty)):
+        for name, asked in (
+            ("format", format != "auto"),
+            ("probabilities", probabilities),
+            ("uncertainty", uncertainty),
+        ):
             if asked:
                 raise UserError(f"--{name} is for segmentation; the outputs of {task} are always the same")
     return Options(format, probabilities, uncertainty)

@@ -13,8 +13,8 @@ from scanforge.datasets.readers.geometry import LPS_TO_RAS
 CONVENTIONS = {
     "box": "d0 h0 w0 d1 h1 w1 in voxels of the file (slice, row, column of the array that it holds; of a DICOM series, "
     "of its conversion by dcm2niix), half-open: voxel i covers [i, i + 1)",
-    "world": "mm in DICOM's patient space, LPS: x to the patient's left, y to posterior, z to the head (RAS is the same "
-    "with x and y negated). size: along the box's own edges, whose unit directions are axes. null: the file is an image",
+    "world": "mm in DICOM's patient space, LPS: x to the patient's left, y to the back, z to the head (RAS is the same "
+    "with x and y negated). size: along the box's edges, whose unit directions are axes. null: the file is an image",
 }
 
 

@@ -1,6 +1,5 @@
 """The DICOM files that a scan came from, and where each of their frames lies in the scan's voxels."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +35,11 @@ class FramePlace:
     first: Vector
     column: Vector
     row: Vector
+
+    @property
+    def across(self) -> int:
+        """The voxel axis (0 = x, 1 = y, 2 = z) that the frame lies across."""
+        return int(np.argmin(np.abs(self.column) + np.abs(self.row)))
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,10 @@ def _place(plane: Plane, scan: Scan) -> FramePlace:
         raise UserError(f"its frames do not lie along the scan's voxels; {_INSTEAD}")
     across = np.abs(steps.round()).sum(0) == 0
     reach = first + column * (plane.columns - 1) + row * (plane.rows - 1)
-    outside = np.minimum(first, reach).min() < -0.6 or (
-        np.maximum(first, reach) > np.array(scan.voxels.shape[:0:-1]) - 0.4
-    ).any()
+    outside = (
+        np.minimum(first, reach).min() < -0.6
+        or (np.maximum(first, reach) > np.array(scan.voxels.shape[:0:-1]) - 0.4).any()
+    )
     if outside or np.abs(first - first.round())[across].max() > OFF_GRID:
         raise UserError(f"its frames do not lie on the scan's slices; {_INSTEAD}")
     return FramePlace(first, steps.round()[0], steps.round()[1])
-
-
-def normal_places(source: Referenced) -> Sequence[int]:
-    """Voxel axis (0 = x, 1 = y, 2 = z) that each frame lies across."""
-    return [int(np.argmin(np.abs(place.column) + np.abs(place.row))) for place in source.places]

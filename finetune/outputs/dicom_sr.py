@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -26,11 +27,9 @@ _PERCENT = sr.CodedConcept("%", "UCUM", "Percent")
 Rectangle = tuple[int, npt.NDArray[np.float64]]  # number of a frame, corners (5, 2) as column, row
 
 
-def write_report(
-    target: Path, found: Found, scan: Scan, source: Source, classes: Sequence[str], maker: Maker
-) -> None:
+def write_report(target: Path, found: Found, scan: Scan, source: Source, classes: Sequence[str], maker: Maker) -> None:
     """Each box as a finding with its score: a region of the image (TID 1410), or one on each slice that it meets
-    (TID 1411). UserError where the source cannot be referred to."""
+    (TID 1411). UserError where the source cannot be referred to, or nothing was found: the template wants a finding."""
     made = report(found, referenced(source, scan), classes, maker)
     write_whole(target, lambda part: made.save_as(part, enforce_file_format=True))
 
@@ -46,16 +45,14 @@ def report(found: Found, source: Referenced, classes: Sequence[str], maker: Make
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values of the source's header
+            every = zip(found.boxes, found.scores, found.labels, strict=True)
             content = sr.MeasurementReport(
                 observation_context=sr.ObservationContext(observer_device_context=device),
                 procedure_reported=_PROCEDURE,
                 imaging_measurements=[
                     _finding(number, box, float(score), classes[int(label)], source, maker)
-                    for number, (box, score, label) in enumerate(
-                        zip(found.boxes, found.scores, found.labels, strict=True), 1
-                    )
+                    for number, (box, score, label) in enumerate(every, 1)
                 ],
-                referenced_images=source.headers,
             )
             return sr.Comprehensive3DSR(
                 evidence=source.headers,
@@ -83,7 +80,7 @@ def _finding(
         sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, corners, source_image=_image(frame, source))
         for frame, corners in rectangles(box, source)
     ]
-    common = {
+    common: dict[str, Any] = {
         "tracking_identifier": sr.TrackingIdentifier(uid=hd.UID(), identifier=f"{name[:32]} {number}"),
         "finding_type": own_code(name),
         "algorithm_id": sr.AlgorithmIdentification(NAME, maker.version, [f"model {maker.serial}"]),
@@ -108,18 +105,13 @@ def rectangles(box: npt.NDArray[np.float64], source: Referenced) -> list[Rectang
     Corners are columns and rows with (0, 0) the outer corner of the first pixel (PS3.3, C.18.6.1.2), closed.
     """
     low, high = box[:3][::-1], box[3:][::-1]  # x y z, edges
-    heights = np.array([_height(place) for place in source.places])
-    across = int(np.argmin(np.abs(source.places[0].column) + np.abs(source.places[0].row)))
+    across = source.places[0].across
+    # Middle of each frame along the axis that it lies across, counted in edges.
+    heights = np.array([np.round(place.first[across]) + 0.5 for place in source.places])
     inside = (low[across] <= heights) & (heights < high[across])
     if not inside.any():
         inside[np.argmin(np.abs(heights - (low[across] + high[across]) / 2))] = True
     return [(int(n), _corners(low, high, source.places[n], source)) for n in np.flatnonzero(inside)]
-
-
-def _height(place: FramePlace) -> float:
-    """Of the frame's middle plane, along the voxel axis that it lies across, counted in edges."""
-    across = int(np.argmin(np.abs(place.column) + np.abs(place.row)))
-    return float(np.round(place.first[across])) + 0.5
 
 
 def _corners(

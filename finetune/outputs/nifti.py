@@ -42,7 +42,7 @@ def _scaled(planes: npt.NDArray[np.floating]) -> Iterator[npt.NDArray]:
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, scan: Scan, source: Path | None) -> Any:
     """Of voxels (x, y, z) = (W, H, D); a scan without a place in the world gets its voxel size and the code 0."""
-    original: Any = nib.load(source).header if source is not None else None  # type: ignore[attr-defined]
+    original: Any = nib.load(source).header if source is not None else None
     kind = nib.Nifti2Header if max(shape) > 32767 else nib.Nifti1Header
     header: Any = kind()
     header.set_data_dtype(dtype)

@@ -112,7 +112,7 @@ class Writer:
         boxes, scores, *labels = prediction
         which = labels[0] if labels else np.zeros(len(boxes), np.int64)
         found, classes = Found(boxes, scores, which), self.adapter.spec.classes
-        if item.is_dicom:
+        if item.is_dicom and len(boxes):  # the template of a report wants a finding
             from scanforge.finetune.outputs import dicom_sr
             from scanforge.finetune.outputs.maker import Maker
 

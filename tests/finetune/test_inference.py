@@ -13,7 +13,7 @@ from monai.inferers import sliding_window_inference
 from scanforge.backbones.registry import build
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.inference import Tiling, stream_axis, stream_scores, window_starts
+from scanforge.finetune.inference import Tiling, stream_order, stream_scores, window_starts
 
 CPU = torch.device("cpu")
 
@@ -34,8 +34,7 @@ class Uneven(torch.nn.Module):
 
 def gathered(members, image, fill, tiling):
     """The stream as volumes (M, K, D, H, W)."""
-    axis = stream_axis(image.shape[1:], tiling.patch)
-    order = [axis, *(a for a in range(3) if a != axis)]
+    order = stream_order(image.shape[1:], tiling.patch)
     planes = torch.cat(list(stream_scores(members, image, fill, tiling, CPU)), 2)
     return planes.permute(0, 1, *(2 + order.index(a) for a in range(3)))
 
@@ -83,7 +82,9 @@ def test_equals_the_whole_volume(shape, patch, overlap, mirrors, batch, members)
         assert torch.allclose(scores.double(), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("shape", "patch"), [((8, 16, 24), (8, 8, 8)), ((1, 20, 12), (1, 8, 8)), ((9, 10, 6), (6, 4, 4))])
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((8, 16, 24), (8, 8, 8)), ((1, 20, 12), (1, 8, 8)), ((9, 10, 6), (6, 4, 4))]
+)
 @torch.inference_mode()
 def test_equals_monai_where_its_windows_are_as_evenly_spread(shape, patch):
     image = torch.randn(1, *shape)

@@ -1,8 +1,5 @@
 """A segmentation whose answer is known: voxels above a number, through the whole of `predict`."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,13 +10,6 @@ from scanforge.finetune.config import InferenceConfig, SegmentationTask
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.plan import Fingerprint, Plan
 from scanforge.finetune.prediction import predict
-
-# Synthetic DICOM is made by the readers' fixtures; test modules are no package, so by its path.
-_readers = Path(__file__).parents[2] / "datasets" / "readers" / "conftest.py"
-_spec = importlib.util.spec_from_file_location("readers_conftest", _readers)
-_loaded = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_loaded)
-dicom = _loaded.dicom
 
 WINDOW = 4000.0
 

@@ -9,17 +9,21 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
 from scanforge.configs.errors import UserError
+from scanforge.datasets.readers import scans_of
 from scanforge.datasets.readers.dicom.verify import values_of
 from scanforge.datasets.readers.geometry import LPS_TO_RAS
 from scanforge.datasets.shards.survey import find_dicom
-from scanforge.datasets.readers import scans_of
 
-SERIES = {
-    "series_siemens_ct_j2k/dicom": 40.25,
-    "series_siemens_mr_sag_HFDL": 60.25,
-    "series_tcia_pgbm001/t1post": 300.25,
-    "series_hippocrop/Study2": 60.25,
+SERIES = {  # threshold, shape, spacing (D, H, W)
+    "series_siemens_ct_j2k/dicom": (40.25, (20, 512, 512), (2.0, 0.9765625, 0.9765625)),
+    "series_siemens_mr_sag_HFDL": (60.25, (35, 256, 256), (4.8, 1.015625, 1.015625)),
+    "series_tcia_pgbm001/t1post": (300.25, (25, 320, 260), (6.5, 0.6875, 0.6875)),
+    "series_hippocrop/Study2": (60.25, (35, 48, 36), (1.0, 1.0, 1.0)),
 }
 
 
@@ -31,12 +35,11 @@ def series(folder):
 
 @pytest.mark.parametrize("name", SERIES)
 def test_a_real_series(above, real_data, tmp_path, name):
-    folder, value = real_data / "dicom_mixed" / name, SERIES[name]
+    folder, (value, shape, spacing) = real_data / "dicom_mixed" / name, SERIES[name]
     source = series(folder)
-    (scan,) = scans_of(source)
-    patch = tuple(-(-n // 2) for n in scan.voxels.shape[1:])
-    seg_path, table = above(value, [folder], tmp_path / "seg", scan.spacing, patch)
-    nifti_path, _ = above(value, [folder], tmp_path / "nifti", scan.spacing, patch, format="nifti")
+    patch = tuple(-(-n // 2) for n in shape)
+    seg_path, _ = above(value, [folder], tmp_path / "seg", spacing, patch)
+    nifti_path, _ = above(value, [folder], tmp_path / "nifti", spacing, patch, format="nifti")
     assert seg_path.suffix == ".dcm"
     seg = hd.seg.segread(seg_path)
     headers = {str(h.file_meta.MediaStorageSOPInstanceUID): h for h in map(pydicom.dcmread, source.paths)}
@@ -83,7 +86,22 @@ def _check_frames(seg, headers, source, value):
 def _check_world(seg, nifti_path, folder, tmp_path):
     """Voxel by voxel the same label as the NIfTI prediction at that place; which lies where dcm2niix puts the scan."""
     (tmp_path / "reference").mkdir()
-    command = [dcm2niix.bin, "-g", "i", "-b", "n", "-z", "n", "-x", "i", "-f", "ref_%s", "-o", str(tmp_path / "reference"), str(folder)]
+    command = [
+        dcm2niix.bin,
+        "-g",
+        "i",
+        "-b",
+        "n",
+        "-z",
+        "n",
+        "-x",
+        "i",
+        "-f",
+        "ref_%s",
+        "-o",
+        str(tmp_path / "reference"),
+        str(folder),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     ours = nib.load(nifti_path)
     references = [nib.load(path) for path in (tmp_path / "reference").glob("ref_*.nii")]
@@ -162,3 +180,38 @@ def test_no_name_of_ours_says_who_it_is(above, dicom, tmp_path, capsys):
     assert b"Doe" not in content
     assert b"4711" not in content
     assert capsys.readouterr() == ("", "")
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(angles=st.tuples(*[st.floats(-3.1, 3.1)] * 3), backwards=st.booleans(), value=st.integers(100, 700))
+def test_any_orientation_and_direction(above, dicom, tmp_path_factory, angles, backwards, value):
+    """Every frame of the object holds what its own slice's pixels say, however the stack lies and is numbered."""
+    folder = tmp_path_factory.mktemp("oblique")
+    turn = Rotation.from_euler("xyz", angles).as_matrix()
+    step = turn[2] * (-2.0 if backwards else 2.0)
+    positions = [tuple(np.array([30.0, -50.0, 10.0]) + step * n) for n in range(5)]
+    orientation = tuple(np.round(turn[:2].ravel(), 9))
+    files = dicom.slices(folder / "in", positions, orientation, FrameOfReferenceUID="1.2.826.0.1.77.3", PatientSex="F")
+    seg_path, _ = above(value + 0.25, [folder / "in"], folder / "out", (2.0, 1.5, 1.2), (4, 16, 16), format="dicom-seg")
+    sops = [str(pydicom.dcmread(path).SOPInstanceUID) for path in files]
+    found = hd.seg.segread(seg_path).get_pixels_by_source_instance(
+        sops, combine_segments=True, ignore_spatial_locations=False, assert_missing_frames_are_empty=True
+    )
+    pixels = np.stack([values_of(path) for path in files])
+    assert np.array_equal(found, (pixels > value + 0.25).astype(int) + (pixels > 2 * value + 0.5))
+
+
+def test_a_tilted_gantry(above, dicom, tmp_path):
+    """dcm2niix straightens the stack between the voxels; each frame gets the nearest labels back."""
+    positions = [(0.0, 0.9 * n, 2.0 * n) for n in range(6)]
+    files = dicom.slices(
+        tmp_path / "in", positions, FrameOfReferenceUID="1.2.826.0.1.77.3", PatientSex="F", GantryDetectorTilt=24.2
+    )
+    seg_path, _ = above(150, [tmp_path / "in"], tmp_path / "out", (2.0, 1.5, 1.2), (4, 16, 16), format="dicom-seg")
+    sops = [str(pydicom.dcmread(path).SOPInstanceUID) for path in files]
+    found = hd.seg.segread(seg_path).get_pixels_by_source_instance(sops, combine_segments=True)
+    pixels = np.stack([values_of(path) for path in files])
+    expected = (pixels > 150).astype(int) + (pixels > 300)
+    assert (found == expected).mean() > 0.95
+    shifted = np.roll(expected, 1, axis=1)
+    assert (found == expected).mean() > (found == shifted).mean()
