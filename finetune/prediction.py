@@ -48,24 +48,34 @@ def predict(
     table = Path(out) / TABLES.get(adapter.spec.task.name, "predictions.csv")
     _refuse_output([Path(path) for path in inputs], Path(out), items, table)
     place = pick_device(device)
-    members = [network.to(place)]
     writer = Writer(adapter, options, Path(out), _serial(Path(model)), tell)
-    failed = [f"{line.path}: {line.reason}" for line in damaged]
+    rows, failed = _predict_each(adapter, [network.to(place)], items, writer, place)
+    if rows:
+        (write_boxes if table.suffix == ".json" else write_csv)(table, rows)
+        writer.written.append(table)
+    failed = [f"{line.path}: {line.reason}" for line in damaged] + failed
+    for line in failed:
+        tell(f"not predicted: {line}")
+    if failed:
+        raise UserError(f"{len(failed)} inputs could not be predicted (listed above); {len(rows)} scans are in {out}")
+    return writer.written
+
+
+def _predict_each(
+    adapter: Adapter[Any, Any], members: Sequence[TaskModel], items: Sequence[Item], writer: Writer, place: torch.device
+) -> tuple[list[Row], list[str]]:
+    """Rows of the table, and a line for each input that failed."""
     rows: list[Row] = []
+    failed: list[str] = []
     for item in items:
         try:
             for scan in scans_of(item.source):
                 rows.append(_predict_one(adapter, members, item, scan, writer, place))
         except (ReadError, UserError) as error:
             failed.append(f"{item.shown}: {error}")
-    if rows:
-        (write_boxes if table.suffix == ".json" else write_csv)(table, rows)
-        writer.written.append(table)
-    for line in failed:
-        tell(f"not predicted: {line}")
-    if failed:
-        raise UserError(f"{len(failed)} inputs could not be predicted (listed above); {len(rows)} scans are in {out}")
-    return writer.written
+        except (MemoryError, torch.OutOfMemoryError):
+            failed.append(f"{item.shown}: does not fit into memory")
+    return rows, failed
 
 
 def _predict_one(

@@ -95,7 +95,7 @@ def finished_slabs(
     resampler = PlaneResampler(permuted((d, h, w), order), permuted(shape, order))
     start = 0
     for planes in stream_scores(members, image, fill, tiling, device):
-        if not torch.isfinite(planes).all():
+        if not all(torch.isfinite(end) for end in planes.aminmax()):  # NaN is both the least and the largest
             raise UserError("the model gives values that are no numbers (NaN): its weights or this scan are damaged")
         for logits in resampler.feed(planes):
             stop = start + logits.shape[2]
