@@ -43,16 +43,17 @@ def _scaled(planes: npt.NDArray[np.floating]) -> Iterator[npt.NDArray]:
 def _header(shape: tuple[int, ...], dtype: np.dtype, scan: Scan, source: Path | None) -> Any:
     """Of voxels (x, y, z) = (W, H, D); a scan without a place in the world gets its voxel size and the code 0."""
     original: Any = nib.load(source).header if source is not None else None
-    kind = nib.Nifti2Header if max(shape) > 32767 else nib.Nifti1Header
+    second = max(shape) > 32767 or isinstance(original, nib.Nifti2Header)  # whose numbers are twice as long
+    kind = nib.Nifti2Header if second else nib.Nifti1Header
     header: Any = kind()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape[::-1])
     if original is not None:
-        for name in _GEOMETRY:
-            header[name] = original[name]
-        header["pixdim"][:4] = original["pixdim"][:4]
         if _size(original) == np.prod(shape):  # as flat or as deep as it was
             header.set_data_shape(original.get_data_shape())
+        for name in _GEOMETRY:
+            header[name] = original[name]
+        header["pixdim"][:4] = original["pixdim"][:4]  # after the shape, which resets those of absent axes
         return header
     header.set_xyzt_units("mm")
     header.set_zooms(scan.spacing[::-1])

@@ -12,7 +12,7 @@ from scanforge.finetune.outputs.nifti import write_fractions, write_labels
 FORMS = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "srow_x", "srow_y", "srow_z")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.sampled_from([(5, 4, 3), (5, 4), (5, 4, 3, 1), (5, 4, 1)]),
     qcode=st.integers(0, 4),
@@ -38,12 +38,11 @@ def test_the_source_s_geometry_to_the_bit(tmp_path_factory, shape, qcode, scode,
     found = nib.load(folder / "out.nii.gz")
     assert np.array_equal(np.asarray(found.dataobj), voxels % 3)
     assert found.get_data_dtype() == np.uint8
-    assert np.array_equal(found.affine, source.affine.astype(np.float32).astype(float)) or np.allclose(
-        found.affine, nib.load(folder / "in.nii.gz").affine, atol=1e-6
-    )
+    original = nib.load(folder / "in.nii.gz")
+    assert np.array_equal(found.affine, original.affine)
+    assert np.array_equal(found.header["pixdim"][:4], original.header["pixdim"][:4])
     for name in FORMS:
-        assert np.allclose(found.header[name], source.header[name], rtol=1e-6)
-    assert found.header.get_zooms()[:3] == pytest.approx(source.header.get_zooms()[:3])
+        assert np.array_equal(found.header[name], original.header[name])
     assert b"Doe" not in found.to_bytes()
     assert b"4711" not in found.to_bytes()
 
