@@ -62,36 +62,34 @@ class Writer:
         return {"prediction": max(named, key=lambda name: named[name])} | named
 
     def _segmentation(self, made: Segmented, item: Item, scan: Scan) -> Row:
-        self._labels(made, item, scan)
+        labels = self._labels(made, item, scan)
         if made.probabilities is not None:
             self._fractions("probabilities", made.probabilities, item, scan)
         for name, values in made.maps.items():
             self._fractions(name, values, item, scan)
-        return volumes_of(made.labels, scan, self.adapter.spec.classes)
+        return {"output": self._named(labels)} | volumes_of(made.labels, scan, self.adapter.spec.classes)
 
-    def _labels(self, made: Segmented, item: Item, scan: Scan) -> None:
+    def _labels(self, made: Segmented, item: Item, scan: Scan) -> Path:
         if self.options.format == "dicom-seg" and not item.is_dicom:
             raise UserError("no DICOM: --format dicom-seg needs a series to refer to; leave it out")
         if item.is_dicom and self.options.format != "nifti":
             try:
-                self._dicom_seg(made, item, scan)
-                return
+                return self._dicom_seg(made, item, scan)
             except UserError as error:
                 if self.options.format == "dicom-seg":
                     raise
                 self.tell(f"{item.shown}: {self._plain(scan)} and no DICOM-SEG: {error}")
         if self._plain(scan) == "PNG":
-            self._put(item, scan, ".png", lambda target: image.write_labels(target, made.labels))
-        else:
-            own = _own_file(item)
-            self._put(item, scan, ".nii.gz", lambda target: nifti.write_labels(target, made.labels, scan, own))
+            return self._put(item, scan, ".png", lambda target: image.write_labels(target, made.labels))
+        own = _own_file(item)
+        return self._put(item, scan, ".nii.gz", lambda target: nifti.write_labels(target, made.labels, scan, own))
 
-    def _dicom_seg(self, made: Segmented, item: Item, scan: Scan) -> None:
+    def _dicom_seg(self, made: Segmented, item: Item, scan: Scan) -> Path:
         from scanforge.finetune.outputs import dicom_seg  # highdicom takes a second to import
         from scanforge.finetune.outputs.maker import Maker
 
         maker, classes = Maker(self.serial, "segmentation"), self.adapter.spec.classes
-        self._put(
+        return self._put(
             item, scan, ".dcm",
             lambda target: dicom_seg.write_labels(target, made.labels, scan, item.source, classes, maker),
         )  # fmt: skip
@@ -111,22 +109,33 @@ class Writer:
     def _boxes(self, prediction: Any, item: Item, scan: Scan) -> Row:
         boxes, scores, *labels = prediction
         which = labels[0] if labels else np.zeros(len(boxes), np.int64)
-        found, classes = Found(boxes, scores, which), self.adapter.spec.classes
-        if item.is_dicom and len(boxes):  # the template of a report wants a finding
-            from scanforge.finetune.outputs import dicom_sr
-            from scanforge.finetune.outputs.maker import Maker
+        found = Found(boxes, scores, which)
+        row: Row = {"boxes": as_json(found, scan, self.adapter.spec.classes)}
+        if not item.is_dicom:
+            return row
+        return {"report": self._report(found, item, scan) if len(boxes) else None} | row
 
-            maker = Maker(self.serial, "detection")
-            try:
+    def _report(self, found: Found, item: Item, scan: Scan) -> str | None:
+        from scanforge.finetune.outputs import dicom_sr
+        from scanforge.finetune.outputs.maker import Maker
+
+        maker, classes = Maker(self.serial, "detection"), self.adapter.spec.classes
+        try:
+            return self._named(
                 self._put(
                     item, scan, ".dcm",
                     lambda target: dicom_sr.write_report(target, found, scan, item.source, classes, maker),
-                )  # fmt: skip
-            except UserError as error:
-                self.tell(f"{item.shown}: boxes as JSON alone: {error}")
-        return {"boxes": as_json(found, scan, classes)}
+                )
+            )  # fmt: skip
+        except UserError as error:
+            self.tell(f"{item.shown}: boxes as JSON alone: {error}")
+            return None
 
-    def _put(self, item: Item, scan: Scan, suffix: str, write: Callable[[Path], None]) -> None:
+    def _named(self, path: Path) -> str:
+        """How the table calls an output."""
+        return path.relative_to(self.out).as_posix()
+
+    def _put(self, item: Item, scan: Scan, suffix: str, write: Callable[[Path], None]) -> Path:
         """Let `write` make a file of this scan; UserError where something lies there."""
         part = f"_{scan.part}" if scan.part else ""
         target = self.out / f"{item.name}{part}{suffix}"
@@ -135,6 +144,7 @@ class Writer:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target)
         self.written.append(target)
+        return target
 
 
 def _own_file(item: Item) -> Path | None:

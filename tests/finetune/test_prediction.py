@@ -79,8 +79,19 @@ def test_probabilities_and_uncertainty_lie_on_the_scan_and_fit_the_labels(models
     entropy = -(chances * np.log(np.maximum(chances, 1e-9))).sum(-1) / np.log(3)
     assert np.allclose(uncertainty.get_fdata(), entropy, atol=5e-3)
     (row,) = csv.DictReader(written[3].read_text().splitlines())
+    assert (row["file"], row["output"]) == ("a.nii.gz", "a.nii.gz")
     assert int(row["one voxels"]) == (np.asarray(labels.dataobj) == 1).sum()
     assert float(row["one ml"]) == pytest.approx(int(row["one voxels"]) * 1.5 * 1.5 * 2 / 1000, abs=1e-4)
+
+
+def test_each_volume_of_a_series_has_an_output(models, tmp_path):
+    source = nib.load(volume(tmp_path / "in" / "a.nii.gz", (16, 16, 18, 2)))
+    *written, table = predict(models("segmentation"), [tmp_path / "in"], tmp_path / "out", "cpu")
+    assert [path.name for path in written] == ["a_0.nii.gz", "a_1.nii.gz"]
+    for path in written:
+        assert nib.load(path).shape == (16, 16, 18)
+        assert np.array_equal(nib.load(path).affine, source.affine)
+    assert [row["file"] for row in csv.DictReader(table.read_text().splitlines())] == ["a.nii.gz#0", "a.nii.gz#1"]
 
 
 def test_two_runs_write_the_same_bytes(models, tmp_path):
@@ -143,6 +154,7 @@ def test_boxes_of_dicom_are_json_and_a_report(models, tmp_path, dicom, flat):
     report_path, table = predict(models("detection", flat), [tmp_path / "in"], tmp_path / "out", "cpu")
     (row,) = json.loads(table.read_text())["scans"]
     assert len(row["boxes"]) == 3
+    assert row["report"] == report_path.name
     content = hd.sr.srread(report_path).content
     groups = content.get_planar_roi_measurement_groups() if flat else content.get_volumetric_roi_measurement_groups()
     assert [float(g.get_measurements()[0].value) / 100 for g in groups] == pytest.approx(

@@ -117,7 +117,7 @@ def test_a_vit_segments_slices(study, slices, tmp_path):
     result = run(config)
     written, table = predict(result.model, [slices / "images" / "s03.png"], tmp_path / "out")
     assert written.name == "s03.png"
-    assert table.read_text().startswith("file,lesion voxels,lesion ml\ns03.png,")
+    assert table.read_text().startswith("file,output,lesion voxels,lesion ml\ns03.png,s03.png,")
 
 
 def test_patients_of_the_pretraining_are_refused_or_shouted(study, volumes, tmp_path):
