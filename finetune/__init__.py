@@ -18,8 +18,16 @@ def run(config: "FinetuneConfig") -> "RunResult":
     return run_study(config)
 
 
-def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto") -> list[Path]:
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    device: str = "auto",
+    format: str = "auto",
+    probabilities: bool = False,
+    uncertainty: bool = False,
+) -> list[Path]:
     """Apply a fine-tuned model to scans and write the predictions; see `prediction.predict`."""
     from scanforge.finetune.prediction import predict as predict_scans
 
-    return predict_scans(model, inputs, out, device)
+    return predict_scans(model, inputs, out, device, format, probabilities, uncertainty)

@@ -12,7 +12,7 @@ from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector  
 from monai.apps.detection.networks.retinanet_network import RetinaNet  # noqa: E402
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape  # noqa: E402
 from monai.data.box_utils import non_max_suppression  # noqa: E402
-from monai.inferers import sliding_window_inference  # noqa: E402
+from monai.data.utils import compute_importance_map  # noqa: E402
 from monai.losses.giou_loss import BoxGIoULoss  # noqa: E402
 
 __all__ = [
@@ -20,6 +20,6 @@ __all__ = [
     "BoxGIoULoss",
     "RetinaNet",
     "RetinaNetDetector",
+    "compute_importance_map",
     "non_max_suppression",
-    "sliding_window_inference",
 ]

@@ -1,108 +1,135 @@
 """`predict`: a fine-tuned model on new scans; output in the geometry of the input."""
 
-import csv
-import json
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+import torch
 
+from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
-from scanforge.datasets.labels.names import parts_of
-from scanforge.datasets.readers import find_scans, suffix_of
-from scanforge.finetune.config import RegressionTask
-from scanforge.finetune.modelfile import load_model, pick_device
-from scanforge.finetune.storage import write_whole
-from scanforge.finetune.volumes import read_one
+from scanforge.datasets.readers import ReadError, Scan, scans_of
+from scanforge.finetune.adapter import Adapter, TaskModel
+from scanforge.finetune.inputs import Item, find_items
+from scanforge.finetune.modelfile import INFO, load_model, pick_device
+from scanforge.finetune.outputs.tables import Row, write_boxes, write_csv
+from scanforge.finetune.outputs.writing import FORMATS, SUFFIXES, Options, Writer
 
-NIFTI = (".nii", ".nii.gz")
+DEVICES = ("auto", "cpu", "cuda")
+TABLES = {"segmentation": "predictions.csv", "detection": "predictions.json"}
+
+Tell = Callable[[str], None]
 
 
-def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto") -> list[Path]:
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    device: str = "auto",
+    format: str = "auto",
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    tell: Tell | None = None,
+) -> list[Path]:
     """Predict every scan under `inputs` (files or folders) with the model of a fine-tuning run; gives what it wrote.
 
-    Segmentation: a label map for each scan, NIfTI with the same shape and affine (uint8) or PNG. Classification
-    and regression: predictions.csv. Detection: predictions.json, boxes half-open in voxels, order d, h, w.
-    Raises UserError for an unusable model or input; scans before it are already written.
+    Segmentation: a label map for each scan and the volumes of all in predictions.csv. Classification: predictions.csv.
+    Detection: predictions.json, and a structured report for each DICOM series. See docs/finetuning.md.
+    format   'auto' (NIfTI for volumes, PNG for images, DICOM-SEG for DICOM), 'nifti', 'dicom-seg'
+    tell     takes lines for people: what fell back to another format, and each scan that failed; stderr by default
+    Raises UserError before any work for an unusable model, input or output folder; after all of it where a scan could
+    not be predicted: the others are then written.
     """
+    tell = tell or (lambda line: print(line, file=sys.stderr))
     adapter, members = load_model(Path(model))
-    scans = find_scans([Path(path) for path in inputs])
-    if not scans:
-        raise UserError(f"no readable scan (NIfTI, PNG, JPEG) under {', '.join(map(str, inputs))}")
-    targets = _targets(scans, out)
+    options = _checked(adapter, device, format, probabilities, uncertainty)
+    items, damaged = find_items([Path(path) for path in inputs])
+    table = Path(out) / TABLES.get(adapter.spec.task.name, "predictions.csv")
+    _refuse_output([Path(path) for path in inputs], Path(out), items, table)
     place = pick_device(device)
-    for member in members:
-        member.to(place)
-    out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    written: list[Path] = []
-    for (root, relative), target in zip(scans, targets, strict=True):
-        sample = adapter.unlabelled(read_one(root / relative))
-        prediction = adapter.predict(members, sample, place)
-        if adapter.spec.task.name == "segmentation":
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_labels(prediction, root / relative, target)
-            written.append(target)
-        elif adapter.spec.task.name == "classification":
-            named = dict(zip(adapter.spec.classes, (float(p) for p in prediction), strict=True))
-            rows.append({"file": relative, "prediction": max(named, key=lambda name: named[name])} | named)
-        elif isinstance(adapter.spec.task, RegressionTask):
-            rows.append({"file": relative, adapter.spec.task.label_column: prediction})
-        else:
-            found = [{"box": b.tolist(), "score": float(s)} for b, s in zip(*prediction, strict=True)]
-            rows.append({"file": relative, "boxes": found})
-    return written or [_write_rows(rows, out)]
+    writer = Writer(adapter, options, Path(out), _serial(Path(model)), tell)
+    rows, failed = _predict_each(adapter, [member.to(place) for member in members], items, writer, place)
+    if rows:
+        (write_boxes if table.suffix == ".json" else write_csv)(table, rows)
+        writer.written.append(table)
+    failed = [f"{line.path}: {line.reason}" for line in damaged] + failed
+    for line in failed:
+        tell(f"not predicted: {line}")
+    if failed:
+        raise UserError(f"{len(failed)} inputs could not be predicted (listed above); {len(rows)} scans are in {out}")
+    return writer.written
 
 
-def write_labels(labels: npt.NDArray[np.uint8], source: Path, target: Path) -> None:
-    """A label map (D, H, W) beside its scan's geometry: NIfTI for NIfTI, PNG for images."""
-    if suffix_of(source) in NIFTI:
-        original: Any = nib.load(source)
-        voxels = labels.T.reshape(original.shape)
-        image = nib.Nifti1Image(voxels, original.affine)
-        image.header.set_xyzt_units(*original.header.get_xyzt_units())
-        for name, form in (("qform_code", image.set_qform), ("sform_code", image.set_sform)):
-            code = int(original.header[name])
-            form(original.affine if code else None, code=code)
-        part = target.with_name(f".part-{target.name}")
-        nib.save(image, part)
-        part.replace(target)
-    else:
-        write_whole(target, lambda part: Image.fromarray(labels[0]).save(part, format="PNG"))
+def _predict_each(
+    adapter: Adapter[Any, Any], members: Sequence[TaskModel], items: Sequence[Item], writer: Writer, place: torch.device
+) -> tuple[list[Row], list[str]]:
+    """Rows of the table, and a line for each input that failed."""
+    rows: list[Row] = []
+    failed: list[str] = []
+    for item in items:
+        try:
+            for scan in scans_of(item.source):
+                rows.append(_predict_one(adapter, members, item, scan, writer, place))
+        except (ReadError, UserError) as error:
+            failed.append(f"{item.shown}: {error}")
+        except (MemoryError, torch.OutOfMemoryError):
+            failed.append(f"{item.shown}: does not fit into memory")
+    return rows, failed
 
 
-def _targets(scans: Sequence[tuple[Path, str]], out: Path) -> list[Path]:
-    """Where each label map goes: the input's own relative path under `out`; UserError where two meet."""
-    targets = []
-    for _, relative in scans:
-        suffix = ".nii.gz" if suffix_of(relative) in NIFTI else ".png"
-        targets.append(out / PurePosixPath(relative).parent / (parts_of(relative)[-1] + suffix))
-    doubled = {target for target in targets if targets.count(target) > 1}
-    if doubled:
-        raise UserError(f"two inputs would be written to {sorted(doubled)[0]}: give them to separate calls")
-    inputs = {(root / relative).resolve() for root, relative in scans}
-    clash = [target for target in targets if target.resolve() in inputs]
-    if clash:
-        raise UserError(f"the prediction would overwrite its input {clash[0]}: choose another --out")
-    return targets
+def _predict_one(
+    adapter: Adapter[Any, Any],
+    members: Sequence[TaskModel],
+    item: Item,
+    scan: Scan,
+    writer: Writer,
+    place: torch.device,
+) -> Row:
+    _refuse_kind(adapter, scan)
+    sample = adapter.unlabelled(scan)
+    return {"file": item.shown if not scan.part else f"{item.shown}#{scan.part}"} | writer.write(
+        members, sample, item, scan, place
+    )
 
 
-def _write_rows(rows: list[dict[str, Any]], out: Path) -> Path:
-    if "boxes" in rows[0]:
-        target = out / "predictions.json"
-        write_whole(target, lambda part: part.write_text(json.dumps(rows, indent=2) + "\n"))
-        return target
-    target = out / "predictions.csv"
+def _refuse_kind(adapter: Adapter[Any, Any], scan: Scan) -> None:
+    """UserError where a model of volumes gets an image, or one of images a volume; frames are images to a segmenter."""
+    depth, is_2d = scan.voxels.shape[1], adapter.spec.plan.is_2d
+    if depth == 1 and not is_2d:
+        raise UserError("a single slice, but the model was trained on volumes")
+    if depth > 1 and is_2d and not (scan.frames and adapter.spec.task.name == "segmentation"):
+        raise UserError(f"a volume of {depth} slices, but the model was trained on single images")
 
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
 
-    write_whole(target, write)
-    return target
+def _checked(adapter: Adapter[Any, Any], device: str, format: str, probabilities: bool, uncertainty: bool) -> Options:
+    task = adapter.spec.task.name
+    if device not in DEVICES:
+        raise UserError(f"device '{device}' is not known: choose {', '.join(DEVICES)}")
+    if format not in FORMATS:
+        raise UserError(f"format '{format}' is not known: choose {', '.join(FORMATS)}")
+    if task != "segmentation":
+        for name, asked in (
+            ("format", format != "auto"),
+            ("probabilities", probabilities),
+            ("uncertainty", uncertainty),
+        ):
+            if asked:
+                raise UserError(f"--{name} is for segmentation; the outputs of {task} are always the same")
+    return Options(format, probabilities, uncertainty)
+
+
+def _refuse_output(inputs: Sequence[Path], out: Path, items: Sequence[Item], table: Path) -> None:
+    """UserError where something would be written over, or would be found as an input the next time."""
+    for given in inputs:
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            raise UserError(f"the output folder {out} lies in the input folder {given}; put it elsewhere")
+    candidates = [table, *(out / (item.name + suffix) for item in items for suffix in SUFFIXES)]
+    there = [path for path in candidates if path.exists()]
+    if there:
+        raise UserError(f"{there[0]} is there already and is not written over; choose another --out")
+
+
+def _serial(model: Path) -> str:
+    """Tells this model from others, in DICOM objects."""
+    return sha256((model if model.is_dir() else model.parent) / INFO)[:16]

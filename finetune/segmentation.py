@@ -1,6 +1,7 @@
 """The segmentation task: patches, Dice + CE, sliding windows; Dice, NSD and HD95."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,15 @@ from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel
 from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.inference import volume_logits
+from scanforge.finetune.inference import Tiling
 from scanforge.finetune.losses import class_weights, deep_supervision
 from scanforge.finetune.metrics.dice import dice, mean_defined
 from scanforge.finetune.metrics.intervals import Statistic
 from scanforge.finetune.metrics.surface import surface_scores
 from scanforge.finetune.metrics.weighted import Record, mean_of
-from scanforge.finetune.postprocess import Held, choose
+from scanforge.finetune.postprocess import Held, apply, choose
 from scanforge.finetune.sampling import Window, extract, random_matrix
+from scanforge.finetune.segmented import Segmented, Wanted, segment_volume
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
 
 Labels = npt.NDArray[np.uint8]
@@ -96,16 +98,6 @@ class Segmentation(Adapter[Labels, Labels]):
         weight = None if weights is None else torch.tensor(weights, device=images.device)
         return deep_supervision(model(images), targets, self.spec.loss, weight)
 
-    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
-        """Label map at the file's grid: logits by sliding window, mean over members, resampled, then the largest."""
-        patch, overlap = self.spec.plan.patch, self.spec.inference.overlap
-        logits = [
-            volume_logits(member, sample.image, sample.fill, patch, overlap, self.mirrors(), device)
-            for member in members
-        ]
-        mean = torch.stack(logits).mean(0)
-        return resize(mean.numpy(), sample.shape).argmax(0).astype(np.uint8)
-
     @property
     def tolerance(self) -> float:
         """Of the surface Dice, in mm."""
@@ -122,6 +114,24 @@ class Segmentation(Adapter[Labels, Labels]):
         if not config.postprocess:
             return self.spec
         return self.spec.model_copy(update={"postprocess": choose(held.maps, len(self.spec.classes))})
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
+        """Label map at the file's grid."""
+        return self.segment(members, sample, device).labels
+
+    def segment(
+        self,
+        members: Sequence[TaskModel],
+        sample: Sample[Labels],
+        device: torch.device,
+        wanted: Wanted | None = None,
+    ) -> Segmented:
+        """Labels at the file's grid; probabilities and uncertainty as `wanted`. See `segmented`."""
+        # What the GPU could train on at once, it can also look at; a CPU gains nothing from more than one.
+        batch = self.spec.plan.batch if device.type == "cuda" else 1
+        tiling = Tiling(self.spec.plan.patch, self.spec.inference.overlap, self.mirrors(), batch)
+        temperature = self.spec.temperature
+        made = segment_volume(members, sample.image, sample.fill, sample.shape, tiling, device, temperature, wanted)
+        return replace(made, labels=apply(made.labels, self.spec.postprocess, float(np.prod(sample.spacing))))
 
     def record(self, case: Case, sample: Sample[Labels], prediction: Labels) -> Record:
         """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice."""

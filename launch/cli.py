@@ -169,14 +169,22 @@ def finetune(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Option(help="Run folder or model.safetensors of a fine-tuned model.")],
-    input: Annotated[list[Path], typer.Option(help="Scan or folder of scans; may be given again.")],
-    out: Annotated[Path, typer.Option(help="Folder of the predictions.")],
+    input: Annotated[
+        list[Path], typer.Option(help="Scan, DICOM series, or folder of any of them; may be given again.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the predictions; nothing in it is written over.")],
+    format: Annotated[
+        str, typer.Option(help="Of label maps. auto: as the input, DICOM-SEG for DICOM; nifti; dicom-seg.")
+    ] = "auto",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Of every class, beside the labels.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="A map from 0 (sure) to 1.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Apply a fine-tuned model; segmentations return in each input's own geometry."""
+    """Apply a fine-tuned model; what it finds returns in each input's own geometry."""
     from scanforge.finetune import predict as run_predict
 
-    written = run_predict(model, input, out)
-    print(f"{len(written)} predictions in {out}")
+    written = run_predict(model, input, out, device, format, probabilities, uncertainty)
+    print(f"{len(written)} files in {out}")
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Tiny labelled data sets on disk, made of noise and bright blobs."""
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import nibabel as nib
@@ -95,3 +96,12 @@ def study(tmp_path):
 def real(real_data) -> Path:
     """Real hippocampus volumes."""
     return real_data / "msd_task04_hippocampus"
+
+
+# Synthetic DICOM is made by the readers' fixture; test modules are no package, so by its path.
+_spec = importlib.util.spec_from_file_location(
+    "readers_conftest", Path(__file__).parents[1] / "datasets" / "readers" / "conftest.py"
+)
+_loaded = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_loaded)
+dicom = _loaded.dicom

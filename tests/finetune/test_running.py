@@ -104,7 +104,7 @@ def test_images(study, slices, tmp_path, task):
         assert lines[0] == "file,prediction,lesion,none"
         assert len(lines) == 41
     else:
-        rows = json.loads(written.read_text())
+        rows = json.loads(written.read_text())["scans"]
         assert len(rows) == 40
         boxes = np.array([b["box"] for row in rows for b in row["boxes"]]).reshape(-1, 6)
         assert (boxes[:, 3:] > boxes[:, :3]).all()
@@ -116,8 +116,9 @@ def test_a_vit_segments_slices(study, slices, tmp_path):
     data = config.data.model_copy(update={"labels": slices / "masks"})
     config = config.model_copy(update={"data": data, "task": SegmentationTask(classes=["lesion"])})
     result = run(config)
-    (written,) = predict(result.model, [slices / "images" / "s03.png"], tmp_path / "out")
+    written, table = predict(result.model, [slices / "images" / "s03.png"], tmp_path / "out")
     assert written.name == "s03.png"
+    assert table.read_text().startswith("file,output,lesion voxels,lesion ml\ns03.png,s03.png,")
 
 
 def test_patients_of_the_pretraining_are_refused_or_shouted(study, volumes, tmp_path):

@@ -1,0 +1,154 @@
+"""One scan's prediction, written in the form that fits its task and its source."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scanforge.configs.errors import UserError
+from scanforge.datasets.readers import Scan
+from scanforge.finetune.adapter import Adapter, Sample, TaskModel
+from scanforge.finetune.config import RegressionTask
+from scanforge.finetune.inputs import Item
+from scanforge.finetune.outputs import image, nifti
+from scanforge.finetune.outputs.boxes import Found, as_json
+from scanforge.finetune.outputs.tables import Row, volumes_of
+from scanforge.finetune.segmentation import Segmentation
+from scanforge.finetune.segmented import Segmented, Wanted
+
+FORMATS = ("auto", "nifti", "dicom-seg")
+SUFFIXES = (".nii.gz", ".png", ".dcm")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for."""
+
+    format: str
+    probabilities: bool
+    uncertainty: bool
+
+
+@dataclass
+class Writer:
+    """Predicts and writes one scan after the other. `written`: every file so far."""
+
+    adapter: Adapter[Any, Any]
+    options: Options
+    out: Path
+    serial: str
+    tell: Callable[[str], None]
+    written: list[Path] = field(default_factory=list)
+
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[Any], item: Item, scan: Scan, device: torch.device
+    ) -> Row:
+        """Predict one scan and write its files; gives its part of the table."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.adapter, Segmentation):
+            # Beside the outputs: a scratch disk that holds these holds the probabilities before they are packed.
+            with TemporaryDirectory(prefix=".part-", dir=self.out) as store:
+                wanted = Wanted(self.options.probabilities, self.options.uncertainty, Path(store))
+                made = self.adapter.segment(members, sample, device, wanted)
+                return self._segmentation(made, item, scan)
+        prediction = self.adapter.predict(members, sample, device)
+        if self.adapter.spec.task.name == "detection":
+            return self._boxes(prediction, item, scan)
+        if isinstance(self.adapter.spec.task, RegressionTask):
+            return {self.adapter.spec.task.label_column: prediction}
+        named = dict(zip(self.adapter.spec.classes, (float(p) for p in prediction), strict=True))
+        return {"prediction": max(named, key=lambda name: named[name])} | named
+
+    def _segmentation(self, made: Segmented, item: Item, scan: Scan) -> Row:
+        labels = self._labels(made, item, scan)
+        if made.probabilities is not None:
+            self._fractions("probabilities", made.probabilities, item, scan)
+        for name, values in made.maps.items():
+            self._fractions(name, values, item, scan)
+        return {"output": self._named(labels)} | volumes_of(made.labels, scan, self.adapter.spec.classes)
+
+    def _labels(self, made: Segmented, item: Item, scan: Scan) -> Path:
+        if self.options.format == "dicom-seg" and not item.is_dicom:
+            raise UserError("no DICOM: --format dicom-seg needs a series to refer to; leave it out")
+        if item.is_dicom and self.options.format != "nifti":
+            try:
+                return self._dicom_seg(made, item, scan)
+            except UserError as error:
+                if self.options.format == "dicom-seg":
+                    raise
+                self.tell(f"{item.shown}: {self._plain(scan)} and no DICOM-SEG: {error}")
+        if self._plain(scan) == "PNG":
+            return self._put(item, scan, ".png", lambda target: image.write_labels(target, made.labels))
+        own = _own_file(item)
+        return self._put(item, scan, ".nii.gz", lambda target: nifti.write_labels(target, made.labels, scan, own))
+
+    def _dicom_seg(self, made: Segmented, item: Item, scan: Scan) -> Path:
+        from scanforge.finetune.outputs import dicom_seg  # highdicom takes a second to import
+        from scanforge.finetune.outputs.maker import Maker
+
+        maker, classes = Maker(self.serial, "segmentation"), self.adapter.spec.classes
+        return self._put(
+            item, scan, ".dcm",
+            lambda target: dicom_seg.write_labels(target, made.labels, scan, item.source, classes, maker),
+        )  # fmt: skip
+
+    def _plain(self, scan: Scan) -> str:
+        """The form of what is no DICOM object: an image without a place in the world is a PNG unless NIfTI is asked."""
+        is_image = scan.affine is None and scan.voxels.shape[1] == 1
+        return "PNG" if is_image and self.options.format != "nifti" else "NIfTI"
+
+    def _fractions(self, name: str, values: npt.NDArray, item: Item, scan: Scan) -> None:
+        if self._plain(scan) == "PNG" and values.ndim == 3:
+            self._put(item, scan, f"_{name}.png", lambda target: image.write_fractions(target, values))
+        else:
+            own = _own_file(item)
+            self._put(item, scan, f"_{name}.nii.gz", lambda target: nifti.write_fractions(target, values, scan, own))
+
+    def _boxes(self, prediction: Any, item: Item, scan: Scan) -> Row:
+        boxes, scores, *labels = prediction
+        which = labels[0] if labels else np.zeros(len(boxes), np.int64)
+        found = Found(boxes, scores, which)
+        row: Row = {"boxes": as_json(found, scan, self.adapter.spec.classes)}
+        if not item.is_dicom:
+            return row
+        return {"report": self._report(found, item, scan) if len(boxes) else None} | row
+
+    def _report(self, found: Found, item: Item, scan: Scan) -> str | None:
+        from scanforge.finetune.outputs import dicom_sr
+        from scanforge.finetune.outputs.maker import Maker
+
+        maker, classes = Maker(self.serial, "detection"), self.adapter.spec.classes
+        try:
+            return self._named(
+                self._put(
+                    item, scan, ".dcm",
+                    lambda target: dicom_sr.write_report(target, found, scan, item.source, classes, maker),
+                )
+            )  # fmt: skip
+        except UserError as error:
+            self.tell(f"{item.shown}: boxes as JSON alone: {error}")
+            return None
+
+    def _named(self, path: Path) -> str:
+        """How the table calls an output."""
+        return path.relative_to(self.out).as_posix()
+
+    def _put(self, item: Item, scan: Scan, suffix: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` make a file of this scan; UserError where something lies there."""
+        part = f"_{scan.part}" if scan.part else ""
+        target = self.out / f"{item.name}{part}{suffix}"
+        if target.exists():
+            raise UserError(f"{target} is there already and is not written over")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target)
+        self.written.append(target)
+        return target
+
+
+def _own_file(item: Item) -> Path | None:
+    return item.source.paths[0] if item.source.kind == "nifti" else None
