@@ -1,8 +1,8 @@
 """Memory per rank of real engine steps at every ZeRO stage, against what `scanforge launch --dry-run` estimates.
 
 command: python benchmarks/memory.py [--device cpu|cuda] [--nets stunet_l stunet_h vit_l] [--worlds 1 2]
-                                     [--stages 0 1 2 3] [--bucket 50000000] [--limit-gb 10] [--edge 64]
-                                     [--out memory] [--quick]
+                                     [--stages 0 1 2 3] [--recompute off on] [--bucket 50000000] [--limit-gb 10]
+                                     [--edge 64] [--out memory] [--quick]
 
 Each case runs in processes of its own: two steps, the second one measured. On a GPU by torch's allocator. On a CPU the
 profiler counts every buffer of a lone process; of two processes the system's count is taken (resident memory beyond
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["stunet_l", "stunet_h", "vit_l"])
     parser.add_argument("--worlds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
+    parser.add_argument("--recompute", nargs="+", choices=("off", "on"), default=["off", "on"])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--bucket", type=int, default=50_000_000)
     parser.add_argument("--limit-gb", type=float, default=10.0)
@@ -152,7 +153,8 @@ def main() -> None:
     rows = []
     print(f"{'net':>10} {'world':>5} {'stage':>5} {'ckpt':>5} {'measured GB':>11} {'estimate GB':>11} {'ratio':>6}")
     for net in ["stunet_s", "vit_ti"] if options.quick else options.nets:
-        for world, stage, on in ((w, s, c) for w in options.worlds for s in options.stages for c in (False, True)):
+        recompute = [word == "on" for word in options.recompute]
+        for world, stage, on in ((w, s, c) for w in options.worlds for s in options.stages for c in recompute):
             guess = estimated(configured(net, world, stage, on, options.precision, options.edge), world, options.device)
             fits = guess * world <= options.limit_gb * 1e9
             peak = measured(options, net, world, stage, on) if fits else None

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World
 from scanforge.pretrain.engine import Engine
 from scanforge.pretrain.first_batches import first_batches
+from scanforge.pretrain.objectives import Objective
 from scanforge.pretrain.pictures import draw
 from scanforge.pretrain.views import Views
 
@@ -27,7 +29,7 @@ class Gallery:
             self._batches = [first for first, *_ in first_batches(self._config, self._world, crops=1)]
         engine.evaluate()
         with torch.no_grad():
-            shown = [engine.objective.show(*self._views(batch.to(self._world.device))) for batch in self._batches]
+            shown = [_show(engine.objective, self._views(batch.to(self._world.device))) for batch in self._batches]
         engine.train()
         if not self._world.is_main:
             return None
@@ -35,3 +37,17 @@ class Gallery:
         path = self._folder / f"step-{step:08d}.png"
         draw(shown, path)
         return path
+
+
+def _show(objective: Objective, views: tuple[Batch, ...]) -> dict[str, Tensor]:
+    """`objective.show(*views)`, called as its forward: only in there does ZeRO 3 gather a weight that is read.
+
+    Modules that are called gather their own, but class tokens, mask tokens and the weights of packed convolutions are
+    read without a call.
+    """
+    vars(objective)["forward"] = objective.show  # an attribute of the object goes before the method of its class
+    try:
+        columns: dict[str, Tensor] = objective(*views)
+    finally:
+        del vars(objective)["forward"]
+    return columns

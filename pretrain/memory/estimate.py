@@ -45,7 +45,8 @@ class Calculator:
             "max_reuse_distance": "stage3_max_reuse_distance",
         }
         sizes = {ours: int(zero[theirs]) for ours, theirs in names.items() if theirs in zero}
-        return Setting(engine.stage_of(self.world), self.world, self.device, self.config.optimiser.name, offload, **sizes)
+        stage, optimiser = engine.stage_of(self.world), self.config.optimiser.name
+        return Setting(stage, self.world, self.device, optimiser, offload, **sizes)
 
     def _crops(self) -> list[tuple[Triple, int]]:
         """(crop, crops of it on a rank) of each kind that the run may see."""
