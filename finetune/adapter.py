@@ -17,6 +17,7 @@ from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers import Scan
+from scanforge.finetune.boxes.plan import DetectionPlan
 from scanforge.finetune.cases import Case
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task
 from scanforge.finetune.metrics.intervals import Record
@@ -43,6 +44,7 @@ class Spec(Config):
     inference: InferenceConfig
     flip_axes: list[int] = []
     anchors: list[list[list[float]]] | None = None  # detection: sizes by level, from the training boxes
+    detection: DetectionPlan | None = None  # what else is planned from them
     trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps, versions
 
 
@@ -97,7 +99,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """The scalar to minimise."""
 
     @abstractmethod
-    def predict(self, model: TaskModel, sample: Sample[TargetT], device: torch.device) -> PredictionT:
+    def predict(self, members: Any, sample: Sample[TargetT], device: torch.device) -> PredictionT:
         """The prediction at the file's grid; the model is in evaluation mode."""
 
     @abstractmethod

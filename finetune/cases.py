@@ -85,7 +85,7 @@ def _targets(data: LabelledData, task: Task, stems: set[str]) -> tuple[Targets, 
     if isinstance(task, DetectionTask):
         if data.labels.is_file():
             return dict(_boxes_of_each(data.labels, task, stems)), ["finding"]
-        return dict(_masks(data.labels)), ["finding"]
+        return dict(_masks(data.labels)), task.classes or ["finding"]
     if data.labels.is_file():
         raise UserError(f"segmentation needs a folder of label maps, not the file {data.labels}")
     return dict(_masks(data.labels)), task.classes

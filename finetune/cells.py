@@ -91,9 +91,9 @@ def run_cell(
 ) -> CellResult:
     """Train, test on every case, and write pictures, weights (if `keep`) and, last, the result."""
     adapter = adapter_for(spec)
-    samples = [adapter.load(case) for case in train_cases]
     if isinstance(adapter, Detection):
-        adapter = adapter.with_anchors(samples)
+        adapter = adapter.planned(train_cases)
+    samples = [adapter.load(case) for case in train_cases]
     model = adapter.build(_encoder(spec, name.seed, pretrained))
     history = train(
         adapter,
@@ -151,7 +151,7 @@ def _test(
     pictures: dict[str, tuple[float, dict[str, Any]]] = {}
     for i, case in enumerate(cases):
         sample: Sample[Any] = adapter.load(case)
-        prediction = adapter.predict(model, sample, device)
+        prediction = adapter.predict([model] if isinstance(adapter, Detection) else model, sample, device)
         record = adapter.record(case, sample, prediction)
         records.append(record)
         if record["score"] is not None:

@@ -11,7 +11,6 @@ ensure_torchvision()
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector  # noqa: E402
 from monai.apps.detection.networks.retinanet_network import RetinaNet  # noqa: E402
 from monai.apps.detection.utils.anchor_utils import AnchorGeneratorWithAnchorShape  # noqa: E402
-from monai.data.box_utils import non_max_suppression  # noqa: E402
 from monai.inferers import sliding_window_inference  # noqa: E402
 from monai.losses.giou_loss import BoxGIoULoss  # noqa: E402
 
@@ -20,6 +19,5 @@ __all__ = [
     "BoxGIoULoss",
     "RetinaNet",
     "RetinaNetDetector",
-    "non_max_suppression",
     "sliding_window_inference",
 ]

@@ -40,7 +40,8 @@ def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto"
     written: list[Path] = []
     for (root, relative), target in zip(scans, targets, strict=True):
         sample = adapter.unlabelled(read_one(root / relative))
-        prediction = adapter.predict(network, sample, place)
+        boxes = adapter.spec.task.name == "detection"
+        prediction = adapter.predict([network] if boxes else network, sample, place)
         if adapter.spec.task.name == "segmentation":
             target.parent.mkdir(parents=True, exist_ok=True)
             write_labels(prediction, root / relative, target)
@@ -49,7 +50,10 @@ def predict(model: Path, inputs: Sequence[Path], out: Path, device: str = "auto"
             named = dict(zip(adapter.spec.classes, (float(p) for p in prediction), strict=True))
             rows.append({"file": relative, "prediction": max(named, key=lambda name: named[name])} | named)
         else:
-            found = [{"box": b.tolist(), "score": float(s)} for b, s in zip(*prediction, strict=True)]
+            found = [
+                {"box": b.tolist(), "score": float(s), "class": adapter.spec.classes[k]}
+                for b, s, k in zip(*prediction, strict=True)
+            ]
             rows.append({"file": relative, "boxes": found})
     return written or [_write_rows(rows, out)]
 
