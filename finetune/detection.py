@@ -28,7 +28,7 @@ from scanforge.finetune.heads.pyramid import available_strides
 from scanforge.finetune.metrics.detection import average_precision, match
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.sampling import Window, extract, random_matrix, still_window, vary_intensity
-from scanforge.finetune.volumes import Shape, read_labels, target_shape
+from scanforge.finetune.volumes import Shape, read_labels, read_one, target_shape
 
 
 class Detection(Adapter[Findings, Found]):
@@ -63,7 +63,7 @@ class Detection(Adapter[Findings, Found]):
         """
         measured = []
         for case in cases:
-            scan, _ = self.read(case)
+            scan = read_one(case.image)
             fitted, at_spacing = self._shapes(scan)
             d, h, w = scan.voxels.shape[1:]
             measured.append(Measured(self._findings(case, scan), (d, h, w), at_spacing, fitted))

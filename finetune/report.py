@@ -22,7 +22,7 @@ LIMITS = {
     "segmentation": "Surface distances (HD95, NSD) are not computed in this version; Dice alone hides thin errors.",
     "classification": "Scans are scaled to fit the patch; findings below its resolution are not seen. "
     "Probabilities are not calibrated; see the ECE.",
-    "detection": "Scans are scaled to fit the patch; findings below its resolution are not seen. "
+    "detection": "Findings below the resolution of the grid that the network sees are not seen. "
     "FROC is not computed in this version.",
 }
 EMPTY_MASKS = "Dice is 2|P and T| / (|P| + |T|). Empty truth and prediction: undefined, left out; only one empty: 0."

@@ -27,9 +27,11 @@ def of_mask(mask: npt.NDArray, n_classes: int, min_voxels: int, instances: bool)
 
     Each connected component (faces touching) of a value v is a finding of class v - 1; with one class, of all that
     is not 0. With `instances`, each value is one finding of the only class, in one piece or not. UserError where a
-    value has no class.
+    value has no class, and for instances of several classes.
     """
     values = [int(v) for v in np.unique(mask) if v > 0]
+    if instances and n_classes > 1:
+        raise UserError("task.instances needs one class of findings: the values of a mask name no class then")
     if instances:
         boxes = _boxes(mask.astype(np.int64), min_voxels)
         return Findings(boxes, np.zeros(len(boxes), np.int64))

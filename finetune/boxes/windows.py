@@ -11,6 +11,7 @@ from scanforge.finetune.config import Size
 from scanforge.finetune.sampling import Window
 
 SEEN_SHARE = 0.75  # a window looks at a place if it holds so much of the box there
+PAIRS = 2**20  # of boxes and windows that are compared at a time: memory
 WEIGHT_SIGMA = 0.4  # of the patch: a box near a window's border counts less (Jaeger et al. 2019)
 
 
@@ -73,8 +74,13 @@ def sliding_windows(shape: Size, patch: Size, overlap: float) -> list[Window]:
 def looked_at(boxes: Boxes, windows: Sequence[Window]) -> npt.NDArray[np.float64]:
     """How many of the windows hold SEEN_SHARE of each box (N, 6) at least; one at least."""
     places = np.array([[*(w.centre - np.array(w.size) / 2), *(w.centre + np.array(w.size) / 2)] for w in windows])
-    share = intersection(boxes, places) / np.maximum(volumes(boxes), 1e-12)[:, None]
-    return np.maximum((share >= SEEN_SHARE).sum(1), 1).astype(np.float64)
+    seen = np.ones(len(boxes))
+    step = max(1, PAIRS // len(places))
+    for start in range(0, len(boxes), step):
+        some = boxes[start : start + step]
+        share = intersection(some, places) / np.maximum(volumes(some), 1e-12)[:, None]
+        seen[start : start + step] = np.maximum((share >= SEEN_SHARE).sum(1), 1)
+    return seen
 
 
 def trust(boxes: Boxes, window: Window) -> npt.NDArray[np.float64]:

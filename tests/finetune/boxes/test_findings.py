@@ -36,8 +36,8 @@ def test_instances_are_told_apart_by_their_value_alone(mask):
 
 
 def test_an_empty_mask_has_no_finding(mask):
-    for instances in (False, True):
-        found = of_mask(np.zeros_like(mask), 2, 1, instances)
+    for n_classes, instances in [(1, False), (2, False), (1, True)]:
+        found = of_mask(np.zeros_like(mask), n_classes, 1, instances)
         assert found.boxes.shape == (0, 6)
         assert found.labels.shape == (0,)
 
@@ -46,6 +46,11 @@ def test_a_value_without_a_class_is_refused(mask):
     mask[mask == 2] = 5
     with pytest.raises(UserError, match="the value 5, but there are 2 classes"):
         of_mask(mask, 2, 1, False)
+
+
+def test_instances_of_several_classes_are_refused(mask):
+    with pytest.raises(UserError, match=r"task\.instances needs one class"):
+        of_mask(mask, 2, 1, True)
 
 
 def test_lists_with_and_without_labels():

@@ -73,3 +73,15 @@ def test_the_number_of_windows_at_a_time_changes_nothing():
     first, second = (find([bright()], image, 0.0, windows, [(), (2,)], n, CPU) for n in (1, 7))
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_only_the_best_boxes_of_a_pass_are_clustered(monkeypatch):
+    """Whatever the number of windows that they come from."""
+    image = torch.zeros(1, 1, 8, 64)
+    for i in range(8):
+        image[0, 0, 2:6, 8 * i + 2 : 8 * i + 6] = 0.55 + 0.05 * i
+    windows = sliding_windows((1, 8, 64), (1, 8, 8), 0.0)
+    assert len(find([bright()], image, 0.0, windows, [()], 3, CPU).scores) == 8
+    monkeypatch.setattr("scanforge.finetune.boxes.inference.PER_PASS", 3)
+    found = find([bright()], image, 0.0, windows, [()], 3, CPU)
+    assert np.allclose(found.scores, [0.9, 0.85, 0.8])
