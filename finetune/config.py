@@ -33,7 +33,7 @@ class DetectionTask(Config):
     name: Literal["detection"] = "detection"
     id_column: str | None = None
     classes: list[str] | None = None  # of findings; in a mask the names of the values 1..n. None: one, 'finding'
-    instances: bool = False  # each value of a mask is one finding; otherwise each connected part of a value is
+    masks: Literal["components", "instances"] = "components"  # instances: each value of a mask is one finding
     whole_scan: bool | None = None  # scans scaled to fit the patch, or windows; None: by the size of the findings
     min_voxels: int = Field(default=16, ge=1)  # connected components of a mask below this are no finding
     score_threshold: float = Field(default=0.05, ge=0, lt=1)  # boxes below are not kept

@@ -15,9 +15,10 @@ from scanforge.backbones.registry import build as build_backbone
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Picture, Sample, TaskModel, fitted_shape, identity
-from scanforge.finetune.boxes.findings import Findings, of_list, of_mask
+from scanforge.finetune.boxes.findings import Findings, of_list
 from scanforge.finetune.boxes.geometry import in_patch
 from scanforge.finetune.boxes.inference import Detector, find
+from scanforge.finetune.boxes.masks import of_mask
 from scanforge.finetune.boxes.plan import Measured, plan_detection
 from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
@@ -85,7 +86,7 @@ class Detection(Adapter[Findings, Found]):
         n_classes, shape = len(self.spec.classes), scan.voxels.shape[1:]
         try:
             if isinstance(case.target, Path):
-                return of_mask(read_labels(case.target, scan), n_classes, self.task.min_voxels, self.task.instances)
+                return of_mask(read_labels(case.target, scan), n_classes, self.task.min_voxels, self.task.masks)
             assert isinstance(case.target, tuple)
             return of_list(case.target, n_classes, shape)
         except UserError as error:
