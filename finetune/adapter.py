@@ -18,6 +18,7 @@ from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers import Scan
+from scanforge.finetune.boxes.plan import DetectionPlan
 from scanforge.finetune.channels import hide_channels, read_channels, stacked
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task, ValidationConfig
 from scanforge.finetune.data.cases import Case
@@ -62,6 +63,7 @@ class Spec(Config):
     temperature: float = Field(default=1.0, gt=0)  # of class probabilities, see `calibration.py`
     standard: Standard | None = None  # regression: of the training cases
     anchors: list[list[list[float]]] | None = None  # detection: sizes by level, from the training boxes
+    detection: DetectionPlan | None = None  # what else is planned from them
     head: Head = "plain"  # classification: what stands on the features
     probe: ProbeConfig = ProbeConfig()  # of an attentive or a nearest-neighbour head
     members: int = 1  # models that predict together
@@ -109,6 +111,10 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     def __init__(self, spec: Spec) -> None:
         spec.loss.refuse_unread(spec.task.name)
         self.spec = spec
+
+    def surveyed(self, cases: Sequence[Case]) -> Spec:
+        """The spec with what decides how training cases are read, from those cases: windows or whole scans of boxes."""
+        return self.spec
 
     def planned(self, samples: Sequence[Sample[TargetT]]) -> Spec:
         """The spec with what this task takes from its training samples: weights of classes, a scale, anchors."""

@@ -123,6 +123,7 @@ def run_cell(
 ) -> CellResult:
     """Train, test on every case, and write pictures, weights (if they are kept) and, last, the result."""
     adapter = adapter_for(spec.model_copy(update={"head": head_of(name.arm.recipe)}))
+    adapter = adapter_for(adapter.surveyed(train_cases))
     samples = [adapter.load(case) for case in train_cases]
     adapter = adapter_for(adapter.planned(samples))
     members = train_members(
@@ -187,6 +188,7 @@ def _test(
 def testing_time(spec: Spec, cases: Sequence[Case], device: torch.device) -> float:
     """Seconds that testing one model on `cases` will take, by the first of them and random weights."""
     adapter = adapter_for(spec)
+    adapter = adapter_for(adapter.surveyed(cases[:1]))
     samples = [adapter.load(cases[0])]
     adapter = adapter_for(adapter.planned(samples))
     model = adapter.build(encoder_of(adapter.spec, 0, None)).to(device).eval()

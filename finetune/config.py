@@ -47,6 +47,7 @@ class DetectionTask(Config):
     label_column: str | None = None  # of a CSV of boxes: the class of each; None: 'label' where there is one
     classes: list[str] | None = None  # of findings; None: those of the boxes, or of the named values of the masks
     masks: Literal["components", "instances"] = "components"  # instances: each value of a mask is one finding
+    whole_scan: bool | None = None  # scans scaled to fit the patch, or windows; None: by the size of the findings
     min_voxels: int = Field(default=16, ge=1)  # findings of a mask below this are none
     score_threshold: float = Field(default=0.05, ge=0, lt=1)  # boxes below are not kept
     boxes_per_scan: int = Field(default=50, ge=1)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
+from scanforge.datasets.labels.names import parts_of
 from scanforge.datasets.readers import SUFFIXES, Source, file_source, find_files
 from scanforge.datasets.shards.quarantine import Quarantined
 from scanforge.datasets.shards.survey import find_dicom

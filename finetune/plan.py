@@ -33,7 +33,7 @@ class Plan(Config):
     """What the run is trained at. Edit `plan.json` and start again: changed cells are trained anew."""
 
     spacing: tuple[float, float, float]  # segmentation is resampled to it where an axis differs by over 10%
-    patch: Size  # segmentation crops it; classification and detection scale the scan to fit into it
+    patch: Size  # cropped, or (classification, detection of large findings) what scans are scaled to fit
     batch: int = Field(ge=1)
     fingerprint: Fingerprint
 

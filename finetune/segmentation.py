@@ -114,6 +114,7 @@ class Segmentation(Adapter[Labels, Labels]):
         if not config.postprocess:
             return self.spec
         return self.spec.model_copy(update={"postprocess": choose(held.maps, len(self.spec.classes))})
+
     def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
         """Label map at the file's grid."""
         return self.segment(members, sample, device).labels

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,7 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.resenc import ResEncConfig
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
 from scanforge.finetune.heads.classification import ClassificationModel
-from scanforge.finetune.heads.detection import DetectionModel, plan_anchors
 from scanforge.finetune.heads.segmentation import SegmentationModel
 from scanforge.finetune.losses import deep_supervision, dice_ce, soft_dice
 
@@ -46,22 +43,6 @@ class TestEveryBackbone:
     def test_classification(self, name, is_2d):
         model = ClassificationModel(build(BACKBONES[name]), 3)
         assert model(torch.randn(2, 1, *SHAPES[is_2d])).tolist() == [[0.0] * 3] * 2
-
-    def test_detection_with_and_without_boxes(self, name, is_2d):
-        axes = 2 if is_2d else 3
-        anchors = plan_anchors(np.array([[8.0] * axes, [12.0] * axes]))
-        model = DetectionModel(build(BACKBONES[name]), anchors, is_2d, 0.0, 5).train()
-        box = torch.tensor([[2.0] * axes + [12.0] * axes])
-        images = torch.randn(2, 1, *SHAPES[is_2d])
-        mixed = model.losses(images, [box, box[:0]])
-        none = model.losses(images, [box[:0], box[:0]])
-        assert torch.isfinite(mixed)
-        assert torch.isfinite(none)
-        (mixed + none).backward()
-        with torch.inference_mode():
-            boxes, scores = model.eval()(images[:1])[0]
-        assert boxes.shape == (len(scores), 2 * axes)
-        assert 0 < len(scores) <= 5
 
 
 @pytest.mark.parametrize("shape", [(1, 35, 48), (9, 20, 18)])
@@ -110,24 +91,6 @@ def plain_u_decoder(net, features):
         y = F.conv3d(y, block.conv.weight, block.conv.bias, padding=1)
         y = F.leaky_relu(F.instance_norm(y, weight=block.norm.weight, bias=block.norm.bias), 0.01)
     return F.conv3d(y, net.heads[-1].weight, net.heads[-1].bias)
-
-
-def test_anchors_span_the_sizes_of_the_boxes():
-    rng = np.random.default_rng(0)
-    sizes = rng.uniform(8, 60, (40, 2))
-    anchors = np.array(plan_anchors(sizes))
-    assert anchors.shape == (3, 3, 2)
-    flat = anchors.reshape(-1, 2)
-    overlap = [
-        max(np.minimum(s, a).prod() / (s.prod() + a.prod() - np.minimum(s, a).prod()) for a in flat) for s in sizes
-    ]
-    assert np.mean(overlap) > 0.6
-    volume = anchors.prod(-1)
-    assert volume[0].max() <= volume[1].min()
-    assert volume[1].max() <= volume[2].min()
-    assert np.array(plan_anchors(sizes[:1])).shape == (3, 3, 2)
-    with pytest.raises(UserError, match="none of the training cases has a box"):
-        plan_anchors(sizes[:0])
 
 
 def test_soft_dice_as_monai():

@@ -1,0 +1,70 @@
+"""Whole scans through detectors: windows, mirrorings and members, clustered to one set of boxes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scanforge.finetune.boxes.geometry import at_scan, mirrored
+from scanforge.finetune.boxes.wbc import Found, Views, cluster
+from scanforge.finetune.boxes.windows import looked_at, trust
+from scanforge.finetune.sampling import Window, extract
+
+CLUSTER_IOU = 0.3  # as suppression within a view: boxes of one cluster are those that one view would not keep apart
+PER_PASS = 1000  # boxes of highest score that a member keeps of a mirroring: clustering takes the square of the time
+
+Detector = Callable[[Tensor], list[tuple[Tensor, Tensor, Tensor]]]  # images -> per image boxes, scores, labels
+
+
+@torch.inference_mode()
+def find(
+    members: Sequence[Detector],
+    image: Tensor,
+    fill: float,
+    windows: Sequence[Window],
+    mirrors: Sequence[tuple[int, ...]],
+    batch: int,
+    device: torch.device,
+) -> Found:
+    """Boxes (N, 6) of an image (C, D, H, W), at its grid, best first; `fill` is what lies outside it.
+
+    Each member sees each window in each mirroring; every such view has a vote on the places it looks at (`cluster`).
+    `batch` windows at a time, and PER_PASS boxes of each pass: memory does not grow with the scan.
+    """
+    passes: dict[tuple[int, int], Views] = {}
+    for start in range(0, len(windows), batch):
+        some = windows[start : start + batch]
+        patches = torch.stack([extract(image, window, fill) for window in some]).to(device)
+        for m, member in enumerate(members):
+            for f, axes in enumerate(mirrors):
+                found = member(patches.flip([axis + 2 for axis in axes]))
+                views = []
+                for i, (window, one) in enumerate(zip(some, found, strict=True)):
+                    view = ((start + i) * len(members) + m) * len(mirrors) + f
+                    views.append(_view(one, window, axes, view))
+                known = [passes[m, f]] if (m, f) in passes else []
+                passes[m, f] = _best(_joined([*known, *views]))
+    every = _joined(list(passes.values()))
+    expected = looked_at(every.boxes, windows) * len(members) * len(mirrors)
+    return cluster(every._replace(expected=expected), CLUSTER_IOU)
+
+
+def _joined(views: Sequence[Views]) -> Views:
+    columns: list[Any] = [np.concatenate(parts) for parts in zip(*views, strict=True)]
+    return Views(*columns)
+
+
+def _best(views: Views) -> Views:
+    return views.take(np.argsort(-views.scores, kind="stable")[:PER_PASS])
+
+
+def _view(found: tuple[Tensor, Tensor, Tensor], window: Window, axes: tuple[int, ...], view: int) -> Views:
+    """One image's boxes, turned back and put where they stand in the scan."""
+    boxes, scores, labels = (part.cpu().double().numpy() for part in found)
+    full = np.tile([0.0, 0, 0, 1, 1, 1], (len(boxes), 1))
+    full[:, [1, 2, 4, 5] if boxes.shape[1] == 4 else range(6)] = boxes
+    placed = at_scan(mirrored(full, axes, window.size), window)
+    n = np.ones(len(boxes))
+    return Views(placed, scores, labels.astype(np.int64), (n * view).astype(np.int64), trust(placed, window), n)

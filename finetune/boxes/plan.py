@@ -1,0 +1,81 @@
+"""What detection plans from the training boxes: whole scans or windows, levels of the pyramid, anchors."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scanforge.backbones.protocol import Triple
+from scanforge.configs.base import Config
+from scanforge.configs.errors import UserError
+from scanforge.finetune.boxes.anchors import Anchors, plan_anchors, plan_strides
+from scanforge.finetune.boxes.findings import Findings
+from scanforge.finetune.boxes.geometry import sides
+
+MIN_SIDE = 8.0  # voxels: a scan is not scaled to fit the patch where small findings would get smaller than this
+MUCH_LARGER = 4.0  # nor where it is so many times the patch along an axis
+SCALED = 0.8  # a milder scaling is not what makes a finding small
+
+
+class DetectionPlan(Config):
+    """Settled from the training cases of one cell; part of `model.json`."""
+
+    whole_scan: bool  # scaled to fit the patch; otherwise patches at the plan's spacing, and sliding windows
+    reason: str  # why
+    strides: list[tuple[int, int, int]]  # (D, H, W) of the pyramid's levels, finest first
+    boxes: int  # that it was planned from
+    anchor_iou: float  # mean over them of the best anchor's IoU
+
+
+class Measured(NamedTuple):
+    """One training case."""
+
+    findings: Findings  # at the file's grid
+    shape: tuple[int, int, int]  # of the file
+    at_spacing: tuple[int, int, int]  # of the scan at the plan's spacing
+    fitted: tuple[int, int, int]  # of the scan when scaled to fit the patch
+
+
+def plan_detection(
+    cases: Sequence[Measured], patch: Triple, available: Sequence[Triple], wanted: bool | None
+) -> tuple[DetectionPlan, Anchors]:
+    """The plan and the anchors (level, anchor, size) for these training cases; UserError where none has a box.
+
+    available: strides of the maps that the encoder offers, finest first. wanted: the user's `whole_scan`.
+
+    Without it, scans go in whole unless the findings are small for that: the small ones (5th percentile of the mean
+    side) would fall below MIN_SIDE voxels by the scaling, or the scan (the median one) is over MUCH_LARGER times the
+    patch along an axis. Windows also need findings (95th percentile of each side) that fit into one.
+    """
+    if not any(len(case.findings) for case in cases):
+        raise UserError("none of the training cases has a box: raise 'shots' or take another seed")
+    flat = patch[0] == 1
+    windows = np.concatenate([_sizes(case, case.at_spacing) for case in cases])[:, 1 if flat else 0 :]
+    whole = np.concatenate([_sizes(case, case.fitted) for case in cases])[:, 1 if flat else 0 :]
+    chosen, reason = (wanted, "task.whole_scan") if wanted is not None else _rule(cases, patch, windows, whole)
+    sizes = whole if chosen else windows
+    strides = plan_strides(sizes, available, patch)
+    anchors, reached = plan_anchors(sizes, strides)
+    plan = DetectionPlan(
+        whole_scan=chosen, reason=reason, strides=strides, boxes=len(sizes), anchor_iou=round(reached, 4)
+    )
+    return plan, anchors
+
+
+def _rule(cases: Sequence[Measured], patch: Triple, windows: npt.NDArray, whole: npt.NDArray) -> tuple[bool, str]:
+    zoom = float(np.median([max(np.array(c.fitted) / np.array(c.at_spacing)) for c in cases]))
+    times = float(np.median([max(np.array(c.at_spacing) / np.array(patch)) for c in cases]))
+    small = float(np.percentile(np.exp(np.log(whole).mean(1)), 5))
+    large = np.percentile(windows, 95, axis=0)
+    if (large > np.array(patch[3 - windows.shape[1] :])).any():
+        return True, "findings are larger than a patch at the plan's spacing"
+    if zoom < SCALED and small < MIN_SIDE:
+        return False, f"scaled to the patch, small findings would be {small:.1f} voxels"
+    if times > MUCH_LARGER:
+        return False, f"scans are {times:.1f} times the patch"
+    return True, f"scans fit the patch at {zoom:.2f} times their size, small findings are then {small:.1f} voxels"
+
+
+def _sizes(case: Measured, shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+    return sides(case.findings.boxes) * np.array(shape) / np.array(case.shape)
