@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 from pydantic import Field
-from scipy.ndimage import label as components_of
 
 from scanforge.configs.base import Config
 from scanforge.finetune.metrics.dice import dice, mean_defined
@@ -21,11 +21,6 @@ class ClassRule(Config):
 
     largest: bool = False  # all components but the largest
     min_mm3: float = Field(default=0.0, ge=0)  # components smaller than this
-
-    @property
-    def does_something(self) -> bool:
-        """Whether it can change a label map."""
-        return self.largest or self.min_mm3 > 0
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,9 @@ def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Label
     """
     cleaned = labels
     for value, rule in enumerate(rules, start=1):
-        if not rule.does_something:
+        if not (rule.largest or rule.min_mm3 > 0):
             continue
-        components, n = components_of(labels == value, structure=np.ones((3, 3, 3)))
+        components, n = scipy.ndimage.label(labels == value, structure=np.ones((3, 3, 3)))
         sizes = np.bincount(components.ravel(), minlength=n + 1)
         kept = sizes * voxel_mm3 >= rule.min_mm3
         if rule.largest and n:

@@ -21,8 +21,7 @@ from scanforge.finetune.export.bundle_texts import metadata, readme
 from scanforge.finetune.export.describe import describe
 from scanforge.finetune.export.folder import new_folder
 from scanforge.finetune.export.inlining import source_without_scanforge
-from scanforge.finetune.export.network import Traceable, differences, traceable
-from scanforge.finetune.modelfile import load_model
+from scanforge.finetune.export.network import Traceable, differences, single_model, traceable
 
 PROGRAM, WEIGHTS, ABOUT = "models/model.pt2", "models/model.pt", "configs/preprocessing.json"
 
@@ -42,7 +41,7 @@ def export_bundle(run: Path, out: Path, terms: Terms | None = None) -> Path:
     UserError where the run is no fine-tuned model, or one of detection (MONAI's inferers give no boxes of ours), or
     `out` holds something.
     """
-    adapter, model = load_model(run)
+    adapter, model = single_model(run)
     spec, terms = adapter.spec, terms or Terms()
     if spec.task.name not in ("segmentation", "classification"):
         raise UserError(
@@ -92,7 +91,7 @@ def _hollow(program: ExportedProgram) -> ExportedProgram:
 def inference(adapter: Adapter[Any, Any]) -> dict[str, Any]:
     """`inference.json`: what MONAI's ConfigParser builds and runs."""
     segments = adapter.spec.task.name == "segmentation"
-    channels = len(getattr(adapter.spec, "channels", ["image"]))
+    channels = len(adapter.spec.channels)
     load = {"_target_": "LoadImaged", "keys": "image", "image_only": True, "ensure_channel_first": True}
     save = {"_target_": "scripts.running.Saved", "keys": "pred", "folder": "@output_dir", "root": "@dataset_dir"}
     return {

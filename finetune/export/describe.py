@@ -21,8 +21,8 @@ MEANINGS = {
 def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, file: str) -> dict[str, Any]:
     """The description of an exported network in `file`, which `standalone` reads."""
     spec, task = adapter.spec, adapter.spec.task.name
-    channels = list(getattr(spec, "channels", ["image"]))
-    modalities = list(getattr(spec, "modalities", [])) or [spec.modality] * len(channels)
+    channels = list(spec.channels)
+    modalities = list(spec.modalities or []) or [spec.modality] * len(channels)
     by_spacing = _by_spacing(spec)
     about: dict[str, Any] = {
         "format_version": 1,
@@ -38,7 +38,8 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
         "patch": list(spec.plan.patch),
         "overlap": spec.inference.overlap,
         "mirrors": [list(axes) for axes in adapter.mirrors()],
-        "temperature": float(getattr(spec, "temperature", 1.0)),
+        "temperature": spec.temperature,
+        "postprocess": [rule.model_dump() for rule in spec.postprocess],
         "network": _network(file, traced, task),
         "steps": _steps(task, len(channels), by_spacing),
     }
@@ -63,7 +64,7 @@ def _network(file: str, traced: Traceable, task: str) -> dict[str, Any]:
 
 def _by_spacing(spec: Spec) -> bool:
     """Whether scans are brought to the plan's spacing and seen through windows; otherwise they go in whole."""
-    planned = getattr(spec, "detection", None)
+    planned = spec.detection
     return spec.task.name == "segmentation" or (planned is not None and not planned.whole_scan)
 
 

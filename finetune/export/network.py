@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Spec, TaskModel
+from scanforge.finetune.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.heads.detection import DetectionModel
+from scanforge.finetune.modelfile import load_model
 
 INPUT = "image"
 TASKS = ("segmentation", "classification", "detection")
@@ -49,6 +51,17 @@ class Traceable:
         """The outputs for an image (B, C, *patch)."""
         with torch.no_grad():
             return list(as_tuple(self.network(image)))
+
+
+def single_model(run: Path) -> tuple[Adapter[Any, Any], TaskModel]:
+    """The task and the network of a fine-tuning run; UserError for an ensemble, which is no one network."""
+    adapter, members = load_model(run)
+    if len(members) > 1:
+        raise UserError(
+            f"{run} is an ensemble of {len(members)} folds: export it with --to release, or train one model with "
+            "validation.fraction in place of validation.folds"
+        )
+    return adapter, members[0]
 
 
 def traceable(model: TaskModel, spec: Spec) -> Traceable:

@@ -24,8 +24,7 @@ from scanforge.finetune.export import onnx_runner, standalone
 from scanforge.finetune.export.describe import describe
 from scanforge.finetune.export.folder import new_folder
 from scanforge.finetune.export.inlining import source_without_scanforge
-from scanforge.finetune.export.network import INPUT, Traceable, differences, traceable
-from scanforge.finetune.modelfile import load_model
+from scanforge.finetune.export.network import INPUT, Traceable, differences, single_model, traceable
 from scanforge.finetune.volumes import read_one
 
 MODEL, ABOUT, SCRIPT, RUNNER = "model.onnx", "model.json", "preprocessing.py", "run.py"
@@ -51,7 +50,7 @@ def export_onnx(run: Path, out: Path, scan: Path | None = None) -> OnnxExport:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f'ONNX needs {", ".join(missing)}: pip install "scanforge[onnx]"')
-    adapter, model = load_model(run)
+    adapter, model = single_model(run)
     traced = traceable(model, adapter.spec)
     inputs = {"noise": torch.randn(3, *traced.example.shape[1:], generator=torch.Generator().manual_seed(1))}
     if scan is not None:

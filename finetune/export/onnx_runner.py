@@ -32,7 +32,7 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
         return session.run(["logits"], {"image": window})[0]
 
     if about["task"] == "segmentation":
-        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:])
+        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about)
         nib.save(nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine), out)
     elif about["task"] == "classification":
         found = probabilities(network, image, fill, about)

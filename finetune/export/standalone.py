@@ -13,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import scipy.ndimage  # noqa: F401 - of `apply`, when it is written out here
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from scanforge.datasets.intensity import background, normalise, statistics
 from scanforge.finetune.adapter import fitted_shape
+from scanforge.finetune.postprocess import apply
 from scanforge.finetune.volumes import target_shape
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -151,9 +153,13 @@ def whole_logits(
     return total[:, *inside] / weights[inside]
 
 
-def label_map(logits: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Labels (D, H, W) at the file's grid: logits resized, then the largest."""
-    return resize(logits, shape).argmax(0).astype(np.uint8)
+def label_map(
+    logits: NDArray[np.float32], shape: Sequence[int], spacing: Sequence[float], about: dict[str, Any]
+) -> NDArray[np.uint8]:
+    """Labels (D, H, W) at the file's grid: logits resized, the largest, without what about['postprocess'] removes."""
+    labels = resize(logits, shape).argmax(0).astype(np.uint8)
+    rules: list[Any] = [SimpleNamespace(**rule) for rule in about["postprocess"]]
+    return apply(labels, rules, float(np.prod(spacing)))
 
 
 def probabilities(

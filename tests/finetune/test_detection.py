@@ -9,11 +9,13 @@ import torch
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
 from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.cases import Case, discover
-from scanforge.finetune.config import DetectionTask
+from scanforge.finetune.config import DetectionTask, ValidationConfig
+from scanforge.finetune.data import discover
+from scanforge.finetune.data.cases import Case
 from scanforge.finetune.detection import Detection
 from scanforge.finetune.running import prepare
-from scanforge.finetune.training import Progress, train
+from scanforge.finetune.recipes import Arm
+from scanforge.finetune.training import Course, Progress, train
 
 CPU = torch.device("cpu")
 
@@ -39,6 +41,15 @@ def nodules(tmp_path):
     return tmp_path / "nodules"
 
 
+def planned(adapter, cases):
+    return Detection(adapter.surveyed(cases))
+
+
+def fit(adapter, model, samples, config):
+    told = config.schedule, config.augmentation, ValidationConfig()
+    return train(adapter, model, samples, Course(Arm("scratch", "full", False), 0, *told, CPU), Progress())
+
+
 def nodule_adapter(study, nodules, **task):
     config = study("detection", nodules, plan={"patch": [16, 16, 16], "batch": 3})
     config = config.model_copy(update={"task": DetectionTask(classes=["bright", "dark"], **task)})
@@ -48,14 +59,14 @@ def nodule_adapter(study, nodules, **task):
 
 def test_small_nodules_are_looked_for_in_windows(study, nodules):
     adapter, cases, config = nodule_adapter(study, nodules)
-    adapter = adapter.planned(cases)
+    adapter = planned(adapter, cases)
     assert not adapter.whole
     assert adapter.spec.detection.strides[0] == (2, 2, 2)
     samples = [adapter.load(case) for case in cases]
     assert samples[0].image.shape == (1, 24, 48, 48)
     torch.manual_seed(0)
     model = adapter.build(build(adapter.spec.backbone))
-    history = train(adapter, model, samples, config.schedule, config.augmentation, 0, False, CPU, Progress())
+    history = fit(adapter, model, samples, config)
     assert np.isfinite([loss for _, loss in history.loss]).all()
     one, two = (adapter.predict([model.eval()] * n, samples[0], CPU) for n in (1, 2))
     assert one.boxes.shape == (len(one.scores), 6)
@@ -71,12 +82,12 @@ def test_squares_are_found_in_windows(study, slices):
     config = study("detection", slices, plan={"patch": [1, 32, 32], "batch": 4})
     prepared = prepare(config.model_copy(update={"task": DetectionTask(whole_scan=False)}))
     cases = prepared.sides.pool
-    adapter = Detection(prepared.spec).planned(cases)
+    adapter = planned(Detection(prepared.spec), cases)
     samples = [adapter.load(case) for case in cases]
     torch.manual_seed(0)
     model = adapter.build(build(adapter.spec.backbone))
     schedule = config.schedule.model_copy(update={"steps": 80, "warmup_steps": 5, "lr": 2e-3})
-    train(adapter, model, samples, schedule, config.augmentation, 0, False, CPU, Progress())
+    fit(adapter, model, samples, config.model_copy(update={"schedule": schedule}))
     records = [
         adapter.record(case, sample, adapter.predict([model.eval()], sample, CPU))
         for case, sample in zip(cases, samples, strict=True)
@@ -86,7 +97,7 @@ def test_squares_are_found_in_windows(study, slices):
 
 def test_patches_hold_the_boxes_of_their_part_of_the_scan(study, nodules):
     adapter, cases, config = nodule_adapter(study, nodules)
-    adapter = adapter.planned(cases)
+    adapter = planned(adapter, cases)
     samples = [adapter.load(case) for case in cases]
     still = config.augmentation.model_copy(update={"probability": 0.0, "flip_axes": [0, 1, 2]})
     met = 0
@@ -103,7 +114,7 @@ def test_patches_hold_the_boxes_of_their_part_of_the_scan(study, nodules):
 
 def test_whole_scans_when_told_so_and_the_same_anchors_at_every_start(study, nodules):
     adapter, cases, _ = nodule_adapter(study, nodules, whole_scan=True)
-    first, second = adapter.planned(cases), adapter.planned(cases)
+    first, second = planned(adapter, cases), planned(adapter, cases)
     assert first.whole
     assert first.spec == second.spec
     assert first.load(cases[0]).image.shape == (1, 8, 16, 16)
@@ -116,7 +127,7 @@ def test_a_list_gives_labels_and_its_mistakes_are_named(study, slices):
     case = prepared.sides.pool[0]
     box = (0.0, 2.0, 3.0, 1.0, 12.0, 14.0)
     listed = [replace(case, target=((box, 1), (box, 0))), replace(case, target=())]
-    adapter = adapter.planned(listed)
+    adapter = planned(adapter, listed)
     assert adapter.load(listed[0]).truth.labels.tolist() == [1, 0]
     assert len(adapter.load(listed[1]).truth) == 0
     for wrong, said in [((0.0, 2, 3, 1, 2, 14), "is empty"), ((0.0, 2, 3, 1, 12, 400), "outside the image")]:
@@ -125,7 +136,7 @@ def test_a_list_gives_labels_and_its_mistakes_are_named(study, slices):
     with pytest.raises(UserError, match="label 2, but there are 2 classes"):
         adapter.load(replace(case, target=((box, 2),)))
     with pytest.raises(UserError, match="none of the training cases has a box"):
-        adapter.planned(listed[1:])
+        planned(adapter, listed[1:])
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -133,10 +144,10 @@ def test_batches_without_any_box_train(study, slices, whole):
     """MONAI issue 8126: scans without a finding."""
     config = study("detection", slices)
     prepared = prepare(config.model_copy(update={"task": DetectionTask(whole_scan=whole)}))
-    adapter = Detection(prepared.spec).planned(prepared.sides.pool)
+    adapter = planned(Detection(prepared.spec), prepared.sides.pool)
     empty = [s for s in map(adapter.load, prepared.sides.pool) if not len(s.truth)][:2]
     model = adapter.build(build(adapter.spec.backbone))
-    history = train(adapter, model, empty, config.schedule, config.augmentation, 0, False, CPU, Progress())
+    history = fit(adapter, model, empty, config)
     assert np.isfinite([loss for _, loss in history.loss]).all()
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -149,7 +160,7 @@ def test_quarter_turns_where_both_axes_may_be_mirrored(study, slices):
         plan={"patch": [1, 48, 48], "batch": 2},
     )
     prepared = prepare(config)
-    adapter = Detection(prepared.spec).planned(prepared.sides.pool)
+    adapter = planned(Detection(prepared.spec), prepared.sides.pool)
     sample = next(s for s in map(adapter.load, prepared.sides.pool) if len(s.truth))
     shapes = set()
     for seed in range(12):

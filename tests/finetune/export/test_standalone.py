@@ -83,7 +83,8 @@ def test_a_whole_scan_gets_the_labels_of_scanforge(described, shape, mirror):
         with torch.no_grad():
             return model(torch.from_numpy(window)).numpy()
 
-    labels = standalone.label_map(whole_logits(network, sample.image.numpy(), sample.fill, about), sample.shape)
+    logits = whole_logits(network, sample.image.numpy(), sample.fill, about)
+    labels = standalone.label_map(logits, sample.shape, sample.spacing, about)
     predicted = adapter.predict(model, sample, CPU)
     assert len(np.unique(predicted)) > 1
     assert (labels == predicted).mean() > 0.9999
