@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
+from scanforge.backbones.registry import build as build_encoder
+from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.shards.build import BuildOptions, build
 from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
 from scanforge.finetune.data.findings import findings
+from scanforge.finetune.running import prepare
 from scanforge.finetune.volumes import read_labels
 
 
@@ -44,6 +47,27 @@ def test_the_same_cases_as_from_the_folder(volumes, built, site):
         assert scan.spacing == pytest.approx(wanted.spacing)
         assert scan.orientation == wanted.orientation
         assert np.array_equal(read_labels(case.target, scan), read_labels(other.target, wanted))
+
+
+def test_patients_of_a_pretraining_on_the_same_shards_are_recognised(study, volumes, built, site, tmp_path):
+    data = LabelledData(path=str(built), key_file=site)
+    everyone = discover(data, SegmentationTask()).cases
+    config = study("segmentation", volumes).model_copy(update={"data": data})
+    backbone = config.backbone
+    info = ReleaseInfo(
+        backbone=backbone,
+        sources=(SourceRecord(name="mr", manifest_sha256="0", site=site_fingerprint(site_key(site))),),
+    )
+    save_release(tmp_path / "all", build_encoder(backbone).state_dict(), info, [case.patient for case in everyone])
+    from_release = {"backbone": None, "checkpoint": tmp_path / "all"}
+    with pytest.raises(UserError, match=r"test patients were in the pre-training .* data\.holdout"):
+        prepare(config.model_copy(update=from_release))
+    trained = [case.patient for case in prepare(config).sides.pool]
+    save_release(tmp_path / "all", build_encoder(backbone).state_dict(), info, trained)
+    ready = prepare(config.model_copy(update=from_release))
+    assert (ready.sides.overlap, ready.sides.pool_overlap) == (0, len(trained))
+    assert ready.sides.comparable
+    assert ready.spec.classes == ["label 1", "label 2"]
 
 
 def test_boxes_in_shards(built, site):
