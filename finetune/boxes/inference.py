@@ -12,7 +12,9 @@ from scanforge.finetune.boxes.wbc import Found, Views, cluster
 from scanforge.finetune.boxes.windows import looked_at, trust
 from scanforge.finetune.sampling import Window, extract
 
-CLUSTER_IOU = 0.3  # as suppression within a view: boxes of one cluster are those that one view would not keep apart
+# Measured on blood cells in windows, AP at IoU 0.5: 0.33 at 0.1, 0.50 at 0.3, 0.56 from 0.4 to 0.6, 0.53 at 0.7, and
+# 0.51 for plain suppression. Low values draw neighbours together, high ones leave one finding in pieces.
+CLUSTER_IOU = 0.4
 PER_PASS = 1000  # boxes of highest score that a member keeps of a mirroring: clustering takes the square of the time
 
 Detector = Callable[[Tensor], list[tuple[Tensor, Tensor, Tensor]]]  # images -> per image boxes, scores, labels
