@@ -119,7 +119,7 @@ def inference(adapter: Adapter[Any, Any]) -> dict[str, Any]:
         "inferer": {"_target_": "scripts.running.Windows", "about": "@about"},
         "postprocessing": {
             "_target_": "Compose",
-            "transforms": [{"_target_": "scripts.running.Labels", "keys": "pred"}, save],
+            "transforms": [{"_target_": "scripts.running.Labels", "keys": "pred", "about": "@about"}, save],
         }
         if segments
         else None,

@@ -72,7 +72,7 @@ class Prepared(MapTransform):
             pixdim: list[float] = list(source.pixdim) if str(_name(source)).endswith((".nii", ".nii.gz")) else []
             x, y, z = (float(step) for step in [*pixdim, *[1.0] * (3 - len(pixdim))])
             image, item["fill"] = prepare(channels, (z, y, x), self.about)
-            item["source"] = source[:1]
+            item["source"], item["spacing"] = source[:1], (z, y, x)
             item[key] = torch.from_numpy(np.ascontiguousarray(image))
         return item
 
@@ -102,13 +102,17 @@ class Windows(Inferer):
 class Labels(MapTransform):
     """Logits at the network's grid to the label map of the file: (1, x, y[, z]) with its affine."""
 
+    def __init__(self, keys: Any, about: Mapping[str, Any]) -> None:
+        super().__init__(keys)
+        self.about = dict(about)
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Reads 'source'."""
+        """Reads 'source' and 'spacing'."""
         item = dict(data)
         source = item["source"]
         size = (*source.shape[1:], *[1] * (4 - source.ndim))
         for key in self.key_iterator(item):
-            labels = label_map(item[key].numpy(), size[::-1])
+            labels = label_map(item[key].numpy(), size[::-1], item["spacing"], self.about)
             item[key] = MetaTensor(torch.from_numpy(labels.T.reshape(source.shape).copy()), meta=source.meta)
         return item
 

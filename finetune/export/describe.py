@@ -84,7 +84,8 @@ def _steps(task: str, channels: int, by_spacing: bool) -> list[str]:
     windows = {
         "segmentation": "Cover it with windows of the patch's size (overlap as given, evenly spread); average their "
         "logits with Gaussian weights of sigma patch / 8 and over `mirrors` (axes flipped together); resize the "
-        "logits back to the file's grid and take the largest.",
+        "logits back to the file's grid, take the largest, and set to 0 what `postprocess` removes of each class: "
+        "components (26 neighbours) below `min_mm3`, or all but the `largest`.",
         "classification": "Average the probabilities over `mirrors` (axes flipped together), take them to the power of "
         "1 / `temperature`, and divide by their sum.",
         "detection": "Decode the boxes as `detection` says; they are in voxels of the patch"

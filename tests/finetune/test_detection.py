@@ -13,8 +13,8 @@ from scanforge.finetune.config import DetectionTask, ValidationConfig
 from scanforge.finetune.data import discover
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.detection import Detection
-from scanforge.finetune.running import prepare
 from scanforge.finetune.recipes import Arm
+from scanforge.finetune.running import prepare
 from scanforge.finetune.training import Course, Progress, train
 
 CPU = torch.device("cpu")
