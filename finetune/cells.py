@@ -16,6 +16,7 @@ from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel
 from scanforge.finetune.classification import Classification
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.explain import picture_with_saliency
 from scanforge.finetune.features import FeatureStore
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.members import encoder_of, train_members
@@ -177,12 +178,22 @@ def _test(
         prediction = adapter.predict(members, sample, place.course.device)
         record = adapter.record(case, sample, prediction)
         records.append(record)
-        if record["score"] is not None:
-            pictures[case.key] = (record["score"], adapter.picture(sample, prediction))
+        score, best = record["score"], max((s for s, _ in pictures.values()), default=np.inf)
+        if score is not None and worst_cases and (len(pictures) < worst_cases or score < best):
+            pictures[case.key] = (score, _picture(adapter, members, sample, prediction, place.course.device))
             if len(pictures) > worst_cases:
                 del pictures[max(pictures, key=lambda key: pictures[key][0])]
         place.tested(i + 1)
     return records, {key: picture for key, (_, picture) in sorted(pictures.items(), key=lambda item: item[1][0])}
+
+
+def _picture(
+    adapter: Adapter[Any, Any], members: Sequence[TaskModel], sample: Sample[Any], prediction: Any, device: torch.device
+) -> dict[str, Any]:
+    """A class is shown with what spoke for it; votes of neighbours have no gradient to tell."""
+    if isinstance(adapter, Classification) and adapter.spec.head != "knn":
+        return picture_with_saliency(adapter, cast(Sequence[ClassificationModel], members), sample, prediction, device)
+    return adapter.picture(sample, prediction)
 
 
 def testing_time(spec: Spec, cases: Sequence[Case], device: torch.device) -> float:

@@ -11,6 +11,9 @@ from scanforge.datasets.labels.names import parts_of
 from scanforge.datasets.readers import SUFFIXES, Source, file_source, find_files
 from scanforge.datasets.shards.quarantine import Quarantined
 from scanforge.datasets.shards.survey import find_dicom
+from scanforge.finetune.data.cases import ScanSource
+from scanforge.finetune.data.inputs import group_channels
+from scanforge.finetune.data.sources import FileScan
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Item:
 
     source: Source
     name: str
+    channels: tuple[ScanSource | None, ...] = ()  # of a model of several: each one's scan, None where it is missing
 
     @property
     def shown(self) -> str:
@@ -61,6 +65,32 @@ def find_items(inputs: Sequence[Path]) -> tuple[list[Item], list[Quarantined]]:
                 "give them to separate calls"
             )
     return items, damaged
+
+
+def cases_of(items: Sequence[Item], channels: Sequence[str]) -> list[Item]:
+    """Files put together to cases of several channels, by their names.
+
+    UserError where one is of no channel, or of DICOM, whose series do not say which channel they are.
+    """
+    if len(channels) == 1:
+        return list(items)
+    for item in items:
+        if item.is_dicom:
+            raise UserError(
+                f"{item.shown}: a model of the channels {', '.join(channels)} takes files called after them "
+                "(x_0000, x_0001 or x_NAME); convert the series first, with --format nifti or dcm2niix"
+            )
+    found, strange = group_channels({item.shown: FileScan(item.source) for item in items}, channels)
+    if strange:
+        raise UserError(
+            f"{strange[0]} is of none of the channels {', '.join(channels)}: call it x_0000, x_0001 or x_NAME"
+        )
+    cases = []
+    for name, images in found.items():
+        first = next(image for image in images if image is not None)
+        assert isinstance(first, FileScan)
+        cases.append(Item(first.source, name, images))
+    return cases
 
 
 def _name_of_file(relative: str) -> str:

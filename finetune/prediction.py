@@ -1,7 +1,7 @@
 """`predict`: a fine-tuned model on new scans; output in the geometry of the input."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import ReadError, Scan, scans_of
 from scanforge.finetune.adapter import Adapter, TaskModel
-from scanforge.finetune.inputs import Item, find_items
+from scanforge.finetune.channels import read_channels
+from scanforge.finetune.inputs import Item, cases_of, find_items
 from scanforge.finetune.modelfile import INFO, load_model, pick_device
 from scanforge.finetune.outputs.tables import Row, write_boxes, write_csv
 from scanforge.finetune.outputs.writing import FORMATS, SUFFIXES, Options, Writer
@@ -45,6 +46,7 @@ def predict(
     adapter, members = load_model(Path(model))
     options = _checked(adapter, device, format, probabilities, uncertainty)
     items, damaged = find_items([Path(path) for path in inputs])
+    items = cases_of(items, adapter.spec.channels)
     table = Path(out) / TABLES.get(adapter.spec.task.name, "predictions.csv")
     _refuse_output([Path(path) for path in inputs], Path(out), items, table)
     place = pick_device(device)
@@ -69,8 +71,8 @@ def _predict_each(
     failed: list[str] = []
     for item in items:
         try:
-            for scan in scans_of(item.source):
-                rows.append(_predict_one(adapter, members, item, scan, writer, place))
+            for scans in _cases(item):
+                rows.append(_predict_one(adapter, members, item, scans, writer, place))
         except (ReadError, UserError) as error:
             failed.append(f"{item.shown}: {error}")
         except (MemoryError, torch.OutOfMemoryError):
@@ -78,16 +80,25 @@ def _predict_each(
     return rows, failed
 
 
+def _cases(item: Item) -> Iterator[Sequence[Scan | None]]:
+    """What is predicted at once: each scan of a file or series, or the channels of a case."""
+    if item.channels:
+        yield read_channels(item.channels)
+    else:
+        yield from ([scan] for scan in scans_of(item.source))
+
+
 def _predict_one(
     adapter: Adapter[Any, Any],
     members: Sequence[TaskModel],
     item: Item,
-    scan: Scan,
+    scans: Sequence[Scan | None],
     writer: Writer,
     place: torch.device,
 ) -> Row:
+    scan = next(each for each in scans if each is not None)  # on whose grid the output lies
     _refuse_kind(adapter, scan)
-    sample = adapter.unlabelled(scan)
+    sample = adapter.unlabelled(scans)
     return {"file": item.shown if not scan.part else f"{item.shown}#{scan.part}"} | writer.write(
         members, sample, item, scan, place
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scanforge.backbones.mednext import MedNeXtEncoder
 from scanforge.backbones.mednext_decoder import MedNeXt
 from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.stunet import STUNet, STUNetEncoder
+from scanforge.backbones.stunet import DepthFreeConv3d, STUNet, STUNetEncoder
 from scanforge.finetune.adapter import TaskModel
 from scanforge.finetune.heads.u_decoder import UDecoder
 
@@ -85,7 +85,7 @@ def _doublings(stride: Triple) -> Iterator[Triple]:
 def _block(channels: int, out_channels: int, kernel: Triple) -> nn.Sequential:
     d, h, w = (k // 2 for k in kernel)
     return nn.Sequential(
-        nn.Conv3d(channels, out_channels, kernel, padding=(d, h, w)),
+        DepthFreeConv3d(channels, out_channels, kernel, padding=(d, h, w)),
         nn.InstanceNorm3d(out_channels, affine=True),
         nn.LeakyReLU(0.01, inplace=True),
     )

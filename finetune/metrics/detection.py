@@ -4,17 +4,8 @@ or 2D."""
 import numpy as np
 import numpy.typing as npt
 
+from scanforge.finetune.boxes.geometry import iou
 from scanforge.finetune.metrics.weighted import Ranking, Values, Weights, ratio
-
-
-def iou(first: npt.NDArray, second: npt.NDArray) -> npt.NDArray:
-    """Intersection over union of every pair: (N, 2A) and (M, 2A) boxes of A axes -> (N, M)."""
-    axes = first.shape[1] // 2
-    low = np.maximum(first[:, None, :axes], second[None, :, :axes])
-    high = np.minimum(first[:, None, axes:], second[None, :, axes:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    union = _volume(first)[:, None] + _volume(second)[None] - overlap
-    return overlap / np.maximum(union, 1e-12)
 
 
 def match(
@@ -65,8 +56,3 @@ def area(found: Weights, kept: Weights, n_truth: Values) -> Values:
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     gained = np.diff(found, axis=1, prepend=0.0)
     return ratio((gained * envelope).sum(1), n_truth)
-
-
-def _volume(boxes: npt.NDArray) -> npt.NDArray:
-    axes = boxes.shape[1] // 2
-    return (boxes[:, axes:] - boxes[:, :axes]).prod(1)

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
+from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.calibration import tempered
 from scanforge.finetune.losses import LossConfig, class_loss, deep_supervision
 from scanforge.finetune.metrics.dice import dice
@@ -134,10 +135,10 @@ class TestDetection:
         records = []
         for case, sample in zip(sides.pool, samples, strict=True):
             # Every finding is found, and one false box, surer than all, lies in every other scan without one.
-            boxes, scores = sample.truth, np.full(len(sample.truth), 0.5)
+            boxes, scores = sample.truth.boxes, np.full(len(sample.truth), 0.5)
             if not len(boxes) and len(records) % 2:
                 boxes, scores = np.array([[0, 0, 0, 1, 3, 3.0]]), np.array([0.9])
-            records.append(adapter.record(case, sample, (boxes, scores)))
+            records.append(adapter.record(case, sample, Found(boxes, scores, np.zeros(len(boxes), np.int64))))
             json.dumps(records[-1], allow_nan=False)
         metrics = {name: statistic(records) for name, statistic in adapter.metrics().items()}
         true, false = sum(r["truths"][0] for r in records), sum(not h for r in records for h in r["hits"])

@@ -13,6 +13,7 @@ from scanforge.finetune.config import DetectionTask, ValidationConfig
 from scanforge.finetune.data import discover
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.detection import Detection
+from scanforge.finetune.metrics.froc import hits_at
 from scanforge.finetune.recipes import Arm
 from scanforge.finetune.running import prepare
 from scanforge.finetune.training import Course, Progress, train
@@ -86,7 +87,7 @@ def test_squares_are_found_in_windows(study, slices):
     samples = [adapter.load(case) for case in cases]
     torch.manual_seed(0)
     model = adapter.build(build(adapter.spec.backbone))
-    schedule = config.schedule.model_copy(update={"steps": 80, "warmup_steps": 5, "lr": 2e-3})
+    schedule = config.schedule.model_copy(update={"steps": 120, "warmup_steps": 5, "lr": 2e-3})
     fit(adapter, model, samples, config.model_copy(update={"schedule": schedule}))
     records = [
         adapter.record(case, sample, adapter.predict([model.eval()], sample, CPU))
@@ -130,11 +131,9 @@ def test_a_list_gives_labels_and_its_mistakes_are_named(study, slices):
     adapter = planned(adapter, listed)
     assert adapter.load(listed[0]).truth.labels.tolist() == [1, 0]
     assert len(adapter.load(listed[1]).truth) == 0
-    for wrong, said in [((0.0, 2, 3, 1, 2, 14), "is empty"), ((0.0, 2, 3, 1, 12, 400), "outside the image")]:
+    for wrong, said in [((0.0, 2, 3, 1, 2, 14), "has no extent"), ((0.0, 2, 3, 1, 12, 400), "over the edge")]:
         with pytest.raises(UserError, match=said):
             adapter.load(replace(case, target=((wrong, 0),)))
-    with pytest.raises(UserError, match="label 2, but there are 2 classes"):
-        adapter.load(replace(case, target=((box, 2),)))
     with pytest.raises(UserError, match="none of the training cases has a box"):
         planned(adapter, listed[1:])
 
@@ -180,7 +179,7 @@ def test_a_hit_needs_the_class(study, slices):
     sample = adapter.load(case)
     for label, hit in ((1, True), (0, False)):
         record = adapter.record(case, sample, Found(sample.truth.boxes, np.array([0.9]), np.array([label])))
-        assert record["hits"]["0.5"] == [hit]
+        assert hits_at(record, 0.5).tolist() == [hit]
 
 
 def test_masks_with_classes_keep_them(study, nodules):

@@ -212,7 +212,7 @@ def test_the_map_lies_where_the_scan_does(patch, fitted):
     """Of a scan padded into its patch, the map is that of the patch, cut back."""
     adapter = adapter_for(spec(patch))
     models = [classifier(build(BACKBONES["resenc"]), seed=s) for s in (0, 1)]
-    sample = Sample(torch.randn(1, *fitted), -3.0, fitted, "", 0, 0)
+    sample = Sample(torch.randn(1, *fitted), -3.0, fitted, (1.0, 1.0, 1.0), "", 0, 0)
     low = [(p - n) // 2 for p, n in zip(patch, fitted, strict=True)]
     place = tuple(slice(a, a + n) for a, n in zip(low, fitted, strict=True))
     padded = torch.full((1, 1, *patch), -3.0)
@@ -220,7 +220,7 @@ def test_the_map_lies_where_the_scan_does(patch, fitted):
     expected = torch.stack([saliency(model, padded, 1) for model in models]).mean(0)[place]
     found = scan_saliency(adapter, models, sample, 1, CPU)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
-    larger = Sample(sample.image, -3.0, tuple(2 * n if n > 1 else 1 for n in fitted), "", 0, 0)
+    larger = Sample(sample.image, -3.0, tuple(2 * n if n > 1 else 1 for n in fitted), (1.0, 1.0, 1.0), "", 0, 0)
     assert file_saliency(found, larger).shape == larger.shape
 
 
@@ -229,7 +229,7 @@ def test_the_map_lies_where_the_scan_does(patch, fitted):
 def test_a_picture_carries_both_maps_and_is_drawn(patch, truth):
     adapter = adapter_for(spec(patch))
     model = classifier(build(BACKBONES["resenc"]))
-    sample = Sample(torch.randn(1, *patch), 0.0, patch, "SAR" if patch[0] > 1 else "", truth, truth)
+    sample = Sample(torch.randn(1, *patch), 0.0, patch, (1.0, 1.0, 1.0), "SAR" if patch[0] > 1 else "", truth, truth)
     picture = picture_with_saliency(adapter, [model], sample, np.array([0.2, 0.8]), CPU)
     assert picture["image"].shape == picture["saliency"].shape == picture["saliency_truth"].shape == (24, 24)
     assert np.array_equal(picture["saliency"], picture["saliency_truth"]) == (truth == 1)

@@ -17,7 +17,10 @@ from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.adapter import Spec
+from scanforge.finetune.boxes.anchors import plan_strides
+from scanforge.finetune.boxes.plan import DetectionPlan
 from scanforge.finetune.config import ClassificationTask, DetectionTask, InferenceConfig, SegmentationTask
+from scanforge.finetune.heads.pyramid import available_strides
 from scanforge.finetune.modelfile import adapter_for, save_model
 from scanforge.finetune.plan import Fingerprint, Plan
 from scanforge.finetune.prediction import predict
@@ -36,21 +39,30 @@ def models(tmp_path_factory):
     """Folder of a saved model with random weights of a task, of volumes or of images."""
     made = {}
 
-    def get(task, flat=False):
-        if (task, flat) not in made:
+    def get(task, flat=False, channels=("image",)):
+        key = (task, flat, channels)
+        if key not in made:
             patch = (1, 16, 16) if flat else (16, 16, 16)
             found = Fingerprint(scans=1, shape=patch, spacing=(1, 1, 1), is_2d=flat)
             spacing = (1, 1, 1) if flat else (2, 1.5, 1.5)
+            with torch.device("meta"):
+                strides = plan_strides(
+                    np.full((1, 2 if flat else 3), 4.0), available_strides(build(BACKBONE), flat), patch
+                )
+            planned = DetectionPlan(whole_scan=True, reason="test", strides=strides, boxes=1, anchor_iou=1.0)
+            backbone = BACKBONE.model_copy(update={"in_channels": len(channels)})
             spec = Spec(
-                task=TASKS[task][0], classes=TASKS[task][1], modality="mr", backbone=BACKBONE,
+                channels=list(channels),
+                task=TASKS[task][0], classes=TASKS[task][1], modality="mr", backbone=backbone,
                 intensity=IntensityConfig(), inference=InferenceConfig(),
                 plan=Plan(spacing=spacing, patch=patch, batch=2, fingerprint=found),
-                anchors=[[[4.0] * (2 if flat else 3)] * 3] * 3 if task == "detection" else None,
+                anchors=[[[4.0] * (2 if flat else 3)] * 3] * len(strides) if task == "detection" else None,
+                detection=planned if task == "detection" else None,
             )  # fmt: skip
             torch.manual_seed(4)
-            made[task, flat] = tmp_path_factory.mktemp("models") / f"{task}-{flat}"
-            save_model(made[task, flat], adapter_for(spec).build(build(BACKBONE)), spec)
-        return made[task, flat]
+            made[key] = tmp_path_factory.mktemp("models") / f"{task}-{flat}"
+            save_model(made[key], [adapter_for(spec).build(build(backbone))], spec)
+        return made[key]
 
     return get
 
@@ -92,6 +104,17 @@ def test_each_volume_of_a_series_has_an_output(models, tmp_path):
         assert nib.load(path).shape == (16, 16, 18)
         assert np.array_equal(nib.load(path).affine, source.affine)
     assert [row["file"] for row in csv.DictReader(table.read_text().splitlines())] == ["a.nii.gz#0", "a.nii.gz#1"]
+
+
+def test_channels_of_a_case_are_predicted_together_and_one_may_be_missing(models, tmp_path):
+    folder = models("segmentation", channels=("t1", "flair"))
+    for name in ("a_t1", "a_flair", "b_0000"):
+        volume(tmp_path / "in" / f"{name}.nii.gz")
+    written = predict(folder, [tmp_path / "in"], tmp_path / "out", "cpu")
+    assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz", "predictions.csv"]
+    volume(tmp_path / "in" / "c_dwi.nii.gz")
+    with pytest.raises(UserError, match=r"c_dwi\.nii\.gz is of none of the channels t1, flair"):
+        predict(folder, [tmp_path / "in"], tmp_path / "again", "cpu")
 
 
 def test_two_runs_write_the_same_bytes(models, tmp_path):
@@ -153,7 +176,7 @@ def test_boxes_of_dicom_are_json_and_a_report(models, tmp_path, dicom, flat):
     files = dicom.slices(tmp_path / "in" / "Doe", positions, FrameOfReferenceUID="1.2.3", PatientSex="F")
     report_path, table = predict(models("detection", flat), [tmp_path / "in"], tmp_path / "out", "cpu")
     (row,) = json.loads(table.read_text())["scans"]
-    assert len(row["boxes"]) == 3
+    assert 1 <= len(row["boxes"]) <= 3  # `boxes_per_scan`
     assert row["report"] == report_path.name
     content = hd.sr.srread(report_path).content
     groups = content.get_planar_roi_measurement_groups() if flat else content.get_volumetric_roi_measurement_groups()

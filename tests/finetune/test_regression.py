@@ -111,7 +111,7 @@ def test_values_that_are_all_the_same_are_an_error(made):
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"), [("old", "'old' of .* in column 'age' is no number"), ("nan", "no number")]
+    ("entry", "message"), [("old", "'old' of .* in column 'age' is no number"), ("inf", "no number")]
 )
 def test_a_value_that_is_no_number_names_the_column(made, values, entry, message):
     text = (values / "labels.csv").read_text().splitlines()

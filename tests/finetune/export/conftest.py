@@ -17,6 +17,8 @@ from scanforge.backbones.resenc import ResEncConfig
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
 from scanforge.finetune.adapter import Spec
+from scanforge.finetune.boxes.anchors import plan_strides
+from scanforge.finetune.heads.pyramid import available_strides
 from scanforge.finetune.modelfile import adapter_for, save_model
 
 BACKBONES = {
@@ -33,6 +35,8 @@ FLAT, DEEP = (1, 32, 32), (16, 32, 32)
 def _spec(task="segmentation", patch=DEEP, backbone=SMALL, modality="mr", spacing=(1.0, 1.0, 1.0), mirror=False):
     """Two classes; the widths of a scan may be mirrored."""
     size = 2 if patch[0] == 1 else 3
+    with torch.device("meta"):
+        strides = plan_strides(np.full((1, size), 4.0), available_strides(build(backbone), patch[0] == 1), patch)
     found = {"scans": 1, "shape": patch, "spacing": spacing, "is_2d": patch[0] == 1}
     return Spec.model_validate(
         {
@@ -44,7 +48,8 @@ def _spec(task="segmentation", patch=DEEP, backbone=SMALL, modality="mr", spacin
             "plan": {"spacing": spacing, "patch": patch, "batch": 2, "fingerprint": found},
             "inference": {"mirror": mirror},
             "flip_axes": [2],
-            "anchors": [[[s] * size for s in sizes] for sizes in ((3, 4, 5), (6, 8, 10), (12, 16, 20))],
+            "anchors": [[[s * 2**level] * size for s in (3, 4, 5)] for level in range(len(strides))],
+            "detection": {"whole_scan": True, "reason": "test", "strides": strides, "boxes": 1, "anchor_iou": 1.0},
         }
     )
 
@@ -103,7 +108,7 @@ def make_run(tmp_path):
 
     def make(*args, **kwargs):
         spec = _spec(*args, **kwargs)
-        save_model(tmp_path / "run", _model(spec)[1], spec)
+        save_model(tmp_path / "run", [_model(spec)[1]], spec)
         return tmp_path / "run"
 
     return make

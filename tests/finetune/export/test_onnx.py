@@ -78,7 +78,11 @@ def test_the_rule_for_boxes_gives_the_boxes_of_the_detector(described, patch):
     boxes, found = decoded(outputs, spec, patch)
     assert len(found) == len(scores) > 0
     np.testing.assert_allclose(found, scores.numpy(), atol=1e-5)
-    np.testing.assert_allclose(boxes, expected.numpy(), atol=1e-3)
+    # Scores that are one within rounding have no order of their own.
+    apart = np.abs(boxes[:, None] - expected.numpy()[None]).max(-1)
+    apart[np.abs(found[:, None] - scores.numpy()[None]) > 1e-5] = np.inf
+    assert sorted(apart.argmin(1)) == list(range(len(scores)))
+    assert apart.min(1).max() < 1e-3
 
 
 def decoded(outputs, spec, patch):

@@ -85,7 +85,7 @@ def test_a_whole_scan_gets_the_labels_of_scanforge(described, shape, mirror):
 
     logits = whole_logits(network, sample.image.numpy(), sample.fill, about)
     labels = standalone.label_map(logits, sample.shape, sample.spacing, about)
-    predicted = adapter.predict(model, sample, CPU)
+    predicted = adapter.predict([model], sample, CPU)
     assert len(np.unique(predicted)) > 1
     assert (labels == predicted).mean() > 0.9999
 
@@ -102,7 +102,7 @@ def test_a_class_has_the_probability_of_scanforge(described, mirror):
             return model(torch.from_numpy(window)).numpy()
 
     found = probabilities(network, sample.image.numpy(), sample.fill, about)
-    np.testing.assert_allclose(found, adapter.predict(model, sample, CPU), atol=1e-4)
+    np.testing.assert_allclose(found, adapter.predict([model], sample, CPU), atol=1e-4)
 
 
 def test_a_temperature_divides_the_logits(described):

@@ -44,7 +44,7 @@ def above(monkeypatch, tmp_path):
 
     def run(value, inputs, out, spacing=(1.0, 1.0, 1.0), patch=(8, 12, 10), **options):
         adapter = adapter_for(spec_of(SegmentationTask(), spacing, patch))
-        monkeypatch.setattr("scanforge.finetune.prediction.load_model", lambda path: (adapter, Above(value)))
+        monkeypatch.setattr("scanforge.finetune.prediction.load_model", lambda path: (adapter, [Above(value)]))
         return predict(tmp_path / "model", inputs, out, "cpu", **options)
 
     return run

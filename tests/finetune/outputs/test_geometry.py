@@ -121,7 +121,7 @@ def test_a_real_network_finds_the_same_hippocampus_in_mirrored_copies(tmp_path, 
         plan=Plan(spacing=(1, 1, 1), patch=patch, batch=1, fingerprint=found),
     )  # fmt: skip
     torch.manual_seed(3)
-    save_model(tmp_path / "model", adapter_for(spec).build(build(backbone)), spec)
+    save_model(tmp_path / "model", [adapter_for(spec).build(build(backbone))], spec)
     save(tmp_path / "in" / "a.nii.gz", voxels, source.affine)
     save(tmp_path / "in" / "b.nii.gz", *turned(voxels, source.affine, (0, 1, 2), (-1, 1, 1)))
     predict(tmp_path / "model", [tmp_path / "in"], tmp_path / "out", device="cpu")

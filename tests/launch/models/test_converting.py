@@ -33,7 +33,7 @@ def finetuned(tmp_path):
         }
     )  # fmt: skip
     torch.manual_seed(0)
-    save_model(tmp_path / "run", adapter_for(spec).build(build(BACKBONE)), spec)
+    save_model(tmp_path / "run", [adapter_for(spec).build(build(BACKBONE))], spec)
     return tmp_path / "run"
 
 

@@ -214,7 +214,7 @@ def study(tmp_path) -> Path:
         task=SegmentationTask(name="segmentation"), classes=["liver"], modality="ct", intensity=IntensityConfig(),
         backbone=backbone, plan=plan, inference=InferenceConfig(), trained={"arm": "checkpoint", "shots": 5},
     )  # fmt: skip
-    save_model(tmp_path / "study", adapter_for(spec).build(build(backbone)), spec)
+    save_model(tmp_path / "study", [adapter_for(spec).build(build(backbone))], spec)
     dice = {"value": 0.81234, "low": 0.7, "high": 0.9, "patients": 9, "seeds": 1, "resamples": 100, "undefined": 0}
     none = dice | {"value": None, "low": None, "high": None}
     results = {
