@@ -34,10 +34,18 @@ def main() -> None:
         {
             "recipe": arguments.recipe,
             "table": table,
-            "checkpoint_minus_scratch": [{"shots": p["shots"], **shorten(p["metrics"])} for p in results["paired"]],
-            "seconds": [
-                {"arm": c["arm"], "steps": c["history"]["steps"], "seconds": round(c["history"]["seconds"])}
-                for c in results["cells"]
+            "minus_scratch": [
+                {"arm": p["arm"], "shots": p["shots"], **shorten(p["metrics"])} for p in results["paired"]
+            ],
+            "trainings": [
+                {
+                    "arm": cell["arm"],
+                    "shots": cell["shots"],
+                    "seed": cell["seed"],
+                    "steps": [history["steps"] for history in cell["histories"]],
+                    "seconds": [round(history["seconds"]) for history in cell["histories"]],
+                }
+                for cell in results["cells"]
             ],
             "warnings": results["warnings"],
         },
@@ -49,6 +57,8 @@ def shorten(metrics: dict[str, Any]) -> dict[str, str]:
     return {
         name: "undefined"
         if m["value"] is None
+        else f"{m['value']:.4f}, {m['patients']} patients"
+        if m["low"] is None
         else f"{m['value']:.4f} [{m['low']:.4f}, {m['high']:.4f}], {m['patients']} patients"
         for name, m in metrics.items()
     }

@@ -1,19 +1,16 @@
 """Figures of the report as inline images. Drawn without pyplot, so that no global state is touched."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from scanforge.finetune.adapter import Picture
 from scanforge.finetune.cells import CellResult
-from scanforge.finetune.metrics.froc import hits_at
+from scanforge.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.results import Results
 
@@ -26,8 +23,6 @@ NAMES = {
     "lora": "pre-trained, LoRA", "linear_probe": "linear probe", "attentive_probe": "attentive probe",
     "knn": "nearest neighbours", "scratch": "from scratch",
 }  # fmt: skip
-TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
-SHOWN_SCORE = 0.2  # boxes below it count in the numbers; drawn, they would hide the scan
 WRITTEN = {
     "auroc": "AUROC",
     "brier": "Brier",
@@ -42,7 +37,6 @@ WRITTEN = {
     "spearman": "Spearman",
 }
 BOX_METRICS = {"ap": "AP", "map": "mean AP", "froc": "FROC"}
-SHOWN_SALIENCY = 0.5  # of the strongest place
 INK, FAINT = "#22303a", "#d9e0e4"
 
 
@@ -55,7 +49,8 @@ def label(metric: str) -> str:
     return " ".join(filter(None, [WRITTEN.get(first, first), rest]))
 
 
-def _image(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:
+def inline(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:
+    """A figure as a PNG that stands in the page itself."""
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, dpi=dpi, bbox_inches="tight", pad_inches=margin)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -95,7 +90,7 @@ def metric_by_shots(results: Results) -> str:
     axes.set_xticks(range(len(order)), order)
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.legend(frameon=False, fontsize=9)
-    return _image(figure)
+    return inline(figure)
 
 
 def loss_curves(cells: Sequence[CellResult]) -> str:
@@ -114,7 +109,7 @@ def loss_curves(cells: Sequence[CellResult]) -> str:
         top = float(np.percentile(smooth, 97))
         axes.set_ylim(min(0.0, float(smooth.min())), max(top * 1.15, axes.get_ylim()[1] if len(seen) > 1 else 0))
     axes.legend(frameon=False, fontsize=9)
-    return _image(figure)
+    return inline(figure)
 
 
 def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
@@ -128,12 +123,12 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
         axes.plot(ends, ends, color=FAINT, linewidth=1)
         axes.scatter(x, y, s=16, color=COLOURS["full"], alpha=0.7, linewidth=0)
         axes.set_title(f"better in {int((y > x).sum())} of {len(x)} cases", fontsize=9, color=INK, loc="left")
-        return _image(figure)
+        return inline(figure)
     (arm, records) = next(iter(by_arm.items()))
     values = sorted(r["score"] for r in records if r["score"] is not None)
     figure, axes = _axes(3.4, 3.2, "test cases, worst first", score)
     axes.bar(range(len(values)), values, color=COLOURS[arm], width=1.0 if len(values) > 60 else 0.8)
-    return _image(figure)
+    return inline(figure)
 
 
 def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
@@ -149,7 +144,7 @@ def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else INK)
     axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
     axes.set_yticks(range(len(classes)), classes)
-    return _image(figure)
+    return inline(figure)
 
 
 def reliability(records: Sequence[Record], bins: int = 10) -> str:
@@ -166,7 +161,50 @@ def reliability(records: Sequence[Record], bins: int = 10) -> str:
         axes.text((b + 0.5) / bins, hit[inside].mean() + 0.015, str(inside.sum()), ha="center", fontsize=8, color=INK)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.08)
-    return _image(figure)
+    return inline(figure)
+
+
+def froc(by_arm: dict[str, list[Record]], iou: float, classes: Sequence[str]) -> str:
+    """Sensitivity over false positives per scan, 1/8 to 8, of each arm; of several classes a line each."""
+    figure, axes = _axes(3.4, 3.2, "false positives per scan", f"sensitivity at IoU {iou:g}")
+    for arm, records in by_arm.items():
+        for label in range(len(classes)):
+            wrong, found = froc_curve(records, iou, label)
+            name = NAMES[arm] + (f", {classes[label]}" if len(classes) > 1 else "")
+            style = ("solid", "dashed", "dotted")[label % 3]
+            axes.step(wrong, found, where="post", color=COLOURS[arm], linestyle=style, linewidth=1.5, label=name)
+    ticks = [float(at) for at in FALSE_POSITIVES.values()]
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(ticks[0], ticks[-1])
+    axes.set_xticks(ticks, list(FALSE_POSITIVES))
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, fontsize=8)
+    return inline(figure)
+
+
+def agreement(records: Sequence[Record]) -> str:
+    """Predicted over true value of every test case; on the diagonal they are equal."""
+    truth, predicted = (np.array([record[name] for record in records], float) for name in ("truth", "prediction"))
+    figure, axes = _axes(3.4, 3.2, "true value", "predicted value")
+    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+    axes.plot(ends, ends, color=FAINT, linewidth=1)
+    axes.scatter(truth, predicted, s=16, color=COLOURS["full"], alpha=0.7, linewidth=0)
+    return inline(figure)
+
+
+def validation_curves(cells: Sequence[CellResult]) -> str:
+    """The mean score of the held-back cases over the steps, a line for each model; a ring where its weights are of."""
+    figure, axes = _axes(4.6, 3.2, "step", "mean score, held-back cases")
+    seen: set[str] = set()
+    for cell, history in [(each, one) for each in cells for one in each.histories if one.validation]:
+        steps, values = np.array(history.validation, float).T
+        axes.plot(steps, values, color=COLOURS[cell.arm], label=None if cell.arm in seen else NAMES[cell.arm])
+        kept = steps == history.best_step
+        axes.plot(steps[kept], values[kept], "o", color=COLOURS[cell.arm], markerfacecolor="none", markersize=8)
+        seen.add(cell.arm)
+    axes.legend(frameon=False, fontsize=9)
+    return inline(figure)
 
 
 def precision_recall(by_arm: dict[str, list[Record]], iou: str) -> str:
@@ -181,61 +219,4 @@ def precision_recall(by_arm: dict[str, list[Record]], iou: str) -> str:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, fontsize=9)
-    return _image(figure)
-
-
-def overlay(picture: Picture, task: str, n_classes: int) -> str:
-    """One case: truth and prediction as contours or boxes upon the scan; for a class, where the model looked."""
-    image = picture["image"].astype(np.float32)
-    figure = Figure((2.6, 2.6 * min(1.6, max(0.6, image.shape[0] / image.shape[1]))))
-    axes = figure.add_axes((0, 0, 1, 1))
-    low, high = np.percentile(image, [0.5, 99.5])
-    axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="bilinear")
-    axes.set_axis_off()
-    if task in DRAW:
-        DRAW[task](axes, picture, n_classes)
-    return _image(figure, dpi=130, margin=0)
-
-
-def _contours(axes: Axes, picture: Picture, n_classes: int) -> None:
-    styles = ["solid", (0, (4, 1.5)), (0, (1, 1))]
-    for part, colour in (("truth", TRUTH), ("prediction", PREDICTION)):
-        for k in range(1, n_classes + 1):
-            mask: npt.NDArray = np.pad(picture[part] == k, 1)
-            if mask.any():
-                y, x = np.arange(-1, mask.shape[0] - 1), np.arange(-1, mask.shape[1] - 1)
-                style = [styles[(k - 1) % len(styles)]]
-                axes.contour(x, y, mask, [0.5], colors=colour, linewidths=1.4, linestyles=style)
-
-
-def _boxes(axes: Axes, picture: Picture, n_classes: int) -> None:
-    for box in picture["truth"]:
-        axes.add_patch(_rectangle(box, TRUTH, 1.8))
-    for box, score in zip(picture["boxes"], picture["scores"], strict=True):
-        if score >= SHOWN_SCORE:
-            axes.add_patch(_rectangle(box, PREDICTION, 0.6 + 1.2 * float(score)))
-            axes.text(box[1], max(box[0] - 2, 5), f"{score:.2f}", color=PREDICTION, fontsize=7, fontweight="bold")
-
-
-def _rectangle(box: npt.NDArray, colour: str, width: float) -> Rectangle:
-    # Edges at whole numbers are half a pixel before imshow's pixel centres.
-    low, size = (box[1] - 0.5, box[0] - 0.5), (box[3] - box[1], box[2] - box[0])
-    return Rectangle(low, size[0], size[1], fill=False, edgecolor=colour, linewidth=width)
-
-
-def _saliency(axes: Axes, picture: Picture, n_classes: int) -> None:
-    """A picture of `explain.picture_with_saliency`: warm where it speaks for the predicted class; a line around what
-    speaks for the true one, where that is another."""
-    if "saliency" not in picture:
-        return
-    found, truth = (picture[name].astype(np.float32) for name in ("saliency", "saliency_truth"))
-    axes.imshow(found, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * found, interpolation="bilinear")
-    if not np.array_equal(found, truth) and truth.max() > SHOWN_SALIENCY:
-        axes.contour(truth, [SHOWN_SALIENCY], colors=TRUTH, linewidths=1.4)
-
-
-DRAW: dict[str, Callable[[Axes, Picture, int], None]] = {
-    "segmentation": _contours,
-    "detection": _boxes,
-    "classification": _saliency,
-}
+    return inline(figure)

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from scanforge.finetune import figures
 from scanforge.finetune.cells import CellName, CellResult, load_pictures
 from scanforge.finetune.metrics.intervals import Interval
+from scanforge.finetune.overlays import overlay
 from scanforge.finetune.results import SCRATCH, Results, Row
 from scanforge.finetune.storage import write_whole
 
@@ -77,7 +78,25 @@ def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
         "notes": [NOTES[results.task]],
         "limits": LIMITS[results.task],
         "cells": results.cells,
+        "held": _held(shown, results.classes),
     }
+
+
+def _held(shown: CellResult, classes: Sequence[str]) -> str:
+    """What the held-back cases of the kept model decided, in words; '' where there were none."""
+    if not shown.validation:
+        return ""
+    scores = [record["score"] for record in shown.validation if record["score"] is not None]
+    mean = f", mean score {sum(scores) / len(scores):.3f}" if scores else ""
+    parts = [f"{len(shown.validation)} of the training cases{mean}"]
+    if shown.temperature != 1:
+        parts.append(f"temperature {shown.temperature:.2f}")
+    for name, rule in zip(classes, shown.postprocess, strict=False):
+        if rule.largest:
+            parts.append(f"of {name} the largest component is kept")
+        elif rule.min_mm3:
+            parts.append(f"components of {name} below {rule.min_mm3:.0f} mm³ are removed")
+    return "; ".join(parts)
 
 
 def _sentence(results: Results, row: Row) -> dict[str, str]:
@@ -105,6 +124,13 @@ def _charts(
         charts.append(("Reliability; the numbers count cases.", figures.reliability(shown.records)))
     if results.task == "detection":
         charts.append(("Precision and recall of all boxes, IoU 0.1.", figures.precision_recall(by_arm, "0.1")))
+        charts.append(("FROC, IoU 0.1.", figures.froc(by_arm, 0.1, results.classes)))
+    if results.task == "regression":
+        charts.append(("Predicted and true value of every test case.", figures.agreement(shown.records)))
+    if any(history.validation for cell in at_best for history in cell.histories):
+        charts.append(
+            ("Held-back cases over the training; a ring marks the weights kept.", figures.validation_curves(at_best))
+        )
     return charts
 
 
@@ -114,7 +140,7 @@ def _worst(run_dir: Path, results: Results, shown: CellResult, best: CellName) -
         {
             "case": key[:8],
             "score": number(score[key]),
-            "image": figures.overlay(picture, results.task, len(results.classes)),
+            "image": overlay(picture, results.task, len(results.classes)),
             "bars": _bars(picture, results.classes) if results.task == "classification" else [],
         }
         for key, picture in load_pictures(run_dir / "cells" / best.folder).items()

@@ -15,9 +15,9 @@ from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
 from scanforge.finetune.adapter import Sample, Spec
 from scanforge.finetune.explain import file_saliency, grad_cam_pp, picture_with_saliency, saliency, scan_saliency
-from scanforge.finetune.figures import overlay
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.modelfile import adapter_for
+from scanforge.finetune.overlays import overlay
 
 CPU = torch.device("cpu")
 BACKBONES = {
