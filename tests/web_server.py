@@ -104,10 +104,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         cut = body if stop_after is None else body[:stop_after]
-        self.wfile.write(cut)
         path = self.path.lstrip("/").partition("?")[0]
-        with self.server.guard:
+        with self.server.guard:  # before they go: who has them may look at once
             self.server.sent[path] = self.server.sent.get(path, 0) + len(cut)
+        self.wfile.write(cut)
         if stop_after is not None:
             self.close_connection = True
 

@@ -157,9 +157,9 @@ print(json.dumps(losses))
 
 
 @pytest.mark.slow
-def test_at_every_zero_stage_two_ranks_train_save_and_load_it_as_one_rank_does_at_stage_0(ranks):
+def test_under_zero_two_ranks_train_save_and_load_it_as_one_rank_does_at_stage_0(ranks):
     """MAE and MoCo v3, whose copies follow and are saved; also that resuming is bit-identical (in CODE)."""
     one = json.loads(ranks(CODE, 1, STAGE="0", TERMS=json.dumps(TERMS)).splitlines()[-1])
-    for stage in range(4):
+    for stage in (2, 3):
         two = json.loads(ranks(CODE, 2, STAGE=str(stage), TERMS=json.dumps(TERMS)).splitlines()[-1])
         assert two == pytest.approx(one, rel=1e-5)
