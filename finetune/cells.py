@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel
+from scanforge.finetune.budget import Budget
 from scanforge.finetune.classification import Classification
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
@@ -107,7 +108,8 @@ class Place:
     folder: Path
     mark: str  # digest of all that the result depends on
     keep: bool  # the weights
-    course: Course
+    course: Course  # but for its time, where there is a budget
+    budget: Budget | None
     store: FeatureStore  # of this checkpoint at this plan
     progress: Progress
     tested: Callable[[int], None]
@@ -127,9 +129,11 @@ def run_cell(
     adapter = adapter_for(adapter.surveyed(train_cases))
     samples = [adapter.load(case) for case in train_cases]
     adapter = adapter_for(adapter.planned(samples))
-    members = train_members(
-        config, adapter, train_cases, samples, pretrained, place.course, place.store, place.progress
-    )
+    course = place.course
+    if place.budget is not None:
+        seconds = place.budget.training(_testing_time(adapter, test_cases, course.device))
+        course = replace(course, seconds=seconds)
+    members = train_members(config, adapter, train_cases, samples, pretrained, course, place.store, place.progress)
     del samples
     if members.held is not None:
         adapter = adapter_for(adapter.settled(members.held, config.validation))
@@ -196,12 +200,8 @@ def _picture(
     return adapter.picture(sample, prediction)
 
 
-def testing_time(spec: Spec, cases: Sequence[Case], device: torch.device) -> float:
+def _testing_time(adapter: Adapter[Any, Any], cases: Sequence[Case], device: torch.device) -> float:
     """Seconds that testing one model on `cases` will take, by the first of them and random weights."""
-    adapter = adapter_for(spec)
-    adapter = adapter_for(adapter.surveyed(cases[:1]))
-    samples = [adapter.load(cases[0])]
-    adapter = adapter_for(adapter.planned(samples))
     model = adapter.build(encoder_of(adapter.spec, 0, None)).to(device).eval()
     started = time.monotonic()
     sample = adapter.load(cases[0])

@@ -17,7 +17,7 @@ from scanforge.backbones.stem import with_channels
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.adapter import Spec
 from scanforge.finetune.budget import Budget
-from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored, testing_time
+from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList, discover
 from scanforge.finetune.data.cases import Case
@@ -174,6 +174,7 @@ class _Runner:
             marked.mark,
             marked.keep,
             self._course(name),
+            self._budget,
             FeatureStore(self._features(name, marked.origin)),
             Progress(lambda step, loss: bars.update(task, completed=step, note=f"loss {loss:.3f}")),
             lambda n: bars.update(task, note=f"tested {n}/{tests}"),
@@ -188,11 +189,8 @@ class _Runner:
 
     def _course(self, name: CellName) -> Course:
         config = self._study.config
-        seconds = None
-        if self._budget:
-            seconds = self._budget.training(testing_time(self._study.spec, self._study.sides.test, self._device))
         settings = config.schedule, config.augmentation, config.validation
-        return Course(name.arm, name.seed, *settings, self._device, seconds)
+        return Course(name.arm, name.seed, *settings, self._device)
 
     def _features(self, name: CellName, origin: str) -> Path | None:
         """Of frozen features of this checkpoint at this plan: a folder that all cells share."""

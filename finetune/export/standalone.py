@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from scanforge.datasets.intensity import background, normalise, statistics
 from scanforge.finetune.adapter import fitted_shape
+from scanforge.finetune.inference import window_starts
 from scanforge.finetune.postprocess import apply
 from scanforge.finetune.volumes import target_shape
 
@@ -99,16 +100,6 @@ def padded(image: NDArray[np.float32], fill: float, patch: Sequence[int]) -> tup
     before = [m // 2 for m in missing]
     pairs = [(0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True))]
     return np.pad(image, pairs, constant_values=fill), before
-
-
-def window_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of as few windows as keep the overlap, spread evenly and the same from either end."""
-    gap = max(0, size - patch)
-    steps = -(-gap // max(1, int(patch * (1 - overlap))))
-    if not steps:
-        return [0]
-    half = [(2 * i * gap + steps) // (2 * steps) for i in range(steps // 2 + 1)]
-    return half + [gap - half[i] for i in range(steps - len(half), -1, -1)]
 
 
 def window_weight(patch: Sequence[int]) -> NDArray[np.float32]:

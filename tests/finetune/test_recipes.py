@@ -124,6 +124,11 @@ def test_a_budget_bounds_the_study(study, slices):
     assert found["setup"]["budget_seconds"] == 8
 
 
+def test_a_budget_of_boxes_does_not_depend_on_whether_the_first_tested_scan_has_one(study, slices):
+    config = study("detection", slices, budget="6s", shots=[6], schedule={"warmup_steps": 1})
+    assert rows(run(config))["cells"][0]["histories"][0]["steps"] >= 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -20,23 +20,6 @@ def matched(found, scores, truth, threshold):
     return match(found, scores, np.zeros(len(found), int), truth, np.zeros(len(truth), int), threshold)
 
 
-@pytest.mark.parametrize("axes", [2, 3])
-def test_iou_as_counted_on_a_grid_and_as_monai(axes):
-    from monai.data.box_utils import box_iou
-
-    rng = np.random.default_rng(axes)
-    first, second = boxes(rng, 6, axes), boxes(rng, 5, axes)
-
-    def voxels(box):
-        mask = np.zeros((20,) * axes, bool)
-        mask[tuple(slice(int(a), int(b)) for a, b in zip(box[:axes], box[axes:], strict=True))] = True
-        return mask
-
-    counted = [[(voxels(a) & voxels(b)).sum() / (voxels(a) | voxels(b)).sum() for b in second] for a in first]
-    assert iou(first, second) == pytest.approx(np.array(counted))
-    assert iou(first, second) == pytest.approx(box_iou(first, second))
-
-
 def naive_match(found, scores, labels, truth, truth_labels, threshold):
     """COCO's greedy rule in plain loops, for scores and overlaps without ties."""
     free, hits = set(range(len(truth))), [False] * len(found)
