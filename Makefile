@@ -33,7 +33,7 @@ demo: install
 	$(BIN)/scanforge demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
 
 test: dev
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --durations 25
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
 fast: dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
