@@ -167,13 +167,14 @@ def reliability(records: Sequence[Record], bins: int = 10) -> str:
 def froc(by_arm: dict[str, list[Record]], iou: float, classes: Sequence[str]) -> str:
     """Sensitivity over false positives per scan, 1/8 to 8, of each arm; of several classes a line each."""
     figure, axes = _axes(3.4, 3.2, "false positives per scan", f"sensitivity at IoU {iou:g}")
+    ticks = [float(at) for at in FALSE_POSITIVES.values()]
     for arm, records in by_arm.items():
         for label in range(len(classes)):
             wrong, found = froc_curve(records, iou, label)
+            wrong, found = np.append(np.maximum(wrong, ticks[0] / 2), 2 * ticks[-1]), np.append(found, found[-1])
             name = NAMES[arm] + (f", {classes[label]}" if len(classes) > 1 else "")
             style = ("solid", "dashed", "dotted")[label % 3]
             axes.step(wrong, found, where="post", color=COLOURS[arm], linestyle=style, linewidth=1.5, label=name)
-    ticks = [float(at) for at in FALSE_POSITIVES.values()]
     axes.set_xscale("log", base=2)
     axes.set_xlim(ticks[0], ticks[-1])
     axes.set_xticks(ticks, list(FALSE_POSITIVES))
