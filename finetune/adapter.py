@@ -188,7 +188,8 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
             raise UserError(f"this model takes {len(names)} channels ({', '.join(names)}), {len(given)} are given")
         first = next(scan for scan in given if scan is not None)
         d, h, w = first.voxels.shape[1:]
-        if (d == 1) != self.spec.plan.is_2d:
+        images = first.frames and self.spec.task.name == "segmentation"  # each of its slices is an image of its own
+        if (d == 1) != self.spec.plan.is_2d and not (images and self.spec.plan.is_2d):
             kinds = ("a single slice", "volumes") if d == 1 else (f"a volume of {d} slices", "single slices")
             raise UserError(f"the scan is {kinds[0]}, this model takes {kinds[1]}")
         image, fill = self.prepare(given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
-from scanforge.launch.job_folder import write_whole
+from scanforge.configs.files import write_whole
 
 FILE = "sweep.json"
 OPEN, CLOSE = "[{(", "]})"

@@ -1,7 +1,6 @@
 """Found boxes as JSON: in voxels of the file, and where the file knows its place, in the world."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy.typing as npt
 
 from scanforge.datasets.readers import Scan
 from scanforge.datasets.readers.geometry import LPS_TO_RAS
+from scanforge.finetune.boxes.wbc import Found
 
 CONVENTIONS = {
     "box": "d0 h0 w0 d1 h1 w1 in voxels of the file (slice, row, column of the array that it holds; of a DICOM series, "
@@ -16,15 +16,6 @@ CONVENTIONS = {
     "world": "mm in DICOM's patient space, LPS: x to the patient's left, y to the back, z to the head (RAS is the same "
     "with x and y negated). size: along the box's edges, whose unit directions are axes. null: the file is an image",
 }
-
-
-@dataclass(frozen=True)
-class Found:
-    """Boxes (N, 6) d0 h0 w0 d1 h1 w1, their scores (N,), and the index of each one's class (N,)."""
-
-    boxes: npt.NDArray[np.float64]
-    scores: npt.NDArray[np.float64]
-    labels: npt.NDArray[np.int64]
 
 
 def as_json(found: Found, scan: Scan, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan, Source
-from scanforge.finetune.outputs.boxes import Found
+from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.outputs.codes import own_code
 from scanforge.finetune.outputs.dicom_source import FramePlace, Referenced, referenced
 from scanforge.finetune.outputs.maker import NAME, Maker

@@ -6,17 +6,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Sample, TaskModel
+from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.config import RegressionTask
 from scanforge.finetune.inputs import Item
 from scanforge.finetune.outputs import image, nifti
-from scanforge.finetune.outputs.boxes import Found, as_json
+from scanforge.finetune.outputs.boxes import as_json
 from scanforge.finetune.outputs.tables import Row, volumes_of
 from scanforge.finetune.segmentation import Segmentation
 from scanforge.finetune.segmented import Segmented, Wanted
@@ -109,14 +109,12 @@ class Writer:
             own = _own_file(item)
             self._put(item, scan, f"_{name}.nii.gz", lambda target: nifti.write_fractions(target, values, scan, own))
 
-    def _boxes(self, prediction: Any, item: Item, scan: Scan) -> Row:
-        boxes, scores, *labels = prediction
-        which = labels[0] if labels else np.zeros(len(boxes), np.int64)
-        found = Found(boxes, scores, which)
-        row: Row = {"boxes": as_json(found, scan, self.adapter.spec.classes)}
+    def _boxes(self, prediction: Found, item: Item, scan: Scan) -> Row:
+        boxes = prediction.boxes
+        row: Row = {"boxes": as_json(prediction, scan, self.adapter.spec.classes)}
         if not item.is_dicom:
             return row
-        return {"report": self._report(found, item, scan) if len(boxes) else None} | row
+        return {"report": self._report(prediction, item, scan) if len(boxes) else None} | row
 
     def _report(self, found: Found, item: Item, scan: Scan) -> str | None:
         from scanforge.finetune.outputs import dicom_sr

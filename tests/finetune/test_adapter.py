@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,13 @@ def test_slices_and_volumes_are_not_mistaken_for_each_other():
         adapter((16, 16, 16), ["image"]).unlabelled(volume((1, 16, 16)))
     with pytest.raises(UserError, match="the scan is a volume of 9 slices, this model takes single slices"):
         adapter((1, 16, 16), ["image"]).unlabelled(volume((9, 16, 16)))
+
+
+def test_frames_of_a_video_are_images_to_a_segmenter_of_images():
+    frames = replace(volume((9, 16, 16)), frames=True)
+    assert adapter((1, 16, 16), ["image"]).unlabelled(frames).image.shape == (1, 9, 16, 16)
+    with pytest.raises(UserError, match="this model takes volumes"):
+        adapter((16, 16, 16), ["image"]).unlabelled(replace(volume((1, 16, 16)), frames=True))
 
 
 def test_channels_of_two_modalities_and_a_missing_one():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan, scans_of
 from scanforge.datasets.shards.survey import find_dicom
-from scanforge.finetune.outputs.boxes import Found, as_json, world_box
+from scanforge.finetune.boxes.wbc import Found
+from scanforge.finetune.outputs.boxes import as_json, world_box
 from scanforge.finetune.outputs.dicom_sr import write_report
 from scanforge.finetune.outputs.maker import Maker
 
