@@ -6,6 +6,7 @@ validation, on all cases of the data set; all else is its default, test-time mir
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ class Rate:
 
 def train(plans: dict, dataset: dict) -> tuple[nnUNetTrainer, int, list[float]]:
     """Iterations until the time is over."""
-    trainer = nnUNetTrainer(plans, "3d_fullres", "all", dataset, torch.device("cpu"))
+    trainer = nnUNetTrainer(plans | {"continue_training": False}, "3d_fullres", "all", dataset, torch.device("cpu"))
     trainer.on_train_start()
     trainer.lr_scheduler = rate = Rate(trainer)
     trainer.network.train()
@@ -85,7 +86,9 @@ def main() -> None:
         "last_loss": sum(losses[-50:]) / 50,
     }
     (work / "peer.json").write_text(json.dumps(about))
-    os._exit(0)  # its augmentation workers outlive their loader
+    for worker in multiprocessing.active_children():  # its augmentation outlives its loader
+        worker.kill()
+    os._exit(0)
 
 
 if __name__ == "__main__":
