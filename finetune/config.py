@@ -164,11 +164,13 @@ class AugmentationConfig(Config):
     flip_axes: list[int] = []  # axes along which the anatomy may be mirrored
     rotation: float = Field(default=15.0, ge=0, le=180)  # degrees, at most; not for boxes
     scale: float = Field(default=0.2, ge=0, lt=1)  # zoom within 1/(1+scale)..1+scale
-    probability: float = Field(default=0.5, ge=0, le=1)  # of the spatial change, and of each intensity change
+    elastic: float = Field(default=0.0, ge=0, lt=0.4)  # see `elastic.random_warp`; not for boxes
+    probability: float = Field(default=0.5, ge=0, le=1)  # of each spatial change, and of each of intensity
     gamma: float = Field(default=0.3, ge=0, lt=1)
     brightness: float = Field(default=0.2, ge=0)  # in standard deviations
     contrast: float = Field(default=0.25, ge=0, lt=1)
     noise: float = Field(default=0.1, ge=0)
+    coarser: float = Field(default=1.0, ge=1)  # voxels up to so many times as large along each axis, and back
     channel_dropout: float = Field(default=0.0, ge=0, lt=1)  # of each channel of a sample, never of all of them
 
     @field_validator("flip_axes")
@@ -229,6 +231,8 @@ class FinetuneConfig(Config):
             raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
         self._check_recipes()
         self.loss.refuse_unread(self.task.name)
+        if self.augmentation.elastic and self.task.name == "detection":
+            raise ValueError("augmentation.elastic: a deformed box is no box; leave it out")
         if self.budget and (self.schedule.minutes or "steps" in self.schedule.model_fields_set):
             raise ValueError(
                 "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"

@@ -1,6 +1,7 @@
 """Training patches: cropped, mirrored, turned and zoomed in one interpolation; then changed in intensity."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from scanforge.finetune.config import AugmentationConfig, Size
 
 @dataclass(frozen=True)
 class Window:
-    """A patch's place in a scan: continuous position p = centre + matrix (q - size / 2) for the patch's q.
+    """A patch's place in a scan: continuous position p = centre + matrix (q + warp(q) - size / 2) for the patch's q.
 
     Positions are in voxels with edges at whole numbers: voxel i covers [i, i + 1). Order D, H, W.
     """
@@ -21,6 +22,7 @@ class Window:
     centre: npt.NDArray[np.float64]
     matrix: npt.NDArray[np.float64]
     size: Size
+    warp: Tensor | None = None  # (*size, 3), see `elastic`; points are not followed through it
 
     def to_patch(self, points: npt.NDArray) -> npt.NDArray:
         """Positions (N, 3) in the scan -> in the patch."""
@@ -57,22 +59,41 @@ def random_matrix(
     return np.linalg.inv(mm) @ turned @ mm @ scale @ matrix
 
 
-def extract(image: Tensor, window: Window, fill: float, nearest: bool = False) -> Tensor:
-    """The patch (C, *window.size) of a scan (C, D, H, W), linear or nearest; `fill` outside the scan."""
+def extract(image: Tensor, window: Window, fill: float) -> Tensor:
+    """The patch (C, *window.size) of a scan (C, D, H, W), linear; `fill` outside the scan."""
     low, high = _bounds(window, image.shape[1:])
     part = image[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]].float() - fill
     if min(part.shape) == 0:
         return torch.full((len(image), *window.size), fill)
     axes = [torch.arange(n, dtype=torch.float64) + 0.5 - n / 2 for n in window.size]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)  # d h w 3
+    if window.warp is not None:
+        offsets += window.warp
     points = offsets @ torch.from_numpy(window.matrix).T + torch.from_numpy(window.centre - low)
     grid = (points / torch.tensor(part.shape[1:], dtype=torch.float64) * 2 - 1).flip(-1).float()
-    mode = "nearest" if nearest else "bilinear"
-    return F.grid_sample(part[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0] + fill
+    return F.grid_sample(part[None], grid[None], padding_mode="zeros", align_corners=False)[0] + fill
+
+
+def extract_labels(labels: npt.NDArray[np.uint8], window: Window) -> Tensor:
+    """The patch of a label map (D, H, W): of each voxel the label with the largest share of it; 0 outside the map.
+
+    Nearest neighbours would make every turned border a staircase, and a thin wall a broken one.
+    """
+    low, high = _bounds(window, labels.shape)
+    part = np.ascontiguousarray(labels[low[0] : high[0], low[1] : high[1], low[2] : high[2]])
+    found = torch.zeros(window.size, dtype=torch.uint8)
+    most, rest = torch.zeros(window.size), torch.ones(window.size)
+    inside = replace(window, centre=window.centre - low)
+    for value in np.unique(part[part > 0]):
+        share = extract(torch.from_numpy(part == value)[None].float(), inside, 0.0)[0]
+        found, most = torch.where(share > most, int(value), found), torch.maximum(share, most)
+        rest -= share
+    return torch.where(most > rest, found, 0)
 
 
 def vary_intensity(images: Tensor, rng: np.random.Generator, config: AugmentationConfig) -> Tensor:
-    """Gamma, contrast, brightness and noise on (B, C, D, H, W), each with the configured probability per sample."""
+    """Gamma, contrast, brightness, coarser voxels and noise on (B, C, D, H, W), each with the configured probability
+    per sample."""
 
     def draw(reach: float, neutral: float = 0.0) -> Tensor:
         chosen = rng.random(len(images)) < config.probability
@@ -86,7 +107,23 @@ def vary_intensity(images: Tensor, rng: np.random.Generator, config: Augmentatio
     images = ((images - low) / span).clamp(0, 1).pow(gamma.exp()) * span + low
     mean = images.mean((1, 2, 3, 4), keepdim=True)
     images = (images - mean) * contrast.exp() + mean + brightness
+    images = _coarser(images, rng, config)
     return images + noise * torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
+
+
+def _coarser(images: Tensor, rng: np.random.Generator, config: AugmentationConfig) -> Tensor:
+    """Some samples averaged over larger voxels and brought back: scans of lower resolution, thicker slices."""
+    factors = rng.uniform(1, config.coarser, (len(images), 3))
+    chosen = rng.random(len(images)) < config.probability
+    if config.coarser == 1 or not chosen.any():
+        return images
+    images = images.clone()
+    size = images.shape[2:]
+    for i in np.flatnonzero(chosen):
+        small = [max(1, round(n / factor)) for n, factor in zip(size, factors[i], strict=True)]
+        part = F.interpolate(images[i : i + 1], size=small, mode="area")
+        images[i] = F.interpolate(part, size=size, mode="trilinear", align_corners=False)[0]
+    return images
 
 
 def _rotation(axis: int, angle: float) -> npt.NDArray[np.float64]:
@@ -97,9 +134,12 @@ def _rotation(axis: int, angle: float) -> npt.NDArray[np.float64]:
     return matrix
 
 
-def _bounds(window: Window, shape: torch.Size) -> tuple[npt.NDArray, npt.NDArray]:
+def _bounds(window: Window, shape: Sequence[int]) -> tuple[npt.NDArray, npt.NDArray]:
     """The part of the scan that a patch touches (with a voxel of margin), so that a big scan is not copied."""
-    reach = np.abs(window.matrix) @ (np.array(window.size) / 2) + 1.5
+    half = np.array(window.size) / 2
+    if window.warp is not None:
+        half = half + window.warp.abs().amax((0, 1, 2)).double().numpy()
+    reach = np.abs(window.matrix) @ half + 1.5
     low = np.clip(np.floor(window.centre - reach), 0, np.array(shape)).astype(int)
     high = np.clip(np.ceil(window.centre + reach), 0, np.array(shape)).astype(int)
     return low, high

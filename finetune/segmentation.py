@@ -16,6 +16,7 @@ from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
 from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.elastic import random_warp
 from scanforge.finetune.heads.segmentation import SegmentationModel
 from scanforge.finetune.inference import Tiling
 from scanforge.finetune.losses import class_weights, deep_supervision
@@ -24,7 +25,7 @@ from scanforge.finetune.metrics.intervals import Statistic
 from scanforge.finetune.metrics.surface import surface_scores
 from scanforge.finetune.metrics.weighted import Record, mean_of
 from scanforge.finetune.postprocess import Held, apply, choose
-from scanforge.finetune.sampling import Window, extract, random_matrix
+from scanforge.finetune.sampling import Window, extract, extract_labels, random_matrix
 from scanforge.finetune.segmented import Segmented, Wanted, segment_volume
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
 
@@ -61,13 +62,14 @@ class Segmentation(Adapter[Labels, Labels]):
         self, samples: Sequence[Sample[Labels]], rng: np.random.Generator, config: AugmentationConfig, fore: float
     ) -> tuple[Tensor, Tensor]:
         """Images (B, C, *patch) and labels (B, *patch)."""
-        images, labels = [], []
+        plan, images, labels = self.spec.plan, [], []
         for sample in samples:
             assert sample.target is not None
-            matrix = random_matrix(rng, config, self.spec.plan.spacing, self.spec.plan.is_2d, turn=True)
-            window = Window(self._centre(sample.target, rng, fore), matrix, self.spec.plan.patch)
+            matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=True)
+            warp = random_warp(rng, config, plan.spacing, plan.patch)
+            window = Window(self._centre(sample.target, rng, fore), matrix, plan.patch, warp)
             images.append(extract(sample.image, window, sample.fill))
-            labels.append(extract(torch.from_numpy(sample.target)[None], window, 0.0, nearest=True)[0])
+            labels.append(extract_labels(sample.target, window))
         return self.varied(torch.stack(images), samples, rng, config), torch.stack(labels).long()
 
     def _centre(self, labels: Labels, rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:

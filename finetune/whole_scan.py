@@ -10,6 +10,7 @@ from torch import Tensor
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.adapter import Adapter, PredictionT, Sample, TargetT, TaskModel, centred, fitted_shape, upright
 from scanforge.finetune.config import AugmentationConfig
+from scanforge.finetune.elastic import random_warp
 from scanforge.finetune.sampling import Window, extract, random_matrix, still_window
 from scanforge.finetune.volumes import Shape
 
@@ -31,7 +32,8 @@ class WholeScan(Adapter[TargetT, PredictionT]):
             d, h, w = sample.image.shape[1:]
             still = still_window((d, h, w), self.spec.plan.patch)
             matrix = random_matrix(rng, config, self.spec.plan.spacing, self.spec.plan.is_2d, turn=True)
-            images.append(extract(sample.image, Window(still.centre, matrix, still.size), sample.fill))
+            warp = random_warp(rng, config, self.spec.plan.spacing, still.size)
+            images.append(extract(sample.image, Window(still.centre, matrix, still.size, warp), sample.fill))
         return self.varied(torch.stack(images), samples, rng, config)
 
     @torch.inference_mode()

@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from scanforge.finetune.config import AugmentationConfig
-from scanforge.finetune.sampling import Window, extract, random_matrix, still_window, vary_intensity
+from scanforge.finetune.sampling import (
+    Window,
+    extract,
+    extract_labels,
+    random_matrix,
+    still_window,
+    vary_intensity,
+)
 
 
 @pytest.mark.parametrize(("shape", "size"), [((5, 7, 9), (8, 8, 8)), ((9, 12, 10), (4, 6, 5)), ((1, 7, 6), (1, 8, 4))])
@@ -81,3 +88,40 @@ def test_intensities_vary_by_sample_and_repeat_with_the_seed():
     assert (first - images).abs().amax((1, 2, 3, 4)).min() > 0.01
     off = AugmentationConfig(probability=0.0)
     assert torch.allclose(vary_intensity(images, np.random.default_rng(7), off), images, atol=1e-5)
+
+
+def test_labels_of_a_still_patch_are_the_labels():
+    labels = np.random.default_rng(0).integers(0, 5, (6, 9, 7)).astype(np.uint8)
+    patch = extract_labels(labels, still_window((6, 9, 7), (8, 8, 8)))
+    padded = np.pad(labels, ((1, 1), (0, 0), (0, 1)))
+    assert np.array_equal(patch.numpy(), padded[:, 1:])  # 9 rows in 8: the first one is cut
+
+
+def test_labels_of_a_zoomed_patch_have_smooth_borders_and_only_labels_that_are_there():
+    grid = np.indices((24, 24, 24)) + 0.5 - 12
+    ball = ((grid**2).sum(0) < 64).astype(np.uint8) * 7
+    matrix = np.eye(3) / 2
+    patch = extract_labels(ball, Window(np.full(3, 12.0), matrix, (40, 40, 40))).numpy()
+    assert set(np.unique(patch)) == {0, 7}
+    fine = np.indices((40, 40, 40)) / 2 + 0.25 - 10
+    exact = (fine**2).sum(0) < 64
+    nearest = ball[tuple(np.floor(fine + 12).astype(int))] > 0
+    assert ((patch > 0) != exact).sum() < 0.75 * (nearest != exact).sum()
+
+
+def test_outside_of_the_map_is_background_where_it_has_the_larger_share():
+    labels = np.full((4, 4, 4), 3, np.uint8)
+    shifted = Window(np.array([2.0, 2.0, 2.6]), np.eye(3), (4, 4, 4))  # the last column is 0.4 inside
+    patch = extract_labels(labels, shifted)
+    assert (patch[..., :3] == 3).all()
+    assert (patch[..., 3] == 0).all()
+
+
+def test_coarser_voxels_average_and_leave_a_flat_image_as_it_is():
+    config = AugmentationConfig(probability=1.0, gamma=0, brightness=0, contrast=0, noise=0, coarser=2.5)
+    images = torch.randn(4, 1, 12, 16, 20)
+    coarse = vary_intensity(images, np.random.default_rng(0), config)
+    assert ((coarse.var((1, 2, 3, 4)) / images.var((1, 2, 3, 4))) < 0.9).all()
+    assert torch.allclose(coarse.mean((1, 2, 3, 4)), images.mean((1, 2, 3, 4)), atol=0.05)
+    flat = torch.full((2, 1, 1, 9, 9), 1.5)
+    assert torch.allclose(vary_intensity(flat, np.random.default_rng(0), config), flat)
