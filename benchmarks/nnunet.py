@@ -19,7 +19,6 @@ import numpy as np
 from record import record
 
 from scanforge.configs.loading import check, find, override, read_yaml
-from scanforge.finetune.adapter import Adapter
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.metrics.dice import dice, mean_defined
@@ -27,6 +26,7 @@ from scanforge.finetune.metrics.intervals import interval
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.running import Study, prepare, run
 from scanforge.finetune.split import shots
+from scanforge.finetune.tasks.adapter import Adapter
 from scanforge.finetune.volumes import read_labels
 
 PEER = Path(__file__).parent / "peers" / "nnunet_peer.py"

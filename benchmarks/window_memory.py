@@ -23,9 +23,9 @@ def measure(way: str, length: int, classes: int) -> dict[str, float]:
     """Peak in MB and seconds of one core; run in a fresh process."""
     import torch
 
-    from scanforge.finetune.inference import Tiling
+    from scanforge.finetune.inference.segmented import segment_volume
+    from scanforge.finetune.inference.windows import Tiling
     from scanforge.finetune.monai_parts import compute_importance_map  # noqa: F401  # imports MONAI in the right order
-    from scanforge.finetune.segmented import segment_volume
     from scanforge.finetune.volumes import resize
     from scanforge.pretrain.memory.measured import Resident
 

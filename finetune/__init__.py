@@ -28,6 +28,6 @@ def predict(
     uncertainty: bool = False,
 ) -> list[Path]:
     """Apply a fine-tuned model to scans and write the predictions; see `prediction.predict`."""
-    from scanforge.finetune.prediction import predict as predict_scans
+    from scanforge.finetune.inference.prediction import predict as predict_scans
 
     return predict_scans(model, inputs, out, device, format, probabilities, uncertainty)

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
-from scanforge.finetune.adapter import Adapter, Sample, Spec, TaskModel
-from scanforge.finetune.budget import Budget
-from scanforge.finetune.classification import Classification
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
-from scanforge.finetune.explain import picture_with_saliency
-from scanforge.finetune.features import FeatureStore
 from scanforge.finetune.heads.classification import ClassificationModel
-from scanforge.finetune.members import encoder_of, train_members
+from scanforge.finetune.inference.postprocess import ClassRule
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
-from scanforge.finetune.postprocess import ClassRule
-from scanforge.finetune.probing import still_features
-from scanforge.finetune.recipes import Arm, head_of
+from scanforge.finetune.report.explain import picture_with_saliency
 from scanforge.finetune.storage import write_json, write_whole
-from scanforge.finetune.training import Course, History, Progress
+from scanforge.finetune.tasks.adapter import Adapter, Sample, Spec, TaskModel
+from scanforge.finetune.tasks.classification import Classification
+from scanforge.finetune.training.budget import Budget
+from scanforge.finetune.training.features import FeatureStore
+from scanforge.finetune.training.loop import Course, History, Progress
+from scanforge.finetune.training.members import encoder_of, train_members
+from scanforge.finetune.training.probing import still_features
+from scanforge.finetune.training.recipes import Arm, head_of
 
 RESULT, PICTURES = "cell.json", "pictures.npz"
 

@@ -7,9 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config
-from scanforge.finetune.budget import Seconds
-from scanforge.finetune.losses import LossConfig
-from scanforge.finetune.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
+from scanforge.finetune.training.budget import Seconds
+from scanforge.finetune.training.losses import LossConfig
+from scanforge.finetune.training.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
 
 Size = tuple[int, int, int]
 

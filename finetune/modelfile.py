@@ -14,12 +14,12 @@ from torch import Tensor
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Adapter, Spec, TaskModel
-from scanforge.finetune.classification import Classification
-from scanforge.finetune.detection import Detection
-from scanforge.finetune.regression import Regression
-from scanforge.finetune.segmentation import Segmentation
 from scanforge.finetune.storage import write_json, write_whole
+from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
+from scanforge.finetune.tasks.classification import Classification
+from scanforge.finetune.tasks.detection import Detection
+from scanforge.finetune.tasks.regression import Regression
+from scanforge.finetune.tasks.segmentation import Segmentation
 
 WEIGHTS, INFO = "model.safetensors", "model.json"
 ADAPTERS: dict[str, type[Adapter[Any, Any]]] = {

@@ -7,14 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from scanforge.finetune.adapter import Spec
 from scanforge.finetune.cells import CellResult
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import CaseList
 from scanforge.finetune.metrics.intervals import Interval, difference, interval
 from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.optimisation import preset
 from scanforge.finetune.split import Split, class_counts
+from scanforge.finetune.tasks.adapter import Spec
+from scanforge.finetune.training.optimisation import preset
 
 FEW_PATIENTS = 20
 SCRATCH = "scratch"

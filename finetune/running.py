@@ -15,22 +15,22 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
 from scanforge.backbones.stem import with_channels
 from scanforge.datasets.intensity import IntensityConfig
-from scanforge.finetune.adapter import Spec
-from scanforge.finetune.budget import Budget
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList, discover
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.data.check import check_cases
-from scanforge.finetune.features import FeatureStore, mark_of
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
-from scanforge.finetune.recipes import PROBES
-from scanforge.finetune.report import write_report
+from scanforge.finetune.report.page import write_report
 from scanforge.finetune.results import Results, summarise
 from scanforge.finetune.split import Split, shots, split
 from scanforge.finetune.storage import write_json
-from scanforge.finetune.training import Course, Progress
+from scanforge.finetune.tasks.adapter import Spec
+from scanforge.finetune.training.budget import Budget
+from scanforge.finetune.training.features import FeatureStore, mark_of
+from scanforge.finetune.training.loop import Course, Progress
+from scanforge.finetune.training.recipes import PROBES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scanforge.finetune.boxes.findings import Findings
 from scanforge.finetune.boxes.geometry import Boxes, centres, intersection, volumes
 from scanforge.finetune.config import Size
-from scanforge.finetune.sampling import Window
+from scanforge.finetune.training.sampling import Window
 
 SEEN_SHARE = 0.75  # a window looks at a place if it holds so much of the box there
 PAIRS = 2**20  # of boxes and windows that are compared at a time: memory

@@ -15,13 +15,13 @@ import torch
 from torch.export import ExportedProgram
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Adapter
 from scanforge.finetune.export import bundle_runner, standalone
 from scanforge.finetune.export.bundle_texts import metadata, readme
 from scanforge.finetune.export.describe import describe
 from scanforge.finetune.export.folder import new_folder
 from scanforge.finetune.export.inlining import source_without_scanforge
 from scanforge.finetune.export.network import Traceable, differences, single_model, traceable
+from scanforge.finetune.tasks.adapter import Adapter
 
 PROGRAM, WEIGHTS, ABOUT = "models/model.pt2", "models/model.pt", "configs/preprocessing.json"
 

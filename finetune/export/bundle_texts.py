@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
-from scanforge.finetune.adapter import Spec
+from scanforge.finetune.tasks.adapter import Spec
 
 RUN = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir PREDICTIONS"
 NEEDED = ("nibabel", "scipy", "fire")  # beside monai, torch and numpy; `fire` is monai.bundle's own command line

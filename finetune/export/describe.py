@@ -3,9 +3,9 @@
 from typing import Any
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.export.network import INPUT, Traceable
 from scanforge.finetune.heads.detection import DetectionModel
+from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.volumes import SPACING_TOLERANCE
 
 AXES = (

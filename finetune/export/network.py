@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.heads.detection import DetectionModel
 from scanforge.finetune.modelfile import load_model
+from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
 
 INPUT = "image"
 TASKS = ("segmentation", "classification", "detection")

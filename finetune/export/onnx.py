@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.adapter import Adapter, centred
 from scanforge.finetune.export import onnx_runner, standalone
 from scanforge.finetune.export.describe import describe
 from scanforge.finetune.export.folder import new_folder
 from scanforge.finetune.export.inlining import source_without_scanforge
 from scanforge.finetune.export.network import INPUT, Traceable, differences, single_model, traceable
+from scanforge.finetune.tasks.adapter import Adapter, centred
 from scanforge.finetune.volumes import read_one
 
 MODEL, ABOUT, SCRIPT, RUNNER = "model.onnx", "model.json", "preprocessing.py", "run.py"

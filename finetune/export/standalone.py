@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from scanforge.datasets.intensity import background, normalise, statistics
-from scanforge.finetune.adapter import fitted_shape
-from scanforge.finetune.inference import window_starts
-from scanforge.finetune.postprocess import apply
+from scanforge.finetune.inference.postprocess import apply
+from scanforge.finetune.inference.windows import window_starts
+from scanforge.finetune.tasks.adapter import fitted_shape
 from scanforge.finetune.volumes import target_shape
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]

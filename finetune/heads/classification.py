@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.adapter import TaskModel
+from scanforge.finetune.tasks.adapter import TaskModel
 
 
 class ClassificationModel(TaskModel):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.finetune.adapter import TaskModel
 from scanforge.finetune.boxes.anchors import Anchors
 from scanforge.finetune.heads.bfloat16 import gradients_fail
 from scanforge.finetune.heads.pyramid import Pyramid
@@ -17,6 +16,7 @@ from scanforge.finetune.monai_parts import (
     RetinaNet,
     RetinaNetDetector,
 )
+from scanforge.finetune.tasks.adapter import TaskModel
 
 NMS_IOU = 0.3  # boxes of one view that overlap more are one finding
 ATSS_CANDIDATES = 4

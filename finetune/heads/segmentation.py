@@ -10,8 +10,8 @@ from scanforge.backbones.mednext import MedNeXtEncoder
 from scanforge.backbones.mednext_decoder import MedNeXt
 from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.stunet import DepthFreeConv3d, STUNet, STUNetEncoder
-from scanforge.finetune.adapter import TaskModel
 from scanforge.finetune.heads.u_decoder import UDecoder
+from scanforge.finetune.tasks.adapter import TaskModel
 
 WIDTH, SKIP = 64, 16
 

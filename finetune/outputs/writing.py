@@ -11,15 +11,15 @@ import torch
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import Adapter, Sample, TaskModel
 from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.config import RegressionTask
-from scanforge.finetune.inputs import Item
+from scanforge.finetune.inference.inputs import Item
+from scanforge.finetune.inference.segmented import Segmented, Wanted
 from scanforge.finetune.outputs import image, nifti
 from scanforge.finetune.outputs.boxes import as_json
 from scanforge.finetune.outputs.tables import Row, volumes_of
-from scanforge.finetune.segmentation import Segmentation
-from scanforge.finetune.segmented import Segmented, Wanted
+from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
+from scanforge.finetune.tasks.segmentation import Segmentation
 
 FORMATS = ("auto", "nifti", "dicom-seg")
 SUFFIXES = (".nii.gz", ".png", ".dcm")

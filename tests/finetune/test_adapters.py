@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
 from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.calibration import tempered
-from scanforge.finetune.losses import LossConfig, class_loss, deep_supervision
+from scanforge.finetune.inference.calibration import tempered
 from scanforge.finetune.metrics.dice import dice
 from scanforge.finetune.metrics.surface import surface_scores
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.running import prepare
+from scanforge.finetune.training.losses import LossConfig, class_loss, deep_supervision
 
 CPU = torch.device("cpu")
 

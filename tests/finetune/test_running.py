@@ -15,8 +15,8 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.finetune.config import LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
+from scanforge.finetune.inference.prediction import predict
 from scanforge.finetune.modelfile import load_model
-from scanforge.finetune.prediction import predict
 from scanforge.finetune.running import prepare, run
 
 
@@ -52,7 +52,7 @@ def test_segmentation_from_checkpoint_and_scratch(study, volumes, checkpoint, mo
     assert not re.search(r"(src|href)=\"(?!data:|#)", html)
 
     # A second start trains nothing and gives the same numbers; an edited plan trains again.
-    monkeypatch.setattr("scanforge.finetune.members.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("scanforge.finetune.training.members.train", lambda *a, **k: pytest.fail("trained again"))
     run(config)
     assert json.loads(result.results.read_text()) == found
     plan = json.loads((result.run_dir / "plan.json").read_text())

@@ -56,8 +56,8 @@ def test_dicom_without_preamble_meta_and_ending(tmp_path: Path, dicom: SimpleNam
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"text of a reading" * 9, b'{"00080005": {"vr": "CS"}}', gzip.compress(b"DICM" * 99, mtime=0), bytes(4000),
-     b"\x89PNG\r\n\x1a\n" + bytes(200), b"\x5c\x01\0\0" + bytes(400), b"\xff\xd8\xff\xe0" + bytes(200),
+    [b"", b"\0", b"text of a reading" * 9, b'{"00080005": {"vr": "CS"}}', gzip.compress(b"DICM" * 99, mtime=0),
+     bytes(4000), b"\x89PNG\r\n\x1a\n" + bytes(200), b"\x5c\x01\0\0" + bytes(400), b"\xff\xd8\xff\xe0" + bytes(200),
      bytes(128) + b"DIC", b"\x08\0\x05\0" + b"x" * 300],
 )  # fmt: skip
 def test_other_files_are_not_taken_for_dicom(tmp_path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scanforge.finetune.boxes.geometry import at_scan, centres, in_patch, iou, mirrored, sides, volumes
 from scanforge.finetune.boxes.windows import quarter_turn
 from scanforge.finetune.config import AugmentationConfig
-from scanforge.finetune.sampling import Window, extract, random_matrix, still_window
+from scanforge.finetune.training.sampling import Window, extract, random_matrix, still_window
 
 
 def boxes(rng, n, axes, reach=10):

@@ -16,10 +16,10 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.resenc import ResEncConfig
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
-from scanforge.finetune.adapter import Spec
 from scanforge.finetune.boxes.anchors import plan_strides
 from scanforge.finetune.heads.pyramid import available_strides
 from scanforge.finetune.modelfile import adapter_for, save_model
+from scanforge.finetune.tasks.adapter import Spec
 
 BACKBONES = {
     "stunet": STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3),

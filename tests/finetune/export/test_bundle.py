@@ -12,7 +12,7 @@ from scanforge.configs.errors import UserError
 from scanforge.finetune.export.bundle import Terms, export_bundle
 from scanforge.finetune.export.bundle_runner import Network
 from scanforge.finetune.export.network import traceable
-from scanforge.finetune.prediction import predict
+from scanforge.finetune.inference.prediction import predict
 
 # Of the bundle specification (docs.monai.io, "metadata.json File"), and of the format of a tensor in it.
 REQUIRED = {

@@ -13,7 +13,7 @@ from scanforge.configs.errors import UserError
 from scanforge.finetune.export import onnx as exporting
 from scanforge.finetune.export.network import INPUT, traceable
 from scanforge.finetune.export.onnx import BOUND, compare, export_onnx, write_onnx
-from scanforge.finetune.prediction import predict
+from scanforge.finetune.inference.prediction import predict
 
 FLAT, DEEP = (1, 32, 32), (16, 32, 32)
 BACKBONES = ("stunet", "mednext", "resenc", "vit", "primus")

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.adapter import centred
 from scanforge.finetune.export import bundle_runner, onnx_runner, standalone
 from scanforge.finetune.export.inlining import source_without_scanforge
 from scanforge.finetune.export.standalone import padded, prepare, probabilities, resize, whole_logits
+from scanforge.finetune.tasks.adapter import centred
 from scanforge.finetune.volumes import resize as plain_resize
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from scanforge.backbones.stunet import STUNetConfig
 from scanforge.backbones.vit import ViTConfig
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.losses import deep_supervision, dice_ce, soft_dice
+from scanforge.finetune.training.losses import deep_supervision, dice_ce, soft_dice
 
 BACKBONES = {
     "mednext": MedNeXtConfig(size="S"),

@@ -5,11 +5,11 @@ import torch
 
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.datasets.intensity import IntensityConfig
-from scanforge.finetune.adapter import Spec
 from scanforge.finetune.config import InferenceConfig, SegmentationTask
+from scanforge.finetune.inference.prediction import predict
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.plan import Fingerprint, Plan
-from scanforge.finetune.prediction import predict
+from scanforge.finetune.tasks.adapter import Spec
 
 WINDOW = 4000.0
 
@@ -44,7 +44,9 @@ def above(monkeypatch, tmp_path):
 
     def run(value, inputs, out, spacing=(1.0, 1.0, 1.0), patch=(8, 12, 10), **options):
         adapter = adapter_for(spec_of(SegmentationTask(), spacing, patch))
-        monkeypatch.setattr("scanforge.finetune.prediction.load_model", lambda path: (adapter, [Above(value)]))
+        monkeypatch.setattr(
+            "scanforge.finetune.inference.prediction.load_model", lambda path: (adapter, [Above(value)])
+        )
         return predict(tmp_path / "model", inputs, out, "cpu", **options)
 
     return run

@@ -13,11 +13,11 @@ from scipy.ndimage import gaussian_filter, zoom
 from scanforge.backbones.registry import build
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.datasets.intensity import IntensityConfig
-from scanforge.finetune.adapter import Spec
 from scanforge.finetune.config import InferenceConfig, SegmentationTask
+from scanforge.finetune.inference.prediction import predict
 from scanforge.finetune.modelfile import adapter_for, save_model
 from scanforge.finetune.plan import Fingerprint, Plan
-from scanforge.finetune.prediction import predict
+from scanforge.finetune.tasks.adapter import Spec
 
 TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 

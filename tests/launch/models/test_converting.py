@@ -21,8 +21,8 @@ BACKBONE = ResEncConfig(features=(8, 16), blocks=(1, 1), strides=((2, 2, 2),))
 @pytest.fixture
 def finetuned(tmp_path):
     """A run folder of a classifier of slices."""
-    from scanforge.finetune.adapter import Spec
     from scanforge.finetune.modelfile import adapter_for, save_model
+    from scanforge.finetune.tasks.adapter import Spec
 
     found = {"scans": 1, "shape": (1, 16, 16), "spacing": (1, 1, 1), "is_2d": True}
     spec = Spec.model_validate(

@@ -202,10 +202,10 @@ def study(tmp_path) -> Path:
     """A fine-tuned model and its results, as a study leaves them; the records name single cases."""
     from scanforge.backbones.stunet import STUNetConfig
     from scanforge.datasets.intensity import IntensityConfig
-    from scanforge.finetune.adapter import Spec
     from scanforge.finetune.config import InferenceConfig, SegmentationTask
     from scanforge.finetune.modelfile import adapter_for, save_model
     from scanforge.finetune.plan import Fingerprint, Plan
+    from scanforge.finetune.tasks.adapter import Spec
 
     backbone = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
     print_ = Fingerprint(scans=3, shape=(20, 16, 18), spacing=(2, 1.5, 1.5), is_2d=False)

@@ -1,0 +1,139 @@
+"""A scan segmented by one network or several, at the file's grid, finished slab by slab."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from scanforge.configs.errors import UserError
+from scanforge.finetune.inference.resampling import PlaneResampler
+from scanforge.finetune.inference.uncertainty import DISAGREEMENT, ENTROPY, disagreement, entropy
+from scanforge.finetune.inference.windows import Network, Tiling, permuted, stream_order, stream_scores
+from scanforge.finetune.volumes import Shape
+
+Half = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a segmentation is asked for beside its labels; `store` is a folder for arrays too large for memory."""
+
+    probabilities: bool = False
+    uncertainty: bool = False
+    store: Path | None = None
+
+
+@dataclass
+class Segmented:
+    """At the file's grid. probabilities: of background and classes. maps: 'uncertainty', of several members also
+    'disagreement' (see `uncertainty`), from 0 to 1."""
+
+    labels: npt.NDArray[np.uint8]  # (D, H, W)
+    probabilities: Half | None = None  # (K, D, H, W)
+    maps: dict[str, Half] = field(default_factory=dict)  # (D, H, W) each
+
+
+class Finished(NamedTuple):
+    """Some planes of a segmentation."""
+
+    where: tuple[slice, slice, slice]  # in (D, H, W)
+    labels: Tensor  # uint8, as `where` says
+    probabilities: Tensor | None  # K . . .
+    maps: dict[str, Tensor]
+
+
+def segment_volume(
+    members: Sequence[Network],
+    image: Tensor,
+    fill: float,
+    shape: Shape,
+    tiling: Tiling,
+    device: torch.device,
+    temperature: float = 1.0,
+    wanted: Wanted | None = None,
+) -> Segmented:
+    """Labels and what else is wanted of `finished_slabs`, collected. Beside the image only these are of its size."""
+    wanted = wanted or Wanted()
+    result = Segmented(np.zeros(shape, np.uint8))
+    for slab in finished_slabs(members, image, fill, shape, tiling, device, temperature, wanted):
+        result.labels[slab.where] = slab.labels.cpu().numpy()
+        if slab.probabilities is not None:
+            if result.probabilities is None:
+                full = (len(slab.probabilities), *shape)
+                result.probabilities = _array(full, wanted.store, "probabilities")
+            result.probabilities[:, *slab.where] = slab.probabilities.cpu().numpy()
+        for name, part in slab.maps.items():
+            if name not in result.maps:
+                result.maps[name] = _array(shape, wanted.store, name)
+            result.maps[name][slab.where] = part.cpu().numpy()
+    return result
+
+
+@torch.inference_mode()
+def finished_slabs(
+    members: Sequence[Network],
+    image: Tensor,
+    fill: float,
+    shape: Shape,
+    tiling: Tiling,
+    device: torch.device,
+    temperature: float,
+    wanted: Wanted,
+) -> Iterator[Finished]:
+    """Planes of the grid `shape`, a few at a time. Logits are resampled, then joined (see `_joined`).
+
+    UserError where a network gives values that are no numbers.
+    """
+    d, h, w = image.shape[1:]
+    order = stream_order((d, h, w), tiling.patch)
+    back = [order.index(a) for a in range(3)]
+    resampler = PlaneResampler(permuted((d, h, w), order), permuted(shape, order))
+    start = 0
+    for planes in stream_scores(members, image, fill, tiling, device):
+        if not all(torch.isfinite(end) for end in planes.aminmax()):  # NaN is both the least and the largest
+            raise UserError("the model gives values that are no numbers (NaN): its weights or this scan are damaged")
+        for logits in resampler.feed(planes):
+            stop = start + logits.shape[2]
+            where = [slice(0, n) for n in shape]
+            where[order[0]] = slice(start, stop)
+            scores = logits.permute(0, 1, *(2 + a for a in back))
+            yield _joined(scores, (where[0], where[1], where[2]), temperature, wanted)
+            start = stop
+
+
+def _joined(logits: Tensor, where: tuple[slice, slice, slice], temperature: float, wanted: Wanted) -> Finished:
+    """Members' logits (M, K, . . .) to labels: the largest mean of the probabilities (of one member: of the logits).
+
+    Probabilities are averaged, not logits: the mean is then a distribution whose entropy divides into what each member
+    is unsure of and what they disagree on, and one member that is sure of the wrong class cannot overrule the rest.
+    """
+    single = len(logits) == 1
+    if single and not (wanted.probabilities or wanted.uncertainty):
+        return Finished(where, _largest(logits[0]), None, {})
+    each = (logits / temperature).softmax(1)
+    mean = each.mean(0)
+    labels = _largest(logits[0] if single else mean)
+    maps = {ENTROPY: entropy(mean, 0)} if wanted.uncertainty else {}
+    if wanted.uncertainty and not single:
+        maps[DISAGREEMENT] = disagreement(each)
+    return Finished(where, labels, mean if wanted.probabilities else None, maps)
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """Class of the largest of (K, . . .), the first of equal ones; on a CPU ten times as fast as torch's argmax."""
+    labels, best = torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device), scores[0]
+    for number, score in enumerate(scores[1:], 1):
+        labels.masked_fill_(score > best, number)
+        best = torch.maximum(best, score)
+    return labels
+
+
+def _array(shape: Sequence[int], store: Path | None, name: str) -> Half:
+    if store is None:
+        return np.zeros(shape, np.float16)
+    return np.memmap(store / f"{name}.f16", np.float16, "w+", shape=tuple(shape))

@@ -1,0 +1,117 @@
+"""Whole scans through networks that were trained on patches: windows in order along one axis, finished planes out.
+
+Only a slab of one patch's length is held, so the memory does not grow with the scan's length.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scanforge.finetune.config import Size
+from scanforge.finetune.inference.slab import Place, Slab
+from scanforge.finetune.monai_parts import compute_importance_map
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a scan is cut: windows of `patch` voxels that share `overlap` of their length with the next, `batch` at a
+    time through the network, each as often as there are `mirrors` (axes 0 to 2 that are flipped together)."""
+
+    patch: Size
+    overlap: float
+    mirrors: Sequence[tuple[int, ...]] = ((),)
+    batch: int = 1
+
+
+def stream_order(shape: Place, patch: Size) -> Place:
+    """Axes with that along which the slab moves in front: the one with most patches, which leaves the smallest slab."""
+    axis = max(range(3), key=lambda axis: shape[axis] / patch[axis])
+    second, third = (other for other in range(3) if other != axis)
+    return axis, second, third
+
+
+def permuted(shape: Place, order: Place) -> Place:
+    """The lengths of the axes in another order."""
+    a, b, c = (shape[axis] for axis in order)
+    return a, b, c
+
+
+def window_starts(size: int, patch: int, overlap: float) -> list[int]:
+    """First voxels of as few windows as keep the overlap, spread evenly and the same from either end (nnU-Net)."""
+    gap = max(0, size - patch)
+    steps = -(-gap // max(1, int(patch * (1 - overlap))))
+    if not steps:
+        return [0]
+    half = [(2 * i * gap + steps) // (2 * steps) for i in range(steps // 2 + 1)]
+    return half + [gap - half[i] for i in range(steps - len(half), -1, -1)]
+
+
+@torch.inference_mode()
+def stream_scores(
+    members: Sequence[Network], image: Tensor, fill: float, tiling: Tiling, device: torch.device
+) -> Iterator[Tensor]:
+    """Logits of every member for the image (C, D, H, W), some planes (M, K, n, ., .) at a time, first to last.
+
+    The three spatial axes come in `stream_order`; the planes lie across the first of them.
+    Each window's logits are the mean over its mirrorings; a voxel's are the mean over its windows, weighted by a
+    Gaussian about their middle (Isensee et al. 2021). An axis shorter than the patch is padded with `fill` on both
+    sides, and cut back. A member does not see the others: how they are joined is for the caller to say.
+    """
+    d, h, w = image.shape[1:]
+    order = stream_order((d, h, w), tiling.patch)
+    weight = compute_importance_map(tiling.patch, mode="gaussian", sigma_scale=0.125)
+    weight = weight[_inside(image, tiling.patch)].permute(order)
+    slab = Slab(weight, permuted((d, h, w), order), device)
+    first, second, third = (window_starts(image.shape[1 + a], tiling.patch[a], tiling.overlap) for a in order)
+    every = list(product(first, second, third))
+    for places in (every[i : i + tiling.batch] for i in range(0, len(every), tiling.batch)):
+        windows = torch.stack([_window(image, fill, _as_dhw(place, order), tiling.patch) for place in places])
+        scores = _logits(members, windows.to(device), tiling.mirrors)
+        scores = scores[..., *_inside(image, tiling.patch)].permute(0, 1, 2, *(3 + a for a in order))
+        for number, place in enumerate(places):
+            yield from slab.finish(place[0])
+            slab.add(scores[:, number], place)
+    yield from slab.finish(slab.extent[0])
+
+
+def _logits(members: Sequence[Network], windows: Tensor, mirrors: Sequence[tuple[int, ...]]) -> Tensor:
+    """Windows (B, C, *patch) -> (M, B, K, *patch) float32."""
+    found = []
+    for model in members:
+        total: Tensor | None = None
+        for axes in mirrors:
+            spatial = [axis + 2 for axis in axes]
+            with torch.autocast(windows.device.type, torch.bfloat16, enabled=windows.device.type == "cuda"):
+                logits = model(windows.flip(spatial) if axes else windows).float()
+            logits = logits.flip(spatial) if axes else logits
+            total = logits if total is None else total + logits
+        assert total is not None
+        found.append(total if len(mirrors) == 1 else total / len(mirrors))
+    return found[0][None] if len(found) == 1 else torch.stack(found)
+
+
+def _as_dhw(place: Place, order: Place) -> list[int]:
+    return [place[order.index(axis)] for axis in range(3)]
+
+
+def _inside(image: Tensor, patch: Size) -> tuple[slice, slice, slice]:
+    """The part of a padded window that is scan."""
+    d, h, w = (
+        slice(max(0, p - n) // 2, max(0, p - n) // 2 + min(p, n)) for n, p in zip(image.shape[1:], patch, strict=True)
+    )
+    return d, h, w
+
+
+def _window(image: Tensor, fill: float, start: Sequence[int], patch: Size) -> Tensor:
+    """(C, *patch) of the image, padded where it is smaller."""
+    part = image[:, *(slice(at, at + size) for at, size in zip(start, patch, strict=True))]
+    padding: list[int] = []
+    for inside, size in zip(reversed(_inside(image, patch)), reversed(patch), strict=True):
+        padding += [inside.start, size - inside.stop]
+    return F.pad(part, padding, value=fill)

@@ -1,0 +1,1 @@
+"""What a study trains: segmentation, classification, regression, detection, behind one interface."""

@@ -1,0 +1,204 @@
+"""The detection task: boxes of findings in whole scans or in windows, RetinaNet, average precision."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from scanforge.backbones.protocol import Encoder
+from scanforge.backbones.registry import build as build_backbone
+from scanforge.datasets.readers import Scan
+from scanforge.finetune.boxes.findings import Findings
+from scanforge.finetune.boxes.geometry import in_patch
+from scanforge.finetune.boxes.inference import Detector, find
+from scanforge.finetune.boxes.plan import Measured, plan_detection
+from scanforge.finetune.boxes.wbc import Found
+from scanforge.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
+from scanforge.finetune.channels import read_channels
+from scanforge.finetune.config import AugmentationConfig, DetectionTask
+from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.findings import findings
+from scanforge.finetune.heads.detection import DetectionModel
+from scanforge.finetune.heads.pyramid import available_strides
+from scanforge.finetune.metrics.detection import average_precision
+from scanforge.finetune.metrics.froc import (
+    FALSE_POSITIVES,
+    IOUS,
+    average_precision_at,
+    hit_bits,
+    hits_at,
+    sensitivity_at,
+)
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.weighted import Record
+from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, Spec, TaskModel, fitted_shape, identity
+from scanforge.finetune.training.sampling import Window, extract, random_matrix, still_window
+from scanforge.finetune.volumes import Shape, target_shape
+
+
+class Detection(Adapter[Findings, Found]):
+    """Boxes of findings of one or several classes; a scan may have none."""
+
+    headline = "ap@0.1"
+    overview = ("ap@0.1", "ap@0.5", "map@0.1:0.5", "froc@0.1", "froc@0.5")
+
+    @property
+    def task(self) -> DetectionTask:
+        """The options of this task."""
+        assert isinstance(self.spec.task, DetectionTask)
+        return self.spec.task
+
+    @property
+    def whole(self) -> bool:
+        """Whether scans are scaled to fit the patch; otherwise they are seen in windows at the plan's spacing."""
+        return self.spec.detection is None or self.spec.detection.whole_scan
+
+    def shape_of(self, scan: Scan) -> Shape:
+        """Scaled to fit into the patch, or at the plan's spacing."""
+        return self._shapes(scan)[0 if self.whole else 1]
+
+    def _shapes(self, scan: Scan) -> tuple[Shape, Shape]:
+        d, h, w = scan.voxels.shape[1:]
+        fitted = fitted_shape((d, h, w), scan.spacing, self.spec.plan)
+        return fitted, target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
+
+    def surveyed(self, cases: Sequence[Case]) -> Spec:
+        """Windows or whole scans, pyramid and anchors, planned from these training cases.
+
+        UserError where none of the cases has a box.
+        """
+        measured = []
+        for case in cases:
+            scan = next(scan for scan in read_channels(case.images) if scan is not None)
+            fitted, at_spacing = self._shapes(scan)
+            d, h, w = scan.voxels.shape[1:]
+            measured.append(Measured(self._findings(case, scan), (d, h, w), at_spacing, fitted))
+        with torch.device("meta"):
+            encoder = build_backbone(self.spec.backbone)
+        strides = available_strides(encoder, self.spec.plan.is_2d)
+        plan, anchors = plan_detection(measured, self.spec.plan.patch, strides, self.task.whole_scan)
+        return self.spec.model_copy(update={"anchors": anchors, "detection": plan})
+
+    def load(self, case: Case) -> Sample[Findings]:
+        """Boxes from the mask or the list; UserError where one is empty, has no class or lies outside the scan."""
+        scan, sample = self.read(case)
+        sample.truth = self._findings(case, scan)
+        sample.target = Findings(sample.truth.boxes * np.tile(_zoom(sample), 2), sample.truth.labels)
+        return sample
+
+    def _findings(self, case: Case, scan: Scan) -> Findings:
+        found = findings(case, scan, self.task, self.spec.classes)
+        boxes, labels = [box for box, _ in found], [label for _, label in found]
+        return Findings(np.array(boxes, float).reshape(-1, 6), np.array(labels, np.int64))
+
+    def build(self, encoder: Encoder) -> TaskModel:
+        """RetinaNet; the task must be planned."""
+        spec, task = self.spec, self.task
+        assert spec.anchors is not None
+        assert spec.detection is not None
+        return DetectionModel(
+            encoder,
+            len(spec.classes),
+            spec.plan.is_2d,
+            spec.detection.strides,
+            spec.anchors,
+            task.score_threshold,
+            task.boxes_per_scan,
+        )
+
+    def batch(
+        self, samples: Sequence[Sample[Findings]], rng: np.random.Generator, config: AugmentationConfig, fore: float
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Images (B, C, *patch) and, for each, boxes (N, 2A) and labels (N,).
+
+        Zoomed, mirrored and turned by quarters where that is exact; never turned otherwise: such a box is no box.
+        """
+        plan = self.spec.plan
+        images, targets = [], []
+        pairs = turnable(config.flip_axes, plan.spacing, plan.patch if self.whole else None)
+        for sample in samples:
+            assert sample.target is not None
+            matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=False) @ quarter_turn(rng, pairs)
+            window = Window(self._centre(sample, rng, fore), matrix, plan.patch)
+            images.append(extract(sample.image, window, sample.fill))
+            boxes, kept = in_patch(sample.target.boxes, window)
+            flat = boxes[:, [1, 2, 4, 5]] if plan.is_2d else boxes
+            targets.append((torch.from_numpy(flat).float(), torch.from_numpy(sample.target.labels[kept])))
+        return self.varied(torch.stack(images), samples, rng, config), targets
+
+    def _centre(self, sample: Sample[Findings], rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
+        d, h, w = sample.image.shape[1:]
+        if self.whole:
+            return still_window((d, h, w), self.spec.plan.patch).centre
+        assert sample.target is not None
+        return training_centre(sample.target, (d, h, w), self.spec.plan.patch, rng, fore)
+
+    def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
+        """Binary cross-entropy of hard samples + GIoU."""
+        assert isinstance(model, DetectionModel)
+        boxes, labels = zip(*((b.to(images.device), k.to(images.device)) for b, k in targets), strict=True)
+        return model.losses(images, boxes, labels)
+
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device) -> Found:
+        """Boxes (N, 6) at the file's grid, scores (N,) and labels (N,), best first: clustered over members,
+        mirrorings and windows."""
+        plan, (d, h, w) = self.spec.plan, sample.image.shape[1:]
+        if self.whole:
+            windows = [still_window((d, h, w), plan.patch)]
+        else:
+            windows = sliding_windows((d, h, w), plan.patch, self.spec.inference.overlap)
+        detectors = cast(Sequence[Detector], members)
+        found = find(detectors, sample.image, sample.fill, windows, self.mirrors(), plan.batch, device)
+        boxes = np.clip(found.boxes / np.tile(_zoom(sample), 2), 0, np.tile(sample.shape, 2))
+        solid = (boxes[:, 3:] > boxes[:, :3]).all(1)
+        kept = np.flatnonzero(solid)[: self.task.boxes_per_scan]
+        return Found(boxes[kept], found.scores[kept], found.labels[kept])
+
+    def record(self, case: Case, sample: Sample[Findings], prediction: Found) -> Record:
+        """Scores, classes and hits of the boxes (see `metrics.froc`); the case's score is its own AP at IoU 0.1 over
+        all classes, or how sure of a finding it was where there is none."""
+        assert sample.truth is not None
+        boxes, scores, labels = prediction
+        truth, truth_labels = sample.truth
+        bits = hit_bits(boxes, scores, labels, truth, truth_labels)
+        truths = np.bincount(truth_labels, minlength=len(self.spec.classes)).tolist()
+        detail: Record = {"scores": scores.tolist(), "labels": labels.tolist(), "hits": bits, "truths": truths}
+        own = average_precision(scores, hits_at(detail, 0.1), len(truth))
+        score = own if len(truth) else 1.0 - float(max(scores, default=0.0))
+        return identity(case) | {"score": score} | detail
+
+    def metrics(self) -> dict[str, Statistic]:
+        """Of all boxes together, mean over classes: AP at IoU 0.1 and 0.5, mean AP over IoU 0.1 to 0.5, FROC (the mean
+        sensitivity at 1/8 to 8 false positives per image), each of its points, and AP of each of several classes."""
+        every = list(range(len(self.spec.classes)))
+        named: dict[str, Statistic] = {f"ap@{iou}": average_precision_at([iou], every) for iou in (0.1, 0.5)}
+        named["map@0.1:0.5"] = average_precision_at(IOUS, every)
+        allowed = list(FALSE_POSITIVES.values())
+        named |= {f"froc@{iou}": sensitivity_at(iou, every, allowed) for iou in (0.1, 0.5)}
+        for iou in (0.1, 0.5):
+            if len(every) > 1:
+                named |= {f"ap@{iou} {n}": average_precision_at([iou], [k]) for k, n in enumerate(self.spec.classes)}
+            named |= {f"froc@{iou} {n}": sensitivity_at(iou, every, [fp]) for n, fp in FALSE_POSITIVES.items()}
+        return named
+
+    def picture(self, sample: Sample[Findings], prediction: Found) -> Picture:
+        """The image and all boxes; a volume is seen in the slice through its first true or best box."""
+        assert sample.truth is not None
+        truth = sample.truth.boxes
+        first = next(iter([*truth, *prediction.boxes]), np.array([0.0, 0, 0, *sample.shape]))
+        index = int(np.clip((first[0] + first[3]) / 2, 0, sample.shape[0] - 1) * _zoom(sample)[0])
+        image = sample.image[0, min(index, sample.image.shape[1] - 1)].numpy()
+        zoom = np.tile(_zoom(sample), 2)
+        return {
+            "image": image.astype(np.float16),
+            "truth": (truth * zoom)[:, [1, 2, 4, 5]],
+            "boxes": (prediction.boxes * zoom)[:, [1, 2, 4, 5]],
+            "scores": prediction.scores,
+        }
+
+
+def _zoom(sample: Sample[Any]) -> npt.NDArray[np.float64]:
+    return np.array(sample.image.shape[1:]) / np.array(sample.shape)

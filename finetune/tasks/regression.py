@@ -1,0 +1,90 @@
+"""The regression task: one number of each scan, whole scans fitted into the patch, smooth L1, mean absolute error."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scanforge.backbones.protocol import Encoder
+from scanforge.configs.errors import UserError
+from scanforge.finetune.config import AugmentationConfig
+from scanforge.finetune.data.cases import Case
+from scanforge.finetune.heads.regression import RegressionModel
+from scanforge.finetune.metrics import regression as scores
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.weighted import Record
+from scanforge.finetune.tasks.adapter import Picture, Sample, Spec, Standard, TaskModel, identity
+from scanforge.finetune.tasks.whole_scan import WholeScan
+from scanforge.finetune.training.losses import smooth_l1
+
+
+class Regression(WholeScan[float, float]):
+    """The network learns the target in standard deviations from the mean of the training cases; every number that
+    leaves is in the target's own unit."""
+
+    headline = "mae"
+    overview = ("mae", "rmse", "r2", "pearson", "spearman")
+
+    @property
+    def standard(self) -> Standard:
+        """The scale of the training cases; `planned` sets it."""
+        assert self.spec.standard is not None
+        return self.spec.standard
+
+    def load(self, case: Case) -> Sample[float]:
+        """The scan and its value."""
+        _, sample = self.read(case)
+        assert isinstance(case.target, float)
+        sample.target = sample.truth = case.target
+        return sample
+
+    def planned(self, samples: Sequence[Sample[float]]) -> Spec:
+        """Mean and standard deviation of the targets; UserError where they are all the same."""
+        values = np.array([sample.target for sample in samples], float)
+        mean, std = float(values.mean()), float(values.std())
+        if not std > 1e-9 * max(abs(mean), 1e-300):
+            raise UserError(f"all {len(values)} training cases have the value {mean:g}: raise 'shots'")
+        return self.spec.model_copy(update={"standard": Standard(mean=mean, std=std)})
+
+    def build(self, encoder: Encoder) -> TaskModel:
+        """Pooled features and a linear layer of one output."""
+        return RegressionModel(encoder)
+
+    def batch(
+        self, samples: Sequence[Sample[float]], rng: np.random.Generator, config: AugmentationConfig, fore: float
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, C, *patch) and standardised targets (B,). `fore` has no meaning here."""
+        values = np.array([sample.target for sample in samples], float)
+        targets = torch.from_numpy((values - self.standard.mean) / self.standard.std).float()
+        return self.augmented(samples, rng, config), targets
+
+    def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
+        """Smooth L1 of the standardised values."""
+        return smooth_l1(model(images), targets, self.spec.loss)
+
+    def predict(self, members: Sequence[TaskModel], sample: Sample[float], device: torch.device) -> float:
+        """The value in the target's unit: the mean over members and mirrorings."""
+        return float(self.passes(members, sample, device).mean()) * self.standard.std + self.standard.mean
+
+    def record(self, case: Case, sample: Sample[float], prediction: float) -> Record:
+        """Truth and prediction; the score is minus the absolute error."""
+        assert sample.truth is not None
+        score = -abs(prediction - sample.truth)
+        return identity(case) | {"score": score, "truth": sample.truth, "prediction": prediction}
+
+    def metrics(self) -> dict[str, Statistic]:
+        """Of the pooled cases."""
+        functions: dict[str, scores.Score] = {
+            "mae": scores.mae,
+            "rmse": scores.rmse,
+            "r2": scores.r2,
+            "pearson": scores.pearson,
+            "spearman": scores.spearman,
+        }
+        return {name: scores.of_records(function) for name, function in functions.items()}
+
+    def picture(self, sample: Sample[float], prediction: float) -> Picture:
+        """The middle slice along the shortest axis."""
+        return {"image": self.middle_slice(sample), "truth": np.array(sample.truth), "prediction": np.array(prediction)}

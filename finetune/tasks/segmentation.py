@@ -1,0 +1,181 @@
+"""The segmentation task: patches, Dice + CE, sliding windows; Dice, NSD and HD95."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from scanforge.backbones.protocol import Encoder
+from scanforge.configs.errors import UserError
+from scanforge.datasets.readers import Scan
+from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
+from scanforge.finetune.data.cases import Case
+from scanforge.finetune.heads.segmentation import SegmentationModel
+from scanforge.finetune.inference.postprocess import Held, apply, choose
+from scanforge.finetune.inference.segmented import Segmented, Wanted, segment_volume
+from scanforge.finetune.inference.windows import Tiling
+from scanforge.finetune.metrics.dice import dice, mean_defined
+from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.surface import surface_scores
+from scanforge.finetune.metrics.weighted import Record, mean_of
+from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
+from scanforge.finetune.training.elastic import random_warp
+from scanforge.finetune.training.losses import class_weights, deep_supervision
+from scanforge.finetune.training.sampling import Window, extract, extract_labels, random_matrix
+from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
+
+Labels = npt.NDArray[np.uint8]
+
+
+class Segmentation(Adapter[Labels, Labels]):
+    """Label maps (D, H, W), 0 the background."""
+
+    headline = "dice"
+    overview = ("dice", "nsd", "hd95")
+
+    def shape_of(self, scan: Scan) -> Shape:
+        """The plan's spacing."""
+        d, h, w = scan.voxels.shape[1:]
+        return target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
+
+    def load(self, case: Case) -> Sample[Labels]:
+        """UserError where the label map does not lie on the image or has a label without a name."""
+        scan, sample = self.read(case)
+        assert not isinstance(case.target, int | float | tuple)
+        sample.truth = read_labels(case.target, scan)
+        if int(sample.truth.max()) > len(self.spec.classes):
+            raise UserError(f"{case.target}: label {sample.truth.max()}, but classes are {self.spec.classes}")
+        d, h, w = sample.image.shape[1:]
+        sample.target = resize_labels(sample.truth, (d, h, w))
+        return sample
+
+    def build(self, encoder: Encoder) -> TaskModel:
+        """STU-Net's decoder, or the light one."""
+        return SegmentationModel(encoder, len(self.spec.classes) + 1, self.spec.plan.is_2d)
+
+    def batch(
+        self, samples: Sequence[Sample[Labels]], rng: np.random.Generator, config: AugmentationConfig, fore: float
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, C, *patch) and labels (B, *patch)."""
+        plan, images, labels = self.spec.plan, [], []
+        for sample in samples:
+            assert sample.target is not None
+            matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=True)
+            warp = random_warp(rng, config, plan.spacing, plan.patch)
+            window = Window(self._centre(sample.target, rng, fore), matrix, plan.patch, warp)
+            images.append(extract(sample.image, window, sample.fill))
+            labels.append(extract_labels(sample.target, window))
+        return self.varied(torch.stack(images), samples, rng, config), torch.stack(labels).long()
+
+    def _centre(self, labels: Labels, rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
+        """The middle of a patch: on a voxel of a random present class, or anywhere the patch stays inside."""
+        half = np.array(self.spec.plan.patch) / 2
+        shape = np.array(labels.shape)
+        low, high = np.minimum(half, shape / 2), np.maximum(shape - half, shape / 2)
+        centre = rng.uniform(low, high)
+        if rng.random() < fore:
+            present = [k for k in range(1, len(self.spec.classes) + 1) if (labels == k).any()]
+            if present:
+                spots = np.flatnonzero(labels == rng.choice(present))
+                spot = np.array(np.unravel_index(rng.choice(spots), labels.shape)) + 0.5
+                centre = np.clip(spot, low, high)
+        # On the voxel grid where the patch's own centre is, so that unturned patches are not blurred.
+        return np.floor(centre) + (half % 1)
+
+    def planned(self, samples: Sequence[Sample[Labels]]) -> Spec:
+        """Weights of background and classes by their voxels, as `loss.class_weights` says."""
+        n_labels = len(self.spec.classes) + 1
+        counts = sum(np.bincount(s.target.ravel(), minlength=n_labels) for s in samples if s.target is not None)
+        weights = class_weights(np.asarray(counts).tolist(), self.spec.loss.class_weights)
+        return self.spec.model_copy(update={"class_weights": weights})
+
+    def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
+        """Dice and the configured term at every resolution of the decoder."""
+        weights = self.spec.class_weights
+        weight = None if weights is None else torch.tensor(weights, device=images.device)
+        return deep_supervision(model(images), targets, self.spec.loss, weight)
+
+    @property
+    def tolerance(self) -> float:
+        """Of the surface Dice, in mm."""
+        assert isinstance(self.spec.task, SegmentationTask)
+        return self.spec.task.tolerance
+
+    def held(self, sample: Sample[Labels], prediction: Labels) -> list[Held]:
+        """Prediction and truth at the file's grid."""
+        assert sample.truth is not None
+        return [Held(prediction, sample.truth, float(np.prod(sample.spacing)))]
+
+    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+        """Which components are removed after prediction."""
+        if not config.postprocess:
+            return self.spec
+        return self.spec.model_copy(update={"postprocess": choose(held.maps, len(self.spec.classes))})
+
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
+        """Label map at the file's grid."""
+        return self.segment(members, sample, device).labels
+
+    def segment(
+        self,
+        members: Sequence[TaskModel],
+        sample: Sample[Labels],
+        device: torch.device,
+        wanted: Wanted | None = None,
+    ) -> Segmented:
+        """Labels at the file's grid; probabilities and uncertainty as `wanted`. See `segmented`."""
+        # What the GPU could train on at once, it can also look at; a CPU gains nothing from more than one.
+        batch = self.spec.plan.batch if device.type == "cuda" else 1
+        tiling = Tiling(self.spec.plan.patch, self.spec.inference.overlap, self.mirrors(), batch)
+        temperature = self.spec.temperature
+        made = segment_volume(members, sample.image, sample.fill, sample.shape, tiling, device, temperature, wanted)
+        return replace(made, labels=apply(made.labels, self.spec.postprocess, float(np.prod(sample.spacing))))
+
+    def record(self, case: Case, sample: Sample[Labels], prediction: Labels) -> Record:
+        """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice."""
+        assert sample.truth is not None
+        n_classes = len(self.spec.classes)
+        surface = surface_scores(prediction, sample.truth, n_classes, sample.spacing, self.tolerance)
+        values = {
+            "dice": dice(prediction, sample.truth, n_classes),
+            "nsd": [scores.nsd for scores in surface],
+            "hd95": [scores.hd95 for scores in surface],
+        }
+        named = {
+            name: {k: None if np.isnan(v) else v for k, v in zip(self.spec.classes, each, strict=True)}
+            for name, each in values.items()
+        }
+        score = mean_defined(values["dice"])
+        return identity(case) | {"score": None if np.isnan(score) else score, **named}
+
+    def metrics(self) -> dict[str, Statistic]:
+        """Mean over cases of the mean over classes, and of each class: Dice, NSD, HD95."""
+        named: dict[str, Statistic] = {name: mean_of(partial(_class_mean, name=name)) for name in self.overview}
+        if len(self.spec.classes) > 1:
+            for name in self.overview:
+                named |= {f"{name} {k}": mean_of(partial(_of_class, name=name, label=k)) for k in self.spec.classes}
+        return named
+
+    def picture(self, sample: Sample[Labels], prediction: Labels) -> Picture:
+        """The slice with the most wrong voxels, or with the most labelled ones where none is wrong."""
+        assert sample.truth is not None
+        axis = int(np.argmin(sample.truth.shape))
+        others = tuple(a for a in range(3) if a != axis)
+        wrong, labelled = (sample.truth != prediction).sum(others), (sample.truth > 0).sum(others)
+        index = int((wrong + labelled / (1 + labelled.max())).argmax())
+        image = resize(sample.image[:1].numpy(), sample.shape)[0]
+        parts = {"image": image.astype(np.float16), "truth": sample.truth, "prediction": prediction}
+        return {name: upright(np.take(part, index, axis), sample.orientation, axis) for name, part in parts.items()}
+
+
+def _class_mean(record: Record, name: str) -> float:
+    return mean_defined([np.nan if value is None else value for value in record[name].values()])
+
+
+def _of_class(record: Record, name: str, label: str) -> float | None:
+    return record[name][label]

@@ -1,0 +1,1 @@
+"""How a model is trained: loop, losses, sampling, optimiser, recipes, members of an ensemble."""
