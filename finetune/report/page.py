@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined
 
+from scanforge.configs.files import write_text
 from scanforge.finetune.cells import CellName, CellResult, load_pictures
 from scanforge.finetune.metrics.intervals import Interval
 from scanforge.finetune.metrics.reliability import counted, pooled
 from scanforge.finetune.report import figures
 from scanforge.finetune.report.overlays import overlay
 from scanforge.finetune.results import SCRATCH, Results, Row
-from scanforge.finetune.storage import write_whole
 
 SCORES = {
     "segmentation": "Dice",
@@ -51,7 +51,7 @@ def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
     environment.filters |= {"label": figures.label, "limits": limits_text, "number": number}
     html = environment.from_string(source).render(**_content(run_dir, results, best))
     target = run_dir / "report.html"
-    write_whole(target, lambda part: part.write_text(html, encoding="utf-8"))
+    write_text(target, html)
     return target
 
 
