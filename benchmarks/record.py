@@ -21,7 +21,7 @@ def record(name: str, result: dict[str, Any]) -> Path:
         "device": f"{os.cpu_count()} cores {platform.machine()}, {_gpu()}",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_anywhere, sys.argv[1:])]),
         "result": result,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -29,6 +29,12 @@ def record(name: str, result: dict[str, Any]) -> Path:
     path.write_text(json.dumps(page, indent=1) + "\n")
     print(f"written: benchmarks/results/{path.name}")
     return path
+
+
+def _anywhere(word: str) -> str:
+    """A word of the command line without the folders of this machine."""
+    root = RESULTS.parents[1]
+    return word.replace(str(root), ".").replace(str(root.parent), "..")
 
 
 def _gpu() -> str:

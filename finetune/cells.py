@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
 
+from scanforge.configs.files import write_json, write_whole
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.classification import ClassificationModel
@@ -19,7 +20,6 @@ from scanforge.finetune.inference.postprocess import ClassRule
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
 from scanforge.finetune.report.explain import picture_with_saliency
-from scanforge.finetune.storage import write_json, write_whole
 from scanforge.finetune.tasks.adapter import Adapter, Sample, Spec, TaskModel
 from scanforge.finetune.tasks.classification import Classification
 from scanforge.finetune.training.budget import Budget

@@ -14,7 +14,7 @@ from torch import Tensor
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
-from scanforge.finetune.storage import write_json, write_whole
+from scanforge.configs.files import write_json, write_whole
 from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.tasks.classification import Classification
 from scanforge.finetune.tasks.detection import Detection

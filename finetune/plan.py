@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 from scanforge.backbones.protocol import Encoder
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import write_json
 from scanforge.finetune.config import PlanOverrides, Size
 from scanforge.finetune.data.cases import ScanSource
-from scanforge.finetune.storage import write_json
 from scanforge.finetune.volumes import target_shape
 
 PATCH_3D, PATCH_2D = 96**3, 256**2  # voxels of a patch, at most, where the user asks for no other

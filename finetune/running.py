@@ -14,6 +14,7 @@ from scanforge.backbones import read_release
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
 from scanforge.backbones.stem import with_channels
+from scanforge.configs.files import write_json
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
@@ -25,7 +26,6 @@ from scanforge.finetune.plan import settle_plan
 from scanforge.finetune.report.page import write_report
 from scanforge.finetune.results import Results, summarise
 from scanforge.finetune.split import Split, shots, split
-from scanforge.finetune.storage import write_json
 from scanforge.finetune.tasks.adapter import Spec
 from scanforge.finetune.training.budget import Budget
 from scanforge.finetune.training.features import FeatureStore, mark_of

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 
 Kind = Literal["complete", "final", "interrupted", "stopped", "crashed", "cancelled"]
 EXIT = {"complete": 0, "final": 2, "interrupted": 130, "stopped": 75, "crashed": 70, "cancelled": 75}
@@ -57,7 +57,7 @@ class JobFolder:
     def write_facts(self, facts: JobFacts) -> None:
         """Write job.json, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "job.json", json.dumps(asdict(facts), indent=1) + "\n")
+        write_text(self.path / "job.json", json.dumps(asdict(facts), indent=1) + "\n")
 
     def facts(self) -> JobFacts:
         """Read job.json; keys of a later version are passed over."""
@@ -86,7 +86,7 @@ class JobFolder:
         """A rank's own word on how it ended."""
         folder = self.path / "ends" / life
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{rank}.json", json.dumps({"kind": kind, "reason": reason}))
+        write_text(folder / f"{rank}.json", json.dumps({"kind": kind, "reason": reason}))
 
     def ends(self, life: str) -> dict[int, dict[str, str]]:
         """What the ranks of a life said about their ends, by rank; a killed one said nothing."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 
 FILE = "sweep.json"
 OPEN, CLOSE = "[{(", "]})"
@@ -76,7 +76,7 @@ def write(parent: Path, members: list[Member]) -> None:
     listed = {name: list(words) for name, words in runs(parent).items()}
     listed |= {member.name: list(member.words) for member in members}
     content = {"runs": [{"name": name, "words": words} for name, words in listed.items()]}
-    write_whole(parent / FILE, json.dumps(content, indent=1) + "\n")
+    write_text(parent / FILE, json.dumps(content, indent=1) + "\n")
 
 
 def runs(parent: Path) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 from scanforge.datasets.shards.address import is_url, shown
 
 MARGIN_S = 15.0  # to import wandb, and for its own time limits to end, before it counts as stuck
@@ -145,5 +145,5 @@ def _identity(path: Path) -> str:
     if path.exists() and (known := path.read_text().strip()):
         return known
     identity = secrets.token_hex(4)
-    write_whole(path, identity)
+    write_text(path, identity)
     return identity

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 
 
 class MetricsFile:
@@ -20,7 +20,7 @@ class MetricsFile:
                     continue  # the half line of a killed writer
                 if record["step"] <= resumed_step:
                     kept.append(line)
-        write_whole(path, "".join(line + "\n" for line in kept))
+        write_text(path, "".join(line + "\n" for line in kept))
         self._handle = open(path, "a", buffering=1)  # noqa: SIM115 - open for as long as the run
 
     def write(self, record: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from scanforge.configs.errors import UserError
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 
 FILE = "SCANFORGE_RENDEZVOUS"  # the file of this start; another start of the same job has another one
 DEADLINE_S = 600.0  # nodes start minutes apart where a file system is slow
@@ -65,7 +65,7 @@ def publish(path: Path, port: int) -> None:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)]
         hosts += [host for host in found if not ipaddress.ip_address(host.split("%")[0]).is_loopback]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"hosts": list(dict.fromkeys(filter(None, hosts))), "port": port}))
+    write_text(path, json.dumps({"hosts": list(dict.fromkeys(filter(None, hosts))), "port": port}))
 
 
 def find(path: Path, deadline_s: float) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from scanforge.configs.errors import UserError
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 from scanforge.configs.loading import read_yaml
 from scanforge.datasets.shards.locks import exclusive
 from scanforge.pretrain.config import FREE_TO_CHANGE, PretrainConfig
@@ -75,7 +75,7 @@ def claim(config: PretrainConfig) -> None:
     """Write the resolved configuration into the run folder."""
     path = config.run_dir / "config.yaml"
     try:
-        write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write to the run folder {config.run_dir}: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release, ReleaseInfo, load_release
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
-from scanforge.configs.files import write_whole
+from scanforge.configs.files import write_text
 from scanforge.pretrain.config import PretrainConfig
 
 RECORD = "init.json"
@@ -48,7 +48,7 @@ def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]
 def record(config: PretrainConfig, origin: Origin) -> None:
     """Keep the origin of `init` in the run folder."""
     if config.init is not None:
-        write_whole(config.run_dir / RECORD, origin.model_dump_json(indent=1) + "\n")
+        write_text(config.run_dir / RECORD, origin.model_dump_json(indent=1) + "\n")
 
 
 def _recorded(config: PretrainConfig) -> Origin:

@@ -16,6 +16,7 @@ from scanforge.finetune.boxes.geometry import sides
 MIN_SIDE = 8.0  # voxels: a scan is not scaled to fit the patch where small findings would get smaller than this
 MUCH_LARGER = 4.0  # nor where it is so many times the patch along an axis
 SCALED = 0.8  # a milder scaling is not what makes a finding small
+LEAST_SAMPLED, SAMPLED_PER_BOX = 32, 24  # a third of them are positive: room for 8 anchors of every box
 
 
 class DetectionPlan(Config):
@@ -26,6 +27,7 @@ class DetectionPlan(Config):
     strides: list[tuple[int, int, int]]  # (D, H, W) of the pyramid's levels, finest first
     boxes: int  # that it was planned from
     anchor_iou: float  # mean over them of the best anchor's IoU
+    sampled: int = LEAST_SAMPLED  # anchors of an image that the loss looks at
 
 
 class Measured(NamedTuple):
@@ -58,7 +60,12 @@ def plan_detection(
     strides = plan_strides(sizes, available, patch)
     anchors, reached = plan_anchors(sizes, strides)
     plan = DetectionPlan(
-        whole_scan=chosen, reason=reason, strides=strides, boxes=len(sizes), anchor_iou=round(reached, 4)
+        whole_scan=chosen,
+        reason=reason,
+        strides=strides,
+        boxes=len(sizes),
+        anchor_iou=round(reached, 4),
+        sampled=max(LEAST_SAMPLED, round(SAMPLED_PER_BOX * _boxes_in_sight(cases, patch, chosen))),
     )
     return plan, anchors
 
@@ -75,6 +82,16 @@ def _rule(cases: Sequence[Measured], patch: Triple, windows: npt.NDArray, whole:
     if times > MUCH_LARGER:
         return False, f"scans are {times:.1f} times the patch"
     return True, f"scans fit the patch at {zoom:.2f} times their size, small findings are then {small:.1f} voxels"
+
+
+def _boxes_in_sight(cases: Sequence[Measured], patch: Triple, whole: bool) -> float:
+    """Of a patch, on average over the cases that have boxes. With a fixed number of samples, an image of many cells
+    would show the loss one anchor of each, and of a rare class among them hardly any."""
+    counts = []
+    for case in cases:
+        share = np.minimum(1.0, np.array(patch) / np.array(case.at_spacing)).prod()
+        counts.append(len(case.findings) * (1.0 if whole else float(share)))
+    return float(np.mean([count for count in counts if count]))
 
 
 def _sizes(case: Measured, shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.finetune.boxes.anchors import Anchors
+from scanforge.finetune.boxes.plan import LEAST_SAMPLED
 from scanforge.finetune.heads.bfloat16 import gradients_fail
 from scanforge.finetune.heads.pyramid import Pyramid
 from scanforge.finetune.monai_parts import (
@@ -20,7 +21,7 @@ from scanforge.finetune.tasks.adapter import TaskModel
 
 NMS_IOU = 0.3  # boxes of one view that overlap more are one finding
 ATSS_CANDIDATES = 4
-SAMPLED, POSITIVE_SHARE, LEAST_NEGATIVES, POOL = 32, 0.33, 8, 20  # anchors of an image that the loss looks at
+POSITIVE_SHARE, LEAST_NEGATIVES, POOL = 0.33, 8, 20  # of the anchors of an image that the loss looks at
 
 
 class DetectionModel(TaskModel):
@@ -38,6 +39,7 @@ class DetectionModel(TaskModel):
         anchors: Anchors,
         score_threshold: float,
         boxes_per_view: int,
+        sampled: int = LEAST_SAMPLED,
     ) -> None:
         super().__init__()
         axes = 2 if is_2d else 3
@@ -50,7 +52,7 @@ class DetectionModel(TaskModel):
         self.strides = [*encoder.feature_strides(is_2d), *strides]
         self.detector = RetinaNetDetector(network, generator)
         self.detector.set_atss_matcher(num_candidates=ATSS_CANDIDATES, center_in_gt=False)
-        self.detector.set_hard_negative_sampler(SAMPLED, POSITIVE_SHARE, LEAST_NEGATIVES, POOL)
+        self.detector.set_hard_negative_sampler(sampled, POSITIVE_SHARE, LEAST_NEGATIVES, POOL)
         self.detector.set_box_regression_loss(BoxGIoULoss(reduction="mean"), encode_gt=False, decode_pred=True)
         self.detector.set_box_selector_parameters(score_threshold, 1000, NMS_IOU, boxes_per_view)
 

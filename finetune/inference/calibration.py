@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from scanforge.finetune.metrics.reliability import around
 from scanforge.finetune.metrics.weighted import Record
 
 COLDEST, HOTTEST = 0.2, 10.0
@@ -53,15 +54,22 @@ def temperature_of(records: list[Record]) -> float:
     if not records:
         return 1.0
     probabilities = np.array([record["probabilities"] for record in records], float)
-    return fit_temperature(_logits(probabilities), np.array([record["label"] for record in records]))
+    return temperature_by(probabilities, np.array([record["label"] for record in records]))
 
 
-def drawn_voxels(logits: npt.NDArray, labels: npt.NDArray, number: int, seed: int) -> tuple[npt.NDArray, npt.NDArray]:
-    """At most `number` voxels of one scan, for a fit over several scans: logits (K, D, H, W) and labels (D, H, W) ->
-    (n, K), (n,). Drawn evenly, so that the share of background is that of the scan; the same for the same seed."""
-    flat, truth = np.asarray(logits).reshape(len(logits), -1), np.asarray(labels).ravel()
-    chosen = np.random.default_rng(seed).choice(truth.size, min(number, truth.size), replace=False)
-    return flat[:, chosen].T.astype(np.float64), truth[chosen].astype(np.int64)
+def temperature_by(probabilities: npt.NDArray, labels: npt.NDArray) -> float:
+    """The temperature from probabilities (N, K) at temperature 1 and true classes (N,)."""
+    return fit_temperature(_logits(np.asarray(probabilities, np.float64)), labels)
+
+
+def drawn_spots(truth: npt.NDArray, number: int, seed: int = 0) -> npt.NDArray[np.int_]:
+    """At most `number` voxels (n, 3) of one scan around what its label map (D, H, W) labels, drawn evenly; the same for
+    the same map and seed."""
+    near = around(truth)
+    low, shape = np.array([part.start for part in near]), truth[near].shape
+    count = int(np.prod(shape))
+    chosen = np.random.default_rng(seed).choice(count, min(number, count), replace=False)
+    return low + np.stack(np.unravel_index(np.sort(chosen), shape), axis=1)
 
 
 def _logits(probabilities: npt.NDArray) -> npt.NDArray[np.float64]:

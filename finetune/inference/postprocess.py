@@ -25,11 +25,14 @@ class ClassRule(Config):
 
 @dataclass(frozen=True)
 class Held:
-    """A held-back case: what was predicted of it, the truth, and the volume of a voxel."""
+    """A held-back case: what was predicted of it, the truth, and the volume of a voxel; of some voxels (see
+    `calibration.drawn_spots`) the probabilities (N, K) and the true labels (N,)."""
 
     prediction: Labels
     truth: Labels
     voxel_mm3: float
+    probabilities: npt.NDArray[np.float32] | None = None
+    labels: Labels | None = None
 
 
 def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Labels:

@@ -25,7 +25,13 @@ class Wanted:
 
     probabilities: bool = False
     uncertainty: bool = False
+    spots: npt.NDArray[np.int_] | None = None  # (N, 3) voxels whose probabilities will do
     store: Path | None = None
+
+    @property
+    def each_probability(self) -> bool:
+        """Whether finished planes come with their probabilities."""
+        return self.probabilities or self.spots is not None
 
 
 @dataclass
@@ -36,6 +42,7 @@ class Segmented:
     labels: npt.NDArray[np.uint8]  # (D, H, W)
     probabilities: Half | None = None  # (K, D, H, W)
     maps: dict[str, Half] = field(default_factory=dict)  # (D, H, W) each
+    at_spots: npt.NDArray[np.float32] | None = None  # (N, K) probabilities
 
 
 class Finished(NamedTuple):
@@ -59,10 +66,16 @@ def segment_volume(
 ) -> Segmented:
     """Labels and what else is wanted of `finished_slabs`, collected. Beside the image only these are of its size."""
     wanted = wanted or Wanted()
-    result = Segmented(np.zeros(shape, np.uint8))
+    result, spots = Segmented(np.zeros(shape, np.uint8)), wanted.spots
     for slab in finished_slabs(members, image, fill, shape, tiling, device, temperature, wanted):
         result.labels[slab.where] = slab.labels.cpu().numpy()
-        if slab.probabilities is not None:
+        if spots is not None and slab.probabilities is not None:
+            if result.at_spots is None:
+                result.at_spots = np.zeros((len(spots), len(slab.probabilities)), np.float32)
+            first, past = (np.array(ends) for ends in zip(*((s.start, s.stop) for s in slab.where), strict=True))
+            here = ((spots >= first) & (spots < past)).all(1)
+            result.at_spots[here] = slab.probabilities.cpu().numpy()[:, *(spots[here] - first).T].T
+        if wanted.probabilities and slab.probabilities is not None:
             if result.probabilities is None:
                 full = (len(slab.probabilities), *shape)
                 result.probabilities = _array(full, wanted.store, "probabilities")
@@ -113,7 +126,7 @@ def _joined(logits: Tensor, where: tuple[slice, slice, slice], temperature: floa
     is unsure of and what they disagree on, and one member that is sure of the wrong class cannot overrule the rest.
     """
     single = len(logits) == 1
-    if single and not (wanted.probabilities or wanted.uncertainty):
+    if single and not (wanted.each_probability or wanted.uncertainty):
         return Finished(where, _largest(logits[0]), None, {})
     each = (logits / temperature).softmax(1)
     mean = each.mean(0)
@@ -121,7 +134,7 @@ def _joined(logits: Tensor, where: tuple[slice, slice, slice], temperature: floa
     maps = {ENTROPY: entropy(mean, 0)} if wanted.uncertainty else {}
     if wanted.uncertainty and not single:
         maps[DISAGREEMENT] = disagreement(each)
-    return Finished(where, labels, mean if wanted.probabilities else None, maps)
+    return Finished(where, labels, mean if wanted.each_probability else None, maps)
 
 
 def _largest(scores: Tensor) -> Tensor:

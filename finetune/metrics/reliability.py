@@ -19,23 +19,28 @@ def bin_of(confidence: npt.NDArray) -> npt.NDArray[np.int_]:
 def counted(probabilities: npt.NDArray, labels: npt.NDArray) -> list[list[float]]:
     """For each bin of the top class's confidence: how many, the sum of their confidence, how many are right.
 
-    probabilities (K, ...), labels (...) integers. Voxels far from any structure are all sure and right, and make
-    every segmentation look calibrated: give the part of the scan around truth and prediction (`around`).
+    probabilities (N, K), labels (N,) integers. Voxels far from any structure are all sure and right, and make every
+    segmentation look calibrated: give those of the part `around` what is labelled.
     """
-    flat = np.asarray(probabilities).reshape(len(probabilities), -1)
-    confidence, hit = flat.max(0).astype(np.float64), flat.argmax(0) == np.asarray(labels).ravel()
+    found = np.asarray(probabilities)
+    confidence, hit = found.max(1).astype(np.float64), found.argmax(1) == np.asarray(labels)
     index = bin_of(confidence)
     parts = [np.bincount(index, weights, BINS) for weights in (None, confidence, hit)]
     return np.stack(parts, axis=1).tolist()
 
 
-def around(prediction: npt.NDArray, truth: npt.NDArray, margin: int = 5) -> tuple[slice, ...]:
-    """The box of all that either label map (D, H, W) labels, `margin` voxels wider; the whole where nothing is."""
-    labelled = np.argwhere((prediction > 0) | (truth > 0))
+def around(truth: npt.NDArray, margin: int = 5) -> tuple[slice, ...]:
+    """The box of all that a label map (D, H, W) labels, `margin` voxels wider; the whole where nothing is."""
+    labelled = np.argwhere(truth > 0)
     if not len(labelled):
         return tuple(slice(0, size) for size in truth.shape)
-    low, high = np.maximum(labelled.min(0) - margin, 0), labelled.max(0) + 1 + margin
+    low, high = np.maximum(labelled.min(0) - margin, 0), np.minimum(labelled.max(0) + 1 + margin, truth.shape)
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def pooled(records: list[Record]) -> npt.NDArray[np.float64]:
+    """The bins (BINS, 3) of all cases together."""
+    return sum((np.array(record["reliability"]) for record in records if record["reliability"]), np.zeros((BINS, 3)))
 
 
 def _ece(records: list[Record]) -> Prepared:

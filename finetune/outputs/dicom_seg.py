@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import write_whole
 from scanforge.datasets.readers import Scan, Source
 from scanforge.finetune.outputs.codes import concept_of
 from scanforge.finetune.outputs.dicom_source import Referenced, labels_of_frames, referenced
 from scanforge.finetune.outputs.maker import NAME, Maker
-from scanforge.finetune.storage import write_whole
 
 SERIES_NUMBER = 900  # after those of the scanner
 

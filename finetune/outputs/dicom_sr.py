@@ -12,12 +12,12 @@ from highdicom import sr
 from pydicom.sr.codedict import codes
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import write_whole
 from scanforge.datasets.readers import Scan, Source
 from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.outputs.codes import own_code
 from scanforge.finetune.outputs.dicom_source import FramePlace, Referenced, referenced
 from scanforge.finetune.outputs.maker import NAME, Maker
-from scanforge.finetune.storage import write_whole
 
 SERIES_NUMBER = 901
 _PROCEDURE = sr.CodedConcept("363679005", "SCT", "Imaging procedure")

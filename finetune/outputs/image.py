@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from scanforge.finetune.storage import write_whole
+from scanforge.configs.files import write_whole
 
 
 def write_labels(target: Path, labels: npt.NDArray[np.uint8]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip
 
+from scanforge.configs.files import write_whole
 from scanforge.datasets.readers import Scan
-from scanforge.finetune.storage import write_whole
 
 # Where the voxels lie, in a header's own words: copied bit by bit, and nothing else of it, which may name the patient.
 _GEOMETRY = (

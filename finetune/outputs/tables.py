@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scanforge.configs.files import write_json, write_whole
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.outputs.boxes import CONVENTIONS
-from scanforge.finetune.storage import write_json, write_whole
 
 Row = dict[str, Any]
 

@@ -53,7 +53,7 @@ class Writer:
         if isinstance(self.adapter, Segmentation):
             # Beside the outputs: a scratch disk that holds these holds the probabilities before they are packed.
             with TemporaryDirectory(prefix=".part-", dir=self.out) as store:
-                wanted = Wanted(self.options.probabilities, self.options.uncertainty, Path(store))
+                wanted = Wanted(self.options.probabilities, self.options.uncertainty, store=Path(store))
                 made = self.adapter.segment(members, sample, device, wanted)
                 return self._segmentation(made, item, scan)
         prediction = self.adapter.predict(members, sample, device)

@@ -19,7 +19,6 @@ from torch import Tensor
 from scanforge.backbones.protocol import Encoder
 from scanforge.finetune.heads.classification import ClassificationModel
 from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, centred, upright
-from scanforge.finetune.volumes import resize
 
 Map = npt.NDArray[np.float32]
 
@@ -98,11 +97,6 @@ def scan_saliency(
         slice((p - n) // 2, (p - n) // 2 + n) for n, p in zip(sample.image.shape[1:], found.shape, strict=True)
     )  # where `centred` has put it
     return found[tuple(inside)].numpy()
-
-
-def file_saliency(found: Map, sample: Sample[int]) -> Map:
-    """A map of `scan_saliency` at the file's grid (D, H, W)."""
-    return np.clip(resize(found[None], sample.shape)[0], 0, 1)
 
 
 def picture_with_saliency(

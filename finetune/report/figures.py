@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -147,18 +148,17 @@ def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
     return inline(figure)
 
 
-def reliability(records: Sequence[Record], bins: int = 10) -> str:
-    """Accuracy over confidence; on the diagonal, 70% sure is right 7 times in 10. Numbers: cases per bin."""
-    probabilities = np.array([record["probabilities"] for record in records])
-    hit = probabilities.argmax(1) == np.array([record["label"] for record in records])
-    confidence = probabilities.max(1)
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+def reliability(bins: npt.NDArray[np.float64], voxels: bool) -> str:
+    """Accuracy over confidence; on the diagonal, 70% sure is right 7 times in 10. `bins` as of `metrics.reliability`;
+    the numbers are cases of each, or shares of the voxels."""
     figure, axes = _axes(3.4, 3.2, "confidence", "accuracy")
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
-    for b in np.unique(index):
-        inside = index == b
-        axes.bar((b + 0.5) / bins, hit[inside].mean(), 0.9 / bins, color=COLOURS["full"], alpha=0.8)
-        axes.text((b + 0.5) / bins, hit[inside].mean() + 0.015, str(inside.sum()), ha="center", fontsize=8, color=INK)
+    for b in np.flatnonzero(bins[:, 0]):
+        count, _, right = bins[b]
+        place, share = (b + 0.5) / len(bins), f"{100 * count / bins[:, 0].sum():.0f}%"
+        axes.bar(place, right / count, 0.9 / len(bins), color=COLOURS["full"], alpha=0.8)
+        text = share if voxels else f"{count:.0f}"
+        axes.text(place, right / count + 0.015, text, ha="center", fontsize=8, color=INK)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.08)
     return inline(figure)

@@ -5,14 +5,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined
 
+from scanforge.configs.files import write_text
 from scanforge.finetune.cells import CellName, CellResult, load_pictures
 from scanforge.finetune.metrics.intervals import Interval
+from scanforge.finetune.metrics.reliability import counted, pooled
 from scanforge.finetune.report import figures
 from scanforge.finetune.report.overlays import overlay
 from scanforge.finetune.results import SCRATCH, Results, Row
-from scanforge.finetune.storage import write_whole
 
 SCORES = {
     "segmentation": "Dice",
@@ -32,7 +35,8 @@ NOTES = {
     "segmentation": "Dice is 2|P and T| / (|P| + |T|); NSD the share of both surfaces within task.tolerance (1 mm "
     "unless set) of the other; HD95 the larger 95th percentile of the distances between the surfaces, in mm, lower "
     "is better. Truth and prediction both empty: undefined, left out. One of them empty: Dice and NSD are 0, HD95 is "
-    "the diagonal of the scan, so that predicting nothing never pays.",
+    "the diagonal of the scan, so that predicting nothing never pays. ECE: of voxels within 5 of the box around the "
+    "truth; lower is better.",
     "classification": "ECE and Brier: lower is better.",
     "detection": "AP is the area under precision and recall (all points), the mean over classes. FROC is the mean "
     "sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan, scans without a finding counted.",
@@ -47,7 +51,7 @@ def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
     environment.filters |= {"label": figures.label, "limits": limits_text, "number": number}
     html = environment.from_string(source).render(**_content(run_dir, results, best))
     target = run_dir / "report.html"
-    write_whole(target, lambda part: part.write_text(html, encoding="utf-8"))
+    write_text(target, html)
     return target
 
 
@@ -121,7 +125,10 @@ def _charts(
     ]
     if results.task == "classification":
         charts.append(("Cases by true and predicted class.", figures.confusion(shown.records, results.classes)))
-        charts.append(("Reliability; the numbers count cases.", figures.reliability(shown.records)))
+        charts.append(("Reliability; the numbers count cases.", figures.reliability(_class_bins(shown.records), False)))
+    if results.task == "segmentation":
+        caption = "Reliability of voxels around the truth; the numbers are shares of them."
+        charts.append((caption, figures.reliability(pooled(shown.records), True)))
     if results.task == "detection":
         charts.append(("Precision and recall of all boxes, IoU 0.1.", figures.precision_recall(by_arm, "0.1")))
         charts.append(("FROC, IoU 0.1.", figures.froc(by_arm, 0.1, results.classes)))
@@ -132,6 +139,11 @@ def _charts(
             ("Held-back cases over the training; a ring marks the weights kept.", figures.validation_curves(at_best))
         )
     return charts
+
+
+def _class_bins(records: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
+    probabilities, labels = ([record[name] for record in records] for name in ("probabilities", "label"))
+    return np.array(counted(np.array(probabilities), np.array(labels)))
 
 
 def _worst(run_dir: Path, results: Results, shown: CellResult, best: CellName) -> list[dict[str, Any]]:

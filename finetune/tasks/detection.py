@@ -107,6 +107,7 @@ class Detection(Adapter[Findings, Found]):
             spec.anchors,
             task.score_threshold,
             task.boxes_per_scan,
+            spec.detection.sampled,
         )
 
     def batch(

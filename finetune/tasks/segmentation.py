@@ -16,11 +16,13 @@ from scanforge.datasets.readers import Scan
 from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.heads.segmentation import SegmentationModel
+from scanforge.finetune.inference.calibration import drawn_spots, temperature_by
 from scanforge.finetune.inference.postprocess import Held, apply, choose
 from scanforge.finetune.inference.segmented import Segmented, Wanted, segment_volume
 from scanforge.finetune.inference.windows import Tiling
 from scanforge.finetune.metrics.dice import dice, mean_defined
 from scanforge.finetune.metrics.intervals import Statistic
+from scanforge.finetune.metrics.reliability import counted, ece
 from scanforge.finetune.metrics.surface import surface_scores
 from scanforge.finetune.metrics.weighted import Record, mean_of
 from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
@@ -30,13 +32,15 @@ from scanforge.finetune.training.sampling import Window, extract, extract_labels
 from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
 
 Labels = npt.NDArray[np.uint8]
+SPOTS = 20_000  # voxels of a scan that calibration looks at
 
 
-class Segmentation(Adapter[Labels, Labels]):
+class Segmentation(Adapter[Labels, Segmented]):
     """Label maps (D, H, W), 0 the background."""
 
     headline = "dice"
-    overview = ("dice", "nsd", "hd95")
+    surfaces = ("dice", "nsd", "hd95")
+    overview = (*surfaces, "ece")
 
     def shape_of(self, scan: Scan) -> Shape:
         """The plan's spacing."""
@@ -106,20 +110,27 @@ class Segmentation(Adapter[Labels, Labels]):
         assert isinstance(self.spec.task, SegmentationTask)
         return self.spec.task.tolerance
 
-    def held(self, sample: Sample[Labels], prediction: Labels) -> list[Held]:
+    def held(self, sample: Sample[Labels], prediction: Segmented) -> list[Held]:
         """Prediction and truth at the file's grid."""
         assert sample.truth is not None
-        return [Held(prediction, sample.truth, float(np.prod(sample.spacing)))]
+        known, voxel = _labels_at_spots(sample.truth), float(np.prod(sample.spacing))
+        return [Held(prediction.labels, sample.truth, voxel, prediction.at_spots, known)]
 
     def settled(self, held: Validation, config: ValidationConfig) -> Spec:
-        """Which components are removed after prediction."""
-        if not config.postprocess:
-            return self.spec
-        return self.spec.model_copy(update={"postprocess": choose(held.maps, len(self.spec.classes))})
+        """Which components are removed after prediction, and the temperature of the voxels' probabilities."""
+        decided: dict[str, Any] = {}
+        if config.postprocess:
+            decided["postprocess"] = choose(held.maps, len(self.spec.classes))
+        if config.calibrate:
+            pairs = [(m.probabilities, m.labels) for m in held.maps if m.probabilities is not None]
+            probabilities, labels = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+            decided["temperature"] = temperature_by(probabilities, labels)
+        return self.spec.model_copy(update=decided)
 
-    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Labels:
-        """Label map at the file's grid."""
-        return self.segment(members, sample, device).labels
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Segmented:
+        """Label map at the file's grid; where the truth is known also probabilities of some voxels around it."""
+        spots = None if sample.truth is None else drawn_spots(sample.truth, SPOTS)
+        return self.segment(members, sample, device, Wanted(spots=spots))
 
     def segment(
         self,
@@ -136,13 +147,14 @@ class Segmentation(Adapter[Labels, Labels]):
         made = segment_volume(members, sample.image, sample.fill, sample.shape, tiling, device, temperature, wanted)
         return replace(made, labels=apply(made.labels, self.spec.postprocess, float(np.prod(sample.spacing))))
 
-    def record(self, case: Case, sample: Sample[Labels], prediction: Labels) -> Record:
-        """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice."""
+    def record(self, case: Case, sample: Sample[Labels], prediction: Segmented) -> Record:
+        """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice.
+        reliability: of voxels around the truth, see `metrics.reliability`."""
         assert sample.truth is not None
-        n_classes = len(self.spec.classes)
-        surface = surface_scores(prediction, sample.truth, n_classes, sample.spacing, self.tolerance)
+        n_classes, labels = len(self.spec.classes), prediction.labels
+        surface = surface_scores(labels, sample.truth, n_classes, sample.spacing, self.tolerance)
         values = {
-            "dice": dice(prediction, sample.truth, n_classes),
+            "dice": dice(labels, sample.truth, n_classes),
             "nsd": [scores.nsd for scores in surface],
             "hd95": [scores.hd95 for scores in surface],
         }
@@ -151,26 +163,34 @@ class Segmentation(Adapter[Labels, Labels]):
             for name, each in values.items()
         }
         score = mean_defined(values["dice"])
-        return identity(case) | {"score": None if np.isnan(score) else score, **named}
+        found = prediction.at_spots
+        bins = None if found is None else counted(found, _labels_at_spots(sample.truth))
+        return identity(case) | {"score": None if np.isnan(score) else score, "reliability": bins, **named}
 
     def metrics(self) -> dict[str, Statistic]:
-        """Mean over cases of the mean over classes, and of each class: Dice, NSD, HD95."""
-        named: dict[str, Statistic] = {name: mean_of(partial(_class_mean, name=name)) for name in self.overview}
+        """Mean over cases of the mean over classes, and of each class: Dice, NSD, HD95. ECE of all their voxels."""
+        named: dict[str, Statistic] = {name: mean_of(partial(_class_mean, name=name)) for name in self.surfaces}
+        named["ece"] = ece
         if len(self.spec.classes) > 1:
-            for name in self.overview:
+            for name in self.surfaces:
                 named |= {f"{name} {k}": mean_of(partial(_of_class, name=name, label=k)) for k in self.spec.classes}
         return named
 
-    def picture(self, sample: Sample[Labels], prediction: Labels) -> Picture:
+    def picture(self, sample: Sample[Labels], prediction: Segmented) -> Picture:
         """The slice with the most wrong voxels, or with the most labelled ones where none is wrong."""
         assert sample.truth is not None
+        found = prediction.labels
         axis = int(np.argmin(sample.truth.shape))
         others = tuple(a for a in range(3) if a != axis)
-        wrong, labelled = (sample.truth != prediction).sum(others), (sample.truth > 0).sum(others)
+        wrong, labelled = (sample.truth != found).sum(others), (sample.truth > 0).sum(others)
         index = int((wrong + labelled / (1 + labelled.max())).argmax())
         image = resize(sample.image[:1].numpy(), sample.shape)[0]
-        parts = {"image": image.astype(np.float16), "truth": sample.truth, "prediction": prediction}
+        parts = {"image": image.astype(np.float16), "truth": sample.truth, "prediction": found}
         return {name: upright(np.take(part, index, axis), sample.orientation, axis) for name, part in parts.items()}
+
+
+def _labels_at_spots(truth: Labels) -> Labels:
+    return truth[tuple(drawn_spots(truth, SPOTS).T)]
 
 
 def _class_mean(record: Record, name: str) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scanforge.finetune.config import AugmentationConfig, Size
 
-DISTANCES = (0.15, 0.4)  # of control points, as shares of the patch's longest side
+DISTANCES = (0.2, 0.5)  # of control points, as shares of the patch's longest side
 
 
 def random_warp(

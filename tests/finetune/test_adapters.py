@@ -11,6 +11,7 @@ from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
 from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.inference.calibration import tempered
+from scanforge.finetune.inference.segmented import Segmented
 from scanforge.finetune.metrics.dice import dice
 from scanforge.finetune.metrics.surface import surface_scores
 from scanforge.finetune.modelfile import adapter_for
@@ -40,7 +41,7 @@ class TestSegmentation:
         assert sample.spacing == pytest.approx((2.0, 1.5, 1.5))
         moved = np.roll(sample.truth, 1, axis=0)
         moved[moved == 2] = 0
-        record = adapter.record(case, sample, moved)
+        record = adapter.record(case, sample, Segmented(moved))
         json.dumps(record, allow_nan=False)
         surface = surface_scores(moved, sample.truth, 2, sample.spacing, 1.0)
         assert list(record["dice"].values()) == pytest.approx(dice(moved, sample.truth, 2))
@@ -56,10 +57,11 @@ class TestSegmentation:
             sample = adapter.load(case)
             sample.truth = np.where(sample.truth == 2, 0, sample.truth)  # label 2 is in no truth
             prediction = np.roll(sample.truth, drop, axis=1)
-            records.append(adapter.record(case, sample, prediction))
+            records.append(adapter.record(case, sample, Segmented(prediction)))
         metrics = adapter.metrics()
-        assert list(metrics)[:3] == list(adapter.overview) == ["dice", "nsd", "hd95"]
-        for name in adapter.overview:
+        assert list(metrics)[:4] == list(adapter.overview) == ["dice", "nsd", "hd95", "ece"]
+        assert np.isnan(metrics["ece"](records))  # nobody kept probabilities
+        for name in adapter.surfaces:
             expected = np.mean([r[name]["label 1"] for r in records])
             assert metrics[name](records) == pytest.approx(expected)
             assert metrics[f"{name} label 1"](records) == pytest.approx(expected)

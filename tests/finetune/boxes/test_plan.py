@@ -60,3 +60,12 @@ def test_cases_without_boxes_are_planned_beside_others_but_not_alone():
     assert decided(case(12), case(12, n=0)).boxes == 4
     with pytest.raises(UserError, match="none of the training cases has a box"):
         decided(case(12, n=0))
+
+
+def test_images_of_many_findings_show_the_loss_many_anchors():
+    assert decided(case(40, n=1)).sampled == 32
+    assert decided(case(40, n=10)).sampled == 240
+    assert decided(case(40, n=10), case(40, n=0)).sampled == 240  # images without any do not count
+    windows = decided(case(12, n=100))  # 64 of 200 along each axis: 3.3 of them in a patch
+    assert not windows.whole_scan
+    assert windows.sampled == round(24 * 100 * 0.32**3)

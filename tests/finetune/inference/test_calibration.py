@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 from scanforge.finetune.inference.calibration import (
     COLDEST,
     HOTTEST,
-    drawn_voxels,
+    drawn_spots,
     fit_temperature,
     negative_log_likelihood,
     temperature_of,
@@ -91,15 +91,16 @@ def test_probabilities_stand_for_their_logits():
     assert np.isfinite(tempered(np.array([0.0, 1.0]), 3.0)).all()
 
 
-def test_voxels_are_drawn_with_their_own_labels_and_the_same_every_time():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, (4, 5, 6))
-    logits = np.eye(3)[labels].transpose(3, 0, 1, 2) + 0.1 * rng.random((3, 4, 5, 6))
-    z, y = drawn_voxels(logits, labels, 50, seed=7)
-    assert z.shape == (50, 3)
-    assert np.array_equal(z.argmax(1), y)
-    again = drawn_voxels(logits, labels, 50, seed=7)
-    assert np.array_equal(z, again[0])
-    assert len({tuple(row) for row in z.tolist()}) == 50
-    assert not np.array_equal(z, drawn_voxels(logits, labels, 50, seed=8)[0])
-    assert len(drawn_voxels(logits, labels, 1000, seed=7)[1]) == labels.size
+def test_voxels_are_drawn_around_the_truth_each_once_and_the_same_every_time():
+    truth = np.zeros((20, 30, 40), np.uint8)
+    truth[8:10, 10:12, 30:39] = 2
+    spots = drawn_spots(truth, 500)
+    assert spots.shape == (500, 3)
+    assert len(np.unique(spots, axis=0)) == 500
+    assert np.array_equal(spots, drawn_spots(truth, 500))
+    assert (spots >= [3, 5, 25]).all()
+    assert (spots < [15, 17, 40]).all()
+    everything = drawn_spots(truth, 10**6)
+    assert len(everything) == 12 * 12 * 15
+    assert (truth[tuple(everything.T)] == 2).sum() == (truth == 2).sum()
+    assert len(drawn_spots(np.zeros((3, 4, 5), np.uint8), 100)) == 60

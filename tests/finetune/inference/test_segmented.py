@@ -57,6 +57,11 @@ def test_equals_the_whole_volume_computation(tiles, shape, members, mirrors):
     sure = np.sort(mean, 0)[-1] - np.sort(mean, 0)[-2] > 1e-4  # a tie may fall either way
     assert np.array_equal(found.labels[sure], mean.argmax(0)[sure])
     assert np.allclose(found.probabilities, mean, atol=2e-3)
+    spots = np.random.default_rng(0).integers(0, shape, (50, 3))
+    alone = segment_volume(models, image, 0.0, shape, Tiling(patch, 0.5, mirrors), CPU, 1.0, Wanted(spots=spots))
+    assert alone.probabilities is None
+    assert np.allclose(alone.at_spots, mean[:, *spots.T].T, atol=1e-5)
+    assert np.array_equal(alone.labels, found.labels)
     assert np.allclose(found.maps["uncertainty"], scipy_entropy(mean, axis=0) / np.log(4), atol=2e-3)
     if members > 1:
         mutual = scipy_entropy(mean, axis=0) - np.mean([scipy_entropy(one.numpy(), axis=0) for one in each], 0)
@@ -70,7 +75,7 @@ def test_two_runs_give_the_same_bytes_and_asking_for_more_changes_no_label(tmp_p
     tiling = Tiling((8, 8, 8), 0.5, [(), (1,)])
     plain = segment_volume(models, image, 0.0, (33, 20, 40), tiling, CPU)
     runs = [
-        segment_volume(models, image, 0.0, (33, 20, 40), tiling, CPU, 1.0, Wanted(True, True, store))
+        segment_volume(models, image, 0.0, (33, 20, 40), tiling, CPU, 1.0, Wanted(True, True, store=store))
         for store in (None, tmp_path)
     ]
     assert plain.probabilities is None

@@ -100,7 +100,11 @@ def test_folds_are_held_back_predict_together_and_are_deterministic(study, volum
     case = prepare(config).sides.test[0]
     sample = adapter.load(case)
     together = adapter.record(case, sample, adapter.predict(members, sample, torch.device("cpu")))
-    assert together["score"] == next(r["score"] for r in first["records"] if r["case"] == case.key)
+    written = next(r for r in first["records"] if r["case"] == case.key)
+    assert together["score"] == written["score"]
+    assert np.array(together["reliability"]) == pytest.approx(np.array(written["reliability"]))
+    assert adapter.spec.temperature == first["temperature"] != 1.0  # of the held-back voxels
+    assert 0 < rows(results[0])["table"][0]["metrics"]["ece"]["value"] < 1
 
 
 def test_a_held_back_share_decides_temperature_and_best_weights(study, slices):
