@@ -93,23 +93,27 @@ class Companion:
         if self._process is None:
             return
         if self._job["mode"] == "online":
-            self._end(self._job["finish_s"])
-            if self._finished:
+            if self._end(self._job["finish_s"]):
                 return
             self._say(f"wandb has not sent everything ({self._failure or 'no answer'}); {self._offline()}")
         if self._process is not None:
-            self._end(OFFLINE_S)
-            if not self._finished:
-                self._say(f"wandb has not written everything in {OFFLINE_S:g} s; metrics.jsonl has it")
+            seconds = OFFLINE_S + (0.0 if self._ready else MARGIN_S)
+            if not self._end(seconds):
+                self._say(f"wandb has not written everything in {seconds:g} s; metrics.jsonl has it")
 
-    def _end(self, seconds: float) -> None:
-        """Ask it to end, and see to it within that time."""
+    def _end(self, seconds: float) -> bool:
+        """Ask it to end, and see to it within that time; whether it ended by itself, all being written.
+
+        What it says is not enough: wandb's own process flushes its file after that, and is not to be killed before.
+        """
         assert self._process is not None
         with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
             os.write(self._life, b".")
             self._process.wait(seconds)
+        ended = self._process.poll() is not None
         self._listen()
         self._kill()
+        return ended and self._finished
 
     def _kill(self) -> None:
         assert self._process is not None
