@@ -17,17 +17,18 @@ from record import record
 from scanforge.configs.loading import check, find, override, read_yaml
 from scanforge.finetune.cells import CellName
 from scanforge.finetune.config import FinetuneConfig
+from scanforge.finetune.data import CaseList, discover
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.metrics.weighted import Record
 from scanforge.finetune.modelfile import load_model, pick_device
 from scanforge.finetune.running import Study, prepare, run
 
 
-def left_out(study: Study, patient: str, folder: Path) -> Path:
+def left_out(found: CaseList, patient: str, folder: Path) -> Path:
     """A split file that tests on one patient."""
     names: dict[str, list[str]] = {"train": [], "test": []}
-    for case in study.found.cases:
-        names["test" if case.patient == patient else "train"].append(study.found.names[case.key])
+    for case in found.cases:
+        names["test" if case.patient == patient else "train"].append(found.names[case.key])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "split.json"
     path.write_text(json.dumps(names))
@@ -58,9 +59,9 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     given = parser.parse_intermixed_args()
     config = check(FinetuneConfig, override(read_yaml(find(given.recipe, "finetune")), given.words), "benchmark")
-    root, whole = config.run_dir, prepare(config)
+    root, whole = config.run_dir, discover(config.data, config.task)
     found: dict[str, dict[str, list[Record]]] = {}
-    for number, patient in enumerate(sorted({case.patient for case in whole.found.cases})):
+    for number, patient in enumerate(sorted({case.patient for case in whole.cases})):
         for dropout in (config.augmentation.channel_dropout, 0.0):
             folder = root / f"patient{number}-dropout{dropout}"
             each = config.model_copy(
@@ -78,7 +79,7 @@ def main() -> None:
                 by_channel = found.setdefault(f"{name.arm.name}, channel dropout {dropout}", {})
                 for i, label in enumerate(["none", *study.spec.channels]):
                     by_channel.setdefault(label, []).extend(tested(study, name, i - 1 if i else None))
-    record(given.name, {"cases": len(whole.found.cases), "dice_by_missing_channel": summarised(found)})
+    record(given.name, {"cases": len(whole.cases), "dice_by_missing_channel": summarised(found)})
 
 
 def summarised(found: dict[str, dict[str, list[Record]]]) -> dict[str, Any]:
