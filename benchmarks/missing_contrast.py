@@ -41,14 +41,15 @@ def without(case: Case, channel: int | None) -> Case:
     return Case(case.key, case.patient, images, case.target, case.drawn_on)
 
 
-def tested(study: Study, name: CellName, channel: int | None) -> list[Record]:
-    """Records of the test cases, one channel hidden."""
+def tested(study: Study, name: CellName) -> dict[str, list[Record]]:
+    """Records of the test cases by the channel that is hidden, or 'none'."""
     adapter, members = load_model(study.config.run_dir / "cells" / name.folder)
-    records = []
-    for case in study.sides.test:
-        sample = adapter.load(without(case, channel))
-        prediction = adapter.predict(members, sample, pick_device("auto"))
-        records.append(adapter.record(case, sample, prediction))
+    records: dict[str, list[Record]] = {}
+    for i, label in enumerate(["none", *study.spec.channels]):
+        for case in study.sides.test:
+            sample = adapter.load(without(case, i - 1 if i else None))
+            prediction = adapter.predict(members, sample, pick_device("auto"))
+            records.setdefault(label, []).append(adapter.record(case, sample, prediction))
     return records
 
 
@@ -77,8 +78,8 @@ def main() -> None:
             study = prepare(each)
             for name in study.names:
                 by_channel = found.setdefault(f"{name.arm.name}, channel dropout {dropout}", {})
-                for i, label in enumerate(["none", *study.spec.channels]):
-                    by_channel.setdefault(label, []).extend(tested(study, name, i - 1 if i else None))
+                for label, records in tested(study, name).items():
+                    by_channel.setdefault(label, []).extend(records)
     record(given.name, {"cases": len(whole.cases), "dice_by_missing_channel": summarised(found)})
 
 

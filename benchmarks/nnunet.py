@@ -21,6 +21,7 @@ from record import record
 from scanforge.configs.loading import check, find, override, read_yaml
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.sources import scan_file
 from scanforge.finetune.metrics.dice import dice, mean_defined
 from scanforge.finetune.metrics.intervals import interval
 from scanforge.finetune.modelfile import adapter_for
@@ -57,8 +58,6 @@ def lay_out(study: Study, cases: list[Case], folder: Path) -> None:
 
 def peer_scores(study: Study, adapter: Adapter[Any, Any], folder: Path) -> list[dict[str, Any]]:
     """Records of nnU-Net's predictions, by our own Dice at the file's grid."""
-    from scanforge.finetune.data.sources import scan_file
-
     records = []
     for case in study.sides.test:
         scan, _ = adapter.read(case)

@@ -42,7 +42,8 @@ class Segmented:
     labels: npt.NDArray[np.uint8]  # (D, H, W)
     probabilities: Half | None = None  # (K, D, H, W)
     maps: dict[str, Half] = field(default_factory=dict)  # (D, H, W) each
-    at_spots: npt.NDArray[np.float32] | None = None  # (N, K) probabilities
+    spots: npt.NDArray[np.int_] | None = None  # (N, 3) as `Wanted.spots`
+    at_spots: npt.NDArray[np.float32] | None = None  # (N, K) their probabilities
 
 
 class Finished(NamedTuple):
@@ -66,7 +67,8 @@ def segment_volume(
 ) -> Segmented:
     """Labels and what else is wanted of `finished_slabs`, collected. Beside the image only these are of its size."""
     wanted = wanted or Wanted()
-    result, spots = Segmented(np.zeros(shape, np.uint8)), wanted.spots
+    spots = wanted.spots
+    result = Segmented(np.zeros(shape, np.uint8), spots=spots)
     for slab in finished_slabs(members, image, fill, shape, tiling, device, temperature, wanted):
         result.labels[slab.where] = slab.labels.cpu().numpy()
         if spots is not None and slab.probabilities is not None:

@@ -113,7 +113,7 @@ class Segmentation(Adapter[Labels, Segmented]):
     def held(self, sample: Sample[Labels], prediction: Segmented) -> list[Held]:
         """Prediction and truth at the file's grid."""
         assert sample.truth is not None
-        known, voxel = _labels_at_spots(sample.truth), float(np.prod(sample.spacing))
+        voxel, known = float(np.prod(sample.spacing)), _labels_at_spots(sample.truth, prediction)
         return [Held(prediction.labels, sample.truth, voxel, prediction.at_spots, known)]
 
     def settled(self, held: Validation, config: ValidationConfig) -> Spec:
@@ -122,8 +122,8 @@ class Segmentation(Adapter[Labels, Segmented]):
         if config.postprocess:
             decided["postprocess"] = choose(held.maps, len(self.spec.classes))
         if config.calibrate:
-            pairs = [(m.probabilities, m.labels) for m in held.maps if m.probabilities is not None]
-            probabilities, labels = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+            probabilities = np.concatenate([m.probabilities for m in held.maps if m.probabilities is not None])
+            labels = np.concatenate([m.labels for m in held.maps if m.labels is not None])
             decided["temperature"] = temperature_by(probabilities, labels)
         return self.spec.model_copy(update=decided)
 
@@ -163,8 +163,8 @@ class Segmentation(Adapter[Labels, Segmented]):
             for name, each in values.items()
         }
         score = mean_defined(values["dice"])
-        found = prediction.at_spots
-        bins = None if found is None else counted(found, _labels_at_spots(sample.truth))
+        found, known = prediction.at_spots, _labels_at_spots(sample.truth, prediction)
+        bins = None if found is None or known is None else counted(found, known)
         return identity(case) | {"score": None if np.isnan(score) else score, "reliability": bins, **named}
 
     def metrics(self) -> dict[str, Statistic]:
@@ -189,8 +189,8 @@ class Segmentation(Adapter[Labels, Segmented]):
         return {name: upright(np.take(part, index, axis), sample.orientation, axis) for name, part in parts.items()}
 
 
-def _labels_at_spots(truth: Labels) -> Labels:
-    return truth[tuple(drawn_spots(truth, SPOTS).T)]
+def _labels_at_spots(truth: Labels, prediction: Segmented) -> Labels | None:
+    return None if prediction.spots is None else truth[tuple(prediction.spots.T)]
 
 
 def _class_mean(record: Record, name: str) -> float:
