@@ -20,12 +20,13 @@ from scanforge.finetune.inference.postprocess import ClassRule
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
 from scanforge.finetune.report.explain import picture_with_saliency
+from scanforge.finetune.split import CellCases
 from scanforge.finetune.tasks.adapter import Adapter, Sample, Spec, TaskModel
 from scanforge.finetune.tasks.classification import Classification
 from scanforge.finetune.training.budget import Budget
 from scanforge.finetune.training.features import FeatureStore
 from scanforge.finetune.training.loop import Course, History, Progress
-from scanforge.finetune.training.members import encoder_of, train_members
+from scanforge.finetune.training.members import Given, encoder_of, train_members
 from scanforge.finetune.training.probing import still_features
 from scanforge.finetune.training.recipes import Arm, head_of
 
@@ -54,6 +55,7 @@ class CellResult(BaseModel):
     shots: int | str
     seed: int
     train_cases: list[str]  # keyed hashes
+    unlabelled_cases: int  # that took part by self-training
     histories: list[History]  # of each model, one for each fold
     validation: list[Record]  # of the held-back cases, by the models that did not see them
     temperature: float
@@ -71,9 +73,7 @@ class CellResult(BaseModel):
         return sum(history.seconds for history in self.histories)
 
 
-def digest(
-    config: FinetuneConfig, spec: Spec, arm: Arm, train: Sequence[Case], test: Sequence[Case], weights: str
-) -> str:
+def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, weights: str) -> str:
     """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
     others = {
         "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
@@ -83,8 +83,9 @@ def digest(
         config.model_dump(mode="json", exclude=others),
         spec.model_dump(mode="json"),
         arm.name,
-        sorted(case.key for case in train),
-        sorted(case.key for case in test),
+        sorted(case.key for case in cases.train),
+        sorted(case.key for case in cases.test),
+        sorted(case.key for case in cases.unlabelled),
         weights,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -119,27 +120,27 @@ def run_cell(
     config: FinetuneConfig,
     spec: Spec,
     name: CellName,
-    train_cases: Sequence[Case],
-    test_cases: Sequence[Case],
+    cases: CellCases,
     pretrained: dict[str, torch.Tensor] | None,
     place: Place,
 ) -> CellResult:
     """Train, test on every case, and write pictures, weights (if they are kept) and, last, the result."""
     adapter = adapter_for(spec.model_copy(update={"head": head_of(name.arm.recipe)}))
-    adapter = adapter_for(adapter.surveyed(train_cases))
-    samples = [adapter.load(case) for case in train_cases]
+    adapter = adapter_for(adapter.surveyed(cases.train))
+    samples = [adapter.load(case) for case in cases.train]
     adapter = adapter_for(adapter.planned(samples))
     course = place.course
     if place.budget is not None:
-        seconds = place.budget.training(_testing_time(adapter, test_cases, course.device))
+        seconds = place.budget.training(_testing_time(adapter, cases.test, course.device))
         course = replace(course, seconds=seconds)
-    members = train_members(config, adapter, train_cases, samples, pretrained, course, place.store, place.progress)
-    del samples
+    given = Given(cases.train, samples, [adapter.read(case)[1] for case in cases.unlabelled])
+    members = train_members(config, adapter, given, pretrained, course, place.store, place.progress)
+    del samples, given
     if members.held is not None:
         adapter = adapter_for(adapter.settled(members.held, config.validation))
     place.folder.mkdir(parents=True, exist_ok=True)
     (place.folder / RESULT).unlink(missing_ok=True)
-    records, worst = _test(adapter, members.models, test_cases, config.worst_cases, place)
+    records, worst = _test(adapter, members.models, cases.test, config.worst_cases, place)
     write_whole(place.folder / PICTURES, lambda part: _save_pictures(part, worst))
     if place.keep:
         steps = [history.steps for history in members.histories]
@@ -150,7 +151,8 @@ def run_cell(
         arm=name.arm.name,
         shots=name.shots,
         seed=name.seed,
-        train_cases=[case.key for case in train_cases],
+        train_cases=[case.key for case in cases.train],
+        unlabelled_cases=len(cases.unlabelled),
         histories=members.histories,
         validation=members.held.records if members.held else [],
         temperature=adapter.spec.temperature,

@@ -158,6 +158,19 @@ class ValidationConfig(Config):
         return self.folds > 1 or self.fraction > 0
 
 
+class SelfTrainingConfig(Config):
+    """Scans without a label take part in the training of a segmentation with the labels that the model of the moment
+    gives them: of the training patients that are not among the shots (whose labels are not read), and of the data set's
+    patients without a label; never of test patients. With 5 labelled cases it is worth more than pre-training
+    (benchmarks/results/finetuning.md).
+    """
+
+    rounds: int = Field(default=0, ge=0)  # times that they are labelled anew, spread over what is left; 0: they rest
+    start: float = Field(default=0.25, gt=0, lt=1)  # share of the training before the first time
+    share: float = Field(default=0.5, gt=0, lt=1)  # of the training samples, from then on
+    scans: int = Field(default=200, ge=1)  # at most, drawn by the seed
+
+
 class AugmentationConfig(Config):
     """Random changes of training samples. Axes: 0 = D, 1 = H, 2 = W."""
 
@@ -215,6 +228,7 @@ class FinetuneConfig(Config):
     loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()
     probe: ProbeConfig = ProbeConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     plan: PlanOverrides = PlanOverrides()
     inference: InferenceConfig = InferenceConfig()
@@ -233,6 +247,8 @@ class FinetuneConfig(Config):
         self.loss.refuse_unread(self.task.name)
         if self.augmentation.elastic and self.task.name == "detection":
             raise ValueError("augmentation.elastic: a deformed box is no box; leave it out")
+        if self.self_training.rounds and self.task.name != "segmentation":
+            raise ValueError("self_training is for segmentation: leave it out")
         if self.budget and (self.schedule.minutes or "steps" in self.schedule.model_fields_set):
             raise ValueError(
                 "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"

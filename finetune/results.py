@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from scanforge.finetune.cells import CellResult
 from scanforge.finetune.config import FinetuneConfig
-from scanforge.finetune.data.cases import CaseList
+from scanforge.finetune.data.cases import UNLABELLED, CaseList
 from scanforge.finetune.metrics.intervals import Interval, difference, interval
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.split import Split, class_counts
@@ -82,10 +82,16 @@ def summarise(
         cells=list(cells),
         data=_data(spec, sides, found),
         setup=_setup(config, spec),
-        left_out=found.left_out,
+        left_out=_left_out(config, sides, found),
         warnings=found.warnings + _warnings(config, sides, cells, table, adapter.headline),
         versions=versions(),
     )
+
+
+def _left_out(config: FinetuneConfig, sides: Split, found: CaseList) -> dict[str, int]:
+    """What did not take part; scans without a label do by self-training."""
+    used = len(sides.unlabelled) if config.self_training.rounds else 0
+    return {why: n for why, count in found.left_out.items() if (n := count - used * (why == UNLABELLED))}
 
 
 def versions() -> dict[str, str]:
@@ -126,6 +132,7 @@ def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
         "optimiser": preset(config.schedule, spec.backbone.name).model_dump(),
         "schedule": config.schedule.model_dump(mode="json"),
         "validation": config.validation.model_dump(mode="json"),
+        "self_training": config.self_training.model_dump(mode="json"),
         "budget_seconds": config.budget,
         "augmentation": config.augmentation.model_dump(mode="json"),
         "inference": config.inference.model_dump(mode="json"),
@@ -156,6 +163,14 @@ def _warnings(
             f"none of these patients is among the {sides.pretrained_on} of the pre-training: right if it saw other "
             "data; if it saw this data, name the folder (or data.patient_regex) as its shards were built with."
         )
+    scans = sorted({cell.unlabelled_cases for cell in cells if cell.unlabelled_cases})
+    if scans:
+        said.append(
+            f"self-training: {' to '.join(map(str, sorted({scans[0], scans[-1]})))} scans of other patients than those "
+            "tested on took part with labels of the model's own; nobody's labels of them were read."
+        )
+    elif config.self_training.rounds:
+        said.append("self-training was asked for, but no scan is without a label.")
     tested = len({case.patient for case in sides.test})
     if tested < FEW_PATIENTS:
         said.append(f"only {tested} test patients: the intervals are rough.")

@@ -19,13 +19,12 @@ from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList, discover
-from scanforge.finetune.data.cases import Case
 from scanforge.finetune.data.check import check_cases
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
 from scanforge.finetune.report.page import write_report
 from scanforge.finetune.results import Results, summarise
-from scanforge.finetune.split import Split, shots, split
+from scanforge.finetune.split import CellCases, Split, cell_cases, shots, split
 from scanforge.finetune.tasks.adapter import Spec
 from scanforge.finetune.training.budget import Budget
 from scanforge.finetune.training.features import FeatureStore, mark_of
@@ -153,22 +152,22 @@ class _Runner:
     def run_or_read(self, name: CellName, bars: Bars) -> CellResult:
         """The cell's result, from its folder where it is finished there."""
         study, config = self._study, self._study.config
-        chosen = shots(study.sides.pool, name.shots, name.seed)
+        cases = cell_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
-        mark = digest(config, study.spec, name.arm, chosen, study.sides.test, origin)
+        mark = digest(config, study.spec, name.arm, cases, origin)
         folder = config.run_dir / "cells" / name.folder
         keep = config.keep_weights == "all" or name == study.best
         result = stored(folder, mark, keep)
         if result is None:
-            result = self._run(name, chosen, Marked(folder, mark, keep, origin), bars)
+            result = self._run(name, cases, Marked(folder, mark, keep, origin), bars)
         if self._budget:
             self._budget.done()
         return result
 
-    def _run(self, name: CellName, chosen: list[Case], marked: "Marked", bars: Bars) -> CellResult:
+    def _run(self, name: CellName, cases: CellCases, marked: "Marked", bars: Bars) -> CellResult:
         study, config = self._study, self._study.config
         task = bars.add_task(name.folder, total=None if config.budget else config.schedule.steps, note="")
-        tests = len(study.sides.test)
+        tests = len(cases.test)
         place = Place(
             marked.folder,
             marked.mark,
@@ -183,13 +182,13 @@ class _Runner:
         if study.release and name.arm.pretrained:
             given, channels = study.release, study.spec.backbone.in_channels
             pretrained, _ = with_channels(given.state_dict, given.info.backbone, channels)
-        result = run_cell(config, study.spec, name, chosen, study.sides.test, pretrained, place)
+        result = run_cell(config, study.spec, name, cases, pretrained, place)
         bars.remove_task(task)
         return result
 
     def _course(self, name: CellName) -> Course:
         config = self._study.config
-        settings = config.schedule, config.augmentation, config.validation
+        settings = config.schedule, config.augmentation, config.validation, config.self_training
         return Course(name.arm, name.seed, *settings, self._device)
 
     def _features(self, name: CellName, origin: str) -> Path | None:

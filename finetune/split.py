@@ -3,13 +3,13 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import fraction
-from scanforge.finetune.config import SplitConfig
+from scanforge.finetune.config import SelfTrainingConfig, SplitConfig
 from scanforge.finetune.data.cases import Case, CaseList
 from scanforge.finetune.data.sides import sides_of_file, sides_of_official
 
@@ -27,6 +27,7 @@ class Split:
     pretrained_on: int = 0  # patients of the pre-training
     comparable: bool = True  # the pre-training hashed its patients with this site's key
     unused: int = 0  # cases that a split file does not name
+    unlabelled: list[Case] = field(default_factory=list)  # scans without a label, of no patient to test on
 
 
 def split(found: CaseList, config: SplitConfig, pretrained_on: Sequence[str]) -> Split:
@@ -51,8 +52,15 @@ def split(found: CaseList, config: SplitConfig, pretrained_on: Sequence[str]) ->
             f"{overlap} test patients were in the pre-training of this checkpoint: pre-train with "
             f"data.holdout={config.test_fraction}, or set split.allow_pretraining_overlap=true (stated in the report)"
         )
-    unused = len(cases) - len(pool) - len(test)
-    return Split(pool, test, overlap, len({case.patient for case in pool} & seen), len(seen), unused=unused)
+    unused, known = len(cases) - len(pool) - len(test), len({case.patient for case in pool} & seen)
+    by_rule = config.file is None and not config.official
+    tested = {case.patient for case in test}
+    others = [
+        case
+        for case in found.unlabelled
+        if case.patient not in tested and not (by_rule and fraction(case.patient) < config.test_fraction)
+    ]
+    return Split(pool, test, overlap, known, len(seen), unused=unused, unlabelled=others)
 
 
 def _refuse(pool: Sequence[Case], test: Sequence[Case], config: SplitConfig, count: int) -> None:
@@ -89,6 +97,28 @@ def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
         order = np.random.default_rng(seed).permutation(len(patients))
         chosen |= {patients[i] for i in order[: int(k)]}
     return [case for case in pool if case.patient in chosen]
+
+
+@dataclass(frozen=True)
+class CellCases:
+    """What one cell of a study trains from and is tested on."""
+
+    train: list[Case]
+    unlabelled: list[Case]  # for self-training, without targets
+    test: list[Case]
+
+
+def cell_cases(sides: Split, k: Shots, seed: int, config: SelfTrainingConfig) -> CellCases:
+    """The shots; for self-training, in the seed's order, the others to train from, whose labels are left out here, and
+    the scans that have none."""
+    train = shots(sides.pool, k, seed)
+    if not config.rounds:
+        return CellCases(train, [], sides.test)
+    taken = {case.patient for case in train}
+    others = [replace(case, target=None) for case in sides.pool if case.patient not in taken]
+    rest = sorted(others + sides.unlabelled, key=lambda case: case.key)
+    order = np.random.default_rng(seed).permutation(len(rest))
+    return CellCases(train, [rest[i] for i in order[: config.scans]], sides.test)
 
 
 def class_counts(cases: Sequence[Case], classes: Sequence[str]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from scanforge.finetune.config import (
     SegmentationTask,
     Task,
 )
-from scanforge.finetune.data.cases import Case, CaseList, LabelledBox, ScanSource, Target
+from scanforge.finetune.data.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Target
 from scanforge.finetune.data.modality import modalities_of
 from scanforge.finetune.data.sources import mask_files
 from scanforge.finetune.data.values import class_of_each, value_of_each
@@ -87,7 +87,7 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
         raise UserError(f"{where} names '{doubled}' twice")
     targets, classes = _targets(found.items, task, where)
     kept = [item for item in found.items if item.name in targets]
-    found.drop("images without a label", len(found.items) - len(kept))
+    found.drop(UNLABELLED, len(found.items) - len(kept))
     if not kept:
         raise UserError(f"no scan of {where} has a label for {task.name}; names must agree up to the suffix")
     if len({item.patient for item in kept}) == len(kept) > 1 and not found.warnings and not found.site:
@@ -104,6 +104,7 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
         {item.key: item.name for item in kept},
         found.warnings,
         found.site or site_fingerprint(site_key(data.key_file)),
+        [Case(i.key, i.patient, i.images, None) for i in found.items if i.name not in targets and i.split != "test"],
     )
 
 

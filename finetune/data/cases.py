@@ -23,22 +23,25 @@ class ScanSource(Protocol):
         ...
 
 
+UNLABELLED = "images without a label"  # the reason under which they are counted as left out
+
 Target = ScanSource | int | float | tuple[LabelledBox, ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled scan, or several of one grid. Only `key` and `patient`, keyed hashes, ever leave the machine.
+    """One scan with its label, or several of one grid. Only `key` and `patient`, keyed hashes, ever leave the machine.
 
     images    one for each of the data set's channels; None where that channel is missing, never all of them
-    target    label map or mask; class index; value; boxes (() where somebody looked, and there is none)
+    target    label map or mask; class index; value; boxes (() where somebody looked, and there is none); None where
+              the data set has no label of it
     drawn_on  (D, H, W) of what the boxes were drawn on, None where nobody says
     """
 
     key: str
     patient: str
     images: tuple[ScanSource | None, ...]
-    target: Target
+    target: Target | None
     drawn_on: tuple[int | None, int | None, int | None] = (None, None, None)
 
     @property
@@ -59,6 +62,7 @@ class CaseList:
     names       what its user calls a case, by its key: for messages and split files, never written down
     warnings    what a reader of the numbers should know
     site        fingerprint of the key that the hashes are of
+    unlabelled  scans without a label, each a case without a target; none that the data set calls a test scan
     """
 
     cases: list[Case]
@@ -70,3 +74,4 @@ class CaseList:
     names: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     site: str = ""
+    unlabelled: list[Case] = field(default_factory=list)

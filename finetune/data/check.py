@@ -34,6 +34,7 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
             kind = "a single slice" if first.voxels.shape[1] == 1 else "a volume"
             raise UserError(f"the images mix single slices and volumes ({case.image} is {kind}); give one kind")
         if isinstance(task, SegmentationTask):
+            assert case.target is not None
             assert not isinstance(case.target, int | float | tuple)
             highest = int(read_labels(case.target, first).max())
             if classes is not None and highest > len(classes):

@@ -23,6 +23,7 @@ def findings(case: Case, scan: Scan, task: DetectionTask, classes: Sequence[str]
     """
     if isinstance(case.target, tuple):
         return _within(case, scan)
+    assert case.target is not None
     assert not isinstance(case.target, int | float)
     mask = read_mask(case.target, scan)
     if task.masks == "components" and len(classes) > 1 and int(mask.max()) > len(classes):

@@ -158,6 +158,12 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     def picture(self, sample: Sample[TargetT], prediction: PredictionT) -> Picture:
         """Small arrays that the report draws a case from."""
 
+    def relabelled(
+        self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device
+    ) -> Sample[TargetT]:
+        """The sample with the target that models in evaluation mode give it, for self-training."""
+        raise NotImplementedError(f"self-training of {self.spec.task.name}")
+
     def held(self, sample: Sample[TargetT], prediction: PredictionT) -> list[Held]:
         """What post-processing is chosen by, of a held-back case; nothing where there is none to choose."""
         return []

@@ -50,6 +50,7 @@ class Segmentation(Adapter[Labels, Segmented]):
     def load(self, case: Case) -> Sample[Labels]:
         """UserError where the label map does not lie on the image or has a label without a name."""
         scan, sample = self.read(case)
+        assert case.target is not None
         assert not isinstance(case.target, int | float | tuple)
         sample.truth = read_labels(case.target, scan)
         if int(sample.truth.max()) > len(self.spec.classes):
@@ -146,6 +147,11 @@ class Segmentation(Adapter[Labels, Segmented]):
         temperature = self.spec.temperature
         made = segment_volume(members, sample.image, sample.fill, sample.shape, tiling, device, temperature, wanted)
         return replace(made, labels=apply(made.labels, self.spec.postprocess, float(np.prod(sample.spacing))))
+
+    def relabelled(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Sample[Labels]:
+        """The label map that the models give the scan; its truth stays unread."""
+        d, h, w = sample.image.shape[1:]
+        return replace(sample, target=resize_labels(self.segment(members, sample, device).labels, (d, h, w)))
 
     def record(self, case: Case, sample: Sample[Labels], prediction: Segmented) -> Record:
         """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice.

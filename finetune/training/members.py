@@ -29,29 +29,37 @@ class Members:
     held: Validation | None
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is trained on: cases with their samples, and samples without a target."""
+
+    cases: Sequence[Case]
+    samples: Sequence[Sample[Any]]
+    unlabelled: Sequence[Sample[Any]] = ()
+
+
 def train_members(
     config: FinetuneConfig,
     adapter: Adapter[Any, Any],
-    cases: Sequence[Case],
-    samples: Sequence[Sample[Any]],
+    given: Given,
     pretrained: dict[str, torch.Tensor] | None,
     course: Course,
     store: FeatureStore,
     progress: Progress,
 ) -> Members:
-    """Train one model on each of the parts of `cases` (and their `samples`) that `config.validation` asks for."""
-    by_key = {case.key: sample for case, sample in zip(cases, samples, strict=True)}
+    """Train one model on each of the parts of the cases that `config.validation` asks for."""
+    by_key = {case.key: sample for case, sample in zip(given.cases, given.samples, strict=True)}
     models: list[TaskModel] = []
     histories: list[History] = []
     held = Validation([], [])
-    parts = _parts(config, cases, course.seed)
+    parts = _parts(config, given.cases, course.seed)
     for fit, back in parts:
         each = replace(course, seconds=course.seconds / len(parts) if course.seconds is not None else None)
-        chosen, checked = ([(case, by_key[case.key]) for case in group] for group in (fit, back))
+        chosen, checked = (Given(part, [by_key[case.key] for case in part], given.unlabelled) for part in (fit, back))
         model, history = _train_one(config, adapter, chosen, checked, pretrained, each, store, progress)
         models.append(model.eval())
         histories.append(history)
-        for case, sample in checked:
+        for case, sample in zip(checked.cases, checked.samples, strict=True):
             prediction = adapter.predict([model], sample, course.device)
             held.records.append(adapter.record(case, sample, prediction))
             held.maps += adapter.held(sample, prediction)
@@ -71,27 +79,27 @@ def _parts(config: FinetuneConfig, cases: Sequence[Case], seed: int) -> list[tup
 def _train_one(
     config: FinetuneConfig,
     adapter: Adapter[Any, Any],
-    fit: Sequence[tuple[Case, Sample[Any]]],
-    checked: Sequence[tuple[Case, Sample[Any]]],
+    fit: Given,
+    checked: Given,
     pretrained: dict[str, torch.Tensor] | None,
     course: Course,
     store: FeatureStore,
     progress: Progress,
 ) -> tuple[TaskModel, History]:
     encoder = encoder_of(adapter.spec, course.seed, pretrained)
-    cases, samples = [case for case, _ in fit], [sample for _, sample in fit]
     if course.arm.recipe in PROBES:
-        return fit_probe(adapter, encoder, samples, cases, course, config.probe, store)
+        return fit_probe(adapter, encoder, fit.samples, fit.cases, course, config.probe, store)
     lora = inject(encoder, config.lora) if course.arm.recipe == "lora" else None
     model = adapter.build(encoder)
 
     def check(model: TaskModel) -> float:
         """Mean score of the held-back cases."""
-        records = [adapter.record(c, s, adapter.predict([model], s, course.device)) for c, s in checked]
+        held = zip(checked.cases, checked.samples, strict=True)
+        records = [adapter.record(c, s, adapter.predict([model], s, course.device)) for c, s in held]
         scores = [record["score"] for record in records if record["score"] is not None]
         return float(np.mean(scores)) if scores else float("nan")
 
-    history = train(adapter, model, samples, course, progress, check if checked else None)
+    history = train(adapter, model, fit.samples, course, progress, check if checked.cases else None, fit.unlabelled)
     if lora is not None:
         lora.merge()
     return model, history

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,7 @@ from scanforge.finetune.data import discover
 from scanforge.finetune.inference.prediction import predict
 from scanforge.finetune.modelfile import load_model
 from scanforge.finetune.running import prepare, run
+from scanforge.finetune.split import cell_cases
 
 
 @pytest.fixture
@@ -109,6 +112,29 @@ def test_images(study, slices, tmp_path, task):
         boxes = np.array([b["box"] for row in rows for b in row["boxes"]]).reshape(-1, 6)
         assert (boxes[:, 3:] > boxes[:, :3]).all()
         assert (boxes[:, 4:] <= [40, 48]).all()
+
+
+def test_self_training_reads_no_label_of_the_pool_and_says_what_took_part(study, volumes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(volumes, data)
+    told = {
+        "self_training": {"rounds": 1, "start": 0.5, "share": 0.9},
+        "schedule": {"steps": 4, "warmup_steps": 1},
+    }
+    config = study("segmentation", data, **told)
+    config = config.model_copy(update={"task": SegmentationTask(classes=["one", "two"])})
+    settled = prepare(config)
+    cases = cell_cases(settled.sides, 2, 0, config.self_training)
+    for case in cases.unlabelled:
+        name = settled.found.names[case.key].removesuffix("_0000.nii.gz").removesuffix("_0000")
+        (data / "labels" / f"{Path(name).name}.nii.gz").write_bytes(b"nobody reads this")
+    result = run(config)
+    found = json.loads(result.results.read_text())
+    cell = found["cells"][0]
+    assert cell["unlabelled_cases"] == len(cases.unlabelled) == len(settled.sides.pool) - 2
+    assert cell["histories"][0]["relabelled"] == [2]
+    assert any(f"self-training: {len(cases.unlabelled)} scans" in warning for warning in found["warnings"])
+    assert "self-training" in result.report.read_text()
 
 
 def test_a_vit_segments_slices(study, slices, tmp_path):

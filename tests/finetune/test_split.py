@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import fraction, keyed_hash
-from scanforge.finetune.config import SplitConfig
+from scanforge.finetune.config import SelfTrainingConfig, SplitConfig
 from scanforge.finetune.data.cases import Case, CaseList
-from scanforge.finetune.split import shots, split
+from scanforge.finetune.split import cell_cases, shots, split
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,33 @@ def test_empty_sides_and_too_many_shots():
         split(listed(everyone[:1]), SplitConfig(test_fraction=0.95), [])
     with pytest.raises(UserError, match="only 20 patients"):
         shots(everyone, 21, 0)
+
+
+@given(st.integers(0, 3), st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_self_training_sees_no_label_and_no_patient_who_is_tested_on(seed, k):
+    everyone = cases(80, per_patient=2)
+    without = [Case(c.key, c.patient, c.images, None) for c in everyone[60:]]
+    found = replace(listed(everyone[:60]), unlabelled=without)
+    sides = split(found, SplitConfig(test_fraction=0.4), [])
+    given_ = cell_cases(sides, k, seed, SelfTrainingConfig(rounds=1))
+    tested = {case.patient for case in sides.test}
+    assert given_.train == shots(sides.pool, k, seed)
+    assert given_.test == sides.test
+    assert all(case.target is None for case in given_.unlabelled)
+    assert not {case.patient for case in given_.unlabelled} & (tested | {case.patient for case in given_.train})
+    assert all(fraction(case.patient) >= 0.4 for case in given_.unlabelled)
+    expected = [c.key for c in [*sides.pool, *without] if fraction(c.patient) >= 0.4]
+    assert sorted(c.key for c in [*given_.train, *given_.unlabelled]) == sorted(expected)
+    fewer = cell_cases(sides, k, seed, SelfTrainingConfig(rounds=1, scans=3)).unlabelled
+    assert fewer == given_.unlabelled[:3]
+    assert cell_cases(sides, k, seed, SelfTrainingConfig()).unlabelled == []
+
+
+def test_a_patient_with_a_test_case_lends_no_scan_without_a_label():
+    everyone = cases(8, per_patient=2)
+    found = replace(listed(everyone[:3] + everyone[4:]), unlabelled=[replace(everyone[3], target=None)])
+    found.official = {c.key: "test" if c.patient == everyone[2].patient else "train" for c in found.cases}
+    assert split(found, SplitConfig(official=True), []).unlabelled == []
+    found.official = {c.key: "test" if c.patient == everyone[0].patient else "train" for c in found.cases}
+    assert [c.key for c in split(found, SplitConfig(official=True), []).unlabelled] == [everyone[3].key]

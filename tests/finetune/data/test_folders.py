@@ -52,6 +52,8 @@ def test_images_without_a_label_are_counted(volumes, tmp_path):
     shutil.copy(volumes / "labels" / "Doe_01.nii.gz", tmp_path / "labels")
     found = discover(data(tmp_path, "labels"), SegmentationTask())
     assert (len(found.cases), found.left_out) == (1, {"images without a label": 23})
+    assert [case.target for case in found.unlabelled] == [None] * 23
+    assert not {case.key for case in found.unlabelled} & {case.key for case in found.cases}
 
 
 @pytest.mark.parametrize(

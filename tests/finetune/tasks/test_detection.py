@@ -47,7 +47,7 @@ def planned(adapter, cases):
 
 
 def fit(adapter, model, samples, config):
-    told = config.schedule, config.augmentation, ValidationConfig()
+    told = config.schedule, config.augmentation, ValidationConfig(), config.self_training
     return train(adapter, model, samples, Course(Arm("scratch", "full", False), 0, *told, CPU), Progress())
 
 

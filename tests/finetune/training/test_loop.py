@@ -6,7 +6,7 @@ import torch
 
 from scanforge.backbones.registry import build
 from scanforge.configs.errors import UserError
-from scanforge.finetune.config import AugmentationConfig, ScheduleConfig, ValidationConfig
+from scanforge.finetune.config import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.running import prepare
 from scanforge.finetune.training.loop import Course, Progress, train
@@ -27,7 +27,7 @@ def made(study, slices):
 def fit(made, recipe="full", pretrained=False, seconds=None, check=None, validation=None, **schedule):
     adapter, model, samples = made
     settings = ScheduleConfig(**{"steps": 4, "warmup_steps": 0, **schedule})
-    told = settings, AugmentationConfig(), ValidationConfig(**(validation or {}))
+    told = settings, AugmentationConfig(), ValidationConfig(**(validation or {})), SelfTrainingConfig()
     course = Course(Arm(recipe, recipe, pretrained), 0, *told, CPU, seconds)
     return train(adapter, model, samples, course, Progress(), check)
 

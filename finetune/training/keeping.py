@@ -1,0 +1,68 @@
+"""Which weights of a training are kept."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scanforge.finetune.config import ValidationConfig
+from scanforge.finetune.tasks.adapter import TaskModel
+
+
+class Keeper:
+    """Which weights are kept: the last ones or their average; of the best look at held-back cases, if there are any."""
+
+    def __init__(
+        self,
+        model: TaskModel,
+        momentum: float,
+        validation: ValidationConfig,
+        check: Callable[[TaskModel], float] | None,
+    ) -> None:
+        self._model, self._check, self._validation = model, check, validation
+        self._average: AveragedModel | None = None
+        if momentum:
+            self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(momentum), use_buffers=True)
+        self._warm = 1 / (1 - momentum)  # steps after which the average has forgotten where it came from
+        self.found: list[tuple[int, float]] = []
+        self.best_step: int | None = None
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether patience is at its end."""
+        patience = self._validation.patience
+        if patience is None or self.best_step is None:
+            return False
+        return sum(step > self.best_step for step, _ in self.found) >= patience
+
+    def after(self, step: int, done: float) -> None:
+        """Look at the held-back cases where it is time to."""
+        if self._average is not None:
+            self._average.update_parameters(self._model)
+        if self._check is None or (done * self._validation.checks < len(self.found) + 1 and done < 1):
+            return
+        model = self.current(step)
+        training = model.training
+        value = self._check(model.eval())
+        model.train(training)
+        self.found.append((step, value))
+        if self._best is None or value >= self._best[0] or math.isnan(self._best[0]):
+            self._best = value, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.best_step = step
+
+    def finish(self) -> None:
+        """Put the weights that count into the model."""
+        if self._best is not None:
+            self._model.load_state_dict(self._best[1])
+        elif self._average is not None:
+            self._model.load_state_dict(self._average.module.state_dict())
+
+    def current(self, step: int) -> TaskModel:
+        """The model as it would be kept now."""
+        if self._average is None or step < self._warm:
+            return self._model
+        averaged = self._average.module
+        assert isinstance(averaged, TaskModel)
+        return averaged

@@ -1,0 +1,41 @@
+"""Self-training: scans without a label are trained on with the labels of the model of the moment, again and again
+(pseudo-labels, Lee 2013; the labels come from an average of the weights without augmentation and are learnt with it,
+as in Noisy Student, Xie et al. 2020, arXiv 1911.04252)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from scanforge.finetune.config import SelfTrainingConfig
+from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
+
+
+class SelfTraining:
+    """When scans are labelled, and by whom."""
+
+    def __init__(
+        self,
+        config: SelfTrainingConfig,
+        adapter: Adapter[Any, Any],
+        scans: Sequence[Sample[Any]],
+        device: torch.device,
+    ) -> None:
+        self._config, self._adapter, self._scans, self._device = config, adapter, scans, device
+        self._rounds = config.rounds if scans else 0
+        self.share = config.share
+        self.steps: list[int] = []  # after which they were labelled
+
+    def due(self, done: float) -> bool:
+        """Whether it is time for the next round; `done`: share of the training that is over."""
+        begin, turn = self._config.start, len(self.steps)
+        return turn < self._rounds and begin + (1 - begin) * turn / self._rounds <= done < 1
+
+    def label(self, teacher: TaskModel, step: int) -> list[Sample[Any]]:
+        """The scans with the labels that `teacher` gives them."""
+        self.steps.append(step)
+        training = teacher.training
+        teacher.eval()
+        labelled = [self._adapter.relabelled([teacher], scan, self._device) for scan in self._scans]
+        teacher.train(training)
+        return labelled
