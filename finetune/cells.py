@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -73,7 +73,9 @@ class CellResult(BaseModel):
         return sum(history.seconds for history in self.histories)
 
 
-def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, weights: str) -> str:
+def digest(
+    config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, marks: Mapping[str, int], weights: str
+) -> str:
     """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
     others = {
         "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
@@ -83,8 +85,8 @@ def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, weigh
         config.model_dump(mode="json", exclude=others),
         spec.model_dump(mode="json"),
         arm.name,
-        sorted(case.key for case in cases.train),
-        sorted(case.key for case in cases.test),
+        sorted((case.key, marks[case.key]) for case in cases.train),
+        sorted((case.key, marks[case.key]) for case in cases.test),
         sorted(case.key for case in cases.unlabelled),
         weights,
     ]

@@ -51,6 +51,7 @@ class Study:
     sides: Split
     spec: Spec
     release: Release | None
+    marks: dict[str, int]  # of the cases that are used, see `Checked`
 
     @property
     def names(self) -> list[CellName]:
@@ -96,7 +97,7 @@ def prepare(config: FinetuneConfig) -> Study:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
     chosen = {case.key for k in config.shots for seed in config.seeds for case in shots(sides.pool, k, seed)}
-    classes = _classes(config, found, chosen | {case.key for case in sides.test})
+    classes, marks = _checked(config, found, chosen | {case.key for case in sides.test})
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
@@ -116,16 +117,17 @@ def prepare(config: FinetuneConfig) -> Study:
         loss=config.loss,
         probe=config.probe,
     )
-    return Study(config, found, sides, spec, release)
+    return Study(config, found, sides, spec, release, marks)
 
 
-def _classes(config: FinetuneConfig, found: CaseList, used: set[str]) -> list[str]:
-    """The classes, the data having been checked: those cases that are `used`; all of them where the labels 1..n of the
-    label maps are the classes."""
-    if found.classes is not None:
-        check_cases([case for case in found.cases if case.key in used], config.task, found.classes)
-        return found.classes
-    return [f"label {k}" for k in range(1, check_cases(found.cases, config.task, None).highest + 1)]
+def _checked(config: FinetuneConfig, found: CaseList, used: set[str]) -> tuple[list[str], dict[str, int]]:
+    """The classes, and the cases' marks, the data having been checked: those cases that are `used`; all of them where
+    the labels 1..n of the label maps are the classes."""
+    cases = found.cases if found.classes is None else [case for case in found.cases if case.key in used]
+    checked = check_cases(cases, config.task, found.classes)
+    return found.classes if found.classes is not None else [
+        f"label {k}" for k in range(1, checked.highest + 1)
+    ], checked.marks
 
 
 def _run_cells(study: Study) -> list[CellResult]:
@@ -154,7 +156,7 @@ class _Runner:
         study, config = self._study, self._study.config
         cases = cell_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
-        mark = digest(config, study.spec, name.arm, cases, origin)
+        mark = digest(config, study.spec, name.arm, cases, study.marks, origin)
         folder = config.run_dir / "cells" / name.folder
         keep = config.keep_weights == "all" or name == study.best
         result = stored(folder, mark, keep)

@@ -1,7 +1,10 @@
 """Every mistake in the data that can be found before anything is trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
 
 from scanforge.configs.errors import UserError
 from scanforge.finetune.channels import read_channels
@@ -13,10 +16,14 @@ from scanforge.finetune.volumes import read_labels
 
 @dataclass
 class Checked:
-    """What stands in the labels: the highest label of the maps, and how many cases have none at all."""
+    """What stands in the labels: the highest label of the maps, and how many cases have none at all.
+
+    marks: by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
+    """
 
     highest: int = 0
     empty: int = 0
+    marks: dict[str, int] = field(default_factory=dict)
 
 
 def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None) -> Checked:
@@ -33,16 +40,20 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
         if len(depths) > 1:
             kind = "a single slice" if first.voxels.shape[1] == 1 else "a volume"
             raise UserError(f"the images mix single slices and volumes ({case.image} is {kind}); give one kind")
+        target: object = case.target
         if isinstance(task, SegmentationTask):
             assert case.target is not None
             assert not isinstance(case.target, int | float | tuple)
-            highest = int(read_labels(case.target, first).max())
+            target = labels = read_labels(case.target, first)
+            highest = int(labels.max())
             if classes is not None and highest > len(classes):
                 raise UserError(f"{case.target}: label {highest}, but classes are {list(classes)}")
             found.highest = max(found.highest, highest)
             found.empty += not highest
         elif isinstance(task, DetectionTask):
-            found.empty += not findings(case, first, task, classes or ["finding"])
+            target = findings(case, first, task, classes or ["finding"])
+            found.empty += not target
+        found.marks[case.key] = _mark([None if scan is None else scan.voxels for scan in scans] + [target])
     if cases and found.empty == len(cases):
         what = (
             "label map is empty: there is nothing to segment"
@@ -51,3 +62,12 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
         )
         raise UserError(f"every {what}")
     return found
+
+
+def _mark(parts: Sequence[object]) -> int:
+    """Checksum of arrays and of values by how they are written."""
+    mark = 0
+    for part in parts:
+        content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode()
+        mark = crc32(content, mark)
+    return mark

@@ -43,10 +43,8 @@ def export_bundle(run: Path, out: Path, terms: Terms | None = None) -> Path:
     """
     adapter, model = single_model(run)
     spec, terms = adapter.spec, terms or Terms()
-    if spec.task.name not in ("segmentation", "classification"):
-        raise UserError(
-            f"a MONAI bundle of a model of {spec.task.name} cannot be written: export it with --to onnx or release"
-        )
+    if spec.task.name == "detection":
+        raise UserError("a MONAI bundle of a model of detection cannot be written: export it with --to onnx or release")
     traced = traceable(model, spec)
     with new_folder(out) as part:
         for name in ("configs", "models", "scripts", "docs"):

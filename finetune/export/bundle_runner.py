@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImage
 from torch import Tensor, nn
 
-from scanforge.finetune.export.standalone import label_map, prepare, probabilities, whole_logits
+from scanforge.finetune.export.standalone import label_map, prepare, probabilities, value, whole_logits
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg")
 
@@ -78,7 +78,7 @@ class Prepared(MapTransform):
 
 
 class Windows(Inferer):
-    """Logits of the whole scan for a segmentation; probabilities for a class."""
+    """Logits of the whole scan for a segmentation; probabilities of classes; a value."""
 
     def __init__(self, about: Mapping[str, Any]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Windows(Inferer):
     def __call__(
         self, inputs: Tensor, network: Callable[..., Any], *args: Any, fill: float = 0.0, **kwargs: Any
     ) -> Tensor:
-        """(1, C, d, h, w) -> (1, K, d, h, w), or (1, K)."""
+        """(1, C, d, h, w) -> (1, K, d, h, w), or (1, K), or (1, 1)."""
         device = inputs.device
 
         def run(window: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ class Windows(Inferer):
                 return network(torch.from_numpy(window).to(device), *args, **kwargs).float().cpu().numpy()
 
         image = inputs[0].cpu().numpy()
-        whole = whole_logits if self.about["task"] == "segmentation" else probabilities
+        whole = {"segmentation": whole_logits, "classification": probabilities, "regression": value}[self.about["task"]]
         return torch.from_numpy(whole(run, image, fill, self.about))[None]
 
 
@@ -139,7 +139,7 @@ class Saved(MapTransform):
 
 
 class Evaluator:
-    """Every scan through preprocessing, network and postprocessing; classes go into predictions.csv."""
+    """Every scan through preprocessing, network and postprocessing; classes and values go into predictions.csv."""
 
     def __init__(
         self, dataset: Sequence[Mapping[Hashable, Any]], network: nn.Module, inferer: Inferer,
@@ -166,6 +166,8 @@ class Evaluator:
 
     def _named(self, values: Iterable[float]) -> dict[str, Any]:
         named = dict(zip(self.classes, values, strict=True))
+        if len(named) == 1:
+            return named
         return {"prediction": max(named, key=lambda name: named[name])} | named
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:

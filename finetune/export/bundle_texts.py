@@ -30,8 +30,8 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }
     prediction = {
-        "type": "image" if segments else "probabilities",
-        "format": "labels" if segments else "classes",
+        "type": "image" if segments else "probabilities" if about["task"] == "classification" else "other",
+        "format": "labels" if segments else "classes" if about["task"] == "classification" else "other",
         "num_channels": len(about["classes"]),
         "spatial_shape": patch if segments else [],
         "dtype": "float32",
@@ -47,8 +47,8 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in NEEDED if _installed(name)},
-        "name": f"{about['task']} of {', '.join(spec.classes)}",
-        "task": f"{about['task']} of {', '.join(spec.classes)}",
+        "name": _title(about),
+        "task": _title(about),
         "description": f"{spec.backbone.name} fine-tuned by scanforge; axes of the arrays are D, H, W",
         "authors": NOT_SAID,
         "copyright": licence or NOT_SAID,
@@ -56,6 +56,10 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "references": [citation] if citation else [],
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
     }
+
+
+def _title(about: dict[str, Any]) -> str:
+    return f"{about['task']} of {', '.join(name for name in about['classes'] if name != 'background')}"
 
 
 def _installed(name: str) -> bool:
@@ -75,7 +79,7 @@ def readme(about: dict[str, Any], licence: str, intended_use: str, citation: str
     output = (
         "a label map for each scan, NIfTI in the scan's own geometry (PNG for an image)"
         if about["task"] == "segmentation"
-        else "predictions.csv with the probability of each class"
+        else f"predictions.csv with {'the value' if about['task'] == 'regression' else 'the probability of each class'}"
     )
     return f"""# {about["task"]}: {", ".join(about["classes"])}
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.finetune.config import RegressionTask
 from scanforge.finetune.export.network import INPUT, Traceable
 from scanforge.finetune.heads.detection import DetectionModel
 from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
@@ -15,6 +16,7 @@ AXES = (
 MEANINGS = {
     "segmentation": "logits of each class and voxel; the largest is the label, 0 the background",
     "classification": "logits of each class; their softmax are the probabilities at temperature 1",
+    "regression": "the value in the unit of the training cases",
 }
 
 
@@ -27,7 +29,7 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
     about: dict[str, Any] = {
         "format_version": 1,
         "task": task,
-        "classes": (["background"] if task == "segmentation" else []) + spec.classes,
+        "classes": named_outputs(spec),
         "channels": channels,
         "modalities": modalities,
         "in_channels": spec.backbone.in_channels,
@@ -46,6 +48,13 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
     if isinstance(model, DetectionModel):
         about["detection"] = _detection(model, traced)
     return about
+
+
+def named_outputs(spec: Spec) -> list[str]:
+    """What each channel of the output is of: classes, of a segmentation after the background; the value's name."""
+    if isinstance(spec.task, RegressionTask):
+        return [spec.task.label_column]
+    return (["background"] if spec.task.name == "segmentation" else []) + spec.classes
 
 
 def _network(file: str, traced: Traceable, task: str) -> dict[str, Any]:
@@ -88,6 +97,7 @@ def _steps(task: str, channels: int, by_spacing: bool) -> list[str]:
         "components (26 neighbours) below `min_mm3`, or all but the `largest`.",
         "classification": "Average the probabilities over `mirrors` (axes flipped together), take them to the power of "
         "1 / `temperature`, and divide by their sum.",
+        "regression": "Average the value over `mirrors` (axes flipped together).",
         "detection": "Decode the boxes as `detection` says; they are in voxels of the patch"
         + (", which is one of the windows (overlap as given, evenly spread)." if by_spacing else ".")
         + " How scanforge joins the boxes of several windows, mirrorings and models is left out here.",

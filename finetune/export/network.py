@@ -11,27 +11,30 @@ from torch import Tensor, nn
 from scanforge.configs.errors import UserError
 from scanforge.finetune.heads.detection import DetectionModel
 from scanforge.finetune.modelfile import load_model
-from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
+from scanforge.finetune.tasks.adapter import Adapter, Spec, Standard, TaskModel
 
 INPUT = "image"
-TASKS = ("segmentation", "classification", "detection")
 
 
 class DenseNetwork(nn.Module):
     """The outputs before anything that is no network: no softmax, no sliding window, no decoding of boxes.
 
-    (B, C, D, H, W) -> segmentation: logits (B, K, D, H, W); classification: logits (B, K); detection: for each level
-    class logits (B, A * K, ...) and, after all of them, for each level box regression (B, A * 2 * axes, ...).
+    (B, C, D, H, W) -> segmentation: logits (B, K, D, H, W); classification: logits (B, K); regression: values (B, 1)
+    in their own unit; detection: for each level class logits (B, A * K, ...) and, after all of them, for each level box
+    regression (B, A * 2 * axes, ...).
     """
 
-    def __init__(self, model: TaskModel) -> None:
+    def __init__(self, model: TaskModel, standard: Standard | None) -> None:
         super().__init__()
+        self.standard = standard
         self.is_2d_detector = isinstance(model, DetectionModel) and model.is_2d
         self.network = model.detector.network if isinstance(model, DetectionModel) else model
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One array, or for a detector one of each name in `Traceable.names`."""
         found = self.network(image.squeeze(2) if self.is_2d_detector else image)
+        if self.standard is not None and isinstance(found, Tensor):
+            return found.unsqueeze(1) * self.standard.std + self.standard.mean
         if isinstance(found, Tensor):
             return found
         heads = cast(dict[str, list[Tensor]], found)
@@ -65,17 +68,15 @@ def single_model(run: Path) -> tuple[Adapter[Any, Any], TaskModel]:
 
 
 def traceable(model: TaskModel, spec: Spec) -> Traceable:
-    """The dense network in evaluation mode; UserError for a task that is no network of these outputs."""
-    if spec.task.name not in TASKS:
-        raise UserError(f"a model of {spec.task.name} cannot be exported yet: {', '.join(TASKS)} can")
-    network = DenseNetwork(model).eval()
+    """The dense network in evaluation mode."""
+    network = DenseNetwork(model, spec.standard).eval()
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, spec.backbone.in_channels, *spec.plan.patch, generator=generator)
     # Tables of positions are made at the first call for a grid and kept: it must not be the tracing one, or what is
     # kept would be of the tracer's own kind.
     with torch.no_grad():
         found = as_tuple(network(example))
-    names = ["logits"]
+    names = ["value" if spec.task.name == "regression" else "logits"]
     if spec.task.name == "detection":
         names = [f"{part}_{level}" for part in ("class_logits", "box_regression") for level in range(len(found) // 2)]
     return Traceable(network, example, names, [list(part.shape[1:]) for part in found])

@@ -1,6 +1,6 @@
 """Run the exported model on one scan: python run.py SCAN [SCAN of the next channel ...] OUT
 
-SCAN and OUT are NIfTI files; for a class, OUT is a JSON file. Needs numpy, scipy, nibabel and onnxruntime.
+SCAN and OUT are NIfTI files; for a class or a value, OUT is a JSON file. Needs numpy, scipy, nibabel and onnxruntime.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import onnxruntime as ort
 
-from scanforge.finetune.export.standalone import label_map, prepare, probabilities, whole_logits
+from scanforge.finetune.export.standalone import label_map, prepare, probabilities, value, whole_logits
 
 
 def run(scans: list[Path], out: Path, folder: Path) -> None:
@@ -29,13 +29,14 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
     image, fill = prepare(arrays, (z, y, x), about)
 
     def network(window: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"image": window})[0]
+        return session.run(None, {"image": window})[0]
 
     if about["task"] == "segmentation":
         labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about)
         nib.save(nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine), out)
-    elif about["task"] == "classification":
-        found = probabilities(network, image, fill, about)
+    elif about["task"] in ("classification", "regression"):
+        whole = probabilities if about["task"] == "classification" else value
+        found = whole(network, image, fill, about)
         out.write_text(json.dumps(dict(zip(about["classes"], found.tolist(), strict=True)), indent=2) + "\n")
     else:
         raise SystemExit(f"{about['task']}: read model.json for how the outputs become boxes")

@@ -153,6 +153,12 @@ def label_map(
     return apply(labels, rules, float(np.prod(spacing)))
 
 
+def value(network: Network, image: NDArray[np.float32], fill: float, about: dict[str, Any]) -> NDArray[np.float64]:
+    """Of the whole scan (1,): the mean over the mirrorings."""
+    large, _ = padded(image, fill, about["patch"])
+    return np.mean(mirrored(network, large, about), axis=0, dtype=np.float64)
+
+
 def probabilities(
     network: Network, image: NDArray[np.float32], fill: float, about: dict[str, Any]
 ) -> NDArray[np.float64]:

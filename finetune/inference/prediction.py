@@ -97,20 +97,10 @@ def _predict_one(
     place: torch.device,
 ) -> Row:
     scan = next(each for each in scans if each is not None)  # on whose grid the output lies
-    _refuse_kind(adapter, scan)
     sample = adapter.unlabelled(scans)
     return {"file": item.shown if not scan.part else f"{item.shown}#{scan.part}"} | writer.write(
         members, sample, item, scan, place
     )
-
-
-def _refuse_kind(adapter: Adapter[Any, Any], scan: Scan) -> None:
-    """UserError where a model of volumes gets an image, or one of images a volume; frames are images to a segmenter."""
-    depth, is_2d = scan.voxels.shape[1], adapter.spec.plan.is_2d
-    if depth == 1 and not is_2d:
-        raise UserError("a single slice, but the model was trained on volumes")
-    if depth > 1 and is_2d and not (scan.frames and adapter.spec.task.name == "segmentation"):
-        raise UserError(f"a volume of {depth} slices, but the model was trained on single images")
 
 
 def _checked(adapter: Adapter[Any, Any], device: str, format: str, probabilities: bool, uncertainty: bool) -> Options:

@@ -15,6 +15,7 @@ from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
+from scanforge.finetune.cells import run_cell
 from scanforge.finetune.config import LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
 from scanforge.finetune.inference.prediction import predict
@@ -73,6 +74,35 @@ def test_whether_the_overlap_could_be_checked_is_said(study, volumes, tmp_path, 
     sides = prepare(study("segmentation", volumes, backbone=None, checkpoint=tmp_path / "pre")).sides
     assert sides.comparable == same_key
     assert sides.overlap == 0
+
+
+def test_who_corrects_a_label_gets_new_numbers_where_it_matters(study, volumes, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(volumes, data)
+    config = study("segmentation", data, shots=[1, 3])
+    config = config.model_copy(update={"task": SegmentationTask(classes=["one", "two"])})
+    before = json.loads(run(config).results.read_text())["cells"]
+    settled = prepare(config)
+    few, more = (cell_cases(settled.sides, k, 0, config.self_training).train for k in (1, 3))
+    changed = next(case for case in more if case not in few)
+    path = (
+        data
+        / "labels"
+        / f"{settled.found.names[changed.key].split('/')[-1].split('.')[0].removesuffix('_0000')}.nii.gz"
+    )
+    labels = nib.load(path)
+    voxels = np.asarray(labels.dataobj).copy()
+    voxels[:2] = 1
+    nib.save(nib.Nifti1Image(voxels, labels.affine), path)
+    trained = []
+    monkeypatch.setattr(
+        "scanforge.finetune.running.run_cell",
+        lambda c, s, name, *a: trained.append(name.shots) or run_cell(c, s, name, *a),
+    )
+    after = json.loads(run(config).results.read_text())["cells"]
+    assert trained == [3]
+    assert before[0] == after[0]
+    assert before[1]["digest"] != after[1]["digest"]
 
 
 def test_the_same_command_gives_the_same_numbers(study, volumes, tmp_path):

@@ -41,7 +41,8 @@ def _spec(task="segmentation", patch=DEEP, backbone=SMALL, modality="mr", spacin
     return Spec.model_validate(
         {
             "task": {"name": task},
-            "classes": ["lesion"] if task == "detection" else ["left", "right"],
+            "classes": {"detection": ["lesion"], "regression": []}.get(task, ["left", "right"]),
+            "standard": {"mean": 50.0, "std": 12.5} if task == "regression" else None,
             "modality": modality,
             "intensity": {},
             "backbone": backbone.model_dump(),
@@ -59,7 +60,7 @@ def _model(spec, seed=0):
     torch.manual_seed(seed)
     adapter = adapter_for(spec)
     model = adapter.build(build(spec.backbone))
-    if spec.task.name == "classification":
+    if spec.task.name in ("classification", "regression"):
         torch.nn.init.normal_(model.linear.weight)
     if spec.task.name == "detection":  # untrained, no score would pass the threshold
         heads = model.detector.network

@@ -59,16 +59,17 @@ def test_images_get_the_labels_of_predict(make_run, stranger, tmp_path):
         assert (ours == theirs).mean() > 0.999
 
 
-def test_classes_get_the_probabilities_of_predict(make_run, scan, stranger, tmp_path):
-    run = make_run("classification")
+@pytest.mark.parametrize(("task", "words"), [("classification", 2), ("regression", 1)])
+def test_classes_and_values_get_the_numbers_of_predict(make_run, scan, stranger, tmp_path, task, words):
+    run = make_run(task, mirror=True)
     bundle = export_bundle(run, tmp_path / "bundle")
     stranger([*RUN, "--dataset_dir", str(scan.parent), "--output_dir", str(tmp_path / "theirs")], bundle)
     predict(run, [scan.parent], tmp_path / "ours")
     ours, theirs = ((tmp_path / name / "predictions.csv").read_text().splitlines() for name in ("ours", "theirs"))
     assert ours[0] == theirs[0]
     first, second = ours[1].split(","), theirs[1].split(",")
-    assert first[:2] == second[:2]
-    assert [float(v) for v in first[2:]] == pytest.approx([float(v) for v in second[2:]], abs=1e-4)
+    assert first[:words] == second[:words]
+    assert [float(v) for v in first[words:]] == pytest.approx([float(v) for v in second[words:]], abs=1e-4, rel=1e-4)
 
 
 def test_the_bundle_says_what_the_specification_asks_for(make_run, tmp_path):

@@ -203,7 +203,7 @@ def test_a_failing_scan_does_not_lose_the_others(models, tmp_path, dicom):
     assert len(lines) == 4
     for words in (
         r"nan.nii.gz: holds NaN",
-        "slice.nii.gz: a single slice",
+        "slice.nii.gz: the scan is a single slice, this model takes volumes",
         "corrupt.nii.gz: not a readable",
         "pretended",
     ):
@@ -255,7 +255,7 @@ def test_an_empty_folder_a_volume_for_an_image_model_and_dicom_seg_without_dicom
         predict(models("segmentation", True), [source], tmp_path / "out", "cpu", tell=lines.append)
     with pytest.raises(UserError):
         predict(models("segmentation"), [source], tmp_path / "out", "cpu", "dicom-seg", tell=lines.append)
-    assert "trained on single images" in lines[0]
+    assert "this model takes single slices" in lines[0]
     assert "needs a series" in lines[1]
 
 
