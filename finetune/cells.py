@@ -131,11 +131,11 @@ def run_cell(
     adapter = adapter_for(adapter.surveyed(cases.train))
     samples = [adapter.load(case) for case in cases.train]
     adapter = adapter_for(adapter.planned(samples))
+    given = Given(cases.train, samples, [adapter.read(case)[1] for case in cases.unlabelled])
     course = place.course
     if place.budget is not None:
         seconds = place.budget.training(_testing_time(adapter, cases.test, course.device))
         course = replace(course, seconds=seconds)
-    given = Given(cases.train, samples, [adapter.read(case)[1] for case in cases.unlabelled])
     members = train_members(config, adapter, given, pretrained, course, place.store, place.progress)
     del samples, given
     if members.held is not None:

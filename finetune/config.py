@@ -160,9 +160,8 @@ class ValidationConfig(Config):
 
 class SelfTrainingConfig(Config):
     """Scans without a label take part in the training of a segmentation with the labels that the model of the moment
-    gives them: of the training patients that are not among the shots (whose labels are not read), and of the data set's
-    patients without a label; never of test patients. With 5 labelled cases it is worth more than pre-training
-    (benchmarks/results/finetuning.md).
+    gives them: of the training patients that are not among the shots (whose own labels are not used), and of the data
+    set's patients without a label; never of test patients. See benchmarks/results/finetuning.md for what it is worth.
     """
 
     rounds: int = Field(default=0, ge=0)  # times that they are labelled anew, spread over what is left; 0: they rest

@@ -167,7 +167,7 @@ def _warnings(
     if scans:
         said.append(
             f"self-training: {' to '.join(map(str, sorted({scans[0], scans[-1]})))} scans of other patients than those "
-            "tested on took part with labels of the model's own; nobody's labels of them were read."
+            "tested on took part with labels of the model's own; nobody's labels of them were trained on."
         )
     elif config.self_training.rounds:
         said.append("self-training was asked for, but no scan is without a label.")

@@ -10,6 +10,16 @@ NEEDED = ("nibabel", "scipy", "fire")  # beside monai, torch and numpy; `fire` i
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 MODALITIES = {"ct": "CT", "mr": "MR", "us": "US", "xr": "XR"}
 NOT_SAID = "not stated"
+# Of each task: type and format of the prediction as the specification has them, and what is written.
+OUTPUTS = {
+    "segmentation": (
+        "image",
+        "labels",
+        "a label map for each scan, NIfTI in the scan's own geometry (PNG for an image)",
+    ),
+    "classification": ("probabilities", "classes", "predictions.csv with the probability of each class"),
+    "regression": ("other", "other", "predictions.csv with the value"),
+}
 
 
 def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str, citation: str) -> dict[str, Any]:
@@ -18,6 +28,8 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
     names = about["channels"] if len(about["channels"]) == channels else [f"channel {i}" for i in range(channels)]
     modality = about["modalities"][0]
     segments = about["task"] == "segmentation"
+    kind, form, _ = OUTPUTS[about["task"]]
+    title = f"{about['task']} of {', '.join(spec.classes or about['classes'])}"
     image = {
         "type": "image",
         "format": "hounsfield" if modality == "ct" else "magnitude",
@@ -30,8 +42,8 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }
     prediction = {
-        "type": "image" if segments else "probabilities" if about["task"] == "classification" else "other",
-        "format": "labels" if segments else "classes" if about["task"] == "classification" else "other",
+        "type": kind,
+        "format": form,
         "num_channels": len(about["classes"]),
         "spatial_shape": patch if segments else [],
         "dtype": "float32",
@@ -47,8 +59,8 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in NEEDED if _installed(name)},
-        "name": _title(about),
-        "task": _title(about),
+        "name": title,
+        "task": title,
         "description": f"{spec.backbone.name} fine-tuned by scanforge; axes of the arrays are D, H, W",
         "authors": NOT_SAID,
         "copyright": licence or NOT_SAID,
@@ -56,10 +68,6 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "references": [citation] if citation else [],
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
     }
-
-
-def _title(about: dict[str, Any]) -> str:
-    return f"{about['task']} of {', '.join(name for name in about['classes'] if name != 'background')}"
 
 
 def _installed(name: str) -> bool:
@@ -76,11 +84,7 @@ def readme(about: dict[str, Any], licence: str, intended_use: str, citation: str
         if len(about["channels"]) > 1
         else ""
     )
-    output = (
-        "a label map for each scan, NIfTI in the scan's own geometry (PNG for an image)"
-        if about["task"] == "segmentation"
-        else f"predictions.csv with {'the value' if about['task'] == 'regression' else 'the probability of each class'}"
-    )
+    _, _, output = OUTPUTS[about["task"]]
     return f"""# {about["task"]}: {", ".join(about["classes"])}
 
 Not for clinical use unless whoever runs it has validated it for that.

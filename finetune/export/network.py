@@ -33,10 +33,8 @@ class DenseNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One array, or for a detector one of each name in `Traceable.names`."""
         found = self.network(image.squeeze(2) if self.is_2d_detector else image)
-        if self.standard is not None and isinstance(found, Tensor):
-            return found.unsqueeze(1) * self.standard.std + self.standard.mean
         if isinstance(found, Tensor):
-            return found
+            return found if self.standard is None else found.unsqueeze(1) * self.standard.std + self.standard.mean
         heads = cast(dict[str, list[Tensor]], found)
         return tuple(level for maps in heads.values() for level in maps)
 
