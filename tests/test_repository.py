@@ -58,6 +58,32 @@ def test_help_answers_in_half_a_second():
     assert min(seconds) < 0.5
 
 
+def test_tests_of_one_group_share_a_process(tmp_path: Path):
+    # pytest 9.2.0 gives pytest-xdist 3.8.0 no way to mark them: two tests had the SLURM cluster at once.
+    body = "import os, pathlib, pytest\n\n" + "\n".join(
+        f"@pytest.mark.xdist_group('one')\ndef test_{i}():\n    pathlib.Path('{i}.id').write_text(str(os.getpid()))\n"
+        for i in range(6)
+    )
+    (tmp_path / "test_group.py").write_text(body)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--numprocesses",
+        "2",
+        "--dist",
+        "loadgroup",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    processes = [path.read_text() for path in tmp_path.glob("*.id")]
+    assert len(processes) == 6
+    assert len(set(processes)) == 1
+
+
 def test_no_path_of_one_machine_is_tracked():
     command = [
         "git",
