@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from scanforge.configs.files import write_json, write_whole
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
-from scanforge.finetune.heads.classification import ClassificationModel
+from scanforge.finetune.heads.whole_scan import WholeScanModel
 from scanforge.finetune.inference.postprocess import ClassRule
 from scanforge.finetune.metrics.intervals import Record
 from scanforge.finetune.modelfile import adapter_for, save_model
@@ -178,7 +178,7 @@ def _test(
     for i, case in enumerate(cases):
         sample: Sample[Any] = adapter.load(case)
         if isinstance(adapter, Classification) and adapter.spec.head != "plain":
-            encoder = cast(ClassificationModel, members[0]).encoder
+            encoder = cast(WholeScanModel, members[0]).encoder
             sample.features = place.store.get(
                 case.key,
                 lambda: still_features(adapter, encoder, sample, place.course.device),  # noqa: B023
@@ -200,7 +200,7 @@ def _picture(
 ) -> dict[str, Any]:
     """A class is shown with what spoke for it; votes of neighbours have no gradient to tell."""
     if isinstance(adapter, Classification) and adapter.spec.head != "knn":
-        return picture_with_saliency(adapter, cast(Sequence[ClassificationModel], members), sample, prediction, device)
+        return picture_with_saliency(adapter, cast(Sequence[WholeScanModel], members), sample, prediction, device)
     return adapter.picture(sample, prediction)
 
 

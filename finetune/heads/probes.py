@@ -9,15 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.heads.classification import ClassificationModel
+from scanforge.finetune.heads.whole_scan import WholeScanModel
 
 
-class LinearProbe(ClassificationModel):
+class LinearProbe(WholeScanModel):
     """A logistic regression on pooled features; its standardisation is folded into the weights."""
 
     def __init__(self, encoder: Encoder, n_classes: int) -> None:
-        super().__init__(encoder, n_classes)
-        self.norm = nn.Identity()
+        super().__init__(encoder)
+        self.linear = nn.Linear(encoder.pooled_dim, n_classes)
+
+    def head(self, features: Tensor) -> Tensor:
+        """The deepest features (B, F, d, h, w) -> logits (B, n_classes)."""
+        return self.linear(features.mean((2, 3, 4)))
 
     def set(self, weights: npt.NDArray, bias: npt.NDArray) -> None:
         """weights (K, F), bias (K,)."""
@@ -26,17 +30,20 @@ class LinearProbe(ClassificationModel):
             self.linear.bias.copy_(torch.from_numpy(bias))
 
 
-class AttentiveProbe(ClassificationModel):
+class AttentiveProbe(WholeScanModel):
     """One learned query attends over the deepest grid of features, then a linear layer (Bardes et al. 2024,
     arXiv 2404.08471, section 3.3)."""
 
     def __init__(self, encoder: Encoder, n_classes: int, heads: int) -> None:
-        super().__init__(encoder, n_classes)
+        super().__init__(encoder)
         width = encoder.pooled_dim
         heads = max(n for n in range(1, heads + 1) if width % n == 0)
         self.tokens = nn.LayerNorm(width)
         self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, n_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def head(self, features: Tensor) -> Tensor:
         """Deepest features (B, F, d, h, w) -> logits (B, n_classes)."""
@@ -45,7 +52,7 @@ class AttentiveProbe(ClassificationModel):
         return self.linear(self.norm(pooled[:, 0]))
 
 
-class NeighbourProbe(ClassificationModel):
+class NeighbourProbe(WholeScanModel):
     """Votes of the most similar training scans, weighed by exp(cosine / temperature) (Wu et al. 2018, section 3.4).
 
     The training scans are buffers: as many as the weights that are loaded have.
@@ -55,8 +62,7 @@ class NeighbourProbe(ClassificationModel):
     votes: Tensor
 
     def __init__(self, encoder: Encoder, n_classes: int, neighbours: int, temperature: float) -> None:
-        super().__init__(encoder, n_classes)
-        del self.norm, self.linear
+        super().__init__(encoder)
         self.n_classes, self.neighbours, self.temperature = n_classes, neighbours, temperature
         self.register_buffer("rows", torch.zeros(0, encoder.pooled_dim))
         self.register_buffer("votes", torch.zeros(0, n_classes))

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.heads.classification import ClassificationModel
+from scanforge.finetune.heads.whole_scan import WholeScanModel
 from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, centred, upright
 
 Map = npt.NDArray[np.float32]
 
 
-def saliency(model: ClassificationModel, image: Tensor, class_index: int) -> Tensor:
+def saliency(model: WholeScanModel, image: Tensor, class_index: int) -> Tensor:
     """What speaks for a class: (D, H, W) in [0, 1] of the image (1, C, D, H, W), on its device.
 
     Grad-CAM++ of the encoder's deepest level, linear to the image's grid, its largest value 1; zero everywhere where
@@ -73,7 +73,7 @@ def _cut_below_the_head(encoder: Encoder) -> Iterator[list[Tensor]]:
         del encoder.forward
 
 
-def _deepest(model: ClassificationModel, image: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+def _deepest(model: WholeScanModel, image: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
     """Feature maps (F, d, h, w) of the deepest level, and the gradient of the class score by them."""
     assert not model.training
     assert len(image) == 1
@@ -85,7 +85,7 @@ def _deepest(model: ClassificationModel, image: Tensor, class_index: int) -> tup
 
 def scan_saliency(
     adapter: Adapter[Any, Any],
-    members: Sequence[ClassificationModel],
+    members: Sequence[WholeScanModel],
     sample: Sample[int],
     class_index: int,
     device: torch.device,
@@ -101,7 +101,7 @@ def scan_saliency(
 
 def picture_with_saliency(
     adapter: Adapter[Any, Any],
-    members: Sequence[ClassificationModel],
+    members: Sequence[WholeScanModel],
     sample: Sample[int],
     prediction: npt.NDArray,
     device: torch.device,

@@ -1,6 +1,7 @@
 """What tasks share that see a scan as a whole, fitted into the patch: one class or one number of each."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.config import AugmentationConfig
+from scanforge.finetune.heads.whole_scan import WholeScanModel
 from scanforge.finetune.tasks.adapter import (
     Adapter,
     PredictionT,
@@ -50,7 +52,7 @@ class WholeScan(Adapter[TargetT, PredictionT]):
         """The networks' outputs, one row for every member and mirroring: (P, ...) float64 on the CPU."""
         if sample.features is not None and self.mirrors() == [()]:
             known = sample.features[None].float().to(device)
-            return torch.cat([member.head(known).double().cpu() for member in members])  # type: ignore[operator]
+            return torch.cat([cast(WholeScanModel, member).head(known).double().cpu() for member in members])
         image = centred(sample, self.spec.plan).to(device)
         flipped = [image.flip([axis + 2 for axis in axes]) for axes in self.mirrors()]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -45,6 +45,20 @@ class TestEveryBackbone:
         assert model(torch.randn(2, 1, *SHAPES[is_2d])).tolist() == [[0.0] * 3] * 2
 
 
+def test_features_of_one_mean_over_space_are_told_apart_by_their_maximum():
+    """What an InstanceNorm gives has the same mean over space for every scan, be a lesion there or not."""
+    model = ClassificationModel(build(BACKBONES["stunet"]), 3)
+    torch.nn.init.normal_(model.linear.weight)
+    width = model.encoder.pooled_dim
+    flat = torch.randn(1, width, 1, 1, 1).expand(1, width, 2, 3, 4)
+    noise = torch.randn(1, width, 2, 3, 4)
+    peaked = flat + noise - noise.mean((2, 3, 4), keepdim=True)
+    torch.testing.assert_close(peaked.mean((2, 3, 4)), flat.mean((2, 3, 4)))
+    assert (model.head(flat) - model.head(peaked)).abs().min() > 0.1
+    higher = model.head(torch.cat((flat, flat + 5)))  # of each half its own LayerNorm: a common shift is no news
+    torch.testing.assert_close(higher[0], higher[1], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(1, 35, 48), (9, 20, 18)])
 def test_a_mednext_is_segmented_by_its_own_decoder(shape):
     """Five resolutions in training, of any size, and a loss that trains the encoder and the decoder."""
