@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from scanforge.configs.files import write_json, write_whole
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.check import Checked
 from scanforge.finetune.heads.whole_scan import WholeScanModel
 from scanforge.finetune.inference.postprocess import ClassRule
 from scanforge.finetune.metrics.intervals import Record
@@ -73,9 +74,7 @@ class CellResult(BaseModel):
         return sum(history.seconds for history in self.histories)
 
 
-def digest(
-    config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, marks: Mapping[str, int], weights: str
-) -> str:
+def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, checked: Checked, weights: str) -> str:
     """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
     others = {
         "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
@@ -85,9 +84,9 @@ def digest(
         config.model_dump(mode="json", exclude=others),
         spec.model_dump(mode="json"),
         arm.name,
-        sorted((case.key, marks[case.key]) for case in cases.train),
-        sorted((case.key, marks[case.key]) for case in cases.test),
-        sorted(case.key for case in cases.unlabelled),
+        sorted((case.key, checked.marks[case.key]) for case in cases.train),
+        sorted((case.key, checked.marks[case.key]) for case in cases.test),
+        sorted((case.key, checked.scan_marks[case.key]) for case in cases.unlabelled),
         weights,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

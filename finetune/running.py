@@ -19,12 +19,12 @@ from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList, discover
-from scanforge.finetune.data.check import check_cases
+from scanforge.finetune.data.check import Checked, check_cases
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
 from scanforge.finetune.report.page import write_report
 from scanforge.finetune.results import Results, summarise
-from scanforge.finetune.split import CellCases, Split, cell_cases, shots, split
+from scanforge.finetune.split import CellCases, Split, cell_cases, split
 from scanforge.finetune.tasks.adapter import Spec
 from scanforge.finetune.training.budget import Budget
 from scanforge.finetune.training.features import FeatureStore, mark_of
@@ -51,7 +51,7 @@ class Study:
     sides: Split
     spec: Spec
     release: Release | None
-    marks: dict[str, int]  # of the cases that are used, see `Checked`
+    checked: Checked  # of the cases that are used
 
     @property
     def names(self) -> list[CellName]:
@@ -96,8 +96,7 @@ def prepare(config: FinetuneConfig) -> Study:
     if release:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
-    chosen = {case.key for k in config.shots for seed in config.seeds for case in shots(sides.pool, k, seed)}
-    classes, marks = _checked(config, found, chosen | {case.key for case in sides.test})
+    classes, checked = _checked(config, found, sides)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
@@ -117,17 +116,18 @@ def prepare(config: FinetuneConfig) -> Study:
         loss=config.loss,
         probe=config.probe,
     )
-    return Study(config, found, sides, spec, release, marks)
+    return Study(config, found, sides, spec, release, checked)
 
 
-def _checked(config: FinetuneConfig, found: CaseList, used: set[str]) -> tuple[list[str], dict[str, int]]:
-    """The classes, and the cases' marks, the data having been checked: those cases that are `used`; all of them where
-    the labels 1..n of the label maps are the classes."""
+def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> tuple[list[str], Checked]:
+    """The classes, and what was found when the data were checked: the cases that are used, also those without their
+    label; all of them where the labels 1..n of the label maps are the classes."""
+    cells = [cell_cases(sides, k, seed, config.self_training) for k in config.shots for seed in config.seeds]
+    used = {case.key for cell in cells for case in cell.train + cell.test}
     cases = found.cases if found.classes is None else [case for case in found.cases if case.key in used]
-    checked = check_cases(cases, config.task, found.classes)
-    return found.classes if found.classes is not None else [
-        f"label {k}" for k in range(1, checked.highest + 1)
-    ], checked.marks
+    others = {case.key: case for cell in cells for case in cell.unlabelled}
+    checked = check_cases([*cases, *others.values()], config.task, found.classes)
+    return [f"label {k}" for k in range(1, checked.highest + 1)] if found.classes is None else found.classes, checked
 
 
 def _run_cells(study: Study) -> list[CellResult]:
@@ -156,7 +156,7 @@ class _Runner:
         study, config = self._study, self._study.config
         cases = cell_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
-        mark = digest(config, study.spec, name.arm, cases, study.marks, origin)
+        mark = digest(config, study.spec, name.arm, cases, study.checked, origin)
         folder = config.run_dir / "cells" / name.folder
         keep = config.keep_weights == "all" or name == study.best
         result = stored(folder, mark, keep)

@@ -19,15 +19,17 @@ class Checked:
     """What stands in the labels: the highest label of the maps, and how many cases have none at all.
 
     marks: by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
+    scan_marks: the same of the scans that take part without a label
     """
 
     highest: int = 0
     empty: int = 0
     marks: dict[str, int] = field(default_factory=dict)
+    scan_marks: dict[str, int] = field(default_factory=dict)
 
 
 def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None) -> Checked:
-    """Reads every channel and label of `cases` once.
+    """Reads every channel and label of `cases` once. A case of a segmentation without a target is only read.
 
     UserError, naming the source, for what cannot be read, labels that do not lie on their scan, slices among volumes,
     labels without a class (where `classes` are known), and where all labels are empty.
@@ -40,9 +42,12 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
         if len(depths) > 1:
             kind = "a single slice" if first.voxels.shape[1] == 1 else "a volume"
             raise UserError(f"the images mix single slices and volumes ({case.image} is {kind}); give one kind")
+        voxels = [None if scan is None else scan.voxels for scan in scans]
         target: object = case.target
         if isinstance(task, SegmentationTask):
-            assert case.target is not None
+            if case.target is None:
+                found.scan_marks[case.key] = _mark(voxels)
+                continue
             assert not isinstance(case.target, int | float | tuple)
             target = labels = read_labels(case.target, first)
             highest = int(labels.max())
@@ -53,8 +58,8 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
         elif isinstance(task, DetectionTask):
             target = findings(case, first, task, classes or ["finding"])
             found.empty += not target
-        found.marks[case.key] = _mark([None if scan is None else scan.voxels for scan in scans] + [target])
-    if cases and found.empty == len(cases):
+        found.marks[case.key] = _mark([*voxels, target])
+    if found.marks and found.empty == len(found.marks):
         what = (
             "label map is empty: there is nothing to segment"
             if isinstance(task, SegmentationTask)

@@ -1,13 +1,24 @@
 """Which weights of a training are kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scanforge.finetune.config import ValidationConfig
 from scanforge.finetune.tasks.adapter import TaskModel
+
+
+@contextmanager
+def evaluating(model: TaskModel) -> Iterator[TaskModel]:
+    """The model in evaluation mode; afterwards it is in the mode that it was in."""
+    training = model.training
+    try:
+        yield model.eval()
+    finally:
+        model.train(training)
 
 
 class Keeper:
@@ -44,9 +55,8 @@ class Keeper:
         if self._check is None or (done * self._validation.checks < len(self.found) + 1 and done < 1):
             return
         model = self.current(step)
-        training = model.training
-        value = self._check(model.eval())
-        model.train(training)
+        with evaluating(model):
+            value = self._check(model)
         self.found.append((step, value))
         if self._best is None or value >= self._best[0] or math.isnan(self._best[0]):
             self._best = value, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -9,6 +9,7 @@ import torch
 
 from scanforge.finetune.config import SelfTrainingConfig
 from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
+from scanforge.finetune.training.keeping import evaluating
 
 
 class SelfTraining:
@@ -34,8 +35,5 @@ class SelfTraining:
     def label(self, teacher: TaskModel, step: int) -> list[Sample[Any]]:
         """The scans with the labels that `teacher` gives them."""
         self.steps.append(step)
-        training = teacher.training
-        teacher.eval()
-        labelled = [self._adapter.relabelled([teacher], scan, self._device) for scan in self._scans]
-        teacher.train(training)
-        return labelled
+        with evaluating(teacher):
+            return [self._adapter.relabelled([teacher], scan, self._device) for scan in self._scans]

@@ -15,7 +15,7 @@ from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
-from scanforge.finetune.cells import run_cell
+from scanforge.finetune.cells import digest, run_cell
 from scanforge.finetune.config import LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
 from scanforge.finetune.inference.prediction import predict
@@ -165,6 +165,16 @@ def test_self_training_reads_no_label_of_the_pool_and_says_what_took_part(study,
     assert cell["histories"][0]["relabelled"] == [2]
     assert any(f"self-training: {len(cases.unlabelled)} scans" in warning for warning in found["warnings"])
     assert "self-training" in result.report.read_text()
+
+    arm, origin = config.arms[0], ""
+    before = digest(config, settled.spec, arm, cases, settled.checked, origin)
+    first = Path(str(cases.unlabelled[0].image))
+    voxels = nib.load(first)
+    nib.save(nib.Nifti1Image(voxels.get_fdata(dtype=np.float32) + 1, voxels.affine), first)
+    assert digest(config, settled.spec, arm, cases, prepare(config).checked, origin) != before
+    first.write_bytes(b"no scan")
+    with pytest.raises(UserError, match=first.name):  # before anything is trained
+        prepare(config)
 
 
 def test_a_vit_segments_slices(study, slices, tmp_path):
