@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from scanforge.finetune.caveats import caveats
 from scanforge.finetune.cells import CellResult
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import UNLABELLED, CaseList
@@ -16,7 +17,6 @@ from scanforge.finetune.split import Split, class_counts
 from scanforge.finetune.tasks.adapter import Spec
 from scanforge.finetune.training.optimisation import preset
 
-FEW_PATIENTS = 20
 SCRATCH = "scratch"
 
 
@@ -72,6 +72,7 @@ def summarise(
                 n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in adapter.metrics().items()
             }
             paired.append(Difference(arm=arm, shots=k, metrics=gain))
+    undefined = any(row.metrics[adapter.headline].value is None for row in table)
     return Results(
         task=config.task.name,
         headline=adapter.headline,
@@ -83,7 +84,7 @@ def summarise(
         data=_data(spec, sides, found),
         setup=_setup(config, spec),
         left_out=_left_out(config, sides, found),
-        warnings=found.warnings + _warnings(config, sides, cells, table, adapter.headline),
+        warnings=found.warnings + caveats(config, sides, cells, undefined),
         versions=versions(),
     )
 
@@ -141,48 +142,3 @@ def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
         "seeds": config.seeds,
         "bootstrap": config.bootstrap,
     }
-
-
-def _warnings(
-    config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], table: Sequence[Row], headline: str
-) -> list[str]:
-    said = []
-    scaled = config.schedule.encoder_lr_scale != 1
-    if sides.overlap:
-        said.append(
-            f"TRANSDUCTIVE: {sides.overlap} test patients were pre-trained on, unlabelled "
-            "(split.allow_pretraining_overlap). These numbers do not hold for new patients."
-        )
-    if not sides.comparable:
-        said.append(
-            "the checkpoint's patients were hashed with another site key: whether test patients were pre-trained on "
-            "could not be checked. If the pre-training saw this data, set data.key_file to the key of its shards."
-        )
-    elif config.checkpoint and not sides.overlap + sides.pool_overlap:
-        said.append(
-            f"none of these patients is among the {sides.pretrained_on} of the pre-training: right if it saw other "
-            "data; if it saw this data, name the folder (or data.patient_regex) as its shards were built with."
-        )
-    scans = sorted({cell.unlabelled_cases for cell in cells if cell.unlabelled_cases})
-    if scans:
-        said.append(
-            f"self-training: {' to '.join(map(str, sorted({scans[0], scans[-1]})))} scans of other patients than those "
-            "tested on took part with labels of the model's own; nobody's labels of them were trained on."
-        )
-    elif config.self_training.rounds:
-        said.append("self-training was asked for, but no scan is without a label.")
-    tested = len({case.patient for case in sides.test})
-    if tested < FEW_PATIENTS:
-        said.append(f"only {tested} test patients: the intervals are rough.")
-    if len(config.seeds) == 1:
-        said.append("one seed: the intervals cover the choice of test patients, not that of training cases.")
-    undefined = sum(record["score"] is None for record in cells[0].records)
-    if undefined:
-        said.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")
-    if any(row.metrics[headline].value is None for row in table):
-        said.append(f"'{headline}' is undefined on these test cases (one class or no finding among them).")
-    if (config.schedule.minutes or config.budget) and len({cell.steps for cell in cells}) > 1:
-        said.append("cells ended by time: their numbers of steps differ, see results.json.")
-    if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):
-        said.append("the scratch arm trains its encoder from the first step at the full rate.")
-    return said

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from scanforge.finetune.caveats import caveats
+from scanforge.finetune.cells import CellResult
+from scanforge.finetune.running import prepare
+from scanforge.finetune.training.loop import History
+
+
+def cell(*curves, arm="full", steps=200):
+    histories = [History(steps=steps, seconds=1, loss=list(enumerate(curve, 1))) for curve in curves]
+    return CellResult(
+        digest="", arm=arm, shots=2, seed=0, train_cases=[], unlabelled_cases=0, histories=histories,
+        validation=[], temperature=1, postprocess=[], records=[{"score": 1.0}],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("curve", "steps", "is_flat"),
+    [
+        (np.full(200, 0.693), 200, True),  # of a coin
+        (np.linspace(0.70, 0.68, 200), 200, True),
+        (np.full(200, 0.693), 99, False),  # nobody expects it to fall so soon
+        (np.linspace(0.70, 0.60, 200), 200, False),
+        (np.concatenate([np.full(180, 0.693), np.full(20, 0.5)]), 200, False),
+        ([], 0, False),  # votes of neighbours
+        ([0.7], 200, True),
+    ],
+)
+def test_a_loss_that_does_not_fall_is_told(study, volumes, curve, steps, is_flat):
+    config = study("segmentation", volumes)
+    sides = prepare(config).sides
+    good = np.linspace(1, 0, 200)
+    said = caveats(config, sides, [cell(good), cell(good, curve, arm="scratch", steps=steps)], False)
+    told = [one for one in said if "hardly fell" in one]
+    assert len(told) == is_flat
+    assert all(one.startswith("scratch, 2 shots, seed 0: the training loss hardly fell (0.") for one in told)
+
+
+def test_what_is_always_told_and_what_only_where_it_holds(study, volumes):
+    config = study("segmentation", volumes)
+    sides = prepare(config).sides
+    said = caveats(config, sides, [cell(np.linspace(1, 0, 200))], False)
+    assert [one.partition(":")[0] for one in said] == [f"only {len(sides.test)} test patients", "one seed"]
+    assert any("undefined" in one for one in caveats(config, sides, [cell([])], True))
