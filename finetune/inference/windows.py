@@ -81,13 +81,17 @@ def stream_scores(
 
 
 def _logits(members: Sequence[Network], windows: Tensor, mirrors: Sequence[tuple[int, ...]]) -> Tensor:
-    """Windows (B, C, *patch) -> (M, B, K, *patch) float32."""
-    found = []
+    """Windows (B, C, *patch) -> (M, B, K, *patch) float32.
+
+    The networks run in bfloat16 on a GPU, elsewhere only inside a caller's own autocast.
+    """
+    kind, found = windows.device.type, []
+    half = kind == "cuda" or torch.is_autocast_enabled(kind)
     for model in members:
         total: Tensor | None = None
         for axes in mirrors:
             spatial = [axis + 2 for axis in axes]
-            with torch.autocast(windows.device.type, torch.bfloat16, enabled=windows.device.type == "cuda"):
+            with torch.autocast(kind, torch.bfloat16, enabled=half):
                 logits = model(windows.flip(spatial) if axes else windows).float()
             logits = logits.flip(spatial) if axes else logits
             total = logits if total is None else total + logits

@@ -91,8 +91,8 @@ def train(
     optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.name), scale)
     rates = Rates(optimiser, schedule.warmup_steps, course.still)
     loop = _Loop(model, course, Keeper(model, schedule.average, course.validation, check))
-    others = SelfTraining(course.self_training, adapter, unlabelled, course.device)
     half = use_bfloat16(schedule.precision, course.device)
+    others = SelfTraining(course.self_training, adapter, unlabelled, course.device, half)
     with Batches(adapter, samples, course.seed, course.augmentation, schedule.foreground) as batches:
         while loop.going:
             images, targets = batches.take(loop.step)

@@ -133,3 +133,15 @@ def test_mirroring_makes_a_prediction_turn_with_the_image(model):
     straight, flipped = gathered([model], image, 0.0, tiling), gathered([model], image.flip(2), 0.0, tiling)
     assert torch.allclose(straight, flipped.flip(3), atol=1e-4)
     assert not torch.allclose(straight, gathered([model], image, 0.0, Tiling((16, 16, 20), 0.5)), atol=1e-3)
+
+
+@torch.inference_mode()
+def test_on_a_cpu_half_precision_is_the_callers_wish(model):
+    image, tiling = torch.randn(1, 16, 16, 20), Tiling((16, 16, 20), 0.5)
+    full = gathered([model], image, 0.0, tiling)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gathered([model], image, 0.0, tiling)
+    assert half.dtype == torch.float32
+    assert torch.equal(full[0], gathered([model], image, 0.0, tiling)[0])
+    assert not torch.allclose(half, full, atol=1e-5)
+    assert torch.allclose(half, full, atol=0.1 * float(full.abs().max()))

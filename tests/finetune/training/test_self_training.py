@@ -53,6 +53,14 @@ def test_without_scans_there_is_no_round():
     assert not SelfTraining(SelfTrainingConfig(rounds=3), SimpleNamespace(), [], CPU).due(0.9)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_scans_are_labelled_in_the_precision_of_the_training(half):
+    seen = []
+    adapter = SimpleNamespace(relabelled=lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    SelfTraining(SelfTrainingConfig(rounds=1), adapter, [named(0)], CPU, half).label(torch.nn.Identity(), 1)
+    assert seen == [half]
+
+
 def test_every_labelled_sample_comes_once_in_a_round(batches):
     everything = np.concatenate(drawn(batches, range(5)))
     assert sorted(everything.tolist()) == sorted([*range(10)] * 4)
