@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from scanforge.backbones import read_release
 from scanforge.backbones.registry import build
@@ -20,6 +18,7 @@ from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_ce
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList, discover
 from scanforge.finetune.data.check import Checked, check_cases
+from scanforge.finetune.display import Display
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
 from scanforge.finetune.report.page import write_report
@@ -132,15 +131,10 @@ def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> tuple[lis
 
 def _run_cells(study: Study) -> list[CellResult]:
     results, runner = [], _Runner(study)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bars(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
-        whole = bars.add_task("cells", total=len(study.names), note="")
+    with Display(len(study.names)) as display:
         for name in study.names:
-            results.append(runner.run_or_read(name, bars))
-            if not bars.console.is_terminal:
-                done = results[-1]
-                bars.console.print(f"{name.folder}: {done.steps} steps in {done.seconds:.0f} s, tested")
-            bars.advance(whole)
+            results.append(runner.run_or_read(name, display))
+            display.finished(name.folder, results[-1])
     return results
 
 
@@ -151,7 +145,7 @@ class _Runner:
         self._study, self._device = study, pick_device(study.config.device)
         self._budget = Budget(study.config.budget, len(study.names)) if study.config.budget else None
 
-    def run_or_read(self, name: CellName, bars: Bars) -> CellResult:
+    def run_or_read(self, name: CellName, display: Display) -> CellResult:
         """The cell's result, from its folder where it is finished there."""
         study, config = self._study, self._study.config
         cases = cell_cases(study.sides, name.shots, name.seed, config.self_training)
@@ -161,15 +155,14 @@ class _Runner:
         keep = config.keep_weights == "all" or name == study.best
         result = stored(folder, mark, keep)
         if result is None:
-            result = self._run(name, cases, Marked(folder, mark, keep, origin), bars)
+            result = self._run(name, cases, Marked(folder, mark, keep, origin), display)
         if self._budget:
             self._budget.done()
         return result
 
-    def _run(self, name: CellName, cases: CellCases, marked: "Marked", bars: Bars) -> CellResult:
+    def _run(self, name: CellName, cases: CellCases, marked: "Marked", display: Display) -> CellResult:
         study, config = self._study, self._study.config
-        task = bars.add_task(name.folder, total=None if config.budget else config.schedule.steps, note="")
-        tests = len(cases.test)
+        shown = display.begin(name.folder, None if config.budget else config.schedule.steps, len(cases.test))
         place = Place(
             marked.folder,
             marked.mark,
@@ -177,15 +170,15 @@ class _Runner:
             self._course(name),
             self._budget,
             FeatureStore(self._features(name, marked.origin)),
-            Progress(lambda step, loss: bars.update(task, completed=step, note=f"loss {loss:.3f}")),
-            lambda n: bars.update(task, note=f"tested {n}/{tests}"),
+            Progress(shown.step),
+            shown.tested,
         )
         pretrained = None
         if study.release and name.arm.pretrained:
             given, channels = study.release, study.spec.backbone.in_channels
             pretrained, _ = with_channels(given.state_dict, given.info.backbone, channels)
         result = run_cell(config, study.spec, name, cases, pretrained, place)
-        bars.remove_task(task)
+        shown.end()
         return result
 
     def _course(self, name: CellName) -> Course:
