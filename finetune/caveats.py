@@ -14,8 +14,8 @@ FLAT = 0.95  # of the loss of the first tenth: one that ends above has hardly fa
 FLAT_STEPS = 100  # below so many steps nobody expects it to
 
 
-def caveats(config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], undefined: bool) -> list[str]:
-    """All that hold of these cells; `undefined`: the headline metric is, somewhere in the table."""
+def caveats(config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], undefined: str | None) -> list[str]:
+    """All that hold of these cells. undefined: the headline metric, where it has no value somewhere in the table."""
     return [
         *_of_the_pretraining(config, sides),
         *_of_self_training(config, cells),
@@ -83,9 +83,7 @@ def _flat(history: History) -> tuple[float, float] | None:
     return (first, last) if last > FLAT * first else None
 
 
-def _of_the_tests(
-    config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], headline_undefined: bool
-) -> list[str]:
+def _of_the_tests(config: FinetuneConfig, sides: Split, cells: Sequence[CellResult], headline: str | None) -> list[str]:
     said = []
     tested = len({case.patient for case in sides.test})
     if tested < FEW_PATIENTS:
@@ -95,6 +93,6 @@ def _of_the_tests(
     undefined = sum(record["score"] is None for record in cells[0].records)
     if undefined:
         said.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")
-    if headline_undefined:
-        said.append("the headline metric is undefined on these test cases (one class or no finding among them).")
+    if headline is not None:
+        said.append(f"'{headline}' is undefined on these test cases (one class or no finding among them).")
     return said

@@ -73,6 +73,7 @@ def summarise(
             }
             paired.append(Difference(arm=arm, shots=k, metrics=gain))
     undefined = any(row.metrics[adapter.headline].value is None for row in table)
+    shown = caveats(config, sides, cells, adapter.headline if undefined else None)
     return Results(
         task=config.task.name,
         headline=adapter.headline,
@@ -84,7 +85,7 @@ def summarise(
         data=_data(spec, sides, found),
         setup=_setup(config, spec),
         left_out=_left_out(config, sides, found),
-        warnings=found.warnings + caveats(config, sides, cells, undefined),
+        warnings=found.warnings + shown,
         versions=versions(),
     )
 

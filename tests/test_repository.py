@@ -65,19 +65,8 @@ def test_tests_of_one_group_share_a_process(tmp_path: Path):
         for i in range(6)
     )
     (tmp_path / "test_group.py").write_text(body)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--numprocesses",
-        "2",
-        "--dist",
-        "loadgroup",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    words = ["-m", "pytest", "-q", "--numprocesses", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     processes = [path.read_text() for path in tmp_path.glob("*.id")]
     assert len(processes) == 6

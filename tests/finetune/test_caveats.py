@@ -31,7 +31,7 @@ def test_a_loss_that_does_not_fall_is_told(study, volumes, curve, steps, is_flat
     config = study("segmentation", volumes)
     sides = prepare(config).sides
     good = np.linspace(1, 0, 200)
-    said = caveats(config, sides, [cell(good), cell(good, curve, arm="scratch", steps=steps)], False)
+    said = caveats(config, sides, [cell(good), cell(good, curve, arm="scratch", steps=steps)], None)
     told = [one for one in said if "hardly fell" in one]
     assert len(told) == is_flat
     assert all(one.startswith("scratch, 2 shots, seed 0: the training loss hardly fell (0.") for one in told)
@@ -40,6 +40,7 @@ def test_a_loss_that_does_not_fall_is_told(study, volumes, curve, steps, is_flat
 def test_what_is_always_told_and_what_only_where_it_holds(study, volumes):
     config = study("segmentation", volumes)
     sides = prepare(config).sides
-    said = caveats(config, sides, [cell(np.linspace(1, 0, 200))], False)
+    said = caveats(config, sides, [cell(np.linspace(1, 0, 200))], None)
     assert [one.partition(":")[0] for one in said] == [f"only {len(sides.test)} test patients", "one seed"]
-    assert any("undefined" in one for one in caveats(config, sides, [cell([])], True))
+    told = caveats(config, sides, [cell([])], "auroc")
+    assert told[-1] == "'auroc' is undefined on these test cases (one class or no finding among them)."
