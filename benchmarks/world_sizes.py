@@ -13,10 +13,10 @@ gradients that are little more than rounding by their own size.
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +30,11 @@ from record import record
 from scanforge.configs.loading import check
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import DataConfig, Position
+from scanforge.launch.cli import main as main_of_scanforge
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+# The ranks of a run are forked from a process that has loaded what they need: most of the time of so few steps.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "deepspeed", "scanforge.launch.cli", "scanforge.pretrain.loop"])
 STUNET = {
     "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2},
     "objective": {"name": "spark", "block_3d": [8, 8, 8]},
@@ -74,19 +77,28 @@ def part(path: Path, run_dir: Path, size: int, until: int | None) -> None:
         port = str(free.getsockname()[1])
     ranks = []
     for rank in range(size):
-        env = os.environ | {
+        env = {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        ranks.append(subprocess.Popen([SCANFORGE, "pretrain", str(path)], env=env, stderr=subprocess.PIPE, text=True))
+        ranks.append(FORKS.Process(target=pretrain, args=(path, env)))
+        ranks[-1].start()
     if until is not None:
-        while len(lines(run_dir)) < until and all(each.poll() is None for each in ranks):
+        while len(lines(run_dir)) < until and all(each.is_alive() for each in ranks):
             time.sleep(0.02)
-        ranks[-1].send_signal(signal.SIGTERM)
+        os.kill(ranks[-1].pid or 0, signal.SIGTERM)
     for each in ranks:
-        _, errors = each.communicate()
-        if each.returncode not in ((0,) if until is None else (128 + signal.SIGTERM,)):
-            raise SystemExit(f"exit code {each.returncode}: {errors[-2000:]}")
+        each.join()
+        if each.exitcode not in ((0,) if until is None else (128 + signal.SIGTERM,)):
+            raise SystemExit(f"exit code {each.exitcode}")
+
+
+def pretrain(path: Path, env: dict[str, str]) -> None:
+    """`scanforge pretrain` in this process, which must be a new one."""
+    os.environ.update(env)
+    os.dup2(2, 1)  # the results are what is printed
+    sys.argv = ["scanforge", "pretrain", str(path)]
+    main_of_scanforge()
 
 
 def keys(data: DataConfig, seed: int, size: int, start: int, stop: int) -> list[list[str]]:

@@ -176,7 +176,7 @@ def test_states_of_each_stage_by_formula():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["spark", "mae"])
 def test_estimate_against_allocations_of_one_process(ranks, case):
-    lines = ranks(f"CASE = {case!r}\n{COMMON}{MEASURE}{ONE}").splitlines()
+    lines = ranks(f"CASE = {case!r}\n{COMMON}{MEASURE}{ONE}", fresh=True).splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("[")]
     assert len(rows) == 2
     for checkpointing, measured, estimated in rows:
@@ -213,6 +213,6 @@ print(json.dumps([measured, usage.peak - 2 * 32**3 * 5]))
 @pytest.mark.parametrize("stage", [2, 3])
 def test_estimate_against_the_memory_of_one_of_two_processes(ranks, stage):
     """By the system's count, which has the allocator's own overhead in it."""
-    lines = ranks(f"STAGE = {stage}\n{COMMON}{MEASURE}{TWO}", 2, MALLOC_MMAP_THRESHOLD_="65536").splitlines()
+    lines = ranks(f"STAGE = {stage}\n{COMMON}{MEASURE}{TWO}", 2, True, MALLOC_MMAP_THRESHOLD_="65536").splitlines()
     measured, estimated = next(json.loads(line) for line in lines if line.startswith("["))
     assert estimated / measured == pytest.approx(1, abs=0.15), (measured, estimated)
