@@ -166,6 +166,7 @@ class SelfTrainingConfig(Config):
 
     rounds: int = Field(default=0, ge=0)  # times that they are labelled anew, spread over what is left; 0: they rest
     start: float = Field(default=0.25, gt=0, lt=1)  # share of the training before the first time
+    min_steps: int = Field(default=400, ge=0)  # before the first time: labels of a network that knows little do harm
     share: float = Field(default=0.5, gt=0, lt=1)  # of the training samples, from then on
     scans: int = Field(default=200, ge=1)  # at most, drawn by the seed
 

@@ -102,7 +102,7 @@ def train(
                 raise UserError(f"the loss is {loss} at step {loop.step}: lower schedule.lr or look at the intensities")
             loop.count(loss)
             progress.step(loop.step, loss)
-            if others.due(loop.done):
+            if others.due(loop.step, loop.done):
                 batches.mix(others.label(loop.kept, loop.step), others.share)
     return loop.history().model_copy(update={"relabelled": others.steps})
 

@@ -30,13 +30,18 @@ class SelfTraining:
         self._config, self._adapter, self._scans = config, adapter, scans
         self._device, self._half = device, half
         self._rounds = config.rounds if scans else 0
+        self._begin = 0.0  # `done` of the first round
         self.share = config.share
         self.steps: list[int] = []  # after which they were labelled
 
-    def due(self, done: float) -> bool:
-        """Whether it is time for the next round; `done`: share of the training that is over."""
-        begin, turn = self._config.start, len(self.steps)
-        return turn < self._rounds and begin + (1 - begin) * turn / self._rounds <= done < 1
+    def due(self, step: int, done: float) -> bool:
+        """Whether it is time for the next round, after `step` steps; `done`: share of the training that is over."""
+        if not self.steps:
+            ripe = done >= self._config.start and step >= self._config.min_steps
+            self._begin = done
+            return ripe and self._rounds > 0 and done < 1
+        turn = len(self.steps)
+        return turn < self._rounds and self._begin + (1 - self._begin) * turn / self._rounds <= done < 1
 
     def label(self, teacher: TaskModel, step: int) -> list[Sample[Any]]:
         """The scans with the labels that `teacher` gives them."""

@@ -148,7 +148,7 @@ def test_self_training_reads_no_label_of_the_pool_and_says_what_took_part(study,
     data = tmp_path / "data"
     shutil.copytree(volumes, data)
     told = {
-        "self_training": {"rounds": 1, "start": 0.5, "share": 0.9},
+        "self_training": {"rounds": 1, "start": 0.5, "share": 0.9, "min_steps": 0},
         "schedule": {"steps": 4, "warmup_steps": 1},
     }
     config = study("segmentation", data, **told)

@@ -39,18 +39,31 @@ def batches():
 
 
 def test_rounds_come_evenly_after_the_start_and_never_at_the_end():
-    rounds = SelfTraining(SelfTrainingConfig(rounds=3, start=0.4), SimpleNamespace(), [named(0)], CPU)
+    rounds = SelfTraining(SelfTrainingConfig(rounds=3, start=0.4, min_steps=0), SimpleNamespace(), [named(0)], CPU)
     steps = []
     for step in range(1, 101):
-        if rounds.due(step / 100):
+        if rounds.due(step, step / 100):
             rounds._scans = []
             rounds.label(torch.nn.Identity(), step)
             steps.append(step)
     assert steps == rounds.steps == [40, 60, 80]
 
 
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(600, [400, 500]), (1000, [400, 700]), (4000, [1000, 2500]), (400, [])]
+)
+def test_a_network_that_knows_little_labels_nothing(steps, expected):
+    """600 steps on 5 hippocampi: 0.821 when labels came after 150, 0.833 after 400, 0.832 without any."""
+    adapter = SimpleNamespace(relabelled=lambda *_: None)
+    rounds = SelfTraining(SelfTrainingConfig(rounds=2), adapter, [named(0)], CPU)
+    for step in range(1, steps + 1):
+        if rounds.due(step, step / steps):
+            rounds.label(torch.nn.Identity(), step)
+    assert rounds.steps == expected
+
+
 def test_without_scans_there_is_no_round():
-    assert not SelfTraining(SelfTrainingConfig(rounds=3), SimpleNamespace(), [], CPU).due(0.9)
+    assert not SelfTraining(SelfTrainingConfig(rounds=3), SimpleNamespace(), [], CPU).due(900, 0.9)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -99,7 +112,7 @@ def trained(made, monkeypatch, **told):
 
     monkeypatch.setattr(type(adapter), "batch", watched)
     settings = ScheduleConfig(steps=8, warmup_steps=0, average=0.5, precision="float32")
-    how = settings, AugmentationConfig(), ValidationConfig(), SelfTrainingConfig(**told)
+    how = settings, AugmentationConfig(), ValidationConfig(), SelfTrainingConfig(min_steps=0, **told)
     history = train(adapter, model, samples, Course(Arm("s", "full", False), 0, *how, CPU), Progress(), None, scans)
     monkeypatch.undo()
     return history, model.eval(), seen
