@@ -34,7 +34,10 @@ from scanforge.launch.cli import main as main_of_scanforge
 
 # The ranks of a run are forked from a process that has loaded what they need: most of the time of so few steps.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "deepspeed", "scanforge.launch.cli", "scanforge.pretrain.loop"])
+FORKS.set_forkserver_preload(
+    # monai_parts makes torchvision loadable, which timm imports
+    ["deepspeed", "scanforge.pretrain.loop", "scanforge.finetune.monai_parts", "timm.models.vision_transformer"]
+)
 STUNET = {
     "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2},
     "objective": {"name": "spark", "block_3d": [8, 8, 8]},

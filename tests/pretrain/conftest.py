@@ -16,9 +16,12 @@ import torch
 
 Ranks = Callable[..., str]
 
-# Loading torch and DeepSpeed is most of what a rank of these small runs costs: one process loads them and forks.
+# Loading torch, DeepSpeed and timm is most of what a rank of these small runs costs: one process loads them and forks.
+# monai_parts makes torchvision loadable, which timm imports.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "deepspeed", "scanforge.pretrain.loop"])
+FORKS.set_forkserver_preload(
+    ["deepspeed", "scanforge.pretrain.loop", "scanforge.finetune.monai_parts", "timm.models.vision_transformer"]
+)
 
 PROLOGUE = """
 import os

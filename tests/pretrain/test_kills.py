@@ -14,6 +14,9 @@ from pathlib import Path
 import yaml
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed  # once, in the parent: its children start at once
+from scanforge.backbones.torchvision_cpu import ensure_torchvision
+ensure_torchvision()
+import timm.models.vision_transformer
 from scanforge.configs.loading import check
 from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.loop import run
@@ -36,7 +39,7 @@ os.waitpid(child("straight"), 0)
 folder = root / "killed" / "checkpoints"
 while kills < 30:
     pid = child("killed")
-    until = time.monotonic() + draw.uniform(0.0, 2.0)
+    until = time.monotonic() + draw.uniform(0.0, 0.8)
     writing = draw.random() < 0.5  # wait for a checkpoint to be under way
     while time.monotonic() < until or (writing and not list(folder.glob(".tmp-*"))):
         if os.waitpid(pid, os.WNOHANG)[0]:
