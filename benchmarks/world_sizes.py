@@ -89,7 +89,7 @@ def part(path: Path, run_dir: Path, size: int, until: int | None) -> None:
     if until is not None:
         while len(lines(run_dir)) < until and all(each.is_alive() for each in ranks):
             time.sleep(0.02)
-        os.kill(ranks[-1].pid or 0, signal.SIGTERM)
+        ranks[-1].terminate()  # SIGTERM
     for each in ranks:
         each.join()
         if each.exitcode not in ((0,) if until is None else (128 + signal.SIGTERM,)):

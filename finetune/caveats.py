@@ -47,19 +47,23 @@ def _of_the_pretraining(config: FinetuneConfig, sides: Split) -> list[str]:
 def _of_self_training(config: FinetuneConfig, cells: Sequence[CellResult]) -> list[str]:
     if config.self_training.rounds and not any(cell.unlabelled_cases for cell in cells):
         return ["self-training was asked for, but no scan is without a label."]
-    took = {id(cell): any(history.relabelled for history in cell.histories) for cell in cells}
     said = [
         f"{cell.arm}, {cell.shots} shots, seed {cell.seed}: self-training never began, the training was over before: a "
         f"network labels scans after self_training.min_steps ({config.self_training.min_steps}) steps at the earliest."
         for cell in cells
-        if cell.unlabelled_cases and not took[id(cell)]
+        if cell.unlabelled_cases and not _relabelled(cell)
     ]
-    if scans := sorted({cell.unlabelled_cases for cell in cells if took[id(cell)]}):
+    if scans := sorted({cell.unlabelled_cases for cell in cells if _relabelled(cell)}):
         said.append(
             f"self-training: {' to '.join(map(str, sorted({scans[0], scans[-1]})))} scans of other patients than those "
             "tested on took part with labels of the model's own; nobody's labels of them were trained on."
         )
     return said
+
+
+def _relabelled(cell: CellResult) -> bool:
+    """Whether self-training began in it."""
+    return any(history.relabelled for history in cell.histories)
 
 
 def _of_the_trainings(config: FinetuneConfig, cells: Sequence[CellResult]) -> list[str]:

@@ -36,12 +36,13 @@ class SelfTraining:
 
     def due(self, step: int, done: float) -> bool:
         """Whether it is time for the next round, after `step` steps; `done`: share of the training that is over."""
-        if not self.steps:
-            ripe = done >= self._config.start and step >= self._config.min_steps
-            self._begin = done
-            return ripe and self._rounds > 0 and done < 1
         turn = len(self.steps)
-        return turn < self._rounds and self._begin + (1 - self._begin) * turn / self._rounds <= done < 1
+        if turn >= self._rounds or done >= 1:
+            return False
+        if not turn:
+            self._begin = done
+            return done >= self._config.start and step >= self._config.min_steps
+        return self._begin + (1 - self._begin) * turn / self._rounds <= done
 
     def label(self, teacher: TaskModel, step: int) -> list[Sample[Any]]:
         """The scans with the labels that `teacher` gives them."""
