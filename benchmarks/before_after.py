@@ -1,6 +1,6 @@
 """Building, loading and the demo of two checkouts side by side, so that a change is seen to cost nothing.
 
-command: python benchmarks/before_after.py --before ../base/.venv/bin/python --data ../shared/data --work runs/before_after
+command: python benchmarks/before_after.py --before ../base/.venv/bin/python --data ../shared/data --work runs/pairs
 Both checkouts have their own `make install`. Each job is a whole process (children included) and runs in turn in both,
 the order changed every round; the figure is the median over the rounds of CPU seconds after / CPU seconds before,
 so that a machine that drifts hits both. Loading apart from its start: seconds of CROPS crops minus those of one batch.
@@ -16,15 +16,11 @@ from pathlib import Path
 
 from record import record
 
-BUILDS = {  # words of `data build` behind the name of each job; {data} is the folder of real scans
-    "volumes with masks": [
-        "{data}/msd_task04_hippocampus/imagesTr", "--masks", "{data}/msd_task04_hippocampus/labelsTr", "--modality", "mr",
-    ],
-    "images with masks": [
-        "{data}/busi_breast_ultrasound/images", "--masks", "{data}/busi_breast_ultrasound/masks", "--modality", "us",
-    ],
-    "DICOM": ["{data}/dicom_mixed", "--max-bad", "1"],
-}  # fmt: skip
+BUILDS = {  # the words of `data build`; {data} is the folder of real scans
+    "volumes with masks": "{data}/msd_task04_hippocampus/imagesTr --masks {data}/msd_task04_hippocampus/labelsTr",
+    "images with masks": "{data}/busi_breast_ultrasound/images --masks {data}/busi_breast_ultrasound/masks",
+    "DICOM": "{data}/dicom_mixed --max-bad 1",
+}
 LOAD = """
 import sys
 from scanforge.datasets.loader import CropLoader
@@ -87,7 +83,7 @@ def main() -> None:
     pythons = {"before": given.before, "after": sys.executable}
     jobs = {}
     for name, words in BUILDS.items():
-        filled = [word.format(data=given.data) for word in words]
+        filled = [word.format(data=given.data) for word in words.split()]
         jobs[f"build: {name}"] = lambda side, w=filled, n=name: build(pythons[side], w, given.work / side / n)
     for name, kind in LOADS.items():
         jobs[f"load: {name}"] = lambda side, k=kind, n=name: load(pythons[side], k, given.work / side / n)
