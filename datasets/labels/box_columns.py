@@ -17,7 +17,8 @@ _WAYS = (
     *(("size", ("x", w), ("y", h)) for w, h in (("w", "h"), ("width", "height"))),
     *(("size", ("left", w), ("top", h)) for w, h in (("w", "h"), ("width", "height"))),
     *(("centre", ("cx", w), ("cy", h)) for w, h in (("w", "h"), ("width", "height"))),
-    *(("centre", (f"x{c}", w), (f"y{c}", h)) for c in ("center", "centre") for w, h in (("w", "h"), ("width", "height"))),
+    *(("centre", ("xcenter", w), ("ycenter", h)) for w, h in (("w", "h"), ("width", "height"))),
+    *(("centre", ("xcentre", w), ("ycentre", h)) for w, h in (("w", "h"), ("width", "height"))),
 )
 _DEPTHS = {
     "end": (("z0", "z1"), ("zmin", "zmax"), ("z1", "z2"), ("zstart", "zend"), ("minz", "maxz")),
@@ -72,7 +73,7 @@ def find_box_columns(path: Path, columns: Sequence[str]) -> BoxColumns | None:
     if not fitting:
         return None
     if len(fitting) > 1:
-        one, other = (", ".join(by_name[name] for pair in zip(*way[1:], strict=True) for name in pair) for way in fitting[:2])
+        one, other = (", ".join(by_name[name] for name in (*x, *y)) for _, x, y in fitting[:2])
         raise UserError(f"{path}: its boxes may be read as {one} or as {other}: keep the columns of one way")
     way, x, y = fitting[0]
     z = next((pair for pair in _DEPTHS[way] if set(pair) <= by_name.keys()), None)

@@ -104,9 +104,7 @@ def _objects(file: Path) -> tuple[tuple[int, int] | None, list[tuple[str, tuple[
     return ((height, width) if height and width else None), objects  # type: ignore[return-value]
 
 
-def _keep(
-    boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: Found, where: str
-) -> None:
+def _keep(boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: Found, where: str) -> None:
     """Keeps or counts a box; UserError where it is no box of pixels."""
     if x0 < x1 and y0 < y1:
         if why := why_no_voxels(x0, y0, x1, y1):

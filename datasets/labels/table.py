@@ -5,15 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scanforge.configs.errors import Mistakes, UserError
-from scanforge.datasets.labels.box_columns import KNOWN, BoxColumns, find_box_columns, whole_boxes
-from scanforge.datasets.labels.boxes import why_no_voxels
+from scanforge.datasets.labels.box_columns import find_box_columns
+from scanforge.datasets.labels.box_table import BoxReader, wanted_boxes
 from scanforge.datasets.labels.columns import kind_of, value_of
-from scanforge.datasets.labels.labels import Box, LabelRef
+from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.rows import Row, column_named, listed, read_rows
 
 ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is there
-_BOX_CLASSES = ("class", "class_name", "category", "category_name")  # where boxes alone are wanted, without 'label'
-_MOST_REVERSED = 0.1  # share of boxes that end before they begin: more are no slips of the hand
 
 
 @dataclass
@@ -44,45 +42,38 @@ class Columns:
 
 
 def read_table(path: Path, chosen: Columns | None = None) -> Found:
-    """One line per scan, or with the columns of a box (`box_columns`) one line per box (half-open, voxels).
+    """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
 
     A line whose box is blank: looked, and there is none. Other columns are classes or numbers by `columns.kind_of`;
-    those left out are named in `notes`. UserError for a damaged file, no id column, a scan named twice, boxes that are
-    no voxels.
+    those left out are named in `notes`. UserError for a damaged file, no id column, a scan named twice.
     """
     chosen = chosen or Columns()
-    columns, rows = read_rows(path)
-    if not rows:
-        raise UserError(f"{path} has a first line, but no scan below it")
-    id_column, classes, box_class = _chosen(path, columns, chosen)
-    boxed = None if chosen.classes else find_box_columns(path, columns)
-    if boxed is None and chosen.classes == ():
-        raise UserError(_why_no_boxes(path, columns))
-    label = box_class or column_named(columns, "label")
-    if label is None and chosen.classes == ():
-        label = _box_classes(path, columns, id_column)
+    columns, rows = _as_named(path, chosen)
+    id_column = _chosen_id(path, columns, chosen)
+    if chosen.classes == ():
+        boxed, label = wanted_boxes(path, columns, id_column, chosen.box_class)
+    else:
+        boxed = None if chosen.classes else find_box_columns(path, columns)
+        label = chosen.box_class or column_named(columns, "label")
     special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
-    mistakes, found = Mistakes(str(path)), Found()
-    scans = _by_scan(path, rows, id_column, mistakes)
-    if boxed is None:
-        for name, lines in scans.items():
-            if len(lines) > 1:
-                numbers = " and ".join(str(row.line) for row in lines[:2])
-                mistakes.add(f"{path} names '{name}' twice (lines {numbers}); one line for each scan")
+    mistakes = Mistakes(str(path))
+    scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)
+    found = Found()
     found.drop("lines without an id", len(rows) - sum(map(len, scans.values())))
     if chosen.classes is None:
         kinds = _kinds(path, [column for column in columns if column not in special], scans, found)
     else:
-        kinds = dict.fromkeys(classes.values(), "class")
-    asked = {column: name for name, column in classes.items()}
-    boxes = _Boxes(path, boxed, label, mistakes, found) if boxed else None
+        kinds = dict.fromkeys(chosen.classes, "class")
+    boxes = BoxReader(path, boxed, label, mistakes, found.drop) if boxed else None
     for name, lines in scans.items():
         values = {column: value_of(lines[0][column]) for column in kinds}
         ref = LabelRef(
             boxes=boxes.of(name, lines) if boxes else None,
             flat_boxes=boxed is not None and boxed.z is None,
-            classes={asked.get(column, column): cell for column, cell in values.items() if cell and kinds[column] == "class"},
-            targets={column: float(cell) for column, cell in values.items() if cell and kinds[column] == "target"},
+            classes={column.strip(): cell for column, cell in values.items() if cell and kinds[column] == "class"},
+            targets={
+                column.strip(): float(cell) for column, cell in values.items() if cell and kinds[column] == "target"
+            },
         )
         found.refs.append((name, ref))
     if boxes:
@@ -91,51 +82,47 @@ def read_table(path: Path, chosen: Columns | None = None) -> Found:
     return found
 
 
-def _chosen(path: Path, columns: Sequence[str], chosen: Columns) -> tuple[str, dict[str, str], str | None]:
-    """The column that tells the scans apart, those of classes by the name they were asked by, that of the boxes' class;
-    UserError where the first, or another that was named, is not there."""
-    actual: dict[str, str] = {}
+def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[Row]]:
+    """Columns and lines, a column that differs from a name of `chosen` in case alone called by that name."""
+    columns, rows = read_rows(path)
+    if not rows:
+        raise UserError(f"{path} has a first line, but no scan below it")
     for wanted in (chosen.id, *(chosen.classes or ()), chosen.box_class):
-        if wanted is not None:
-            column = column_named(columns, wanted)
-            if column is None:
-                raise UserError(f"{path} has no column '{wanted}'; it has: {listed(columns)}")
-            actual[wanted] = column
-    known = [column for name in ID_COLUMNS if (column := column_named(columns, name))]
-    if not known and chosen.id is None:
-        raise UserError(
-            f"{path} has no column {', '.join(ID_COLUMNS)} to tell the scans by; its first line has: {listed(columns)}"
-        )
-    id_column = actual[chosen.id] if chosen.id is not None else known[0]
-    box_class = actual[chosen.box_class] if chosen.box_class is not None else None
-    return id_column, {name: actual[name] for name in chosen.classes or ()}, box_class
+        if wanted is not None and (column := column_named(columns, wanted)) not in (None, wanted):
+            columns[columns.index(str(column))] = wanted
+            for row in rows:
+                row[wanted] = row.pop(str(column))
+    return columns, rows
 
 
-def _by_scan(path: Path, rows: Sequence[Row], id_column: str, mistakes: Mistakes) -> dict[str, list[Row]]:
+def _by_scan(
+    path: Path, rows: Sequence[Row], id_column: str, several: bool, mistakes: Mistakes
+) -> dict[str, list[Row]]:
+    """Lines by the name of their scan; each has one, unless they may be `several`."""
     scans: dict[str, list[Row]] = {}
     for row in rows:
-        if "\n" in row[id_column] or "\r" in row[id_column]:
+        name = row[id_column]
+        if "\n" in name or "\r" in name:
             mistakes.add(f"{path}: the name at line {row.line} goes over several lines: is a quote not closed?")
-        elif row[id_column]:
-            scans.setdefault(row[id_column], []).append(row)
+        elif name:
+            scans.setdefault(name, []).append(row)
+            if len(scans[name]) == 2 and not several:
+                numbers = f"lines {scans[name][0].line} and {row.line}"
+                mistakes.add(f"{path} names '{name}' twice ({numbers}); give one line for each scan")
     return scans
 
 
-def _why_no_boxes(path: Path, columns: Sequence[str]) -> str:
-    if whole := whole_boxes(columns):
-        return (
-            f"{path}: column '{whole}' holds a box in one cell, and nobody says whether it is corners or a corner and "
-            f"a size: write it as columns ({KNOWN})"
+def _chosen_id(path: Path, columns: list[str], chosen: Columns) -> str:
+    """The column that tells the scans apart; UserError where it, or another that was named, is not there."""
+    for wanted in (chosen.id, *(chosen.classes or ()), chosen.box_class):
+        if wanted is not None and wanted not in columns:
+            raise UserError(f"{path} has no column '{wanted}'; it has: {listed(columns)}")
+    found = chosen.id or next((column for name in ID_COLUMNS if (column := column_named(columns, name))), None)
+    if found is None:
+        raise UserError(
+            f"{path} has no column {', '.join(ID_COLUMNS)} to tell the scans by; its first line has: {listed(columns)}"
         )
-    return f"{path} has no columns of boxes ({KNOWN}); it has: {listed(columns)}"
-
-
-def _box_classes(path: Path, columns: Sequence[str], id_column: str) -> str | None:
-    known = {column for name in _BOX_CLASSES if (column := column_named(columns, name)) and column != id_column}
-    if len(known) > 1:
-        names = sorted(known)
-        raise UserError(f"{path}: the class of a box may be {' or '.join(names)}: set task.label_column={names[0]}, ...")
-    return next(iter(known), None)
+    return found
 
 
 def _kinds(path: Path, columns: Sequence[str], scans: dict[str, list[Row]], found: Found) -> dict[str, str]:
@@ -151,46 +138,3 @@ def _kinds(path: Path, columns: Sequence[str], scans: dict[str, list[Row]], foun
         else:
             found.notes.append(f"{path.name}: column '{column}' left out: {why}")
     return kinds
-
-
-class _Boxes:
-    """Reads the boxes of each scan, and judges at the end whether the columns are what they are called."""
-
-    def __init__(self, path: Path, columns: BoxColumns, label: str | None, mistakes: Mistakes, found: Found) -> None:
-        self._path, self._columns, self._label = path, columns, label
-        self._mistakes, self._found = mistakes, found
-        self._all = self._reversed = 0
-
-    def of(self, name: str, lines: Sequence[Row]) -> tuple[Box, ...]:
-        """The boxes of one scan; mistakes are kept."""
-        boxes = []
-        for line in lines:
-            try:
-                corners = self._columns.corners({each: value_of(line[each]) for each in self._columns.names})
-            except ValueError:
-                self._mistakes.add(
-                    f"{self._path}: the box of '{name}' (line {line.line}) has a coordinate that is no number"
-                )
-                continue
-            if corners is None:
-                continue
-            x0, y0, z0, x1, y1, z1 = corners
-            self._all += 1
-            self._reversed += x1 < x0 or y1 < y0 or z1 < z0
-            if why := why_no_voxels(x0, y0, x1, y1):
-                self._mistakes.add(f"{self._path}: the box of '{name}' (line {line.line}) {why}")
-            elif x0 < x1 and y0 < y1 and z0 < z1:
-                label = value_of(line[self._label]) if self._label else ""
-                boxes.append(Box((z0, y0, x0), (z1, y1, x1), label or "finding"))
-            else:
-                self._found.drop("boxes without extent")
-        return tuple(boxes)
-
-    def judge(self) -> None:
-        """Keeps a mistake where so many boxes are reversed that the columns must be something else."""
-        if self._reversed > _MOST_REVERSED * self._all:
-            x, y = self._columns.x, self._columns.y
-            self._mistakes.add(
-                f"{self._path}: {self._reversed} of {self._all} boxes end before they begin: are {x[1]} and {y[1]} a width "
-                "and a height? Call them x, y, w, h then"
-            )
