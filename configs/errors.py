@@ -48,14 +48,13 @@ class Mistakes:
             self.add(error)
 
     @contextmanager
-    def told_first(self) -> Iterator[None]:
-        """Tells what was kept when its block is left, also in place of a UserError that may only follow from it."""
+    def instead(self) -> Iterator[None]:
+        """Tells what was kept in place of a UserError that ends its block: that may only follow from it."""
         try:
             yield
         except UserError:
             self.tell()
             raise
-        self.tell()
 
     def tell(self) -> None:
         """UserError where there is one mistake, UserErrors where there are several."""

@@ -1,12 +1,12 @@
 """All labels of a build, to look up by scan."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
@@ -111,7 +111,7 @@ def open_labels(
     names: dict[str, Names] = {}
     others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
-        content = _json(path) if path.suffix.lower() == ".json" else None
+        content = load_json(path, "the labels ") if path.suffix.lower() == ".json" else None
         given = None if content is None or is_dataset(content) else as_names(content)
         if given is not None:
             names |= given
@@ -154,13 +154,6 @@ def _file(book: LabelBook, path: Path, found: Found, claimed: set[Path], boxes_f
     book.notes += found.notes
     for reason, count in found.left_out.items():
         book.left_out[reason] = book.left_out.get(reason, 0) + count
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the labels {path}: {error}") from error
 
 
 def _merged(one: LabelRef, other: LabelRef, relative: str) -> LabelRef:

@@ -1,11 +1,11 @@
 """nnU-Net's and the Decathlon's `dataset.json`: channels, modalities, names of labels, and which files are cases."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.masks import is_dataset
 from scanforge.datasets.labels.names import parts_of
@@ -20,22 +20,6 @@ from scanforge.finetune.data.modality import modality_named
 from scanforge.finetune.data.sources import FileScan
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
-
-
-def load_json(path: Path) -> Any:
-    """UserError where it cannot be read, or an object has one key twice, of which the first would be lost."""
-    try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_each_once)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        doubled = next(key for key in found if sum(name == key for name, _ in pairs) > 1)
-        raise ValueError(f"the key '{doubled}' stands twice in one object")
-    return found
 
 
 def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) -> Gathered:

@@ -36,13 +36,13 @@ def test_more_than_are_read_are_counted():
     assert len(outer) == MOST_TOLD + 4
 
 
-def test_what_was_kept_is_told_before_what_follows_from_it():
+def test_what_was_kept_is_told_instead_of_what_follows_from_it():
     mistakes = collected("a is gone")
-    with pytest.raises(UserError, match="a is gone"), mistakes.told_first():
+    with pytest.raises(UserError, match="a is gone"), mistakes.instead():
         raise UserError("no test case is left")
-    with pytest.raises(UserError, match="no test case"), collected().told_first():
+    with pytest.raises(UserError, match="no test case"), collected().instead():
         raise UserError("no test case is left")
-    with collected().told_first():
+    with mistakes.instead():
         pass
-    with pytest.raises(ZeroDivisionError), mistakes.told_first():
+    with pytest.raises(ZeroDivisionError), mistakes.instead():
         raise ZeroDivisionError
