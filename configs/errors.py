@@ -28,7 +28,7 @@ class Mistakes:
     """Collects the mistakes of a data set, so that they are told together and not one at each start."""
 
     def __init__(self, where: str) -> None:
-        self._where = where
+        self.where = where
         self._found: dict[str, None] = {}  # in their order, each once
 
     def __len__(self) -> int:
@@ -59,6 +59,6 @@ class Mistakes:
     def tell(self) -> None:
         """UserError where there is one mistake, UserErrors where there are several."""
         if len(self._found) > 1:
-            raise UserErrors(self._where, list(self._found))
+            raise UserErrors(self.where, list(self._found))
         if self._found:
             raise UserError(next(iter(self._found)))

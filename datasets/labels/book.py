@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
 from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
@@ -76,24 +76,26 @@ class LabelBook:
         UserError where a whole list is of none of them, or one label is of two scans that differ in their folder only.
         """
         unused: list[str] = []
+        mistakes = Mistakes("the labels")
         for each in self._lists:
             owners: dict[Parts, str] = {}
             for relative in relatives:
-                match = each.find(relative)
+                match = None
+                with mistakes.each():
+                    match = each.find(relative)
                 if match is None:
                     continue
                 name, _, alone = match
                 if alone and owners.get(name, relative) != relative:
-                    raise UserError(
+                    mistakes.add(
                         f"{each.title}: '{'/'.join(name)}' is both {owners[name]} and {relative}; "
                         "name them by more of the path"
                     )
                 owners[name] = relative
             if not owners:
-                raise UserError(
-                    f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix"
-                )
+                mistakes.add(f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix")
             unused += ["/".join(name) for name in each.names() if name not in owners]
+        mistakes.tell()
         return unused
 
 

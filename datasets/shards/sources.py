@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes
 from scanforge.datasets.identity import keyed_hash, patient_of
 from scanforge.datasets.labels import LabelRef
 from scanforge.datasets.labels.book import LabelBook
@@ -54,7 +54,8 @@ def find_sources(
 ) -> tuple[list[PlannedSource], list[Quarantined]]:
     """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
 
-    UserError where two inputs hold the same one: their samples would collide, and a series may lie in parts in both.
+    UserError where labels of a source contradict each other, or two inputs hold the same one: their samples would
+    collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
     files, others = (_opened(files, book, none) for files in find_files(inputs))
@@ -73,14 +74,18 @@ def find_sources(
         none += rest
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
-    planned = [_planned(source, key, patient_regex, book, studies, shared) for source in _told_apart(sources)]
+    mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
+    for source in _told_apart(sources):
+        with mistakes.each():
+            planned.append(_planned(source, key, patient_regex, book, studies, shared))
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
             names = " and ".join(f"'{each.source.root / each.source.relative}'" for each in (one, following))
-            raise UserError(
+            mistakes.add(
                 f"two inputs hold '{one.source.relative}' ({names}): give their common parent, or build two data sets"
             )
+    mistakes.tell()
     return planned, none
 
 

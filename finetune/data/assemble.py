@@ -51,6 +51,7 @@ class Gathered:
 
     notes: how something was read that may have been meant otherwise; warnings: what a reader of the numbers should know
     site: fingerprint of the key that the hashes are of; '' for this site's own
+    refused: files that cannot be read, with the reason
     mistakes: what has to be mended before anything is trained; the cases are without it
     """
 
@@ -61,6 +62,7 @@ class Gathered:
     warnings: list[str] = field(default_factory=list)
     site: str = ""
     notes: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
     mistakes: Mistakes = field(default_factory=lambda: Mistakes("the data set"))
 
     def drop(self, reason: str, count: int = 1) -> None:

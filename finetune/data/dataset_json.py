@@ -44,11 +44,14 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
     if len(found.channels) > 1 and all(parts.keys() == {0} and _is_picture(parts[0]) for parts in cases.values()):
         found.channels, found.modalities = ["image"], [""]  # nnU-Net's colours: one file of three channels
     found.drop("labels without an image", len(_unmatched(book, scans)))
-    found.left_out |= book.left_out
+    for reason, count in book.left_out.items():
+        found.drop(reason, count)
     items = [_item(name, parts, found.channels, book, task) for name, parts in cases.items()]
     if not items:
         raise UserError(f"{path}: none of its masks has an image in {root}")
-    found.items = complete(items, found.channels, data.allow_missing, str(path))
+    with found.mistakes.each():
+        complete(items, found.channels, data.allow_missing, str(path))
+    found.items = items
     if not any(item.split == "test" for item in items):
         found.items = [Item(**{**vars(item), "split": ""}) for item in items]
     return found

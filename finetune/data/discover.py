@@ -54,10 +54,9 @@ def known_cases(data: LabelledData, task: Task) -> CaseList:
     found = read_shards(data.where, data) if kind == "shards" else _gathered(kind, where, data, task)
     # Of labels in a file of their own, that is what messages are about.
     apart = kind in ("folders", "list") and len(data.label_paths) == 1
+    found.mistakes.where = data.where if kind == "shards" else str(data.label_paths[0] if apart else where)
     with found.mistakes.instead():
-        return assemble(
-            found, data, task, data.where if kind == "shards" else str(data.label_paths[0] if apart else where)
-        )
+        return assemble(found, data, task, found.mistakes.where)
 
 
 def kind_of(data: LabelledData, task: Task) -> Format:

@@ -31,14 +31,15 @@ def about_modalities(found: Entries, channels: Sequence[str]) -> list[str]:
 
 def refuse_patients_twice(path: Path, found: Entries, patient: str | None, mistakes: Mistakes) -> None:
     """Keeps a mistake where one number is written in two ways ('1' and '01'): one patient would be on both sides."""
-    written: dict[float, set[str]] = defaultdict(set)
-    for text in {_text(entry.cells.get(patient)) for entry in found.entries} if patient is not None else ():
+    written: dict[float, dict[str, str]] = defaultdict(dict)
+    for entry in found.entries if patient is not None else ():
+        text = _text(entry.cells.get(patient))
         if (number := number_of(text)) is not None:
-            written[number].add(text)
-    for texts in written.values():
-        if len(texts) > 1:
-            one, other = sorted(texts)[:2]
-            mistakes.add(f"{path}: '{patient}' is both '{one}' and '{other}': write a patient in one way")
+            written[number].setdefault(text, entry.where)
+    for places in written.values():
+        if len(places) > 1:  # a message never says who
+            where = " and ".join(list(places.values())[:2])
+            mistakes.add(f"{path}: '{patient}' is the same number, written in two ways: {where}")
 
 
 def _text(cell: object) -> str:
@@ -51,9 +52,7 @@ def notes_on(found: Entries, split: str | None, patient: str | None) -> list[str
     """What a person may think is used, and is not."""
     notes = []
     if column_named(found.columns, "fold") is not None:
-        notes.append(
-            "the list's column 'fold' is not used: validation.folds deals its own; to test on a fold, give split.file."
-        )
+        notes.append("the list's 'fold' is not used: to test on one, give the list as split.file too, with split.fold.")
     if split is not None:
         words = Counter(str(entry.cells.get(split) or "").strip() for entry in found.entries)
         strange = sorted(word for word in words if word and word.lower() not in SPLITS)
