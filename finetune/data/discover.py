@@ -74,6 +74,10 @@ def kind_of(data: LabelledData, task: Task) -> Format:
         return "shards"
     if where.suffix.lower() == ".npz" and _has_stacks(where):
         return "archive"
+    if where.suffix.lower() == ".npz" and not data.labels:
+        raise UserError(
+            f"{where} holds no stack of images: 'images' and 'labels', or 'train_images', 'train_labels', ..."
+        )
     if _dataset_json(where, data) is not None:
         return "dataset"
     if where.is_file() and where.suffix.lower() in (".csv", ".tsv", ".json"):
