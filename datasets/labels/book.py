@@ -47,11 +47,13 @@ class LabelBook:
     """The labels of a build by the path of their scan.
 
     claimed   resolved mask files: they are no scans
+    listed    resolved files of lists and drawings: no scans either
     notes     what a person should read before the build: columns left out and why
     left_out  boxes, lines and masks that could not be used, counted by reason
     """
 
     claimed: set[Path] = field(default_factory=set)
+    listed: set[Path] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     _lists: list[_List] = field(default_factory=list)
@@ -109,7 +111,7 @@ def open_labels(
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
     columns of CSV files that are named rather than found
     """
-    book = LabelBook()
+    book = LabelBook(listed={file.resolve() for path in labels for file in _files(Path(path))})
     names: dict[str, Names] = {}
     others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
@@ -128,6 +130,10 @@ def open_labels(
     if names and not book.claimed:
         raise UserError("names of mask values are given, but no masks")
     return book
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.xml")) if path.is_dir() else [path]
 
 
 def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:

@@ -17,6 +17,7 @@ from scanforge.datasets.shards.quarantine import Quarantined
 from scanforge.datasets.study import shared_studies, studies_of
 
 MAX_SOURCES = 512  # in a shard, whatever their size
+NO_FILE_OF_IT = "no file of this data set: neither a scan by its name nor DICOM by its content"
 
 File = tuple[Path, str]  # root, path relative to it
 
@@ -71,7 +72,7 @@ def find_sources(
     for root in sorted({root for root, _ in others}):
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
         sources += dicom
-        none += rest
+        none += [_told(each, root, book) for each in rest]
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
     mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
@@ -92,6 +93,14 @@ def find_sources(
 def shown(relative: str) -> str:
     """A path for people and for JSON: file names are bytes, and those of old systems are often not UTF-8."""
     return os.fsencode(relative).decode("utf-8", "backslashreplace")
+
+
+def _told(each: Quarantined, root: Path, book: LabelBook) -> Quarantined:
+    """A file that is no DICOM is seldom meant to be: what it is to this data set."""
+    if each.reason != "not DICOM":
+        return each
+    labels = book.listed and (root / each.path).resolve() in book.listed
+    return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
 
 
 def _opened(files: Sequence[File], book: LabelBook, none: list[Quarantined]) -> list[File]:
