@@ -71,8 +71,7 @@ def text_of(cell: Any, what: str) -> str:
 
 def paths_of(cell: Any, what: str) -> list[str]:
     """The paths in a cell, of several channels as a list: '' for one that is missing; UserError for what is none."""
-    if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], list):
-        cell = cell[0]
+    cell = _unnested(cell)
     each = cell if isinstance(cell, list) else [cell]
     each = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in each]
     wrong = next((one for one in each if one is not None and not isinstance(one, str)), None)
@@ -121,7 +120,12 @@ def _channel_counts(content: Any) -> set[int]:
     """How many files the entries name as their image."""
     lists = content.values() if isinstance(content, dict) else [content]
     entries = [each for listed in lists if isinstance(listed, list) for each in listed if isinstance(each, dict)]
-    return {len(each["image"]) if isinstance(each.get("image"), list) else 1 for each in entries}
+    cells = [_unnested(each.get("image")) for each in entries]
+    return {len(cell) if isinstance(cell, list) else 1 for cell in cells}
+
+
+def _unnested(cell: Any) -> Any:
+    return cell[0] if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], list) else cell
 
 
 def _lists_cases(value: Any) -> bool:
