@@ -90,14 +90,14 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
         for pair in pairs:
             mask = path.parent / str(pair.get("label") or "")
             if os.path.isfile(mask):  # False too for what is no path
-                images = pair.get("image")  # several files are channels, which share the mask
-                for image in images if isinstance(images, list) else [images]:
-                    found.refs.append((str(image or ""), LabelRef(mask=mask.absolute(), names=names)))
+                image = pair.get("image")
+                first = image[0] if isinstance(image, list) and image else image  # the others are channels, see below
+                found.refs.append((str(first or ""), LabelRef(mask=mask.absolute(), names=names)))
                 claimed.add(mask.resolve())
             else:
                 found.drop("masks listed, but not there" if pair.get("label") else "cases listed without a mask")
     channels = content.get("channel_names") or content.get("modality") or {}
-    more = range(1, len(channels) if isinstance(channels, dict) else 0)
+    more = range(1, len(channels) if isinstance(channels, dict | list) else 0)
     found.refs += [(f"{'/'.join(parts_of(name))}_{channel:04d}", ref) for name, ref in found.refs for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
