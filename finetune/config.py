@@ -1,9 +1,9 @@
 """What a fine-tuning run is told: data, task, few-shot protocol, schedule. Every option has one reader."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config
@@ -14,11 +14,27 @@ from scanforge.finetune.training.recipes import Arm, LoraConfig, ProbeConfig, Re
 Size = tuple[int, int, int]
 
 
+def _class_names(value: Any) -> Any:
+    """Whole numbers are names too; what YAML has turned into something else is not what was typed."""
+    if not isinstance(value, list):
+        return value
+    turned = [each for each in value if isinstance(each, bool | float) or each is None]
+    if turned:
+        raise ValueError(f"YAML reads one of these names as {turned[0]}: put names such as no, yes and 1.0 in quotes")
+    names = [str(each) if isinstance(each, int) else each for each in value]
+    if all(isinstance(name, str) for name in names) and len(set(names)) < len(names):
+        raise ValueError("a class is named twice")
+    return names
+
+
+ClassNames = Annotated[list[str], BeforeValidator(_class_names)]
+
+
 class SegmentationTask(Config):
     """Label maps of integers, 0 the background."""
 
     name: Literal["segmentation"] = "segmentation"
-    classes: list[str] | None = None  # names of labels 1..n; None: read from the label maps
+    classes: ClassNames | None = None  # names of labels 1..n; None: read from the label maps
     tolerance: float = Field(default=1.0, gt=0)  # mm: a surface this near counts as right in the surface Dice (NSD)
 
 
@@ -28,7 +44,7 @@ class ClassificationTask(Config):
     name: Literal["classification"] = "classification"
     id_column: str | None = None  # stem or file name of the scan; None: the first of id, file, filename, image, name
     label_column: str = "class"
-    classes: list[str] | None = None  # None: the values of the column, sorted
+    classes: ClassNames | None = None  # None: the values of the column, sorted
 
 
 class RegressionTask(Config):
@@ -45,7 +61,7 @@ class DetectionTask(Config):
     name: Literal["detection"] = "detection"
     id_column: str | None = None
     label_column: str | None = None  # of a CSV of boxes: the class of each; None: 'label' where there is one
-    classes: list[str] | None = None  # of findings; None: those of the boxes, or of the named values of the masks
+    classes: ClassNames | None = None  # of findings; None: those of the boxes, or of the named values of the masks
     masks: Literal["components", "instances"] = "components"  # instances: each value of a mask is one finding
     whole_scan: bool | None = None  # scans scaled to fit the patch, or windows; None: by the size of the findings
     min_voxels: int = Field(default=16, ge=1)  # findings of a mask below this are none

@@ -84,13 +84,13 @@ def summarise(
         cells=list(cells),
         data=_data(spec, sides, found),
         setup=_setup(config, spec),
-        left_out=_left_out(config, sides, found),
+        left_out=left_out(config, sides, found),
         warnings=found.warnings + shown,
         versions=versions(),
     )
 
 
-def _left_out(config: FinetuneConfig, sides: Split, found: CaseList) -> dict[str, int]:
+def left_out(config: FinetuneConfig, sides: Split, found: CaseList) -> dict[str, int]:
     """What did not take part; scans without a label do by self-training."""
     used = len(sides.unlabelled) if config.self_training.rounds else 0
     return {why: n for why, count in found.left_out.items() if (n := count - used * (why == UNLABELLED))}

@@ -16,13 +16,14 @@ from scanforge.configs.files import write_json
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
-from scanforge.finetune.data import CaseList, discover
+from scanforge.finetune.data import CaseList
 from scanforge.finetune.data.check import Checked, check_cases
+from scanforge.finetune.data.discover import known_cases
 from scanforge.finetune.display import Display
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
 from scanforge.finetune.report.page import write_report
-from scanforge.finetune.results import Results, summarise
+from scanforge.finetune.results import Results, left_out, summarise
 from scanforge.finetune.split import CellCases, Split, cell_cases, split
 from scanforge.finetune.tasks.adapter import Spec
 from scanforge.finetune.training.budget import Budget
@@ -88,14 +89,17 @@ def prepare(config: FinetuneConfig) -> Study:
     release = read_release(config.checkpoint) if config.checkpoint else None
     backbone = release.info.backbone if release else config.backbone
     assert backbone is not None
-    found = discover(config.data, config.task)
+    found = known_cases(config.data, config.task)
     if len(found.channels) > 1:
         backbone = backbone.model_copy(update={"in_channels": len(found.channels)})
-    sides = split(found, config.split, release.patients if release else [])
+    with found.mistakes.instead():
+        sides = split(found, config.split, release.patients if release else [])
+        classes, checked = _checked(config, found, sides)
+    found.mistakes.tell()
     if release:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
-    classes, checked = _checked(config, found, sides)
+    _tell_left_out(left_out(config, sides, found))
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
@@ -125,7 +129,7 @@ def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> tuple[lis
     used = {case.key for cell in cells for case in cell.train + cell.test}
     cases = found.cases if found.classes is None else [case for case in found.cases if case.key in used]
     others = {case.key: case for cell in cells for case in cell.unlabelled}
-    checked = check_cases([*cases, *others.values()], config.task, found.classes)
+    checked = check_cases([*cases, *others.values()], config.task, found.classes, found.mistakes)
     return [f"label {k}" for k in range(1, checked.highest + 1)] if found.classes is None else found.classes, checked
 
 
@@ -205,6 +209,12 @@ class Marked:
     origin: str
 
 
+def _tell_left_out(reasons: dict[str, int]) -> None:
+    if reasons:
+        said = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+        Console(stderr=True, highlight=False).print(f"note: left out: {said}.", soft_wrap=True, markup=False)
+
+
 def _tell(results: Results) -> None:
     console = Console(stderr=True, highlight=False)
     for row in results.table:
@@ -212,5 +222,6 @@ def _tell(results: Results) -> None:
         interval = "" if value.low is None else f"  [{value.low:.3f}, {value.high:.3f}]"
         number = "undefined" if value.value is None else f"{value.value:.3f}"
         console.print(f"{row.arm:>10}  {row.shots!s:>4} shots  {results.headline} {number}{interval}")
+    _tell_left_out(results.left_out)
     for warning in results.warnings:
         console.print(f"note: {warning}", soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import UserError, UserErrors
 from scanforge.launch.launch_cli import launch_app
 
 app = typer.Typer(
@@ -214,6 +214,8 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except UserErrors as errors:
+        _fail(str(errors), 2, several=True)
     except UserError as error:
         _fail(str(error), 2)
     except UsageError as error:
@@ -226,8 +228,8 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, several: bool = False) -> None:
     if _State.debug:
         raise
-    print(f"scanforge: {' '.join(text.split())}", file=sys.stderr)
+    print(f"scanforge: {text if several else ' '.join(text.split())}", file=sys.stderr)
     _leave_at_once(code)

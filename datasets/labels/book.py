@@ -1,12 +1,12 @@
 """All labels of a build, to look up by scan."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
+from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
@@ -47,11 +47,13 @@ class LabelBook:
     """The labels of a build by the path of their scan.
 
     claimed   resolved mask files: they are no scans
+    listed    resolved files of lists and drawings: no scans either
     notes     what a person should read before the build: columns left out and why
     left_out  boxes, lines and masks that could not be used, counted by reason
     """
 
     claimed: set[Path] = field(default_factory=set)
+    listed: set[Path] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     _lists: list[_List] = field(default_factory=list)
@@ -76,24 +78,26 @@ class LabelBook:
         UserError where a whole list is of none of them, or one label is of two scans that differ in their folder only.
         """
         unused: list[str] = []
+        mistakes = Mistakes("the labels")
         for each in self._lists:
             owners: dict[Parts, str] = {}
             for relative in relatives:
-                match = each.find(relative)
+                match = None
+                with mistakes.each():
+                    match = each.find(relative)
                 if match is None:
                     continue
                 name, _, alone = match
                 if alone and owners.get(name, relative) != relative:
-                    raise UserError(
+                    mistakes.add(
                         f"{each.title}: '{'/'.join(name)}' is both {owners[name]} and {relative}; "
                         "name them by more of the path"
                     )
                 owners[name] = relative
             if not owners:
-                raise UserError(
-                    f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix"
-                )
+                mistakes.add(f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix")
             unused += ["/".join(name) for name in each.names() if name not in owners]
+        mistakes.tell()
         return unused
 
 
@@ -107,11 +111,11 @@ def open_labels(
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
     columns of CSV files that are named rather than found
     """
-    book = LabelBook()
+    book = LabelBook(listed={file.resolve() for path in labels for file in _files(Path(path))})
     names: dict[str, Names] = {}
     others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
-        content = _json(path) if path.suffix.lower() == ".json" else None
+        content = load_json(path, "the labels ") if path.suffix.lower() == ".json" else None
         given = None if content is None or is_dataset(content) else as_names(content)
         if given is not None:
             names |= given
@@ -126,6 +130,10 @@ def open_labels(
     if names and not book.claimed:
         raise UserError("names of mask values are given, but no masks")
     return book
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.xml")) if path.is_dir() else [path]
 
 
 def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:
@@ -154,13 +162,6 @@ def _file(book: LabelBook, path: Path, found: Found, claimed: set[Path], boxes_f
     book.notes += found.notes
     for reason, count in found.left_out.items():
         book.left_out[reason] = book.left_out.get(reason, 0) + count
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the labels {path}: {error}") from error
 
 
 def _merged(one: LabelRef, other: LabelRef, relative: str) -> LabelRef:

@@ -32,6 +32,13 @@ def boxes_of_mask(mask: NDArray[np.unsignedinteger], names: dict[int, str]) -> t
     return tuple(boxes)
 
 
+def why_no_voxels(x0: float, y0: float, x1: float, y1: float) -> str:
+    """Why a box cannot be in voxels, '' where it may be: one within the first voxel is a part of the image's extent."""
+    if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
+        return "lies within the first voxel: coordinates are voxels, no fractions of the image; multiply by its size"
+    return ""
+
+
 def fit_boxes(boxes: tuple[Box, ...], shape: tuple[int, ...]) -> tuple[tuple[Box, ...], int]:
     """Boxes within a scan of `shape` (D, H, W), and how many are left out: wholly outside, or without extent.
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
+from scanforge.datasets.labels.boxes import why_no_voxels
 from scanforge.datasets.labels.labels import Box, LabelRef
 from scanforge.datasets.labels.table import Found
 
@@ -17,12 +18,17 @@ def is_coco(content: Any) -> bool:
 def read_coco(path: Path, content: dict[str, Any]) -> Found:
     """Boxes (x, y, width, height) of each of the images; an image without annotation: looked, and there is none.
 
-    Without extent, of a crowd, or of no image: left out and counted. UserError where it is not what COCO says.
+    Without extent, of a crowd, or of no image: left out and counted. UserError where it is not what COCO says, an id is
+    of two images or categories, or boxes are no pixels.
     """
-    found = Found()
+    found, mistakes = Found(), Mistakes(str(path))
     try:
         names = {each["id"]: str(each["name"]) for each in content.get("categories", [])}
         boxes: dict[Any, list[Box]] = {each["id"]: [] for each in content["images"]}
+        files = {each["id"]: str(each["file_name"]) for each in content["images"]}
+        for what, ids in (("categories", names), ("images", files)):
+            if len(ids) < len(content.get(what, [])):
+                mistakes.add(f"{path}: two of its {what} have one id")
         for each in content["annotations"]:
             if each["image_id"] not in boxes:
                 found.drop("boxes of no image")
@@ -31,13 +37,18 @@ def read_coco(path: Path, content: dict[str, Any]) -> Found:
             else:
                 x, y, width, height = (float(number) for number in each["bbox"])
                 label = names.get(each.get("category_id"), f"category {each.get('category_id')}")
-                _keep(boxes[each["image_id"]], x, y, x + width, y + height, label, found)
+                if names and each.get("category_id") not in names:
+                    mistakes.add(f"{path}: a box of '{files[each['image_id']]}' is of {label}, which it does not name")
+                with mistakes.each():
+                    where = f"{path}: a box of '{files[each['image_id']]}'"
+                    _keep(boxes[each["image_id"]], x, y, x + width, y + height, label, found, where)
         for each in content["images"]:
             size = (int(each["height"]), int(each["width"])) if "height" in each and "width" in each else None
             ref = LabelRef(boxes=tuple(boxes[each["id"]]), flat_boxes=True, size=size)
             found.refs.append((str(each["file_name"]), ref))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no COCO list of boxes: {type(error).__name__} {error}") from error
+    mistakes.tell()
     return found
 
 
@@ -49,20 +60,25 @@ def read_voc(folder: Path) -> Found:
     hand by either count: left out and counted.
     """
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"))
-    drawn = [(file, _objects(file)) for file in files]
+    mistakes, drawn = Mistakes(str(folder)), []
+    for file in files:
+        with mistakes.each():
+            drawn.append((file, _objects(file)))
     first = 0.0 if any(min(low[:2]) < 1 for _, (_, objects) in drawn for _, low in objects) else 1.0
     found = Found()
     for file, (size, objects) in drawn:
         boxes: list[Box] = []
         for label, (x0, y0, x1, y1) in objects:
             if x0 < x1 and y0 < y1:
-                _keep(boxes, x0 - first, y0 - first, x1, y1, label, found)
+                with mistakes.each():
+                    _keep(boxes, x0 - first, y0 - first, x1, y1, label, found, f"{file}: a box")
             else:
                 found.drop("boxes without extent")
         name = file.name if file == folder else file.relative_to(folder).as_posix()
         found.refs.append((name.removesuffix(".xml"), LabelRef(boxes=tuple(boxes), flat_boxes=True, size=size)))
     if any(objects for _, (_, objects) in drawn) and not first:
         found.notes.append(f"{folder.name}: boxes that begin at 0, so pixels are counted from 0")
+    mistakes.tell()
     return found
 
 
@@ -83,13 +99,16 @@ def _objects(file: Path) -> tuple[tuple[int, int] | None, list[tuple[str, tuple[
             )
             for each in root.iter("object")
         ]
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, OverflowError) as error:
         raise UserError(f"{file} is no Pascal VOC annotation: {error}") from error
     return ((height, width) if height and width else None), objects  # type: ignore[return-value]
 
 
-def _keep(boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: Found) -> None:
+def _keep(boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: Found, where: str) -> None:
+    """Keeps or counts a box; UserError where it is no box of pixels."""
     if x0 < x1 and y0 < y1:
+        if why := why_no_voxels(x0, y0, x1, y1):
+            raise UserError(f"{where} {why}")
         boxes.append(Box((0.0, y0, x0), (1.0, y1, x1), label))
     else:
         found.drop("boxes without extent")

@@ -1,17 +1,20 @@
 """Mask files: which scan each is of, and what its values are called."""
 
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.names import parts_of
 from scanforge.datasets.labels.table import Found
 from scanforge.datasets.readers import find_scans
 
 Names = dict[int, str]
+_DIGITS = 10  # of a label: more are none
 _MARK = r"(?:mask|seg|segmentation|labels?|gt)"
 _MARKED = re.compile(rf"(?i)(?:(?P<scan>.+?)[ ._-]+)?{_MARK}(?:[ ._-]?(?P<number>\d+))?")
 
@@ -85,14 +88,16 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
     if pairs:
         found.refs = []
         for pair in pairs:
-            mask = path.parent / str(pair.get("label", ""))
-            if mask.is_file():
-                found.refs.append((str(pair.get("image", "")), LabelRef(mask=mask.absolute(), names=names)))
+            mask = path.parent / str(pair.get("label") or "")
+            if os.path.isfile(mask):  # False too for what is no path
+                image = pair.get("image")
+                first = image[0] if isinstance(image, list) and image else image  # the others are channels, see below
+                found.refs.append((str(first or ""), LabelRef(mask=mask.absolute(), names=names)))
                 claimed.add(mask.resolve())
             else:
-                found.drop("masks listed, but not there")
+                found.drop("masks listed, but not there" if pair.get("label") else "cases listed without a mask")
     channels = content.get("channel_names") or content.get("modality") or {}
-    more = range(1, len(channels) if isinstance(channels, dict) else 0)
+    more = range(1, len(channels) if isinstance(channels, dict | list) else 0)
     found.refs += [(f"{'/'.join(parts_of(name))}_{channel:04d}", ref) for name, ref in found.refs for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
@@ -100,16 +105,42 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
 
 
 def dataset_names(content: dict[str, Any], found: Found, path: Path) -> Names:
-    """Names of the values: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net); regions of several are left out."""
+    """Names of the values: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net); regions of several are left out.
+
+    UserError for a value that is no label, and one that two names have.
+    """
     names: Names = {}
-    for key, value in dict(content["labels"]).items():
-        if str(key).isdigit():
-            names[int(key)] = str(value)
-        elif isinstance(value, int):
-            names[value] = str(key)
-        else:
+    mistakes = Mistakes(str(path))
+    for key, value in _pairs(content["labels"], path):
+        if isinstance(value, list) and len(value) > 1:
             found.notes.append(f"{path.name}: '{key}' is made of several labels and left out as a name")
+            continue
+        turned = isinstance(value, str) and _number(key) is not None  # the Decathlon's {"1": "liver"}
+        number, name = (_number(key), value) if turned else (_number(value), key)
+        if number is None:
+            mistakes.add(
+                f"{path}: label '{key}' is {json.dumps(value)}: one whole number is needed, as in \"liver\": 1"
+            )
+        elif names.setdefault(number, name) != name and number > 0:
+            mistakes.add(f"{path}: '{names[number]}' and '{name}' are both label {number}")
+    mistakes.tell()
     return {value: name for value, name in names.items() if value > 0}
+
+
+def _pairs(labels: Any, path: Path) -> list[tuple[str, Any]]:
+    if not isinstance(labels, dict):
+        raise UserError(f'{path}: \'labels\' is no mapping of names to numbers, as in {{"background": 0, "liver": 1}}')
+    return list(labels.items())
+
+
+def _number(value: Any) -> int | None:
+    """The label that a value of JSON is: a whole number from 0 on, also as text, or alone in a list."""
+    if isinstance(value, list):
+        return _number(value[0]) if len(value) == 1 else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < _DIGITS else None
 
 
 def as_names(content: Any) -> dict[str, Names] | None:

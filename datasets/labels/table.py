@@ -1,19 +1,17 @@
 """Labels in a CSV file: classes, numbers, boxes."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
+from scanforge.datasets.labels.box_columns import find_box_columns
+from scanforge.datasets.labels.box_table import BoxReader, wanted_boxes
 from scanforge.datasets.labels.columns import kind_of, value_of
-from scanforge.datasets.labels.labels import Box, LabelRef
+from scanforge.datasets.labels.labels import LabelRef
+from scanforge.datasets.labels.rows import Row, column_named, listed, read_rows
 
 ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is there
-_BOX = ("x0", "y0", "x1", "y1")
-_DEPTH = ("z0", "z1")
-Row = dict[str, str]
 
 
 @dataclass
@@ -44,69 +42,87 @@ class Columns:
 
 
 def read_table(path: Path, chosen: Columns | None = None) -> Found:
-    """One line per scan, or with the columns x0, y0, x1, y1[, z0, z1][, label] one line per box (half-open, voxels).
+    """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
 
     A line whose box is blank: looked, and there is none. Other columns are classes or numbers by `columns.kind_of`;
     those left out are named in `notes`. UserError for a damaged file, no id column, a scan named twice.
     """
     chosen = chosen or Columns()
-    columns, rows = read_rows(path)
-    by_lower = {column.strip().lower(): column for column in columns}
+    columns, rows = _as_named(path, chosen)
     id_column = _chosen_id(path, columns, chosen)
-    boxed = not chosen.classes and all(name in by_lower for name in _BOX)
-    label = chosen.box_class or by_lower.get("label")
-    special = {by_lower[name] for name in (*_BOX, *_DEPTH) if boxed and name in by_lower} | {id_column}
-    special |= {label} if boxed and label else set()
-    scans: dict[str, list[Row]] = {}
-    for row in rows:
-        if name := (row[id_column] or "").strip():
-            scans.setdefault(name, []).append(row)
-    if not boxed and (doubled := next((name for name, lines in scans.items() if len(lines) > 1), None)):
-        raise UserError(f"{path} names '{doubled}' twice")
+    if chosen.classes == ():
+        boxed, label = wanted_boxes(path, columns, id_column, chosen.box_class)
+    else:
+        boxed = None if chosen.classes else find_box_columns(path, columns)
+        label = chosen.box_class or column_named(columns, "label")
+    special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
+    mistakes = Mistakes(str(path))
+    scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)
     found = Found()
     found.drop("lines without an id", len(rows) - sum(map(len, scans.values())))
     if chosen.classes is None:
         kinds = _kinds(path, [column for column in columns if column not in special], scans, found)
     else:
         kinds = dict.fromkeys(chosen.classes, "class")
+    boxes = BoxReader(path, boxed, label, mistakes, found.drop) if boxed else None
     for name, lines in scans.items():
         values = {column: value_of(lines[0][column]) for column in kinds}
         ref = LabelRef(
-            boxes=_boxes(path, name, lines, by_lower, label, found) if boxed else None,
-            flat_boxes=boxed and not all(depth in by_lower for depth in _DEPTH),
+            boxes=boxes.of(name, lines) if boxes else None,
+            flat_boxes=boxed is not None and boxed.z is None,
             classes={column.strip(): cell for column, cell in values.items() if cell and kinds[column] == "class"},
             targets={
                 column.strip(): float(cell) for column, cell in values.items() if cell and kinds[column] == "target"
             },
         )
         found.refs.append((name, ref))
+    if boxes:
+        boxes.judge()
+    mistakes.tell()
     return found
+
+
+def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[Row]]:
+    """Columns and lines, a column that differs from a name of `chosen` in case alone called by that name."""
+    columns, rows = read_rows(path)
+    if not rows:
+        raise UserError(f"{path} has a first line, but no scan below it")
+    for wanted in (chosen.id, *(chosen.classes or ()), chosen.box_class):
+        if wanted is not None and (column := column_named(columns, wanted)) not in (None, wanted):
+            columns[columns.index(str(column))] = wanted
+            for row in rows:
+                row[wanted] = row.pop(str(column))
+    return columns, rows
+
+
+def _by_scan(
+    path: Path, rows: Sequence[Row], id_column: str, several: bool, mistakes: Mistakes
+) -> dict[str, list[Row]]:
+    """Lines by the name of their scan; each has one, unless they may be `several`."""
+    scans: dict[str, list[Row]] = {}
+    for row in rows:
+        name = row[id_column]
+        if "\n" in name or "\r" in name:
+            mistakes.add(f"{path}: the name at line {row.line} goes over several lines: is a quote not closed?")
+        elif name:
+            scans.setdefault(name, []).append(row)
+            if len(scans[name]) == 2 and not several:
+                numbers = f"lines {scans[name][0].line} and {row.line}"
+                mistakes.add(f"{path} names '{name}' twice ({numbers}); give one line for each scan")
+    return scans
 
 
 def _chosen_id(path: Path, columns: list[str], chosen: Columns) -> str:
     """The column that tells the scans apart; UserError where it, or another that was named, is not there."""
     for wanted in (chosen.id, *(chosen.classes or ()), chosen.box_class):
         if wanted is not None and wanted not in columns:
-            raise UserError(f"{path} has no column '{wanted}'; it has: {', '.join(columns)}")
-    by_lower = {column.strip().lower(): column for column in columns}
-    found = chosen.id or next((by_lower[name] for name in ID_COLUMNS if name in by_lower), None)
+            raise UserError(f"{path} has no column '{wanted}'; it has: {listed(columns)}")
+    found = chosen.id or next((column for name in ID_COLUMNS if (column := column_named(columns, name))), None)
     if found is None:
-        raise UserError(f"{path} has no column {', '.join(ID_COLUMNS)} to tell the scans by; it has: {columns}")
+        raise UserError(
+            f"{path} has no column {', '.join(ID_COLUMNS)} to tell the scans by; its first line has: {listed(columns)}"
+        )
     return found
-
-
-def read_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Columns and lines of a CSV file (comma, semicolon or tab); UserError where it cannot be read."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        first = text.split("\n", 1)[0]
-        lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), restval="")
-        columns, rows = [str(name) for name in lines.fieldnames or []], list(lines)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from error
-    if any(None in row for row in rows):
-        raise UserError(f"{path}: a line has more cells than the first one")
-    return columns, rows
 
 
 def _kinds(path: Path, columns: Sequence[str], scans: dict[str, list[Row]], found: Found) -> dict[str, str]:
@@ -122,23 +138,3 @@ def _kinds(path: Path, columns: Sequence[str], scans: dict[str, list[Row]], foun
         else:
             found.notes.append(f"{path.name}: column '{column}' left out: {why}")
     return kinds
-
-
-def _boxes(
-    path: Path, name: str, lines: list[Row], by_lower: dict[str, str], label: str | None, found: Found
-) -> tuple[Box, ...]:
-    boxes = []
-    for line in lines:
-        cells = {each: value_of(line[by_lower[each]]) for each in (*_BOX, *_DEPTH) if each in by_lower}
-        if not any(cells[each] for each in _BOX):
-            continue
-        try:
-            x0, y0, x1, y1 = (float(cells[each]) for each in _BOX)
-            z0, z1 = float(cells.get("z0") or 0), float(cells.get("z1") or 1)
-        except ValueError as error:
-            raise UserError(f"{path}: the box of '{name}' has a coordinate that is no number") from error
-        if x0 < x1 and y0 < y1 and z0 < z1:
-            boxes.append(Box((z0, y0, x0), (z1, y1, x1), (value_of(line[label]) if label else "") or "finding"))
-        else:
-            found.drop("boxes without extent")
-    return tuple(boxes)

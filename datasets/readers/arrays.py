@@ -24,7 +24,8 @@ _ERRORS = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, NotImplementedError, RuntimeError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
-_STACK = re.compile(r"(?:(train|val|test)_)?images")
+_SIDES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # other names of MedMNIST's
+STACK = re.compile(r"(?:(train|training|val|valid|validation|test|testing)_)?images")
 
 
 def read_array(source: Source) -> Iterator[Scan]:
@@ -44,7 +45,7 @@ def read_array(source: Source) -> Iterator[Scan]:
             names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
             if len(set(names)) < len(names):
                 raise ReadError("holds two arrays of one name")
-            stacks = [match for name in names if (match := _STACK.fullmatch(name))]
+            stacks = [match for name in names if (match := STACK.fullmatch(name))]
             for match in stacks:
                 yield from _entries(archive, match.string, match[1] or "", names)
             if not stacks:
@@ -68,7 +69,7 @@ def _entries(archive: zipfile.ZipFile, name: str, split: str, names: list[str]) 
     rows = zip(*(each.entries() for each in known), strict=True) if known else repeat(())
     for number, (image, row) in enumerate(zip(images.entries(), rows, strict=False)):
         part = f"{prefix.replace('_', '-')}{number}"
-        yield _scan(image, part, row, patient=part, split=split)
+        yield _scan(image, part, row, patient=part, split=_SIDES.get(split, split))
 
 
 def _single(archive: zipfile.ZipFile, names: list[str]) -> Iterator[Scan]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes
 from scanforge.datasets.identity import keyed_hash, patient_of
 from scanforge.datasets.labels import LabelRef
 from scanforge.datasets.labels.book import LabelBook
@@ -17,6 +17,7 @@ from scanforge.datasets.shards.quarantine import Quarantined
 from scanforge.datasets.study import shared_studies, studies_of
 
 MAX_SOURCES = 512  # in a shard, whatever their size
+NO_FILE_OF_IT = "no file of this data set: neither a scan by its name nor DICOM by its content"
 
 File = tuple[Path, str]  # root, path relative to it
 
@@ -54,7 +55,8 @@ def find_sources(
 ) -> tuple[list[PlannedSource], list[Quarantined]]:
     """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
 
-    UserError where two inputs hold the same one: their samples would collide, and a series may lie in parts in both.
+    UserError where labels of a source contradict each other, or two inputs hold the same one: their samples would
+    collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
     files, others = (_opened(files, book, none) for files in find_files(inputs))
@@ -70,23 +72,35 @@ def find_sources(
     for root in sorted({root for root, _ in others}):
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
         sources += dicom
-        none += rest
+        none += [_told(each, root, book) for each in rest]
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
-    planned = [_planned(source, key, patient_regex, book, studies, shared) for source in _told_apart(sources)]
+    mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
+    for source in _told_apart(sources):
+        with mistakes.each():
+            planned.append(_planned(source, key, patient_regex, book, studies, shared))
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
             names = " and ".join(f"'{each.source.root / each.source.relative}'" for each in (one, following))
-            raise UserError(
+            mistakes.add(
                 f"two inputs hold '{one.source.relative}' ({names}): give their common parent, or build two data sets"
             )
+    mistakes.tell()
     return planned, none
 
 
 def shown(relative: str) -> str:
     """A path for people and for JSON: file names are bytes, and those of old systems are often not UTF-8."""
     return os.fsencode(relative).decode("utf-8", "backslashreplace")
+
+
+def _told(each: Quarantined, root: Path, book: LabelBook) -> Quarantined:
+    """A file that is no DICOM is seldom meant to be: what it is to this data set."""
+    if each.reason != "not DICOM":
+        return each
+    labels = book.listed and (root / each.path).resolve() in book.listed
+    return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
 
 
 def _opened(files: Sequence[File], book: LabelBook, none: list[Quarantined]) -> list[File]:

@@ -2,7 +2,8 @@
 
 import atexit
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
 from scanforge.datasets.readers import ReadError, Scan, file_source, scans_of
+from scanforge.datasets.readers.arrays import STACK
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, Task
 from scanforge.finetune.data.assemble import Gathered, Item
+
+_ANY = ("class", "label", "value")  # what the one label of an archive may be called
 
 
 class Archive:
@@ -78,11 +82,13 @@ class ArrayItem:
 
 
 def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
-    """Every entry of an .npz; UserError where it is damaged, or an image has several labels."""
+    """Every entry of an .npz, those without a label too; UserError where it is damaged, or an image has several labels,
+    of which none is chosen."""
     if data.labels:
         raise UserError(f"{path} holds its labels itself: leave out data.labels")
     key, identity = site_key(data.key_file), path.name
-    found = Gathered([])
+    found, known = Gathered([]), []
+    _refuse_other_sides(path)
     try:
         for position, scan in enumerate(scans_of(file_source(path.parent, path.name))):
             if not scan.part:
@@ -93,12 +99,16 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
                 keyed_hash(key, "patient", f"{identity}\0{scan.patient}"),
                 (ArrayItem(path, position, scan.part),),
                 mask=ArrayItem(path, position, scan.part, True) if scan.labels.mask is not None else None,
-                values=_values(path, scan, task),
                 split=scan.split,
             )
             found.items.append(item)
+            known.append({**scan.labels.classes, **scan.labels.targets})
     except (ReadError, OSError) as error:
         raise UserError(f"{path}: {error}") from error
+    if isinstance(task, ClassificationTask | RegressionTask):
+        column = _column(path, known, task)
+        cells = [{task.label_column: each[column]} if column in each else {} for each in known]
+        found.items = [replace(item, values=cell) for item, cell in zip(found.items, cells, strict=True)]
     found.warnings.append(
         f"{path.name} names no patients: each image counted as a patient of its own, so images of one may be on both "
         "sides of a split of ours. The official one (split.official=true) is its authors' word."
@@ -106,11 +116,31 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
     return found
 
 
-def _values(path: Path, scan: Scan, task: Task) -> dict[str, Any]:
-    """Its one label under the column that the task asks for."""
-    if not isinstance(task, ClassificationTask | RegressionTask):
-        return {}
-    known: dict[str, Any] = {**scan.labels.classes, **scan.labels.targets}
-    if len(known) > 1 and task.label_column not in known:
-        raise UserError(f"{path}: {len(known)} labels for each image; choose one: task.label_column=label-0, ...")
-    return {task.label_column: known[task.label_column] if task.label_column in known else next(iter(known.values()))}
+def _column(path: Path, known: Sequence[dict[str, Any]], task: ClassificationTask | RegressionTask) -> str:
+    """Which of the labels of the images the task asks for; an image whose label is NaN has none."""
+    names = sorted({name for each in known for name in each}, key=lambda name: (len(name), name))
+    if not names:
+        raise UserError(
+            f"{path} names no label of any image: it needs 'labels' beside 'images', or 'train_labels', ..."
+        )
+    if task.label_column in names:
+        return task.label_column
+    if names == ["label"] and (task.label_column in _ANY or "label_column" not in task.model_fields_set):
+        return "label"
+    if names == ["label"]:
+        raise UserError(f"{path} has no labels '{task.label_column}': leave out task.label_column")
+    one_hot = all(sorted(float(value) for value in each.values()) == [0.0] * (len(names) - 1) + [1.0] for each in known)
+    hint = "; each image has a single 1, so these may be classes: save the place of the 1 instead" if one_hot else ""
+    raise UserError(f"{path}: {len(names)} labels for each image; choose one: task.label_column={names[0]}, ...{hint}")
+
+
+def _refuse_other_sides(path: Path) -> None:
+    """UserError for a stack of images whose side nobody knows: they would be lost without a word."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: {error}") from error
+    strange = [name for name in names if name.endswith("images") and STACK.fullmatch(name) is None]
+    if strange and any(STACK.fullmatch(name) for name in names):
+        raise UserError(f"{path}: '{strange[0]}' is none of images, train_images, val_images and test_images")

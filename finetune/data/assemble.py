@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.labels import Box as DrawnBox
 from scanforge.datasets.labels import LabelRef
@@ -49,7 +49,10 @@ class Item:
 class Gathered:
     """What a format found; `modalities` of the channels are '' where it does not know them.
 
+    notes: how something was read that may have been meant otherwise; warnings: what a reader of the numbers should know
     site: fingerprint of the key that the hashes are of; '' for this site's own
+    refused: files that cannot be read, with the reason
+    mistakes: what has to be mended before anything is trained; the cases are without it
     """
 
     items: list[Item]
@@ -58,6 +61,9 @@ class Gathered:
     left_out: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     site: str = ""
+    notes: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    mistakes: Mistakes = field(default_factory=lambda: Mistakes("the data set"))
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts what stays out."""
@@ -80,16 +86,22 @@ def labelled(ref: LabelRef | None) -> dict[str, Any]:
 
 
 def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> CaseList:
-    """The cases of `task`; UserError, naming the data set `where`, where none has a label, or labels contradict it."""
-    names = {item.name for item in found.items}
-    if len(names) < len(found.items):
-        doubled = Counter(item.name for item in found.items).most_common(1)[0][0]
-        raise UserError(f"{where} names '{doubled}' twice")
-    targets, classes = _targets(found.items, task, where)
+    """The cases of `task`; UserError, naming the data set `where`, where none has a label, or labels contradict it.
+
+    Mistakes that are of single cases are kept in the list's `mistakes`: see `discover.known_cases`.
+    """
+    counts = Counter(item.name for item in found.items)
+    for name in (name for name, count in counts.items() if count > 1):
+        found.mistakes.add(f"{where} names '{name}' twice")
+    found.items = list({item.name: item for item in found.items}.values())
+    targets, classes = _targets(found, task, where)
     kept = [item for item in found.items if item.name in targets]
     found.drop(UNLABELLED, len(found.items) - len(kept))
     if not kept:
-        raise UserError(f"no scan of {where} has a label for {task.name}; names must agree up to the suffix")
+        out = "; ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        raise UserError(
+            f"no scan of {where} has a label for {task.name}; names must agree up to the suffix (left out: {out})"
+        )
     if len({item.patient for item in kept}) == len(kept) > 1 and not found.warnings and not found.site:
         found.warnings.append(
             "each case counted as a patient of its own: where some are of one patient, set data.patient_regex."
@@ -102,18 +114,21 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
         modalities_of(found.channels, found.modalities, data.modality),
         {item.key: item.split for item in kept if item.split},
         {item.key: item.name for item in kept},
-        found.warnings,
+        found.warnings + found.notes,
         found.site or site_fingerprint(site_key(data.key_file)),
         [Case(i.key, i.patient, i.images, None) for i in found.items if i.name not in targets and i.split != "test"],
+        found.mistakes,
     )
 
 
-def _targets(items: Sequence[Item], task: Task, where: str) -> tuple[dict[str, Any], list[str] | None]:
+def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], list[str] | None]:
     """Targets by the name of their item, and the classes."""
+    items = found.items
+    cells = {item.name: item.values for item in items}
     if isinstance(task, ClassificationTask):
-        return class_of_each({item.name: item.values for item in items}, task, where)
+        return class_of_each(cells, task, where, found.mistakes, found.notes)
     if isinstance(task, RegressionTask):
-        return value_of_each({item.name: item.values for item in items}, task, where), []
+        return value_of_each(cells, task, where, found.mistakes), []
     masks: dict[str, Target] = {item.name: item.mask for item in items if item.mask is not None}
     if isinstance(task, SegmentationTask):
         return masks, task.classes or _names([item.names for item in items], where)

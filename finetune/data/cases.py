@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from scanforge.configs.errors import Mistakes
 from scanforge.datasets.readers import Scan
 
 Box = tuple[float, float, float, float, float, float]  # d0, h0, w0, d1, h1, w1: half-open, in voxels of the file
@@ -63,6 +64,7 @@ class CaseList:
     warnings    what a reader of the numbers should know
     site        fingerprint of the key that the hashes are of
     unlabelled  scans without a label, each a case without a target; none that the data set calls a test scan
+    mistakes    what has to be mended before anything is trained: `cases` are without it
     """
 
     cases: list[Case]
@@ -75,3 +77,4 @@ class CaseList:
     warnings: list[str] = field(default_factory=list)
     site: str = ""
     unlabelled: list[Case] = field(default_factory=list)
+    mistakes: Mistakes = field(default_factory=lambda: Mistakes("the data set"))

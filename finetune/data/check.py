@@ -6,7 +6,7 @@ from zlib import crc32
 
 import numpy as np
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
 from scanforge.finetune.channels import read_channels
 from scanforge.finetune.config import DetectionTask, SegmentationTask, Task
 from scanforge.finetune.data.cases import Case
@@ -28,38 +28,48 @@ class Checked:
     scan_marks: dict[str, int] = field(default_factory=dict)
 
 
-def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None) -> Checked:
+def check_cases(
+    cases: Sequence[Case], task: Task, classes: Sequence[str] | None, mistakes: Mistakes | None = None
+) -> Checked:
     """Reads every channel and label of `cases` once. A case of a segmentation without a target is only read.
 
-    UserError, naming the source, for what cannot be read, labels that do not lie on their scan, slices among volumes,
-    labels without a class (where `classes` are known), and where all labels are empty.
+    UserError, naming the sources, for what cannot be read, labels that do not lie on their scan, slices among volumes,
+    labels without a class (where `classes` are known), and where all labels are empty. All cases are looked at before;
+    where `mistakes` are given, what is wrong with single cases is kept there instead.
     """
-    found, depths = Checked(), set()
+    found = Checked()
+    flat: dict[bool, list[str]] = {True: [], False: []}  # images that are a single slice, or a volume
+    mistakes, told_later = (Mistakes("the data set"), False) if mistakes is None else (mistakes, True)
     for case in cases:
-        scans = read_channels(case.images)
-        first = next(scan for scan in scans if scan is not None)
-        depths.add(first.voxels.shape[1] == 1)
-        if len(depths) > 1:
-            kind = "a single slice" if first.voxels.shape[1] == 1 else "a volume"
-            raise UserError(f"the images mix single slices and volumes ({case.image} is {kind}); give one kind")
-        voxels = [None if scan is None else scan.voxels for scan in scans]
-        target: object = case.target
-        if isinstance(task, SegmentationTask):
-            if case.target is None:
-                found.scan_marks[case.key] = _mark(voxels)
-                continue
-            assert not isinstance(case.target, int | float | tuple)
-            target = labels = read_labels(case.target, first)
-            highest = int(labels.max())
-            if classes is not None and highest > len(classes):
-                raise UserError(f"{case.target}: label {highest}, but classes are {list(classes)}")
-            found.highest = max(found.highest, highest)
-            found.empty += not highest
-        elif isinstance(task, DetectionTask):
-            target = findings(case, first, task, classes or ["finding"])
-            found.empty += not target
-        found.marks[case.key] = _mark([*voxels, target])
-    if found.marks and found.empty == len(found.marks):
+        with mistakes.each():
+            scans = read_channels(case.images)
+            first = next(scan for scan in scans if scan is not None)
+            flat[first.voxels.shape[1] == 1].append(str(case.image))
+            voxels = [None if scan is None else scan.voxels for scan in scans]
+            target: object = case.target
+            if isinstance(task, SegmentationTask):
+                if case.target is None:
+                    found.scan_marks[case.key] = _mark(voxels)
+                    continue
+                assert not isinstance(case.target, int | float | tuple)
+                target = labels = read_labels(case.target, first)
+                highest = int(labels.max())
+                if classes is not None and highest > len(classes):
+                    raise UserError(f"{case.target}: label {highest}, but classes are {list(classes)}")
+                found.highest = max(found.highest, highest)
+                found.empty += not highest
+            elif isinstance(task, DetectionTask):
+                target = findings(case, first, task, classes or ["finding"])
+                found.empty += not target
+            found.marks[case.key] = _mark([*voxels, target])
+    if all(flat.values()):
+        fewer = min(flat, key=lambda single: len(flat[single]))
+        kind, count = "a single slice" if fewer else "a volume", len(flat[fewer])
+        more = f", and {count - 1} more are" if count > 1 else ""
+        mistakes.add(f"the images mix single slices and volumes ({flat[fewer][0]} is {kind}{more}); give one kind")
+    if not told_later:
+        mistakes.tell()
+    if not len(mistakes) and found.marks and found.empty == len(found.marks):
         what = (
             "label map is empty: there is nothing to segment"
             if isinstance(task, SegmentationTask)

@@ -1,14 +1,15 @@
 """nnU-Net's and the Decathlon's `dataset.json`: channels, modalities, names of labels, and which files are cases."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.masks import is_dataset
 from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.readers import suffix_of
 from scanforge.datasets.shards.sources import PlannedSource
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, SegmentationTask, Task
 from scanforge.finetune.data.assemble import Gathered, Item
@@ -21,14 +22,6 @@ from scanforge.finetune.data.sources import FileScan
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 
 
-def load_json(path: Path) -> Any:
-    """UserError where it cannot be read."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-
-
 def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) -> Gathered:
     """The cases below `root` whose masks `path` lists, or that lie in labelsTr and labelsTs beside it.
 
@@ -38,21 +31,27 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
         raise UserError(f"{path} lists masks, no classes: for {task.name} give data.images and a CSV as data.labels")
     content = load_json(path)
     if not is_dataset(content) or not isinstance(content["labels"], dict):
-        raise UserError(f"{path} is no dataset.json of nnU-Net or the Decathlon: it needs 'labels' and its channels")
+        raise UserError(
+            f"{path} is no dataset.json of nnU-Net or the Decathlon: it needs its channels and 'labels', as in "
+            '{"labels": {"background": 0, "liver": 1}}'
+        )
     if not (isinstance(task, SegmentationTask) and task.classes):
         _refuse_labels(path, content["labels"])
     found = _channels(path, content)
     book = open_labels([path], [], False)
-    scans = _of_ending(scans_below(root, data, book, found), content.get("file_ending"))
+    scans = _of_ending(path, scans_below(root, data, book, found), content.get("file_ending"), found)
     cases = _cases(scans, book, len(found.channels))
     if len(found.channels) > 1 and all(parts.keys() == {0} and _is_picture(parts[0]) for parts in cases.values()):
         found.channels, found.modalities = ["image"], [""]  # nnU-Net's colours: one file of three channels
     found.drop("labels without an image", len(_unmatched(book, scans)))
-    found.left_out |= book.left_out
+    for reason, count in book.left_out.items():
+        found.drop(reason, count)
     items = [_item(name, parts, found.channels, book, task) for name, parts in cases.items()]
     if not items:
         raise UserError(f"{path}: none of its masks has an image in {root}")
-    found.items = complete(items, found.channels, data.allow_missing, str(path))
+    with found.mistakes.each():
+        complete(items, found.channels, data.allow_missing, str(path))
+    found.items = items
     if not any(item.split == "test" for item in items):
         found.items = [Item(**{**vars(item), "split": ""}) for item in items]
     return found
@@ -60,7 +59,7 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
 
 def _refuse_labels(path: Path, labels: dict[str, Any]) -> None:
     for name, value in labels.items():
-        if isinstance(value, list | tuple):
+        if isinstance(value, list) and len(value) > 1:
             raise UserError(f"{path}: '{name}' is a region of several labels; name the plain labels as task.classes")
         if str(name).lower() == "ignore":
             raise UserError(f"{path}: label 'ignore' (scans annotated in part) is not supported: label them whole")
@@ -68,17 +67,28 @@ def _refuse_labels(path: Path, labels: dict[str, Any]) -> None:
 
 def _channels(path: Path, content: dict[str, Any]) -> Gathered:
     names = content.get("channel_names") or content.get("modality") or {"0": "image"}
-    try:
-        channels = [str(names[number]) for number in sorted(names, key=int)]
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its channels must be numbered, as in {{'0': 'T1'}}") from error
+    if isinstance(names, list):
+        names = {str(number): name for number, name in enumerate(names)}
+    numbered = isinstance(names, dict) and {str(number) for number in range(len(names))} == set(names)
+    if not numbered or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{path}: its channels must be numbered from 0 on, as in {{'0': 'T1', '1': 'T2'}}")
+    channels = [names[str(number)] for number in range(len(names))]
     doubled = len(set(channels)) < len(channels)
     unique = [f"{name}_{number}" if doubled else name for number, name in enumerate(channels)]
     return Gathered([], unique, [modality_named(name) for name in channels])
 
 
-def _of_ending(scans: Scans, ending: str | None) -> Scans:
-    return {relative: scan for relative, scan in scans.items() if ending is None or relative.endswith(ending)}
+def _of_ending(path: Path, scans: Scans, ending: Any, found: Gathered) -> Scans:
+    """Those of `file_ending`, in whatever case; UserError where it is of none of them."""
+    if ending is None:
+        return scans
+    wanted = f".{str(ending).strip().lower().lstrip('.')}"
+    fitting = {relative: scan for relative, scan in scans.items() if relative.lower().endswith(wanted)}
+    if not fitting:
+        there = sorted({suffix_of(relative) for relative in scans})
+        raise UserError(f"{path}: no scan has its file_ending '{ending}'; there are: {', '.join(there)}")
+    found.drop(f"scans that do not end with file_ending '{ending}'", len(scans) - len(fitting))
+    return fitting
 
 
 def _cases(scans: Scans, book: LabelBook, channels: int) -> dict[str, dict[int, PlannedSource]]:

@@ -4,6 +4,9 @@ import zipfile
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.json_file import load_json
+from scanforge.datasets.labels.drawn import is_coco
+from scanforge.datasets.labels.masks import as_names, is_dataset
 from scanforge.datasets.shards.address import is_url
 from scanforge.datasets.shards.format import MANIFEST
 from scanforge.finetune.config import Format, LabelledData, Task
@@ -11,6 +14,7 @@ from scanforge.finetune.data.archive import read_archive
 from scanforge.finetune.data.assemble import Gathered, assemble
 from scanforge.finetune.data.cases import CaseList
 from scanforge.finetune.data.dataset_json import read_dataset_json
+from scanforge.finetune.data.entries import is_case_list
 from scanforge.finetune.data.folders import read_folders
 from scanforge.finetune.data.listed import read_list
 from scanforge.finetune.data.patterns import read_patterns
@@ -34,17 +38,25 @@ _READ = (
 def discover(data: LabelledData, task: Task) -> CaseList:
     """The labelled cases of `data` for `task`.
 
-    UserError, one line, where it is no data set that is read, labels are missing, doubled or of no image, or do not
-    suit the task.
+    UserError where it is no data set that is read, labels are missing, doubled or of no image, or do not suit the task:
+    one line, or where several cases are wrong a line for each.
     """
+    found = known_cases(data, task)
+    found.mistakes.tell()
+    return found
+
+
+def known_cases(data: LabelledData, task: Task) -> CaseList:
+    """As `discover`, but what is wrong with single cases is left in `mistakes` of the list, to be told with what
+    reading the scans brings to light."""
     kind = kind_of(data, task)
-    if kind == "shards":
-        return assemble(read_shards(data.where, data), data, task, data.where)
     where = Path(data.where)
-    found = _gathered(kind, where, data, task)
+    found = read_shards(data.where, data) if kind == "shards" else _gathered(kind, where, data, task)
     # Of labels in a file of their own, that is what messages are about.
-    lists = data.label_paths if kind == "folders" and len(data.label_paths) == 1 else [where]
-    return assemble(found, data, task, str(lists[0]))
+    apart = kind in ("folders", "list") and len(data.label_paths) == 1
+    found.mistakes.where = data.where if kind == "shards" else str(data.label_paths[0] if apart else where)
+    with found.mistakes.instead():
+        return assemble(found, data, task, found.mistakes.where)
 
 
 def kind_of(data: LabelledData, task: Task) -> Format:
@@ -62,9 +74,15 @@ def kind_of(data: LabelledData, task: Task) -> Format:
         return "shards"
     if where.suffix.lower() == ".npz" and _has_stacks(where):
         return "archive"
+    if where.suffix.lower() == ".npz" and not data.labels:
+        raise UserError(
+            f"{where} holds no stack of images: 'images' and 'labels', or 'train_images', 'train_labels', ..."
+        )
     if _dataset_json(where, data) is not None:
         return "dataset"
     if where.is_file() and where.suffix.lower() in (".csv", ".tsv", ".json"):
+        return "list"
+    if _list_of_images(data) is not None:
         return "list"
     if data.channels is not None:
         return "channels"
@@ -77,7 +95,7 @@ def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gath
     if kind == "archive":
         return read_archive(where, data, task)
     if kind == "list":
-        return read_list(where, data, task)
+        return read_list(_list_of_images(data) or where, data, task, where if where.is_dir() else where.parent)
     if kind == "channels":
         if data.channels is None:
             raise UserError("data.format=channels needs data.channels: {t1: '*/t1.nii.gz', ...}")
@@ -93,6 +111,18 @@ def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gath
     if parts is None:
         return read_folders(where, data, task)
     return read_folders(parts[0], data.model_copy(update={"labels": parts[1]}), task)
+
+
+def _list_of_images(data: LabelledData) -> Path | None:
+    """The list of cases that is given as the labels of a folder: its paths are relative to the folder."""
+    given = data.label_paths
+    if data.images is None or len(given) != 1 or not given[0].is_file():
+        return None
+    if data.format == "list" or given[0].suffix.lower() != ".json":
+        return given[0] if data.format == "list" else None
+    content = load_json(given[0], "the labels ")
+    known = is_coco(content) or is_dataset(content) or as_names(content) is not None
+    return given[0] if not known and is_case_list(content) else None
 
 
 def _dataset_json(where: Path, data: LabelledData) -> Path | None:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.identity import site_key
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.names import parts_of
@@ -30,20 +30,29 @@ def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
     book = label_book(data.label_paths, task)
     found = Gathered([])
     scans = scans_below(images, data, book, found)
-    unused = book.unused(list(scans))
-    if unused:
-        raise UserError(f"label '{unused[0]}' has no image of that name in {images}; {len(unused)} are so")
-    found.left_out |= book.left_out
-    cases = grouped(scans, book)
+    for name in book.unused(list(scans)):
+        found.mistakes.add(f"label '{name}' has no image of that name in {images}{_near(name, scans, found)}")
+    for reason, count in book.left_out.items():
+        found.drop(reason, count)
+    cases = grouped(scans, book, found.mistakes)
     numbers = sorted({number for channels in cases.values() for number in channels})
     if len(numbers) > 1:
         found.channels, found.modalities = [f"channel_{n}" for n in numbers], [""] * len(numbers)
-    items = [
-        item_of(name, [channels.get(n) for n in numbers], book, task, data.label_paths)
-        for name, channels in cases.items()
-    ]
-    found.items = complete(items, found.channels, data.allow_missing, str(images))
+    for name, channels in cases.items():
+        with found.mistakes.each():
+            found.items.append(item_of(name, [channels.get(n) for n in numbers], book, task, data.label_paths))
+    with found.mistakes.each():
+        found.items = complete(found.items, found.channels, data.allow_missing, str(images))
     return found
+
+
+def _near(name: str, scans: Scans, found: Gathered) -> str:
+    """Why a label has no scan: its file cannot be read, or is called so in another case."""
+    for path, reason in found.refused.items():
+        if "/".join(parts_of(path)).endswith(name):
+            return f" ({path} is there, but: {reason})"
+    near = next((each for each in scans if "/".join(parts_of(each)).casefold().endswith(name.casefold())), None)
+    return "" if near is None else f" (there is {near}: names must agree in case too)"
 
 
 def label_book(paths: Sequence[Path], task: Task) -> LabelBook:
@@ -86,12 +95,16 @@ def scans_below(root: Path, data: LabelledData, book: LabelBook, found: Gathered
     )
     if not planned:
         raise UserError(f"no readable scan (NIfTI, DICOM, PNG, ...) in the folder of images '{root}'")
-    found.drop("files that cannot be read", sum(each.kind == "refused" for each in none))
+    found.refused = {each.path: each.reason for each in none if each.kind == "refused"}
+    found.drop("files that cannot be read", len(found.refused))
     return {each.source.relative: each for each in sorted(planned, key=lambda each: each.source.files)}
 
 
-def grouped(scans: Scans, book: LabelBook) -> dict[str, dict[int, PlannedSource]]:
-    """Channels by case. `x_0001` is a channel of `x` where it has no label of its own, and `x` has one."""
+def grouped(scans: Scans, book: LabelBook, mistakes: Mistakes) -> dict[str, dict[int, PlannedSource]]:
+    """Channels by case. `x_0001` is a channel of `x` where it has no label of its own, and `x` has one.
+
+    Two images of one name are kept in `mistakes`.
+    """
     cases: dict[str, dict[int, PlannedSource]] = defaultdict(dict)
     for relative, scan in scans.items():
         *folders, stem = parts_of(relative)
@@ -105,7 +118,8 @@ def grouped(scans: Scans, book: LabelBook) -> dict[str, dict[int, PlannedSource]
                 name = "/".join(folders) or name  # a DICOM series is called as its folder
             if name in cases:
                 first = cases[name][0].source.relative
-                raise UserError(f"two images are called '{name}': {first} and {relative}")
+                mistakes.add(f"two images are called '{name}': {first} and {relative}")
+                continue
             cases[name][0] = scan
     return dict(cases)
 

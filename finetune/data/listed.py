@@ -1,134 +1,171 @@
-"""A list of cases, CSV or JSON: columns of paths relative to it, of classes, values, patients and the split."""
+"""A list of cases, CSV or JSON: columns of paths, of classes, values, patients and the split."""
 
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.identity import keyed_hash, patient_of, site_key
-from scanforge.datasets.labels.columns import value_of
-from scanforge.datasets.labels.table import read_rows
+from scanforge.datasets.labels.rows import column_named
 from scanforge.datasets.study import shared_studies, studies_of
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, Task
 from scanforge.finetune.data.assemble import Gathered, Item
 from scanforge.finetune.data.cases import ScanSource
-from scanforge.finetune.data.dataset_json import load_json
+from scanforge.finetune.data.entries import SPLITS, Entries, Entry, paths_of, read_entries, text_of
+from scanforge.finetune.data.list_columns import image_columns, label_column, patient_column
+from scanforge.finetune.data.list_facts import about_labels, about_modalities, notes_on, refuse_patients_twice
 from scanforge.finetune.data.missing import complete
 from scanforge.finetune.data.sources import scan_file
 
-IMAGE_COLUMNS = ("image", "file", "filename", "path")  # the first that is there; else all 'image_...'
-MASK_COLUMNS = ("label", "mask", "segmentation", "seg")
-PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-Row = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class _List:
+    """What is the same for all entries. images: column by channel; root: the folder that paths are relative to."""
+
+    path: Path
+    root: Path
+    images: Mapping[str, str]
+    label: str
+    patient: str | None
+    split: str | None
+    data: LabelledData
+    task: Task
+
+    @property
+    def asked(self) -> str:
+        """The column of classes or values as the task calls it; '' where it wants masks."""
+        return self.task.label_column if isinstance(self.task, ClassificationTask | RegressionTask) else ""
 
 
-def read_list(path: Path, data: LabelledData, task: Task) -> Gathered:
-    """One case per line; UserError, naming the line's case, for a file that is not there or a case named twice."""
-    columns, rows = _rows(path)
-    images = _image_columns(path, columns, data)
-    single = isinstance(rows[0].get(images["image"]), list) if images.keys() == {"image"} else False
+def read_list(path: Path, data: LabelledData, task: Task, root: Path) -> Gathered:
+    """One case per line or entry, paths relative to `root`.
+
+    Kept in `mistakes`, with where it stands: a file that is not there, a case named twice, a cell that is no path.
+    UserError where it is no list, or its columns are not there.
+    """
+    mistakes = Mistakes(str(path))
+    found = read_entries(path, mistakes)
+    images = image_columns(path, found.columns, data)
+    label = label_column(path, found, task)
+    listed = _List(
+        path, root, images, label, patient_column(found.columns), column_named(found.columns, "split"), data, task
+    )
+    files = [_files(listed, number, entry, mistakes) for number, entry in enumerate(found.entries, start=1)]
     channels = list(images)
-    if single:
-        channels = [f"channel_{n}" for n in range(max(len(_cell_list(row, images["image"])) for row in rows))]
-    found = Gathered([], channels, [""] * len(channels))
-    wanted = _label_columns(path, columns, task)
-    patient = next((name for name in PATIENT_COLUMNS if name in columns), None)
-    paths = [_paths(row, images, single, len(channels)) for row in rows]
-    studies = shared_studies(studies_of({p for each in paths for p in each if p is not None}))
-    items = []
-    for number, (row, each) in enumerate(zip(rows, paths, strict=True), start=1):
-        if not any(each):
-            raise UserError(f"{path}: case {number} names no image")
-        items.append(_item(path, row, each, wanted, patient, studies, data, task))
-    found.items = complete(items, channels, data.allow_missing, str(path))
-    return found
+    if images.keys() == {"image"} and any(
+        isinstance(entry.cells.get(images["image"]), list) for entry in found.entries
+    ):
+        channels = [f"channel_{n}" for n in range(max(len(each) for each in files))]
+    files = [each + [None] * (len(channels) - len(each)) for each in files]
+    gathered = Gathered([], channels, about_modalities(found, channels), mistakes=mistakes)
+    gathered.notes += notes_on(found, listed.split, listed.patient)
+    refuse_patients_twice(path, found, listed.patient, mistakes)
+    with mistakes.instead():
+        _refuse_another_root(listed, files)
+        gathered.items = _items(listed, found, files, mistakes)
+    with mistakes.each():
+        gathered.items = complete(gathered.items, channels, data.allow_missing, str(path))
+    return gathered
 
 
-def _rows(path: Path) -> tuple[list[str], Sequence[Row]]:
-    rows: Sequence[Row]
-    if path.suffix.lower() == ".json":
-        content = load_json(path)
-        if isinstance(content, dict):  # MONAI's: one list for each side
-            content = [{"split": side, **row} for side in content if side in SPLITS for row in content[side]]
-        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-            raise UserError(f'{path} is no list of cases, such as [{{"image": "a.nii.gz", "label": "b.nii.gz"}}, ...]')
-        columns, rows = sorted({str(name) for row in content for name in row}), content
-    else:
-        columns, rows = read_rows(path)
-    if not rows:
-        raise UserError(f"{path} lists no case")
-    return columns, rows
+def _files(listed: _List, number: int, entry: Entry, mistakes: Mistakes) -> list[str | None]:
+    """Paths of the channels, '/' between their parts; none where the entry cannot be read."""
+    try:
+        cells = [
+            paths_of(entry.cells.get(column), f"{listed.path}: {entry.where}: '{column}'")
+            for column in listed.images.values()
+        ]
+        if len(cells) > 1 and any(len(each) > 1 for each in cells):
+            raise UserError(f"{listed.path}: {entry.where}: one path is needed in each column of a channel")
+    except UserError as error:
+        mistakes.add(error)
+        return []
+    names = [posixpath.normpath(path.replace("\\", "/")) if path else None for each in cells for path in each]
+    if not any(names):
+        mistakes.add(f"{listed.path}: case {number} names no image ({entry.where})")
+        return []
+    return names
 
 
-def _image_columns(path: Path, columns: Sequence[str], data: LabelledData) -> dict[str, str]:
-    """Column by channel."""
-    if data.channels is not None:
-        absent = [column for column in data.channels.values() if column not in columns]
-        if absent:
-            raise UserError(f"{path} has no column '{absent[0]}' (data.channels); it has: {', '.join(columns)}")
-        return data.channels
-    one = next((name for name in IMAGE_COLUMNS if name in columns), None)
-    several = {column.removeprefix("image_"): column for column in columns if column.startswith("image_")}
-    if one is None and not several:
-        raise UserError(f"{path} has no column 'image' of paths; it has: {', '.join(columns)}; see data.channels")
-    return {"image": one} if one is not None else several
+def _refuse_another_root(listed: _List, files: Sequence[Sequence[str | None]]) -> None:
+    """UserError where none of several images is there: paths are then relative to another folder."""
+    first = [next((name for name in each if name), None) for each in files]
+    named = [name for name in first if name]
+    if len(named) > 1 and not any(os.path.exists(listed.root / name) for name in named):
+        raise UserError(
+            f"{listed.path}: none of its {len(named)} images exists, such as {named[0]}: paths are relative to "
+            f"'{listed.root}'; where they are to another folder, give data.images=FOLDER data.labels={listed.path} "
+            "data.format=list"
+        )
 
 
-def _label_columns(path: Path, columns: Sequence[str], task: Task) -> tuple[str, ...]:
-    if isinstance(task, ClassificationTask | RegressionTask):
-        wanted: Sequence[str] = (task.label_column,)
-    else:
-        wanted = MASK_COLUMNS
-    found = tuple(name for name in wanted if name in columns)[:1]
-    if not found:
-        raise UserError(f"{path} has no column '{wanted[0]}'; it has: {', '.join(columns)}")
-    return found
-
-
-def _cell_list(row: Row, column: str) -> list[str]:
-    cell = row.get(column) or []
-    return [str(each) for each in cell] if isinstance(cell, list) else [str(cell)]
-
-
-def _paths(row: Row, images: Mapping[str, str], single: bool, count: int) -> list[str | None]:
-    if single:
-        cells: list[str] = _cell_list(row, images["image"])
-        cells += [""] * (count - len(cells))
-    else:
-        cells = [value_of(str(row.get(column) or "")) for column in images.values()]
-    return [cell.replace("\\", "/").removeprefix("./") or None for cell in cells]
+def _items(listed: _List, found: Entries, files: Sequence[list[str | None]], mistakes: Mistakes) -> list[Item]:
+    studies = shared_studies(studies_of({p for each in files for p in each if p is not None}))
+    names, key = about_labels(found, listed.path), site_key(listed.data.key_file)
+    items: list[Item] = []
+    seen: dict[str, Entry] = {}
+    for entry, each in zip(found.entries, files, strict=True):
+        first = next((name for name in each if name), None)
+        if first is None:
+            continue
+        relative = _below(listed.root, first)
+        before = seen.setdefault(relative, entry)
+        if before is not entry:
+            mistakes.add(f"{listed.path} names '{first}' twice ({before.where} and {entry.where})")
+            continue
+        with mistakes.each():
+            items.append(_item(listed, entry, each, first, relative, studies, key, names))
+    return items
 
 
 def _item(
-    path: Path,
-    row: Row,
+    listed: _List,
+    entry: Entry,
     images: Sequence[str | None],
-    wanted: tuple[str, ...],
-    patient: str | None,
+    first: str,
+    relative: str,
     studies: Mapping[str, str],
-    data: LabelledData,
-    task: Task,
+    key: bytes,
+    names: dict[int, str],
 ) -> Item:
-    first = next(each for each in images if each is not None)
-    relative = _below(path.parent, first)
-    key = site_key(data.key_file)
-    named = value_of(str(row.get(patient) or "")) if patient else ""
-    whose = named or patient_of(relative, data.patient_regex, studies.get(first))
-    sources: tuple[ScanSource | None, ...] = tuple(None if e is None else scan_file(path.parent / e) for e in images)
-    cell = row.get(wanted[0])
-    classes = isinstance(task, ClassificationTask | RegressionTask)
-    text = "" if cell is None else str(cell).strip()
+    where, cells = f"{listed.path}: {entry.where}", entry.cells
+    named = text_of(cells.get(listed.patient), f"{where}: '{listed.patient}'") if listed.patient else ""
+    whose = named or patient_of(relative, listed.data.patient_regex, studies.get(first))
+    missing = Mistakes(where)
+    sources: list[ScanSource | None] = [None if e is None else _there(listed, e, where, missing) for e in images]
+    mask, text = None, ""
+    what = f"{where}: '{listed.label}'"
+    if not listed.asked:
+        masks = [name for name in paths_of(cells.get(listed.label), what) if name]
+        if len(masks) > 1:
+            missing.add(f"{what} names {len(masks)} masks: unite them into one label map")
+        elif masks:
+            mask = _there(listed, masks[0].replace("\\", "/"), where, missing)
+    else:
+        with missing.each():
+            text = text_of(cells.get(listed.label), what)
+    missing.tell()
+    side = text_of(cells.get(listed.split), f"{where}: split") if listed.split else ""
     return Item(
         first,
         keyed_hash(key, "scan", relative),
         keyed_hash(key, "patient", whose),
-        sources,
-        mask=scan_file(path.parent / text) if text and not classes else None,
-        values={wanted[0]: text} if classes else {},
-        split=SPLITS.get(str(row.get("split") or "").strip().lower(), ""),
+        tuple(sources),
+        mask=mask,
+        names=names if mask is not None else {},
+        values={listed.asked: text} if listed.asked else {},
+        split=SPLITS.get(side.lower(), ""),
     )
+
+
+def _there(listed: _List, name: str, where: str, missing: Mistakes) -> ScanSource | None:
+    try:
+        return scan_file(listed.root / name)
+    except UserError as error:
+        missing.add(f"{where}: {error}")
+        return None
 
 
 def _below(folder: Path, name: str) -> str:

@@ -28,8 +28,8 @@ def read_patterns(root: Path, channels: Mapping[str, str], data: LabelledData, t
     matched = [_matches(root, pattern, scans) for pattern in channels.values()]
     names = sorted({name for each in matched for name in each})
     unknown = sorted(masks.keys() - set(names)) if book is None else book.unused(names)
-    if unknown:
-        raise UserError(f"label '{masks.get(unknown[0], unknown[0])}' is of no case that data.channels finds in {root}")
+    for each in unknown:
+        found.mistakes.add(f"label '{masks.get(each, each)}' is of no case that data.channels finds in {root}")
     items = []
     for name in names:
         of_case = [scans[each[name]] if name in each else None for each in matched]
@@ -37,7 +37,8 @@ def read_patterns(root: Path, channels: Mapping[str, str], data: LabelledData, t
         if book is not None:
             known = labelled(book.of(name))
         items.append(_item(name, of_case, known))
-    found.items = complete(items, found.channels, data.allow_missing, str(root))
+    with found.mistakes.each():
+        found.items = complete(items, found.channels, data.allow_missing, str(root))
     _say_whose(found, [[scans[each[name]] for each in matched if name in each] for name in names])
     return found
 

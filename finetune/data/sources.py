@@ -1,5 +1,6 @@
 """Scans in files: whole ones, a volume of a series, masks that belong together."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -64,7 +65,7 @@ class UnitedMasks:
 
 def scan_file(path: Path) -> FileScan:
     """The file at `path`; UserError where it is missing or no reader knows its suffix."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # False too for what can be no path
         raise UserError(f"the scan '{path}' does not exist")
     try:
         return FileScan(file_source(path.parent, path.name))

@@ -31,7 +31,7 @@ from scanforge.datasets.shards.check import check
 from scanforge.datasets.shards.job import Job, ShardResult, run, sample_key
 from scanforge.datasets.shards.quarantine import Quarantined, read_quarantine
 from scanforge.datasets.shards.reader import DataSet, ShardReader
-from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
+from scanforge.datasets.shards.sources import NO_FILE_OF_IT, PlannedSource, ShardPlan
 
 dicom = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("readers") / "conftest.py")))
 CLASS = "1.2.840.10008.5.1.4.1.1."
@@ -108,7 +108,7 @@ def test_counts_modalities_and_what_is_left_out(built: tuple[Path, BuildSummary]
     assert DataSet(out).manifest.modalities == {"ct": 1, "mr": 3, "other": 2, "us": 1, "xr": 1}
     assert left_out(out) == {
         "2021/disc/DICOMDIR": ("skipped", "DICOMDIR: a directory of other files"),
-        "2022/notes.txt": ("skipped", "not DICOM"),
+        "2022/notes.txt": ("skipped", NO_FILE_OF_IT),
         "US/report": ("skipped", "structured report, no image"),
     }
     assert summary.ignored == {"(other)": 2, ".txt": 1}

@@ -155,6 +155,18 @@ def test_coco(tmp_path: Path) -> None:
     assert found.of("a.jpg") == LabelRef(boxes=(box,), flat_boxes=True, size=(480, 640))
     assert found.of("b.jpg") == LabelRef(boxes=(), flat_boxes=True, size=(20, 10))
     assert found.left_out == {"boxes without extent": 1, "regions of a crowd": 1, "boxes of no image": 1}
+    far = {"image_id": 8, "bbox": [1, 2, 5, 5], "category_id": 9}
+    changes = {
+        "box of 'b.jpg' lies within": {"annotations": [far | {"bbox": [0.1, 0.2, 0.5, 0.5], "category_id": 3}]},
+        "category 9, which it does not name": {"annotations": [far]},
+        "two of its images have one id": {"images": content["images"][:1] * 2},
+        "two of its categories have one id": {"categories": content["categories"] * 2},
+        "no COCO list": {"images": [{"id": 7, "file_name": "a", "height": float("inf"), "width": 2}]},
+    }
+    for message, change in changes.items():
+        (tmp_path / "c.json").write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=message):
+            book(tmp_path / "c.json")
     content["annotations"][0].pop("bbox")  # type: ignore[attr-defined]
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="no COCO list"):
@@ -190,6 +202,13 @@ def test_voc_counts_from_one_unless_a_box_begins_at_zero(tmp_path: Path) -> None
     assert ref is not None
     assert ref.boxes == (Box((0, 3, 0), (1, 9, 7), "cell"),)
     assert "counted from 0" in found.notes[0]
+
+
+def test_all_files_of_voc_that_are_none_at_once(tmp_path: Path) -> None:
+    for name, text in (("a", "<annotation>"), ("b", "<annotation/>"), ("c", "<html/>")):
+        (tmp_path / f"{name}.xml").write_text(text)
+    with pytest.raises(UserError, match=r"(?s)2 mistakes in .*a\.xml is no .*c\.xml is no "):
+        book(tmp_path)
 
 
 def test_voc_that_is_none(tmp_path: Path) -> None:

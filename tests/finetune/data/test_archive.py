@@ -90,3 +90,62 @@ def test_real_archives(real_data):
     scan = lung.cases[0].image.read()
     assert scan.voxels.shape == (1, 1, 48, 48)
     assert read_labels(lung.cases[0].target, scan).max() <= 1
+
+
+IMAGES = np.zeros((4, 9, 9), np.uint8)
+
+
+def saved(folder, **arrays):
+    np.savez(folder / "n.npz", **arrays)
+    return folder / "n.npz"
+
+
+def test_images_without_a_label_are_counted(tmp_path):
+    for labels in ([0, 1, np.nan, 1], [[0.0], [1.0], [np.nan], [1.0]]):
+        cases = found(saved(tmp_path, images=IMAGES, labels=np.array(labels)))
+        assert ([case.target for case in cases.cases], cases.classes) == ([0, 1, 1], ["0", "1"])
+        assert cases.left_out == {"images without a label": 1}
+        assert cases.official == {}
+    values = found(saved(tmp_path, images=IMAGES, labels=np.array([0.5, np.nan, 2, 3])), RegressionTask())
+    assert ([case.target for case in values.cases], values.left_out) == ([0.5, 2, 3], {"images without a label": 1})
+    half = saved(tmp_path, train_images=IMAGES, train_labels=np.array([0, 1, 0, 1]), test_images=IMAGES)
+    assert (len(found(half).cases), found(half).left_out) == (4, {"images without a label": 4})
+
+
+def test_one_of_several_labels_some_of_them_unknown(tmp_path):
+    labels = np.array([[0.0, 5.0], [1.0, np.nan], [np.nan, 7.0], [2.0, 8.0]])
+    path = saved(tmp_path, images=IMAGES, labels=labels)
+    cases = found(path, RegressionTask(label_column="label-1"))
+    assert ([case.target for case in cases.cases], cases.left_out) == ([5.0, 7.0, 8.0], {"images without a label": 1})
+    with pytest.raises(UserError, match="2 labels for each image"):
+        found(path, RegressionTask())
+
+
+def test_other_names_of_the_sides(tmp_path):
+    path = saved(tmp_path, training_images=IMAGES, training_labels=np.array([0, 1, 0, 1]), valid_images=IMAGES)
+    assert set(found(path).official.values()) == {"train"}
+    assert found(path).left_out == {"images without a label": 4}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES}, "names no label of any image"),
+        ({"images": IMAGES, "labels": np.full(4, np.nan)}, "names no label of any image"),
+        ({"images": IMAGES, "labels": np.eye(4, dtype=np.uint8)}, "single 1, so these may be classes"),
+        ({"images": IMAGES, "labels": np.arange(3)}, "does not go with"),
+        ({"X": IMAGES, "y": np.arange(4)}, "holds no stack of images"),
+        ({"train_images": IMAGES, "holdout_images": IMAGES}, "'holdout_images' is none of images"),
+    ],
+)
+def test_archives_that_are_no_labelled_data(tmp_path, arrays, message):
+    with pytest.raises(UserError, match=message):
+        found(saved(tmp_path, **arrays))
+
+
+def test_measured_values_are_no_classes(tmp_path):
+    images = np.zeros((30, 9, 9), np.uint8)
+    with pytest.raises(UserError, match=r"are measured, no classes: task\.name=regression"):
+        found(saved(tmp_path, images=images, labels=np.arange(30) / 7))
+    with pytest.raises(UserError, match="has no labels 'grade': leave out"):
+        found(saved(tmp_path, images=IMAGES, labels=np.arange(4)), ClassificationTask(label_column="grade"))

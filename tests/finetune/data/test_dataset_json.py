@@ -95,8 +95,49 @@ def test_missing_channels_are_counted_or_allowed(nnunet):
 
 
 @pytest.mark.parametrize(
+    ("others", "classes"),
+    [
+        ({"labels": {"background": "0", "organ": "1", "tumour": "3"}}, ["organ", "label 2", "tumour"]),
+        ({"labels": {"background": 0, "organ": [1], "tumour": 3.0}}, ["organ", "label 2", "tumour"]),
+        ({"labels": {"0": "background", "1": "organ"}}, ["organ"]),
+        ({"file_ending": ".NII.GZ"}, ["organ", "label 2", "tumour"]),
+        ({"file_ending": "nii.gz"}, ["organ", "label 2", "tumour"]),
+        ({"channel_names": ["T1", "CT"]}, ["organ", "label 2", "tumour"]),
+    ],
+)
+def test_what_has_one_reading_only(nnunet, others, classes):
+    cases = found(describe(nnunet, **others))
+    assert (cases.classes, cases.channels, len(cases.cases)) == (classes, ["T1", "CT"], 4)
+
+
+def test_upper_case_files_and_files_of_another_ending(nnunet, save, cube):
+    for path in sorted(nnunet.rglob("*.nii.gz")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    save(nnunet / "imagesTr" / "thumb.png", cube(1)[:, :, 0])
+    cases = found(nnunet)
+    assert (len(cases.cases), cases.left_out) == (4, {"scans that do not end with file_ending '.nii.gz'": 1})
+
+
+def test_pairs_of_several_images_and_without_a_mask(nnunet):
+    both = [[f"imagesTr/{name}_{number:04d}.nii.gz" for number in (0, 1)] for name in "ab"]
+    pairs = [{"image": each, "label": f"labelsTr/{name}.nii.gz"} for name, each in zip("ab", both, strict=True)]
+    pairs += [{"image": "imagesTr/c_0000.nii.gz", "label": None}, {"image": "d.nii.gz", "label": "labelsTr/d.nii.gz"}]
+    cases = found(describe(nnunet, training=pairs))
+    assert sorted(cases.names.values()) == ["imagesTr/a", "imagesTr/b"]
+    assert cases.left_out["cases listed without a mask"] == cases.left_out["masks listed, but not there"] == 1
+
+
+@pytest.mark.parametrize(
     ("others", "message"),
     [
+        ({"labels": {"background": 0, "organs": {"liver": 1}}}, "label 'organs' is {\"liver\": 1}: one whole number"),
+        ({"labels": {"background": 0, "organ": "one"}}, "label 'organ' is \"one\": one whole number"),
+        ({"labels": {"background": 0, "organ": True}}, "label 'organ' is true"),
+        ({"labels": {"background": 0, "organ": 1.5, "lung": -1}}, r"(?s)2 mistakes .*'organ' is 1\.5.*'lung' is -1"),
+        ({"labels": {"background": 0, "organ": 1, "lung": "1"}}, "'organ' and 'lung' are both label 1"),
+        ({"labels": ["background", "organ"]}, '\'labels\', as in {"labels": {"background": 0, "liver": 1}}'),
+        ({"channel_names": {"0": "T1", "2": "CT"}}, "must be numbered from 0 on"),
+        ({"file_ending": ".mha"}, r"no scan has its file_ending '\.mha'; there are: \.nii\.gz"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "'whole' is a region of several labels"),
         ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "label 'ignore'"),
         ({"channel_names": {"first": "T1"}}, "channels must be numbered"),

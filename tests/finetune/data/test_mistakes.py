@@ -1,7 +1,11 @@
-"""Every mistake in the data is one clear line of the command line, exit code 2, and nothing is written."""
+"""Every mistake in the data is one clear line of the command line, exit code 2, and nothing is written.
+
+Several are told together, 20 at most.
+"""
 
 import gzip
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -9,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from scanforge.configs.errors import MOST_TOLD
 from scanforge.launch import cli
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -49,7 +54,8 @@ def command(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr().err
         assert left.value.code == 2, said
         assert said.startswith("scanforge: ")
-        assert said.count("\n") == 1
+        lines = said.splitlines()
+        assert len(lines) == 1 or (re.match(r"scanforge: \d+ mistakes in ", lines[0]) and len(lines) <= MOST_TOLD + 2)
         assert not (tmp_path / "run").exists()
         return said
 
@@ -94,6 +100,38 @@ def test_a_slice_among_volumes(cohort, command, save, cube):
     for folder in ("images", "labels"):
         save(cohort / folder / "c05.nii.gz", cube(1)[:, :, :1], AFFINE)
     assert "c05.nii.gz is a single slice); give one kind" in command(cohort)
+
+
+def test_all_mistakes_of_a_data_set_are_told_at_once(cohort, command, save, cube):
+    """What the lists say and what reading the scans brings to light; each file by its name."""
+    path = cohort / "images" / "c03.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-9]))
+    save(cohort / "labels" / "c05.nii.gz", cube(0, True)[:7], AFFINE)
+    save(cohort / "labels" / "c07.nii.gz", cube(0, True) * 2, AFFINE)
+    save(cohort / "labels" / "lost.nii.gz", cube(0, True), AFFINE)
+    save(cohort / "images" / "c09.nii.gz", np.full((8, 6, 4), np.nan, np.float32), AFFINE)
+    lines = command(cohort).splitlines()
+    assert lines[0].startswith(f"scanforge: 5 mistakes in {cohort / 'labels'}:")
+    assert len(lines) == 6
+    for name in (
+        "label 'lost' has no image",
+        "c03.nii.gz: not a readable",
+        "c05.nii.gz: mask: shape",
+        "label 2",
+        "c09",
+    ):
+        assert sum(name in line for line in lines) == 1
+
+
+def test_of_many_mistakes_the_number_is_told(tmp_path, command):
+    rows = [f"gone{n}.nii.gz,x" for n in range(30)]
+    (tmp_path / "here.nii.gz").write_bytes(b"")
+    (tmp_path / "l.csv").write_text("\n".join(["image,class", "here.nii.gz,y", *rows]))
+    lines = command(
+        tmp_path, task={"name": "classification"}, data={"path": str(tmp_path / "l.csv"), "modality": "mr"}
+    ).splitlines()
+    assert lines[0].endswith("30 mistakes in " + str(tmp_path / "l.csv") + ":")
+    assert lines[-1].strip() == "and 10 more"
 
 
 def test_one_case(cohort, command):
