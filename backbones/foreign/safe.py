@@ -33,23 +33,25 @@ DTYPES = tuple(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int6
 AGAIN = "download it again"
 
 
-def read_foreign(path: Path) -> Any:
+def read_foreign(path: Path, opened: Path | None = None) -> Any:
     """What a safetensors or torch file holds: nested dicts, lists, numbers and CPU tensors.
+
+    opened: where to read it, where that is not `path` (see `files.opened_once`), which messages name.
 
     Tensors of a torch file are mapped from disk: a momentum buffer that nobody looks at is never read.
     Raises UserError for what is no such file, is damaged, or needs anything outside `ALLOWED`.
     """
     try:
-        with path.open("rb") as file:
+        with (opened or path).open("rb") as file:
             head = file.read(1024)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if head.startswith(b"PK"):
         if path.suffix == ".safetensors":  # torch.load goes by the name
             raise UserError(f"{path} is a torch file, no safetensors: rename it to {path.with_suffix('.pth').name}")
-        return _read_torch(path)
+        return _read_torch(path, opened or path)
     if head[8:9] == b"{":
-        return _read_safetensors(path)
+        return _read_safetensors(path, opened or path)
     raise UserError(f"{path} {_what(head)}")
 
 
@@ -70,17 +72,17 @@ def _what(head: bytes) -> str:
     return f"is neither a safetensors nor a torch file: {AGAIN}, or give another file"
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path, opened: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        return load_file(opened)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or truncated ({_line(error)}): {AGAIN}") from error
 
 
-def _read_torch(path: Path) -> Any:
-    _check_zip(path)
+def _read_torch(path: Path, opened: Path) -> Any:
+    _check_zip(path, opened)
     try:
-        needed = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        needed = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(opened)))
     except (RuntimeError, ValueError, EOFError, UnpicklingError, AssertionError) as error:
         raise UserError(f"{path} is no plain torch.save file of weights ({_line(error)}); give another file") from error
     if refused := sorted(needed - ALLOWED.keys()):
@@ -91,14 +93,14 @@ def _read_torch(path: Path) -> Any:
     allowed: list[Any] = [*((value, name) for name, value in ALLOWED.items()), *DTYPES]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(opened, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is damaged, or refused as unsafe ({_line(error)}): {AGAIN}") from error
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(path: Path, opened: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(opened) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_line(error)}): {AGAIN}") from error

@@ -44,9 +44,12 @@ class Taken:
     how: str = ""
 
 
-def read_weights(path: Path) -> Weights:
-    """The state dict in a file, wherever its writer put it. Raises UserError where there is none."""
-    content = read_foreign(path)
+def read_weights(path: Path, opened: Path | None = None) -> Weights:
+    """The state dict in a file, wherever its writer put it; `opened` as in `read_foreign`.
+
+    Raises UserError where there is none.
+    """
+    content = read_foreign(path, opened)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name; give a state dict")
     state: Mapping[Any, Any] = content
