@@ -1,4 +1,4 @@
-"""A file that is replaced or written to while it is looked at: never the checksum of one and the content of the other."""
+"""A file that is replaced while it is looked at: never the checksum of one and the content of the other."""
 
 import os
 from pathlib import Path

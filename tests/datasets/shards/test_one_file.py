@@ -102,6 +102,6 @@ def test_check_looks_at_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return stream
 
     monkeypatch.setattr("builtins.open", replacing)
-    with pytest.raises(UserError, match="replaced while it was read|damaged"):
+    with pytest.raises(UserError, match=r"replaced while it was read|damaged"):
         check_shard(tmp_path / "a", record)
     assert times
