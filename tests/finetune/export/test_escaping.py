@@ -18,7 +18,7 @@ def hostile(trap):
     code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
     return [
         f"${code}", f"$import os; {code}", "$", "$@network", "@network", "@##network", "%secret.json::key", "%", "%#x",
-        "a @##b", "a %::b", " $x", "{x}", "_target_", "[red]", "'", '"', "a\nb", "\\", "x</script><script>alert(1)", "<x",
+        "a @##b", "a %::b", " $x", "{x}", "_target_", "[red]", "'", '"', "a\nb", "\\", "</script><script>x", "<x",
     ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ TEXTS = st.text(st.sampled_from("$@%#: _a{}'"), max_size=8) | st.text(max_size=2
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(TEXTS, max_size=4))
 def test_monai_takes_any_text_for_a_text(tmp_path_factory, texts):
-    content = {"a": texts, "b": {"0": {"c": text} for text in texts}}
+    content = {"a": texts, "b": {str(number): {"c": text} for number, text in enumerate(texts)}}
     found = parsed(for_monai(content), tmp_path_factory.getbasetemp())
     assert all(isinstance(text, str) for text in all_strings(found))
     assert len(all_strings(found)) == len(all_strings(content))
@@ -86,7 +86,7 @@ def test_ordinary_words_stay_as_they_are():
 
 @pytest.mark.parametrize(
     "text",
-    ["# x", "\n\n## x", "<img src=x onerror=alert(1)>", "[a](javascript:x)", "![](http://x)", "`x`", "a | b", "---\nx: 1",
+    ["# x", "\n\n## x", "<img src=x onerror=alert(1)>", "[a](javascript:x)", "![](http://x)", "`x`", "a | b", "---\nx",
      "```\nx", "- x", "* x", "===", "> x", "\\<b>"],
 )  # fmt: skip
 def test_markdown_shows_any_text_and_obeys_none(text):
