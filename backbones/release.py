@@ -23,7 +23,7 @@ from scanforge.backbones.registry import BackboneConfig, build
 from scanforge.backbones.tensor_file import write_tensors
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
-from scanforge.configs.files import opened_once
+from scanforge.configs.files import make_anew, opened_once
 
 FORMAT_VERSION: Literal[1] = 1
 WEIGHTS, INFO, PATIENTS = "model.safetensors", "model.json", "patients.txt"
@@ -79,6 +79,8 @@ def save_release(folder: Path, state_dict: dict[str, Tensor], info: ReleaseInfo,
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name: folder / f".{name}.{os.getpid()}.part" for name in (WEIGHTS, PATIENTS, INFO)}
     try:
+        for part in parts.values():
+            make_anew(part)
         write_tensors(parts[WEIGHTS], state_dict, {"format": "pt"})
         parts[PATIENTS].write_text("".join(f"{patient}\n" for patient in sorted(patients)))
         sums = {f"{n}_sha256": sha256(parts[p]) for n, p in (("weights", WEIGHTS), ("patients", PATIENTS))}

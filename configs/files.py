@@ -31,13 +31,23 @@ def _state(stream: IO[bytes]) -> tuple[int, int]:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it into place."""
+    """Let `write` fill a file beside `path`, then rename it into place.
+
+    Nothing is written through a link: one that has the name of either is replaced, and what it leads to stays.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        make_anew(part)
         write(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_anew(path: Path) -> None:
+    """An empty file at `path`, in place of whatever has the name; OSError where there is a folder."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -66,6 +66,9 @@ def read_weights(path: Path, opened: Path | None = None) -> Weights:
     others |= {str(key): _why(str(key), v) for key, v in state.items() if not isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights by name; its first keys are {', '.join(list(others)[:8]) or 'none'}")
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise UserError(f"{path}: {key} is a sparse, quantised or empty tensor; save it as a plain one")
     prefix = ""
     while wrapper := next((w for w in WRAPPERS if all(key.startswith(prefix + w) for key in tensors)), ""):
         prefix += wrapper

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import make_anew
 from scanforge.datasets.shards.encode import Levels
 
 VERSION: Literal[2] = 2
@@ -182,6 +183,7 @@ def parse(model: type[T], content: bytes, name: str) -> T:
 def write_atomically(path: Path, content: bytes) -> None:
     """`content` at `path`, whole or not at all, also after a power cut."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_anew(draft)
     with open(draft, "wb") as stream:
         stream.write(content)
         stream.flush()
