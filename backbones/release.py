@@ -7,9 +7,10 @@ is refused instead of loaded. Files are written beside their place and renamed.
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -22,6 +23,7 @@ from scanforge.backbones.registry import BackboneConfig, build
 from scanforge.backbones.tensor_file import write_tensors
 from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import make_anew, opened_once
 
 FORMAT_VERSION: Literal[1] = 1
 WEIGHTS, INFO, PATIENTS = "model.safetensors", "model.json", "patients.txt"
@@ -77,6 +79,8 @@ def save_release(folder: Path, state_dict: dict[str, Tensor], info: ReleaseInfo,
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name: folder / f".{name}.{os.getpid()}.part" for name in (WEIGHTS, PATIENTS, INFO)}
     try:
+        for part in parts.values():
+            make_anew(part)
         write_tensors(parts[WEIGHTS], state_dict, {"format": "pt"})
         parts[PATIENTS].write_text("".join(f"{patient}\n" for patient in sorted(patients)))
         sums = {f"{n}_sha256": sha256(parts[p]) for n, p in (("weights", WEIGHTS), ("patients", PATIENTS))}
@@ -103,17 +107,23 @@ def load_release(path: Path) -> Release:
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a released model: {name} is missing; give the folder that has it")
     info = read_info(folder / INFO)
-    for name, expected in ((WEIGHTS, info.weights_sha256), (PATIENTS, info.patients_sha256)):
-        if sha256(folder / name) != expected:
-            raise UserError(
-                f"{folder / name} is damaged or not the file that {INFO} describes "
-                "(its checksum differs); copy or download the release again"
-            )
     try:
-        state_dict = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+        with opened_once(folder / WEIGHTS) as (stream, same):
+            _refuse_damaged(folder / WEIGHTS, sha256(stream), info.weights_sha256)
+            state_dict = load_file(same)
+        patients = (folder / PATIENTS).read_bytes()
+        _refuse_damaged(folder / PATIENTS, hashlib.sha256(patients).hexdigest(), info.patients_sha256)
+        return Release(state_dict, info, patients.decode("ascii").split())
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy or download it again") from error
-    return Release(state_dict, info, (folder / PATIENTS).read_text().split())
+
+
+def _refuse_damaged(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"{path} is damaged or not the file that {INFO} describes "
+            "(its checksum differs); copy or download the release again"
+        )
 
 
 def read_info(path: Path) -> ReleaseInfo:
@@ -160,10 +170,8 @@ def check_fits(state_dict: dict[str, Tensor], config: BackboneConfig) -> None:
             raise ValueError(f"the weights do not fit {config!r}: {key} is {have}, should be {want}")
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def sha256(file: Path | IO[bytes]) -> str:
+    """Hex digest of a file's bytes: of the one at a path, or of an open one from its start."""
+    with nullcontext(file) if not isinstance(file, Path) else file.open("rb") as stream:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,19 +2,52 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from scanforge.configs.errors import UserError
+
+
+@contextmanager
+def opened_once(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """The file at `path`, open for reading, and a path of it that stays this very file's.
+
+    What is found out by the one (a checksum) is then true of what is read by the other, whatever takes the file's
+    name meanwhile. UserError where it was written to before the end; OSError where it cannot be opened.
+    """
+    with open(path, "rb") as stream:
+        before = _state(stream)
+        descriptor = Path(f"/dev/fd/{stream.fileno()}")
+        yield stream, descriptor if descriptor.exists() else path
+        if _state(stream) != before:
+            raise UserError(f"{path} was written to while it was read; try again when it is complete")
+
+
+def _state(stream: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then rename it into place."""
+    """Let `write` fill a file beside `path`, then rename it into place.
+
+    Nothing is written through a link: one that has the name of either is replaced, and what it leads to stays.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        make_anew(part)
         write(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_anew(path: Path) -> None:
+    """An empty file at `path`, in place of whatever has the name; OSError where there is a folder."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,10 +9,16 @@ import hmac
 import os
 import re
 import secrets
+import shlex
+import stat
+from itertools import pairwise
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
 
+_LONGEST = 1024  # bytes of a key's file that are looked at
+_DISTINCT = 16  # different bytes among 32: of random ones there are 30, and never fewer than 16
+_NOBODY = 65534
 _SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z0-9]+)$", re.IGNORECASE)
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
 
@@ -20,21 +26,47 @@ _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
 def site_key(path: Path | None = None) -> bytes:
     """The site's key (32 bytes) from `path`, else $SCANFORGE_KEY_FILE, else ~/.config/scanforge/site.key.
 
-    Made with mode 0600 where the file is missing; UserError where it cannot be read, made, or is no key.
+    Made with mode 0600 where the file is missing; UserError where it cannot be read or made, is no key, is no secret
+    (bytes that repeat), or where others than its owner may read it.
     """
     given = path or os.environ.get("SCANFORGE_KEY_FILE")
     file = Path(given) if given else Path.home() / ".config" / "scanforge" / "site.key"
     try:
         if not file.exists():
             _create(file)
-        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+        with open(file, "rb") as stream:  # one file for the look at it and for its content
+            _refuse_shared(file, os.fstat(stream.fileno()))
+            key = bytes.fromhex(stream.read(_LONGEST).decode("ascii").strip())
     except OSError as error:
         raise UserError(f"cannot use the site key {file}: {error.strerror}; name another with --key-file") from error
     except ValueError as error:
         raise UserError(f"{file} is not a site key (64 hexadecimal digits)") from error
     if len(key) != 32:
         raise UserError(f"{file} is not a site key (64 hexadecimal digits)")
+    if len(set(key)) < _DISTINCT or len({(after - before) % 256 for before, after in pairwise(key)}) == 1:
+        raise UserError(
+            f"the site key {file} is no secret: its bytes repeat or count up, so patients could be guessed; move it "
+            "away, and the next build makes a new one (hashes made with this one will not agree with it)"
+        )
     return key
+
+
+def _refuse_shared(file: Path, status: os.stat_result) -> None:
+    """UserError where others can read or change the key, or it is not this user's; a pipe (of a vault) may be any's."""
+    if os.name != "posix" or not stat.S_ISREG(status.st_mode):
+        return
+    mode, mine = stat.S_IMODE(status.st_mode), os.geteuid()
+    if mode & 0o077:
+        raise UserError(
+            f"others than you may read the site key {file} (mode {mode:04o}), with which patients can be guessed: "
+            f"chmod 600 {shlex.quote(str(file))} (where its disk knows no modes, keep it on another: --key-file)"
+        )
+    # Root reads anyone's; what a network disk shows as nobody's is whoever's it lets read it.
+    if mine != 0 and status.st_uid not in (mine, 0, _NOBODY):
+        raise UserError(
+            f"the site key {file} belongs to another user (number {status.st_uid}), who can change it: make a copy of "
+            f"your own, install -m 600 {shlex.quote(str(file))} my.key, and name it with --key-file"
+        )
 
 
 def _create(file: Path) -> None:

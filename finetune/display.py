@@ -50,7 +50,7 @@ class Display:
 
     def _print(self, line: str) -> None:
         self._said = time.monotonic()
-        self._bars.console.print(line, highlight=False)
+        self._bars.console.print(line, highlight=False, markup=False)
 
 
 class CellDisplay:

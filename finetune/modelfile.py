@@ -14,7 +14,7 @@ from torch import Tensor
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
-from scanforge.configs.files import write_json, write_whole
+from scanforge.configs.files import opened_once, write_json, write_whole
 from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
 from scanforge.finetune.tasks.classification import Classification
 from scanforge.finetune.tasks.detection import Detection
@@ -66,10 +66,11 @@ def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
             raise UserError(f"{path} is no fine-tuned model (a pre-trained encoder?); run 'scanforge finetune' first")
         checksum = described.pop("weights_sha256", None)
         spec = Spec.model_validate(described)
-        if checksum != sha256(folder / WEIGHTS):
-            raise UserError(f"{folder / WEIGHTS} is damaged: its checksum differs from {INFO}'s; copy it again")
         adapter = adapter_for(spec)
-        members = _members(adapter, load_file(folder / WEIGHTS))
+        with opened_once(folder / WEIGHTS) as (stream, same):
+            if checksum != sha256(stream):
+                raise UserError(f"{folder / WEIGHTS} is damaged: its checksum differs from {INFO}'s; copy it again")
+            members = _members(adapter, load_file(same))
     except (OSError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot load {folder}: {' '.join(str(error).split())[:300]}") from error
     return adapter, members

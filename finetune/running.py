@@ -216,7 +216,7 @@ def _tell_left_out(reasons: dict[str, int]) -> None:
 
 
 def _tell(results: Results) -> None:
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)  # class names may hold brackets
     for row in results.table:
         value = row.metrics[results.headline]
         interval = "" if value.low is None else f"  [{value.low:.3f}, {value.high:.3f}]"

@@ -17,6 +17,7 @@ from scanforge.launch.overview import Row, alive, is_active, rows, runs_in
 def status_command(folder: Path, everything: bool) -> None:
     """Print a table with a line per run, and under it the last verdicts that were not the ordinary end."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -25,7 +26,7 @@ def status_command(folder: Path, everything: bool) -> None:
     found = rows(folder, everything)
     for row in found:
         table.add_row(
-            row.name, row.job_id, row.state, str(row.requeues), f"{row.step or 0}/{row.steps}",
+            escape(row.name), escape(row.job_id), row.state, str(row.requeues), f"{row.step or 0}/{row.steps}",
             "-" if row.loss is None else f"{row.loss:.4f}", _ago(row.silent_s), str(row.checkpoint or "-"),
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -32,11 +32,13 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif step % self._every == 0 or step == self._steps:
-            self._console.print(f"{self._what} {step}/{self._steps} {note}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{self._what} {step}/{self._steps} {note}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def say(self, text: str) -> None:
         """One line, above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""

@@ -12,7 +12,7 @@ import yaml
 from scanforge.configs.errors import UserError
 from scanforge.configs.files import write_text
 from scanforge.configs.loading import read_yaml
-from scanforge.datasets.shards.locks import exclusive
+from scanforge.datasets.shards.locks import NoLock, exclusive
 from scanforge.pretrain.config import FREE_TO_CHANGE, PretrainConfig
 from scanforge.pretrain.distributed import World, gather_objects
 
@@ -41,6 +41,8 @@ def _take(run_dir: Path, stack: ExitStack, patience: float) -> str:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(exclusive(run_dir / LOCK, patience))
+    except NoLock as error:
+        return str(error)
     except UserError:
         return f"{run_dir} is in use by {_holder(run_dir)}; end that run, or choose another run_dir"
     except OSError as error:

@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -32,6 +33,15 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     """A site key of the tests' own, so that none of the user's is touched."""
     path = tmp_path_factory.getbasetemp() / "site.key"
     monkeypatch.setenv("SCANFORGE_KEY_FILE", str(path))
+    return path
+
+
+@pytest.fixture
+def fixed_key(site_key_file: Path) -> Path:
+    """A site key that is the same each time, where a test depends on who is tested on."""
+    path = site_key_file.with_name("fixed.key")
+    path.touch(0o600)
+    path.write_text(hashlib.sha256(b"of the tests").hexdigest())
     return path
 
 

@@ -20,6 +20,7 @@ from scanforge.backbones.protocol import Encoder, Triple
 from scanforge.backbones.release import ReleaseInfo, sha256
 from scanforge.backbones.stunet import Stride, STUNet
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import opened_once
 
 KEYS_SHOWN = 8
 TOTALSEGMENTATOR_CLASSES = 105  # of STU-Net's released weights, background included
@@ -51,15 +52,20 @@ def load_foreign(
     `timm_mae.load_encoder`. Raises UserError for a file that is damaged, unsafe or of no known kind, and for an option
     that the file's kind does not have.
     """
-    weights = read_weights(Path(path))
-    kind = recognise(weights)
     given = {"strides": strides, "patch_2d": patch_2d, "patch_3d": patch_3d}
     options = {name: value for name, value in given.items() if value is not None}
-    if wrong := sorted(options.keys() - set(kind.options)):
-        raise UserError(f"{path} is a {kind.name}, which has no {wrong[0]}; leave it out")
-    encoder, report = kind.encoder(weights, in_channels, **options)
-    fields, notes = kind.facts(weights)
-    info = ReleaseInfo(backbone=encoder.config, weights_sha256=sha256(weights.path), **fields)  # type: ignore[arg-type]
+    try:
+        with opened_once(Path(path)) as (stream, same):
+            weights = read_weights(Path(path), same)
+            kind = recognise(weights)
+            if wrong := sorted(options.keys() - set(kind.options)):
+                raise UserError(f"{path} is a {kind.name}, which has no {wrong[0]}; leave it out")
+            encoder, report = kind.encoder(weights, in_channels, **options)
+            fields, notes = kind.facts(weights)
+            digest = sha256(stream)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)  # type: ignore[arg-type]
     return encoder, info, replace(report, notes=(*report.notes, *notes))
 
 

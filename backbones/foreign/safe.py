@@ -1,10 +1,13 @@
 """Opening weight files that others wrote, without running anything in them.
 
 A torch file is a pickle, and unpickling can call any function it names. Here the names are listed first, without
-unpickling, and held against torch's own safe list and `ALLOWED`; then torch's restricted unpickler reads the file.
+unpickling, and held against torch's own safe list and `ALLOWED`; what it would cost is bounded (`bounded.py`); then
+torch's restricted unpickler reads the file.
 """
 
 import _codecs
+import io
+import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from scanforge.backbones.foreign.bounded import Unbounded, refuse_unbounded, refuse_unfolding
 from scanforge.configs.errors import UserError
 
 # What training records hold beside tensors: numpy scalars (nnU-Net v1's curves), argparse's options (MAE).
@@ -31,25 +35,28 @@ ALLOWED: dict[str, Any] = {
 # Classes of the dtypes that `numpy.dtype` makes; torch asks for them when their byte order is set.
 DTYPES = tuple(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))
 AGAIN = "download it again"
+MOST_PICKLED = 1 << 26  # bytes of a pickle inside a torch file: weights lie beside it
 
 
-def read_foreign(path: Path) -> Any:
+def read_foreign(path: Path, opened: Path | None = None) -> Any:
     """What a safetensors or torch file holds: nested dicts, lists, numbers and CPU tensors.
+
+    opened: where to read it, where that is not `path` (see `files.opened_once`), which messages name.
 
     Tensors of a torch file are mapped from disk: a momentum buffer that nobody looks at is never read.
     Raises UserError for what is no such file, is damaged, or needs anything outside `ALLOWED`.
     """
     try:
-        with path.open("rb") as file:
+        with (opened or path).open("rb") as file:
             head = file.read(1024)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if head.startswith(b"PK"):
         if path.suffix == ".safetensors":  # torch.load goes by the name
             raise UserError(f"{path} is a torch file, no safetensors: rename it to {path.with_suffix('.pth').name}")
-        return _read_torch(path)
+        return _read_torch(path, opened or path)
     if head[8:9] == b"{":
-        return _read_safetensors(path)
+        return _read_safetensors(path, opened or path)
     raise UserError(f"{path} {_what(head)}")
 
 
@@ -70,17 +77,17 @@ def _what(head: bytes) -> str:
     return f"is neither a safetensors nor a torch file: {AGAIN}, or give another file"
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path, opened: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        return load_file(opened)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or truncated ({_line(error)}): {AGAIN}") from error
 
 
-def _read_torch(path: Path) -> Any:
-    _check_zip(path)
+def _read_torch(path: Path, opened: Path) -> Any:
+    _check_zip(path, opened)
     try:
-        needed = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        needed = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(opened)))
     except (RuntimeError, ValueError, EOFError, UnpicklingError, AssertionError) as error:
         raise UserError(f"{path} is no plain torch.save file of weights ({_line(error)}); give another file") from error
     if refused := sorted(needed - ALLOWED.keys()):
@@ -90,20 +97,41 @@ def _read_torch(path: Path) -> Any:
         )
     allowed: list[Any] = [*((value, name) for name, value in ALLOWED.items()), *DTYPES]
     try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _refuse_costly(opened)
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
+            content = torch.load(opened, map_location="cpu", weights_only=True, mmap=True)
+        refuse_unfolding(content)
+    except Unbounded as error:
+        raise UserError(f"{path} refused: {error}; have its author save the weights alone (state_dict)") from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is damaged, or refused as unsafe ({_line(error)}): {AGAIN}") from error
+    return content
 
 
-def _check_zip(path: Path) -> None:
+def _refuse_costly(opened: Path) -> None:
+    """Unbounded where unpickling would take more memory or time than weights do."""
+    with zipfile.ZipFile(opened) as archive:
+        (pickled,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+        folder = pickled.filename.removesuffix("data.pkl") + "data/"
+        sizes = {info.filename.removeprefix(folder): info.file_size for info in archive.infolist()}
+        stream = io.BytesIO(archive.read(pickled))
+        refuse_unbounded(stream, opened.stat().st_size, lambda key: sizes.get(key, 0))
+
+
+def _check_zip(path: Path, opened: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(opened) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_line(error)}): {AGAIN}") from error
     if not any(info.filename.endswith("/data.pkl") for info in infos):
         raise UserError(f"{path} is a zip archive but no torch file; unpack it and give the weights inside")
+    names = [info.filename for info in infos]
+    several = sum(name.endswith("/data.pkl") for name in names) > 1 or len(set(names)) < len(names)
+    if several or sum(info.file_size for info in infos) > opened.stat().st_size:
+        raise UserError(f"{path} is damaged: its parts lie on one another, or one is there twice; {AGAIN}")
+    if any(info.filename.endswith("/data.pkl") and info.file_size > MOST_PICKLED for info in infos):
+        raise UserError(f"{path} refused: its records take more than {MOST_PICKLED} bytes; give the weights alone")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):  # torch never compresses: no bombs
         raise UserError(f"{path} is a compressed archive, which torch.save does not write; give the original file")
 

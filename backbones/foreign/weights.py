@@ -44,9 +44,12 @@ class Taken:
     how: str = ""
 
 
-def read_weights(path: Path) -> Weights:
-    """The state dict in a file, wherever its writer put it. Raises UserError where there is none."""
-    content = read_foreign(path)
+def read_weights(path: Path, opened: Path | None = None) -> Weights:
+    """The state dict in a file, wherever its writer put it; `opened` as in `read_foreign`.
+
+    Raises UserError where there is none.
+    """
+    content = read_foreign(path, opened)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not weights by name; give a state dict")
     state: Mapping[Any, Any] = content
@@ -63,6 +66,9 @@ def read_weights(path: Path) -> Weights:
     others |= {str(key): _why(str(key), v) for key, v in state.items() if not isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights by name; its first keys are {', '.join(list(others)[:8]) or 'none'}")
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
+            raise UserError(f"{path}: {key} is a sparse, quantised or empty tensor; save it as a plain one")
     prefix = ""
     while wrapper := next((w for w in WRAPPERS if all(key.startswith(prefix + w) for key in tensors)), ""):
         prefix += wrapper

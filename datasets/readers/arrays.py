@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scanforge.datasets.labels.labels import Labels
 from scanforge.datasets.labels.values import whole_numbers
 from scanforge.datasets.readers.guard import reason_of, refuse_voxels
-from scanforge.datasets.readers.member import Member, check_member, open_file, open_member
+from scanforge.datasets.readers.member import Member, check_member, open_file, open_member, refuse_packed
 from scanforge.datasets.readers.nifti import compact
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
@@ -42,6 +42,7 @@ def read_array(source: Source) -> Iterator[Scan]:
                 yield _scan(open_file(path, stream).whole())
             return
         with zipfile.ZipFile(path) as archive:
+            refuse_packed(archive, path.stat().st_size)
             names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
             if len(set(names)) < len(names):
                 raise ReadError("holds two arrays of one name")

@@ -61,20 +61,39 @@ def check_stream(path: Path, header: Header, expected: int) -> None:
             raise ReadError(f"cut short: {max(0, stored)} of {expected} bytes of voxels")
         return
     refuse_bomb(expected, stored)
-    if (found := _inflated(file, header.offset, expected)) != expected:
+    found, packed = _inflated(file, header.offset, expected)
+    if found != expected:
         raise ReadError(f"compressed data hold {'more than ' if found > expected else ''}{found} of {expected} bytes")
+    if "elementdatafile" in header.fields:
+        _refuse_size(header, packed, stored)
 
 
-def _inflated(file: Path, offset: int, expected: int) -> int:
-    unpack, found = zlib.decompressobj(32 + zlib.MAX_WBITS), 0
+def _refuse_size(header: Header, packed: int, stored: int) -> None:
+    """MetaIO takes memory for as many compressed bytes as the header says, reads no more of them, and says nothing.
+
+    packed: bytes that there are of them; stored: of the file behind the header.
+    """
+    told = header.fields.get("compresseddatasize", "0")
+    if told.strip("0") == "" and header.data_file is not None:  # then it takes the whole file
+        return
+    if not told.isdigit() or len(told) > 18 or not packed <= int(told) <= stored:
+        raise ReadError(f"its header declares {told[:20]} bytes of compressed data, they are {packed}")
+
+
+def _inflated(file: Path, offset: int, expected: int) -> tuple[int, int]:
+    """How many bytes the stream unpacks to, one piece more than expected at most, and how many it has itself."""
+    unpack, found, read = zlib.decompressobj(32 + zlib.MAX_WBITS), 0, 0
     with file.open("rb") as stream:
         stream.seek(offset)
         while not unpack.eof and found <= expected:
-            chunk = unpack.unconsumed_tail or stream.read(_CHUNK)
+            chunk = unpack.unconsumed_tail
+            if not chunk:
+                chunk = stream.read(_CHUNK)
+                read += len(chunk)
             if not chunk:
                 raise ReadError("cut short: its compressed data do not end")
             found += len(unpack.decompress(chunk, _CHUNK))
-    return found
+    return found, read - len(unpack.unused_data) - len(unpack.unconsumed_tail)
 
 
 def _nrrd(start: bytes) -> Header:

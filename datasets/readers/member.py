@@ -74,6 +74,16 @@ def open_member(archive: zipfile.ZipFile, name: str) -> Member:
     return Member(archive.open(info), info.file_size, info.compress_size)
 
 
+def refuse_packed(archive: zipfile.ZipFile, size: int) -> None:
+    """ReadError, before anything is unpacked, where a member or all of them blow up beyond what images do.
+
+    size: of the archive in bytes. Members may lie on one another, each of them small: their sum tells.
+    """
+    for info in archive.infolist():
+        refuse_ratio(info.file_size, min(size, info.compress_size))
+    refuse_ratio(sum(info.file_size for info in archive.infolist()), size)
+
+
 def check_member(archive: zipfile.ZipFile, name: str) -> None:
     """Reads the member once through: zipfile compares the checksum at its end, when entries would long be given out."""
     with archive.open(f"{name}.npy") as stream:

@@ -1,6 +1,7 @@
 """NIfTI: headers by nibabel, voxels as a stream, so that a 4D series never lies in memory whole."""
 
 import io
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,13 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from scanforge.datasets.readers.geometry import geometry
-from scanforge.datasets.readers.guard import reason_of
+from scanforge.datasets.readers.guard import reason_of, refuse_bomb, refuse_ratio
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 _SLAB = 1 << 20  # voxels that are scaled at a time
 _DEFLATE = 1100  # times its size is the most that deflated data can grow
+_PIECE = 1 << 20  # bytes of what is passed over at a time
+_MOST_BEFORE = 1 << 26  # bytes between a packed header and its voxels: extensions
 _DAMAGE: tuple[type[Exception], ...] = (
     WrapStructError,
     HeaderDataError,
@@ -62,12 +65,13 @@ def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
         raise ReadError(f"empty: shape {header.get_data_shape()}")
     if voxels * count * dtype.itemsize > _DEFLATE * size:
         raise ReadError(f"{size} bytes cannot hold the shape {header.get_data_shape()} of its header")
+    refuse_bomb(voxels * dtype.itemsize, voxels * dtype.itemsize)  # volumes are in memory one at a time
+    refuse_ratio(voxels * count * dtype.itemsize, size)
     for volume in range(count):
         raw = _exactly(stream, voxels * dtype.itemsize).view(dtype).reshape(shape[::-1])
         if volume == count - 1:
             # To the end, unlike nibabel: gzip's checksum stands there, and damage would pass as voxels.
-            while stream.read(1 << 20):
-                pass
+            _to_the_end(stream, size)
         array = scaled(raw, *header.get_slope_inter())
         part = "" if count == 1 else str(volume)
         yield Scan(array[None], spacing, affine, orientation, part=part)
@@ -82,11 +86,39 @@ def _header(stream: BinaryIO) -> Any:
     if size is None or len(content) < 4:
         raise ReadError("not a readable NIfTI: it does not begin with a NIfTI header")
     header = kinds[size].from_fileobj(io.BytesIO(content + stream.read(size - 4)), check=False)
-    offset = header.get_data_offset()
+    offset = _offset_of(header)
     if bytes(header["magic"])[:2] in (b"ni", b"") and offset < size:
         raise ReadError("a NIfTI header without its voxels (.hdr/.img pairs are not read)")
-    _exactly(stream, offset - size)
+    _pass_over(stream, offset - size)
     return header
+
+
+def _offset_of(header: Any) -> int:
+    offset = float(header["vox_offset"])
+    if not (math.isfinite(offset) and 0 <= offset < 2**62):
+        raise ReadError(f"its header puts the voxels at byte {offset:g}")
+    return int(header.get_data_offset())
+
+
+def _pass_over(stream: BinaryIO, count: int) -> None:
+    """What lies between header and voxels, never in memory as a whole."""
+    if count < 0:
+        raise ReadError("its header puts the voxels into itself")
+    if count > _MOST_BEFORE:
+        raise ReadError(f"its header puts the voxels {count} bytes behind itself; at most {_MOST_BEFORE} are passed")
+    while count > 0:
+        got = len(stream.read(min(count, _PIECE)))
+        if not got:
+            raise ReadError(f"not a readable NIfTI: it ends {count} bytes early")
+        count -= got
+
+
+def _to_the_end(stream: BinaryIO, size: int) -> None:
+    """What follows the voxels; ReadError where that is more than files of `size` bytes hold."""
+    found = 0
+    while got := len(stream.read(_PIECE)):
+        found += got
+        refuse_ratio(found, size)
 
 
 def _exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:

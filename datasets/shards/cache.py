@@ -125,7 +125,7 @@ class Cache:
         except FileNotFoundError:
             return None
         lock(stream, shared=True, block=True)
-        if os.fstat(stream.fileno()).st_size == size and sha256_of(path) == sha256:
+        if os.fstat(stream.fileno()).st_size == size and sha256_of(stream) == sha256:
             set_verified(record, stream)
             return Held(path, stream)
         stream.close()

@@ -1,11 +1,15 @@
 """`scanforge data check`: is every byte of a data set what was built, and what does it hold."""
 
 import hashlib
+import os
 import tarfile
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from os.path import samestat
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -96,12 +100,29 @@ def _check_rows(data: DataSet, number: int, entries: list[SampleEntry], rows: ND
 
 def check_shard(folder: Path, shard: ShardRecord) -> list[SampleEntry]:
     """The entries of one shard, every member of it verified; UserError names the shard where one is not right."""
+    with _opened(folder / shard.name) as stream:
+        return _checked(folder, shard, stream)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """One file for the sum and for the members; UserError where another one, or another content, took its name."""
+    with open(path, "rb") as stream:
+        before = os.fstat(stream.fileno())
+        yield stream
+        after, now = os.fstat(stream.fileno()), path.stat()
+        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size) or not samestat(after, now):
+            raise UserError(f"shard {path} was replaced while it was read; check again")
+
+
+def _checked(folder: Path, shard: ShardRecord, stream: BinaryIO) -> list[SampleEntry]:
     path = folder / shard.name
-    if sha256_of(path) != shard.sha256:
+    if sha256_of(stream) != shard.sha256:
         raise UserError(f"shard {path} is damaged (its sha256 is not the manifest's); copy or build it again")
     index = read_index(folder, shard)
+    stream.seek(0)
     try:
-        with tarfile.open(path, "r:") as tar, closing(ShardReader(folder, shard)) as reader:
+        with tarfile.open(fileobj=stream, mode="r:") as tar, closing(ShardReader(folder, shard)) as reader:
             members = {member.name: member for member in tar}
             if len(members) < len(tar.getmembers()):
                 raise ValueError("two of its members have the same name")

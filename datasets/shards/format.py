@@ -9,14 +9,16 @@ which says of each scan what the sampling plan needs, so that a million scans ar
 import base64
 import hashlib
 import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import make_anew
 from scanforge.datasets.shards.encode import Levels
 
 VERSION: Literal[2] = 2
@@ -181,6 +183,7 @@ def parse(model: type[T], content: bytes, name: str) -> T:
 def write_atomically(path: Path, content: bytes) -> None:
     """`content` at `path`, whole or not at all, also after a power cut."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_anew(draft)
     with open(draft, "wb") as stream:
         stream.write(content)
         stream.flush()
@@ -188,13 +191,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(draft, path)
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def sha256_of(file: Path | IO[bytes]) -> str:
+    """Hexadecimal SHA-256 of a file: the one at a path, or an open one from its start, wherever that was read to."""
+    with nullcontext(file) if not isinstance(file, Path) else open(file, "rb") as stream:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def pack_bits(bitmap: NDArray[np.bool_]) -> str:

@@ -1,7 +1,9 @@
 """Locks between the processes of a machine or of a shared disk, by flock: the kernel lets go of a dead holder's."""
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -64,9 +66,31 @@ def pause(seconds: float, stop: Event | None) -> None:
         raise Stopped
 
 
+class NoLock(UserError):
+    """What has a lock file's name is something else."""
+
+
 def open_lock(path: Path) -> IO[bytes]:
-    """A lock file, made where it is missing, open for reading and writing."""
-    return open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+    """A lock file, made where it is missing, open for reading and writing, and as it was.
+
+    NoLock where a link or anything but a plain file has its name: what that leads to is not ours to write into.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise _no_lock(path) from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise _no_lock(path)
+    return open(path, "r+b", buffering=0, opener=lambda *_: descriptor)  # its name is told in messages
+
+
+def _no_lock(path: Path) -> NoLock:
+    return NoLock(f"{path} is a link or no plain file, and no lock of scanforge's: remove it, or choose another folder")
 
 
 @contextmanager

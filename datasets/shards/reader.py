@@ -1,6 +1,7 @@
 """Opening a data set, and reading parts of its scans straight out of the tar."""
 
 import hashlib
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -110,7 +111,9 @@ class ShardReader:
         self.entries = read_index(self._store, shard).samples
         self._verified = bytearray(len(self.entries))
         self._open: OrderedDict[int, blosc2.NDArray] = OrderedDict()
-        self._stream: BinaryIO | None = None
+        self._stream: BinaryIO | None = None  # of the one file that everything is read from, whatever its name becomes
+        self._map: memoryview | None = None  # of the same file
+        self._state: tuple[int, ...] = ()  # in which it was when scans were verified
 
     def read(self, number: int, region: Region | None = None) -> NDArray:
         """Voxels (C, d, h, w) of `region` of the scan `number`, or of all of it, in its own dtype.
@@ -184,23 +187,30 @@ class ShardReader:
 
     def _descriptor(self) -> int:
         if self._stream is None:
-            self._path = self._store.local(self.shard.name, self.shard.sha256, self.shard.bytes)
-            self._stream = open(self._path, "rb", buffering=0)  # noqa: SIM115 (until `close`)
+            path = self._store.local(self.shard.name, self.shard.sha256, self.shard.bytes)
+            self._stream = open(path, "rb", buffering=0)  # noqa: SIM115 (until `close`)
         return self._stream.fileno()
 
     def close(self) -> None:
         """Lets the shard go: a cached file may be deleted then."""
         self._open.clear()
         if self._stream is not None:
+            self._map = None
             self._stream.close()
             self._stream = None
             self._store.release(self.shard.name)
 
     def _array(self, number: int) -> blosc2.NDArray:
-        """A large scan, opened in the memory-mapped tar."""
+        """A large scan, opened in the memory map of the file that its checksum was taken of."""
+        status = os.fstat(self._descriptor())
         # A memory map reaches beyond the end of a file that was cut since: the process would die of SIGBUS.
-        if os.fstat(self._descriptor()).st_size != self.shard.bytes:
+        if status.st_size != self.shard.bytes:
             raise ValueError("the shard's size has changed")
+        state = (status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns)
+        if state != self._state:  # another file, or one that was written to: what was verified says nothing of it
+            self._open.clear()
+            self._verified = bytearray(len(self.entries))
+            self._state = state
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -208,7 +218,9 @@ class ShardReader:
         if not self._verified[number]:
             self._payload(entry)
             self._verified[number] = 1
-        array = blosc2.open(str(self._path), mode="r", offset=entry.offset, mmap_mode="r")
+        if self._map is None:
+            self._map = memoryview(mmap.mmap(self._descriptor(), self.shard.bytes, access=mmap.ACCESS_READ))
+        array = blosc2.ndarray_from_cframe(self._map[entry.offset : entry.offset + entry.length])
         _expect(array, entry.shape, entry.stored)
         self._open[number] = array
         if len(self._open) > _OPEN_SCANS:

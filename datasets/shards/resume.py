@@ -16,6 +16,7 @@ from scanforge.datasets.identity import keyed_hash, site_fingerprint
 from scanforge.datasets.shards.finish import final_path
 from scanforge.datasets.shards.format import MANIFEST, Manifest, index_name, parse, write_atomically
 from scanforge.datasets.shards.job import PARTIAL, ShardResult, result_path
+from scanforge.datasets.shards.locks import open_lock
 from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
 
 _BUILD = "build.json"
@@ -50,7 +51,7 @@ def locked(out: Path) -> Iterator[None]:
         if not fresh and not (out / MANIFEST).exists() and not (out / PARTIAL).exists():
             raise UserError(f"{out} is not empty and no data set; give a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / _LOCK).open("w")
+        lock = open_lock(out / _LOCK)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     with lock:

@@ -9,6 +9,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
+from scanforge.configs.files import make_anew
 from scanforge.datasets.intensity import normalisable, statistics
 from scanforge.datasets.labels import Labels
 from scanforge.datasets.readers.scan import FACTS, ReadError, Scan
@@ -65,6 +66,7 @@ class ShardWriter:
         self.record: ShardRecord | None = None
 
     def __enter__(self) -> "ShardWriter":
+        make_anew(self._draft)
         self._stream = open(self._draft, "wb")
         # Here and not above: it imports torch where that is there (see job.worker).
         from webdataset import TarWriter

@@ -58,9 +58,13 @@ def export_bundle(run: Path, out: Path, terms: Terms | None = None) -> Path:
         (part / "scripts/preprocessing.py").write_text(source_without_scanforge(standalone), encoding="utf-8")
         runner = source_without_scanforge(bundle_runner, {standalone.__name__: "scripts.preprocessing"})
         (part / "scripts/running.py").write_text(runner, encoding="utf-8")
-        (part / "docs/README.md").write_text(readme(about, terms.licence, terms.intended_use, terms.citation))
+        (part / "docs/README.md").write_text(
+            readme(about, terms.licence, terms.intended_use, terms.citation), encoding="utf-8"
+        )
         if terms.licence:
-            (part / "docs/license.txt").write_text(f"SPDX-License-Identifier: {terms.licence}\n")
+            (part / "docs/license.txt").write_text(
+                f"SPDX-License-Identifier: {' '.join(terms.licence.split())}\n", encoding="utf-8"
+            )
     return out
 
 

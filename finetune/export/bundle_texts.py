@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
+from scanforge.finetune.export.escaping import for_markdown, for_monai
 from scanforge.finetune.tasks.adapter import Spec
 
 RUN = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir PREDICTIONS"
@@ -23,7 +24,7 @@ OUTPUTS = {
 
 
 def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str, citation: str) -> dict[str, Any]:
-    """The body of `metadata.json`."""
+    """The body of `metadata.json`, in which no name or word of the user's is code to MONAI."""
     patch, channels = about["patch"], about["in_channels"]
     names = about["channels"] if len(about["channels"]) == channels else [f"channel {i}" for i in range(channels)]
     modality = about["modalities"][0]
@@ -51,23 +52,25 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "is_patch_data": segments,
         "channel_def": {str(i): name for i, name in enumerate(about["classes"])},
     }
-    return {
-        "schema": SCHEMA,
-        "version": "0.1.0",
-        "changelog": {"0.1.0": "exported by scanforge"},
-        "monai_version": version("monai"),
-        "pytorch_version": version("torch").partition("+")[0],
-        "numpy_version": version("numpy"),
-        "required_packages_version": {name: version(name) for name in NEEDED if _installed(name)},
-        "name": title,
-        "task": title,
-        "description": f"{spec.backbone.name} fine-tuned by scanforge; axes of the arrays are D, H, W",
-        "authors": NOT_SAID,
-        "copyright": licence or NOT_SAID,
-        "intended_use": intended_use or NOT_SAID,
-        "references": [citation] if citation else [],
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
-    }
+    return for_monai(
+        {
+            "schema": SCHEMA,
+            "version": "0.1.0",
+            "changelog": {"0.1.0": "exported by scanforge"},
+            "monai_version": version("monai"),
+            "pytorch_version": version("torch").partition("+")[0],
+            "numpy_version": version("numpy"),
+            "required_packages_version": {name: version(name) for name in NEEDED if _installed(name)},
+            "name": title,
+            "task": title,
+            "description": f"{spec.backbone.name} fine-tuned by scanforge; axes of the arrays are D, H, W",
+            "authors": NOT_SAID,
+            "copyright": licence or NOT_SAID,
+            "intended_use": intended_use or NOT_SAID,
+            "references": [citation] if citation else [],
+            "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
+        }
+    )
 
 
 def _installed(name: str) -> bool:
@@ -79,13 +82,15 @@ def _installed(name: str) -> bool:
 def readme(about: dict[str, Any], licence: str, intended_use: str, citation: str) -> str:
     """The bundle's README.md."""
     steps = "\n".join(f"- {step}" for step in about["steps"])
+    classes, channels = (", ".join(map(for_markdown, about[key])) for key in ("classes", "channels"))
+    licence, intended_use, citation = map(for_markdown, (licence, intended_use, citation))
     several = (
-        f"Files of one case are named NAME_0000, NAME_0001 ... in the order {', '.join(about['channels'])}.\n"
+        f"Files of one case are named NAME_0000, NAME_0001 ... in the order {channels}.\n"
         if len(about["channels"]) > 1
         else ""
     )
     _, _, output = OUTPUTS[about["task"]]
-    return f"""# {about["task"]}: {", ".join(about["classes"])}
+    return f"""# {about["task"]}: {classes}
 
 Not for clinical use unless whoever runs it has validated it for that.
 

@@ -36,7 +36,13 @@ def own_code(name: str) -> CodedConcept:
     value = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
     if not 0 < len(value) <= 16:  # the most that a code value may have
         value = f"{value[:9]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-    return CodedConcept(value, OWN_SCHEME, name[:64])
+    return CodedConcept(value, OWN_SCHEME, dicom_text(name))
+
+
+def dicom_text(name: str, most: int = 64) -> str:
+    """A name as one value of DICOM (LO, PS3.5, 6.2): without the backslash, which parts values, and control signs."""
+    text = "".join(sign if sign.isprintable() else " " for sign in name.replace("\\", "/"))
+    return " ".join(text.split())[:most].strip() or "unnamed"
 
 
 def _look_up(group: str, keyword: str) -> CodedConcept | None:

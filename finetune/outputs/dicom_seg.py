@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scanforge.configs.errors import UserError
 from scanforge.configs.files import write_whole
 from scanforge.datasets.readers import Scan, Source
-from scanforge.finetune.outputs.codes import concept_of
+from scanforge.finetune.outputs.codes import concept_of, dicom_text
 from scanforge.finetune.outputs.dicom_source import Referenced, labels_of_frames, referenced
 from scanforge.finetune.outputs.maker import NAME, Maker
 
@@ -66,13 +66,13 @@ def _described(number: int, name: str, maker: Maker) -> hd.seg.SegmentDescriptio
     category, kind = concept_of(name)
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:64],
+        segment_label=dicom_text(name),
         segmented_property_category=category,
         segmented_property_type=kind,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=maker.algorithm(),
         tracking_uid=hd.UID(),
-        tracking_id=name[:64],
+        tracking_id=dicom_text(name),
     )
 
 

@@ -15,7 +15,7 @@ from scanforge.configs.errors import UserError
 from scanforge.configs.files import write_whole
 from scanforge.datasets.readers import Scan, Source
 from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.outputs.codes import own_code
+from scanforge.finetune.outputs.codes import dicom_text, own_code
 from scanforge.finetune.outputs.dicom_source import FramePlace, Referenced, referenced
 from scanforge.finetune.outputs.maker import NAME, Maker
 
@@ -81,7 +81,7 @@ def _finding(
         for frame, corners in rectangles(box, source)
     ]
     common: dict[str, Any] = {
-        "tracking_identifier": sr.TrackingIdentifier(uid=hd.UID(), identifier=f"{name[:32]} {number}"),
+        "tracking_identifier": sr.TrackingIdentifier(uid=hd.UID(), identifier=f"{dicom_text(name, 32)} {number}"),
         "finding_type": own_code(name),
         "algorithm_id": sr.AlgorithmIdentification(NAME, maker.version, [f"model {maker.serial}"]),
         "measurements": [sr.Measurement(_CERTAINTY, round(100 * score, 2), _PERCENT)],

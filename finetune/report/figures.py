@@ -132,6 +132,11 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
     return inline(figure)
 
 
+def plain(name: str) -> str:
+    """A class's name as matplotlib shows it: between two dollar signs it would be a formula."""
+    return name.replace("\\", "/").replace("$", r"\$")
+
+
 def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
     """Counts of true class (rows) by predicted class (columns), shaded by share of the row."""
     counts = np.zeros((len(classes), len(classes)), int)
@@ -143,8 +148,9 @@ def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
     axes.imshow(share, cmap="GnBu", vmin=0, vmax=1)
     for i, j in np.ndindex(*counts.shape):
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else INK)
-    axes.set_xticks(range(len(classes)), classes, rotation=20, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    names = [plain(name) for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axes.set_yticks(range(len(names)), names)
     return inline(figure)
 
 
@@ -172,7 +178,7 @@ def froc(by_arm: dict[str, list[Record]], iou: float, classes: Sequence[str]) ->
         for label in range(len(classes)):
             wrong, found = froc_curve(records, iou, label)
             wrong, found = np.append(np.maximum(wrong, ticks[0] / 2), 2 * ticks[-1]), np.append(found, found[-1])
-            name = NAMES[arm] + (f", {classes[label]}" if len(classes) > 1 else "")
+            name = NAMES[arm] + (f", {plain(classes[label])}" if len(classes) > 1 else "")
             style = ("solid", "dashed", "dotted")[label % 3]
             axes.step(wrong, found, where="post", color=COLOURS[arm], linestyle=style, linewidth=1.5, label=name)
     axes.set_xscale("log", base=2)

@@ -7,11 +7,13 @@ import torch
 
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import ReleaseInfo
+from scanforge.finetune.export.escaping import for_markdown
 from scanforge.launch.models.card_parts import (
     LIMITS,
     Facts,
     backbone_in_words,
     by,
+    citation,
     header,
     intended,
     joined,
@@ -26,10 +28,10 @@ def encoder_card(info: ReleaseInfo, facts: Facts, figures: list[str]) -> str:
     tags = ["medical-imaging", "pre-training", backbone["name"], *_words(info.objective)]
     return joined(
         header(facts, tags, "image-feature-extraction"),
-        f"# {facts.name}",
+        f"# {for_markdown(facts.name)}",
         f"A pre-trained encoder for medical scans: {backbone_in_words(backbone)}, objective "
-        f"{info.objective or 'unknown'}, {info.step or 'an unknown number of'} steps{_averaged(info)}. It has no head: "
-        "fine-tune it, or take its features.",
+        f"{for_markdown(info.objective or 'unknown')}, {info.step or 'an unknown number of'} steps{_averaged(info)}. "
+        "It has no head: fine-tune it, or take its features.",
         "## Training data",
         *_sources(info),
         _patients(info),
@@ -46,7 +48,7 @@ def encoder_card(info: ReleaseInfo, facts: Facts, figures: list[str]) -> str:
         *numbers(figures),
         "## Licence and citation",
         terms(facts),
-        facts.citation or "No citation was given.",
+        citation(facts),
         "## Files",
         f"`model.safetensors` (sha256 `{info.weights_sha256}`), `model.json` (architecture, preprocessing, origin), "
         f"`patients.txt` (sha256 `{info.patients_sha256}`); all sums are in `SHA256SUMS`.",
@@ -69,7 +71,7 @@ def _sources(info: ReleaseInfo) -> list[str]:
     lines = ["| source | scans | sha256 of its manifest |", "|---|---|---|"]
     for source in info.sources:
         scans = "not recorded" if source.scans is None else source.scans
-        lines.append(f"| {source.name} | {scans} | `{source.manifest_sha256}` |")
+        lines.append(f"| {for_markdown(source.name)} | {scans} | `{source.manifest_sha256}` |")
     return ["\n".join(lines)]
 
 
@@ -104,7 +106,7 @@ def _loading(info: ReleaseInfo, repository: str) -> str:
             "",
             "import scanforge.backbones",
             "",
-            f'folder = "."  # this folder; from the hub: huggingface_hub.snapshot_download("{repository}")',
+            f'folder = "."  # this folder; from the hub: huggingface_hub.snapshot_download({json.dumps(repository)})',
             "encoder, info = scanforge.backbones.load(folder)",
             f"scans = torch.zeros(1, {channels}, {', '.join(map(str, shape))})  # (B, C, D, H, W), preprocessed",
             "maps = encoder.eval()(scans)  # feature maps, finest first",
@@ -133,5 +135,5 @@ def _crops(info: ReleaseInfo) -> str:
 
 
 def _versions(versions: dict[str, str]) -> str:
-    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    listed = ", ".join(f"{for_markdown(name)} {for_markdown(number)}" for name, number in versions.items())
     return f"Made with {listed}." if listed else ""

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from scanforge.finetune.export.escaping import for_markdown
 from scanforge.launch.models.card_parts import (
     LIMITS,
     Facts,
     backbone_in_words,
     by,
+    citation,
     header,
     intended,
     joined,
@@ -21,13 +23,14 @@ PIPELINES = {"segmentation": "image-segmentation", "classification": "image-clas
 def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) -> str:
     """The card of a fine-tuned model; `described` is its `model.json`."""
     task, plan = described["task"]["name"], described["plan"]
-    trained = ", ".join(f"{key} {value}" for key, value in described.get("trained", {}).items()) or "not recorded"
+    trained = ", ".join(for_markdown(f"{key} {value}") for key, value in described.get("trained", {}).items())
+    classes = ", ".join(map(for_markdown, described["classes"])) or "not named"
     return joined(
         header(facts, ["medical-imaging", task, described["backbone"]["name"]], PIPELINES.get(task)),
-        f"# {facts.name}",
+        f"# {for_markdown(facts.name)}",
         f"A model for {task} of {_modality(described['modality'])} scans, on "
-        f"{backbone_in_words(described['backbone'])}. Classes: {', '.join(described['classes']) or 'not named'}. "
-        f"Trained: {trained}.",
+        f"{backbone_in_words(described['backbone'])}. Classes: {classes}. "
+        f"Trained: {trained or 'not recorded'}.",
         "## Use",
         intended(facts, "research on scans like those it was trained on"),
         LIMITS,
@@ -42,7 +45,7 @@ def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) 
         *numbers(figures),
         "## Licence and citation",
         terms(facts),
-        facts.citation or "No citation was given.",
+        citation(facts),
         "## Files",
         f"`model.safetensors` (sha256 `{described['weights_sha256']}`) and `model.json`; all sums are in "
         "`SHA256SUMS`. There is no list of patients: who was trained on is not in the release.",
@@ -50,4 +53,4 @@ def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) 
 
 
 def _modality(name: str) -> str:
-    return "unknown" if name == "unknown" else name.upper()
+    return "unknown" if name == "unknown" else for_markdown(name.upper())

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from scanforge.finetune.export.escaping import for_markdown
+
 # Identifiers of the Hugging Face hub; any other licence is 'other' with its name.
 HUB_LICENCES = {
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0",
@@ -68,10 +70,17 @@ def numbers(figures: list[str]) -> list[str]:
 
 def terms(facts: Facts) -> str:
     """The licence in a sentence, with that of the weights it started from."""
-    own = f"Licence: {facts.licence}." if facts.licence else "No licence was given: ask before you use it."
-    return f"{own} It started from weights under: {facts.inherited}." if facts.inherited else own
+    licence, inherited = for_markdown(facts.licence), for_markdown(facts.inherited)
+    own = f"Licence: {licence}." if licence else "No licence was given: ask before you use it."
+    return f"{own} It started from weights under: {inherited}." if inherited else own
+
+
+def citation(facts: Facts) -> str:
+    """What to cite."""
+    return for_markdown(facts.citation) or "No citation was given."
 
 
 def intended(facts: Facts, otherwise: str) -> str:
     """What it was made for."""
-    return facts.intended_use or f"No intended use was stated by whoever exported it; it was made for {otherwise}."
+    said = for_markdown(facts.intended_use)
+    return said or f"No intended use was stated by whoever exported it; it was made for {otherwise}."

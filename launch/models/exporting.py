@@ -118,6 +118,7 @@ def _finetuned(folder: Path, part: Path, facts: Facts, figures: list[str]) -> st
     load_model(folder)  # whole, and of a version that can be read
     for name in (WEIGHTS, INFO):
         shutil.copyfile(folder / name, part / name)
+    load_model(part)  # what was copied, should a study have ended meanwhile
     described: dict[str, Any] = json.loads((part / INFO).read_text(encoding="utf-8"))
     return finetuned_card(described, facts, figures)
 

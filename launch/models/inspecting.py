@@ -11,7 +11,7 @@ from scanforge.launch.models.contents import Contents
 from scanforge.launch.models.opening import contents_of
 from scanforge.launch.models.origin import read_origin
 
-KEYS, LARGEST = 5, 3  # that are shown
+KEYS, LARGEST, GROUPS, RECORDS = 5, 3, 40, 40  # that are shown
 SEAL = "complete.json"  # of a checkpoint folder, see pretrain/checkpoint.py
 
 
@@ -26,7 +26,8 @@ def inspect(path: Path) -> list[str]:
     contents = contents_of(path)
     digest = sha256_of(path)
     lines = [f"{path}: {contents.kind}, {human(path.stat().st_size)}", f"sha256: {digest}", *_tensors(contents)]
-    lines += [f"{name}: {value}" for name, value in contents.metadata.items()]
+    lines += [f"{name}: {value}" for name, value in list(contents.metadata.items())[:RECORDS]]
+    lines += [f"and {len(contents.metadata) - RECORDS} more records"] if len(contents.metadata) > RECORDS else []
     entry = by_sha256(digest)
     if entry is None:
         lines.append("licence and origin: not in the file, and not a file of the catalogue")
@@ -49,7 +50,9 @@ def _tensors(contents: Contents) -> list[str]:
     for tensor in tensors:
         groups.setdefault(tensor.group, []).append(tensor.numbers)
     if len(groups) > 1:
-        lines += [f"  {name}: {len(sizes)} tensors, {sum(sizes):,} numbers" for name, sizes in groups.items()]
+        shown = list(groups.items())[:GROUPS]
+        lines += [f"  {name}: {len(sizes)} tensors, {sum(sizes):,} numbers" for name, sizes in shown]
+        lines += [f"  and {len(groups) - GROUPS} more"] if len(groups) > GROUPS else []
     lines.append("first: " + ", ".join(str(tensor) for tensor in tensors[:KEYS]))
     largest = sorted(tensors, key=lambda tensor: -tensor.numbers)[:LARGEST]
     return [*lines, "largest: " + ", ".join(str(tensor) for tensor in largest)]

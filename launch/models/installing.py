@@ -17,6 +17,8 @@ from scanforge.launch.models.verifying import Fetched
 def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channels: int | None, say: Say) -> None:
     """Convert a verified file and put the release in place; `work` is a folder of ours on the same disk."""
     encoder, info, report = load_foreign(fetched.path, in_channels=in_channels or entry.in_channels)
+    if info.weights_sha256 != fetched.sha256:
+        raise UserError(f"{fetched.path} was replaced after it was verified: its sha256 is {info.weights_sha256}")
     refuse_other(entry, encoder, fetched.path)
     built = work / "release"
     shutil.rmtree(built, ignore_errors=True)

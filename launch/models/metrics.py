@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.finetune.export.escaping import for_markdown
 
 
 def of_run(folder: Path) -> list[str]:
@@ -62,4 +63,4 @@ def _interval(metric: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    return for_markdown(text)

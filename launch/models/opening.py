@@ -1,5 +1,6 @@
 """The tensors and records in any weight file. A file whose pickle holds code is refused, and the code named."""
 
+import io
 import pickletools
 import warnings
 from collections import Counter
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from scanforge.configs.errors import UserError
 from scanforge.launch.models.contents import Contents, Tensor, records, shortened, walk
-from scanforge.launch.models.pickles import globals_of, in_torch_zip, suspicious
+from scanforge.launch.models.pickles import MOST_PICKLED, Careful, globals_of, in_torch_zip, suspicious
 
+_OLD = 5  # pickles: magic number, version, system, content, keys of storages
 _MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 
 
@@ -60,6 +62,7 @@ def _pickle(path: Path) -> Contents:
     """A torch file from before torch 1.6, which is a row of pickles, or any other pickle."""
     import torch
 
+    from scanforge.backbones.foreign.bounded import refuse_unfolding
     from scanforge.backbones.foreign.safe import ALLOWED, DTYPES
 
     try:
@@ -72,22 +75,33 @@ def _pickle(path: Path) -> Contents:
     if not _is_old_torch(path):
         return Contents("a pickle that is no torch file; nothing in it was run", [], _counted(path, imports))
     try:
+        _refuse_costly(path)
         with (
             warnings.catch_warnings(action="ignore"),
             torch.serialization.safe_globals([*((value, name) for name, value in ALLOWED.items()), *DTYPES]),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
+        refuse_unfolding(content)
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is damaged, or refused as unsafe ({shortened(str(error))})") from error
     kind = "torch file from before torch 1.6 (plain pickles)"
     return Contents(kind, list(walk(content)), {"imports": imports, **records(content)})
 
 
+def _refuse_costly(path: Path) -> None:
+    """`bounded.Unbounded` where one of the pickles that an old torch file begins with would cost more than weights."""
+    from scanforge.backbones.foreign.bounded import refuse_unbounded
+
+    with path.open("rb") as stream:
+        for _ in range(_OLD):
+            refuse_unbounded(stream, path.stat().st_size, lambda key: None)
+
+
 def _imports_something(path: Path) -> bool:
     """Whether the file is a pickle of the oldest protocols, which begin with no mark, and holds code."""
     try:
         with path.open("rb") as stream:
-            return bool(globals_of(stream))
+            return bool(globals_of(io.BytesIO(stream.read(MOST_PICKLED))))
     except ValueError:
         return False
 
@@ -103,14 +117,14 @@ def _refuse(path: Path, names: list[str]) -> None:
 def _is_old_torch(path: Path) -> bool:
     """Whether the first pickle is torch's magic number."""
     with path.open("rb") as stream:
-        return any(argument == _MAGIC for _, argument, _ in pickletools.genops(stream))
+        return any(argument == _MAGIC for _, argument, _ in pickletools.genops(Careful(stream)))
 
 
 def _counted(path: Path, imports: str) -> dict[str, str]:
     with path.open("rb") as stream:
         kinds: Counter[str] = Counter()
         texts: list[str] = []
-        for _, argument, _ in pickletools.genops(stream):
+        for _, argument, _ in pickletools.genops(Careful(stream)):
             kinds[type(argument).__name__] += argument is not None
             if isinstance(argument, str) and len(texts) < 8:
                 texts.append(shortened(argument))

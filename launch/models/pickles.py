@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+MOST, MOST_PICKLED = 5_000_000, 1 << 26  # steps and bytes of a pickle that is looked at, as in foreign/bounded.py
 COMPUTED = "a name that it computes"
 _PLAIN = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"}
 _KEEP = {"MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
-_MOST = 1 << 29  # bytes of a pickle inside a torch file: weights lie beside it
+_LINE = 1 << 16  # bytes of a name
 
 # What torch's own restricted unpickler rebuilds tensors and plain containers with.
 _HARMLESS = re.compile(
@@ -22,6 +23,18 @@ _HARMLESS = re.compile(
     r"|_tensor\._rebuild_from_type_v2|serialization\._get_layout)"
     r"|collections\.(OrderedDict|Counter|defaultdict)|(builtins|__builtin__)\.(set|frozenset|bytearray|bytes|complex)"
 )
+
+
+class Careful:
+    """A stream whose lines end: a file without a line's end would else be one, whole in memory."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.read, self.tell = stream.read, stream.tell
+        self._readline = stream.readline
+
+    def readline(self) -> bytes:
+        """A line, or the first of its bytes, which pickletools refuses."""
+        return self._readline(_LINE)
 
 
 def globals_of(stream: IO[bytes]) -> list[str]:
@@ -54,7 +67,9 @@ def _of_one(stream: IO[bytes]) -> Iterator[str]:
     """The names of one pickle; the stream stands behind it then."""
     strings: list[str | None] = []  # what was pushed, with nothing but memos between
     memo: dict[int, str | None] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(Careful(stream))):
+        if number > MOST:
+            raise ValueError(f"more than {MOST} steps")
         name = opcode.name
         if name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".")
@@ -80,8 +95,12 @@ def in_torch_zip(path: Path) -> list[str]:
     """The same for the pickle of a torch file; empty where it has none that is stored plainly. ValueError as above."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+                return []  # packed, or parts that lie on one another: refused unread by `read_foreign`
             infos = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-            plain = [info for info in infos if info.compress_type == zipfile.ZIP_STORED and info.file_size <= _MOST]
+            plain = [
+                info for info in infos if info.compress_type == zipfile.ZIP_STORED and info.file_size <= MOST_PICKLED
+            ]
             return [name for info in plain for name in globals_of(io.BytesIO(archive.read(info)))]
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise ValueError(f"the archive is truncated or damaged ({error})") from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import opened_once
 from scanforge.datasets.shards.format import sha256_of
 from scanforge.launch.models.catalogue import Download, human
 
@@ -44,7 +45,8 @@ def md5_of(path: Path) -> str:
 
 def on_this_machine(expected: Download, path: Path) -> Fetched:
     """A file that the user has, verified where it lies; UserError where it is not what is expected."""
-    digest = sha256_of(path)
+    with opened_once(path) as (stream, _):  # not while it is still being copied
+        digest = sha256_of(stream)
     reason, verified = held_against(expected, path, digest)
     if reason:
         raise UserError(

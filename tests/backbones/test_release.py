@@ -168,3 +168,21 @@ def test_a_failed_write_leaves_the_old_release_whole(folder, encoder, monkeypatc
         save_release(folder, encoder.state_dict(), ReleaseInfo(backbone=encoder.config, step=8), [])
     assert load_release(folder).info.step == 7
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors", "patients.txt"]
+
+
+def test_weights_replaced_after_their_checksum_was_taken_are_not_loaded(folder, encoder, monkeypatch):
+    import scanforge.backbones.release as release
+
+    others = {key: torch.zeros_like(value) for key, value in encoder.state_dict().items()}
+    save_file(others, folder / "others")
+    real = release.load_file
+
+    def replaced(path):
+        (folder / "others").replace(folder / "model.safetensors")
+        return real(path)
+
+    monkeypatch.setattr(release, "load_file", replaced)
+    loaded = load_release(folder).state_dict
+    assert all(torch.equal(value, loaded[key]) for key, value in encoder.state_dict().items())
+    with pytest.raises(UserError, match="its checksum differs"):
+        load_release(folder)

@@ -4,6 +4,7 @@ import os
 import struct
 from typing import IO
 
+from scanforge.datasets.readers.dicom.codestream import why_too_large
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.scan import ReadError
 
@@ -55,6 +56,8 @@ def _fragments(opened: IO[bytes], file: Survey) -> str:
             break
         if len(start) < 8 or start[:4] != _ITEM:
             return f"truncated: compressed pixels end after {max(0, found)} fragments, without their end mark"
+        if found >= 0 and (reason := why_too_large(opened, at + 8, file)):
+            return reason
         at += 8 + struct.unpack("<I", start[4:])[0]
         if at > os.fstat(opened.fileno()).st_size:
             return f"truncated: compressed pixels end within fragment {max(0, found) + 1}"

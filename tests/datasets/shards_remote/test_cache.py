@@ -79,7 +79,7 @@ def test_a_whole_file_is_hashed_once_per_boot(server, open_store, random_file, m
     server.files["d/a.tar"] = file.content
     hashed = []
     real = module.sha256_of
-    monkeypatch.setattr(module, "sha256_of", lambda path: hashed.append(path) or real(path))
+    monkeypatch.setattr(module, "sha256_of", lambda file: hashed.append(Path(file.name)) or real(file))
     path = open_store(server.url("d")).local("a.tar", file.sha256, file.size)
     open_store(server.url("d")).local("a.tar", file.sha256, file.size)
     assert not hashed  # it was hashed on its way

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanforge.finetune.outputs.codes import concept_of, own_code
+from scanforge.finetune.outputs.codes import concept_of, dicom_text, own_code
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,14 @@ def test_private_codes_fit_and_long_names_stay_apart(one, other):
     assert all(code.meaning for code in codes)
     if min(len(one), len(other)) > 16 and one != other:
         assert codes[0].value != codes[1].value
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\nb", "a\x1b[2Jb", "\\", "\n", " a ", "x" * 70 + "\\"])
+def test_a_name_is_one_value_of_dicom(name):
+    text = dicom_text(name)
+    assert text
+    assert text == text.strip()
+    assert len(text) <= 64
+    assert text.isprintable()
+    assert "\\" not in text
+    assert own_code(name).CodeMeaning == text  # a backslash would make two values of it

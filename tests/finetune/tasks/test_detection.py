@@ -78,11 +78,11 @@ def test_small_nodules_are_looked_for_in_windows(study, nodules):
     assert two.scores == pytest.approx(one.scores, abs=1e-5)
 
 
-def test_squares_are_found_in_windows(study, slices, site_key_file):
+def test_squares_are_found_in_windows(study, slices, fixed_key):
     """Trained for real, on cases with and without a square, and found where they are."""
-    site_key_file.with_name("squares.key").write_text("5" * 64)  # the same cases each time: it is short
+    # The same cases each time: it is short.
     config = study("detection", slices, plan={"patch": [1, 32, 32], "batch": 4})
-    key = config.data.model_copy(update={"key_file": site_key_file.with_name("squares.key")})
+    key = config.data.model_copy(update={"key_file": fixed_key})
     config = config.model_copy(update={"data": key})
     prepared = prepare(config.model_copy(update={"task": DetectionTask(whole_scan=False)}))
     cases = prepared.sides.pool

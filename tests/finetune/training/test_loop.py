@@ -17,11 +17,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def made(study, slices, site_key_file):
-    key = site_key_file.with_name("loop.key")  # the same cases each time: of some draws 25 steps learn too little
-    key.write_text("5" * 64)
+def made(study, slices, fixed_key):
+    # The same cases each time: of some draws 25 steps learn too little.
     config = study("classification", slices)
-    settled = prepare(config.model_copy(update={"data": config.data.model_copy(update={"key_file": key})}))
+    settled = prepare(config.model_copy(update={"data": config.data.model_copy(update={"key_file": fixed_key})}))
     adapter = adapter_for(settled.spec)
     torch.manual_seed(0)
     return adapter, adapter.build(build(settled.spec.backbone)), [adapter.load(c) for c in settled.sides.pool[:12]]

@@ -107,13 +107,13 @@ def test_folds_are_held_back_predict_together_and_are_deterministic(study, volum
     assert 0 < rows(results[0])["table"][0]["metrics"]["ece"]["value"] < 1
 
 
-def test_a_held_back_share_decides_temperature_and_best_weights(study, slices, site_key_file):
-    site_key_file.with_name("share.key").write_text("5" * 64)  # the same cases each time: all right tell no temperature
+def test_a_held_back_share_decides_temperature_and_best_weights(study, slices, fixed_key):
+    # The same cases each time: all right tell no temperature.
     config = study(
         "classification", slices, shots=[8], schedule={"steps": 6, "warmup_steps": 1},
         validation={"fraction": 0.25, "checks": 3},
     )  # fmt: skip
-    key = config.data.model_copy(update={"key_file": site_key_file.with_name("share.key")})
+    key = config.data.model_copy(update={"key_file": fixed_key})
     config = config.model_copy(update={"data": key})
     cell = rows(run(config))["cells"][0]
     held = {record["case"] for record in cell["validation"]}

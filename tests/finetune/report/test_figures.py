@@ -1,0 +1,12 @@
+"""Names of classes in figures, whatever signs they hold."""
+
+import pytest
+
+from scanforge.finetune.report.figures import confusion
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "$x$", "a$b$c", "\\", "$", "_{x}^", "<b>"])
+def test_a_name_is_no_formula(name):
+    classes = [name, "other"]
+    records = [{"label": k % 2, "probabilities": [0.3, 0.7]} for k in range(4)]
+    assert confusion(records, classes).startswith("data:image/png")
