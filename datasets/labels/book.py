@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.columns import INSIST
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
 from scanforge.datasets.labels.names import ByName, parts_of
+from scanforge.datasets.labels.personal import MAIL, PERSONS, telling_value
 from scanforge.datasets.labels.table import Columns, Found, read_table
 from scanforge.datasets.readers import SUFFIXES, suffix_of
 
@@ -105,10 +107,12 @@ def open_labels(
     labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
             mask file) as JSON; a folder of Pascal VOC XML
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
-    columns of CSV files that are named rather than found
+    columns of CSV files that are named rather than found; UserError where one that was asked for is in none of them
     """
     book = LabelBook()
     names: dict[str, Names] = {}
+    asked = columns.asked if columns else ()
+    there: list[str] = []
     others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
         content = _json(path) if path.suffix.lower() == ".json" else None
@@ -118,7 +122,15 @@ def open_labels(
         else:
             others.append((path, content))
     for path, content in others:
-        _file(book, path, *_found(path, content, columns), boxes_from_masks)
+        found, claimed = _found(path, content, columns)
+        there += found.columns
+        if columns is not None and not columns.insist:
+            _refuse_persons(path, found)
+        _file(book, path, found, claimed, boxes_from_masks)
+    for wanted in asked:
+        if wanted.strip().lower() not in {column.strip().lower() for column in there}:
+            lists = f"their columns are: {', '.join(dict.fromkeys(there))}" if there else "there is no list (CSV)"
+            raise UserError(f"--label-columns {wanted}: no list of --labels has such a column; {lists}")
     for path in map(Path, masks):
         _file(book, path, *read_masks(path, names), boxes_from_masks)
     if boxes_from_masks and not book.claimed:
@@ -126,6 +138,17 @@ def open_labels(
     if names and not book.claimed:
         raise UserError("names of mask values are given, but no masks")
     return book
+
+
+def _refuse_persons(path: Path, found: Found) -> None:
+    """UserError where a label of a box, or the name of a mask's value, is that of a person; it is not repeated."""
+    refs = [ref for _, ref in found.refs]
+    texts = {box.label for ref in refs for box in ref.boxes or ()} | {
+        text for ref in refs for text in ref.names.values()
+    }
+    telling = {telling_value(text) for text in texts} & {PERSONS, MAIL}
+    if telling:
+        raise UserError(f"{path}: a label of its boxes or masks looks as if it held {min(telling)}; {INSIST}")
 
 
 def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:
