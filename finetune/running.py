@@ -14,6 +14,7 @@ from scanforge.backbones.release import Release
 from scanforge.backbones.stem import with_channels
 from scanforge.configs.files import write_json
 from scanforge.datasets.intensity import IntensityConfig
+from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList
@@ -66,6 +67,7 @@ class Study:
         return CellName(self.config.arms[0], most, self.config.seeds[0])
 
 
+@scratch_below("config.run_dir")
 def run(config: FinetuneConfig) -> RunResult:
     """Run every cell that is not finished yet; write plan.json, results.json, report.html and the best model.
 

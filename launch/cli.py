@@ -50,6 +50,13 @@ def data_build(
     labels: Annotated[
         list[Path] | None, typer.Option(help="CSV, COCO .json, VOC folder, dataset.json. Repeatable.")
     ] = None,
+    label_columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Columns of the CSV to store beside class, label, target, diagnosis, category. Repeatable."),
+    ] = None,
+    allow_identifying: Annotated[
+        bool, typer.Option("--allow-identifying", help="Store a column asked for even if it may tell a person.")
+    ] = False,
     masks: Annotated[list[Path] | None, typer.Option(help="Folder of masks named like the scans. Repeatable.")] = None,
     boxes_from_masks: Annotated[bool, typer.Option(help="A box around each connected part of a mask.")] = False,
     frames: Annotated[bool, typer.Option(help="Folders of numbered images are videos.")] = False,
@@ -66,7 +73,8 @@ def data_build(
     from scanforge.launch.data_commands import build_command
 
     build_command(
-        inputs, out, modality=modality, labels=labels, masks=masks, boxes_from_masks=boxes_from_masks, frames=frames,
+        inputs, out, modality=modality, labels=labels, label_columns=label_columns,
+        allow_identifying=allow_identifying, masks=masks, boxes_from_masks=boxes_from_masks, frames=frames,
         patient_regex=patient_regex, key_file=key_file, shard_mb=shard_mb, workers=workers, max_bad=max_bad,
         codec=codec,
     )  # fmt: skip

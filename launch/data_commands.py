@@ -18,6 +18,8 @@ def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
 
     from scanforge.datasets.shards.build import BuildOptions, build
 
+    columns = options.get("label_columns") or []  # --label-columns age,sex is two of them
+    options["label_columns"] = [name for words in columns for name in words.split(",") if name.strip()]
     try:
         checked = BuildOptions(**{k: v for k, v in options.items() if v is not None})
     except ValidationError as error:

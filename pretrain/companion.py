@@ -136,12 +136,16 @@ def without_secrets(text: str) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Settings as they may leave the site: addresses without users, passwords and signatures."""
+    """Settings as they may leave the site: of a path its last part, of an address no user, password or signature."""
     if isinstance(value, dict):
         return {key: _shown(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_shown(item) for item in value]
-    return shown(value) if isinstance(value, str) and is_url(value) else value
+    if not isinstance(value, str):
+        return value
+    if is_url(value) and not value.lower().startswith("file:"):
+        return shown(value)
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
 
 def _identity(path: Path) -> str:

@@ -116,8 +116,10 @@ def _follow(job: dict[str, Any], life: int, tell: Callable[[dict[str, Any]], Non
 def _started(job: dict[str, Any], parent: int) -> Any:
     import wandb
 
+    # Numbers leave the site, not where they come from: no host, no command line, no paths, no user, no git, no code.
     settings = wandb.Settings(
         silent=True, console="off", init_timeout=job["start_s"], disable_git=True, save_code=False, x_stats_pid=parent,
+        host="", program="scanforge", x_disable_meta=True, disable_code=True, disable_job_creation=True,
     )  # fmt: skip
     return wandb.init(
         project=job["project"], name=job["name"], id=job["id"], resume="allow", mode=job["mode"], dir=job["run_dir"],

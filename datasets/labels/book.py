@@ -7,10 +7,12 @@ from typing import Any
 
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.configs.json_file import load_json
+from scanforge.datasets.labels.columns import INSIST
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
 from scanforge.datasets.labels.names import ByName, parts_of
+from scanforge.datasets.labels.personal import MAIL, PERSONS, telling_value
 from scanforge.datasets.labels.table import Columns, Found, read_table
 from scanforge.datasets.readers import SUFFIXES, suffix_of
 
@@ -109,10 +111,12 @@ def open_labels(
     labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
             mask file) as JSON; a folder of Pascal VOC XML
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
-    columns of CSV files that are named rather than found
+    columns of CSV files that are named rather than found; UserError where one that was asked for is in none of them
     """
     book = LabelBook(listed={file.resolve() for path in labels for file in _files(Path(path))})
     names: dict[str, Names] = {}
+    asked = columns.asked if columns else ()
+    there: list[str] = []
     others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
         content = load_json(path, "the labels ") if path.suffix.lower() == ".json" else None
@@ -122,7 +126,15 @@ def open_labels(
         else:
             others.append((path, content))
     for path, content in others:
-        _file(book, path, *_found(path, content, columns), boxes_from_masks)
+        found, claimed = _found(path, content, columns)
+        there += found.columns
+        if columns is not None and not columns.insist:
+            _refuse_persons(path, found)
+        _file(book, path, found, claimed, boxes_from_masks)
+    for wanted in asked:
+        if wanted.strip().lower() not in {column.strip().lower() for column in there}:
+            lists = f"their columns are: {', '.join(dict.fromkeys(there))}" if there else "there is no list (CSV)"
+            raise UserError(f"--label-columns {wanted}: no list of --labels has such a column; {lists}")
     for path in map(Path, masks):
         _file(book, path, *read_masks(path, names), boxes_from_masks)
     if boxes_from_masks and not book.claimed:
@@ -134,6 +146,17 @@ def open_labels(
 
 def _files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.xml")) if path.is_dir() else [path]
+
+
+def _refuse_persons(path: Path, found: Found) -> None:
+    """UserError where a label of a box, or the name of a mask's value, is that of a person; it is not repeated."""
+    refs = [ref for _, ref in found.refs]
+    texts = {box.label for ref in refs for box in ref.boxes or ()} | {
+        text for ref in refs for text in ref.names.values()
+    }
+    telling = {telling_value(text) for text in texts} & {PERSONS, MAIL}
+    if telling:
+        raise UserError(f"{path}: a label of its boxes or masks looks as if it held {min(telling)}; {INSIST}")
 
 
 def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.labels.box_columns import find_box_columns
 from scanforge.datasets.labels.box_table import BoxReader, wanted_boxes
-from scanforge.datasets.labels.columns import kind_of, value_of
+from scanforge.datasets.labels.choice import Taken, named
+from scanforge.datasets.labels.choice import chosen as chosen_columns
+from scanforge.datasets.labels.columns import value_of
 from scanforge.datasets.labels.labels import LabelRef
 from scanforge.datasets.labels.rows import Row, column_named, listed, read_rows
 
@@ -16,12 +18,16 @@ ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is th
 
 @dataclass
 class Found:
-    """Labels by the name of their scan or folder, and what was left out: notes for people, counts by reason."""
+    """Labels by the name of their scan or folder, and what was left out: notes for people, counts by reason.
+
+    columns: those of a list, by which one may have been asked for
+    """
 
     refs: list[tuple[str, LabelRef]] = field(default_factory=list)
     of_folders: list[tuple[str, LabelRef]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Counts what is left out."""
@@ -33,19 +39,23 @@ class Found:
 class Columns:
     """Which columns a person has named: that of the scans, those of classes, that of the boxes' classes.
 
-    None: found by their names. Named ones are taken whatever `columns.kind_of` thinks of them.
+    None: found by their names. Named ones are taken as they are: a study on the site's own machine names its label.
+    asked   of a build: columns to store with the scans, beside those of agreed names; see `choice.chosen`
+    insist  do not refuse what was asked for, or a label of a box or mask, where it tells a person
     """
 
     id: str | None = None
     classes: tuple[str, ...] | None = None
     box_class: str | None = None
+    asked: tuple[str, ...] = ()
+    insist: bool = True
 
 
 def read_table(path: Path, chosen: Columns | None = None) -> Found:
     """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
 
-    A line whose box is blank: looked, and there is none. Other columns are classes or numbers by `columns.kind_of`;
-    those left out are named in `notes`. UserError for a damaged file, no id column, a scan named twice.
+    A line whose box is blank: looked, and there is none. Other columns are chosen by `choice.chosen`, and `notes` say
+    which. UserError for a damaged file, no id column, a scan named twice.
     """
     chosen = chosen or Columns()
     columns, rows = _as_named(path, chosen)
@@ -58,22 +68,22 @@ def read_table(path: Path, chosen: Columns | None = None) -> Found:
     special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
     mistakes = Mistakes(str(path))
     scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)
-    found = Found()
+    found = Found(columns=columns)
     found.drop("lines without an id", len(rows) - sum(map(len, scans.values())))
     if chosen.classes is None:
-        kinds = _kinds(path, [column for column in columns if column not in special], scans, found)
+        others = [column for column in columns if column not in special]
+        taken = _taken(path, others, named(path, columns, chosen.asked), scans, found, chosen.insist)
     else:
-        kinds = dict.fromkeys(chosen.classes, "class")
+        taken = dict.fromkeys(chosen.classes, Taken("class"))
     boxes = BoxReader(path, boxed, label, mistakes, found.drop) if boxed else None
     for name, lines in scans.items():
-        values = {column: value_of(lines[0][column]) for column in kinds}
+        cells = {column: value_of(lines[0][column]) for column in taken}
+        values = {column: taken[column].stored(cell) for column, cell in cells.items() if cell}
         ref = LabelRef(
             boxes=boxes.of(name, lines) if boxes else None,
             flat_boxes=boxed is not None and boxed.z is None,
-            classes={column.strip(): cell for column, cell in values.items() if cell and kinds[column] == "class"},
-            targets={
-                column.strip(): float(cell) for column, cell in values.items() if cell and kinds[column] == "target"
-            },
+            classes={column.strip(): value for column, value in values.items() if isinstance(value, str)},
+            targets={column.strip(): value for column, value in values.items() if isinstance(value, float)},
         )
         found.refs.append((name, ref))
     if boxes:
@@ -125,16 +135,16 @@ def _chosen_id(path: Path, columns: list[str], chosen: Columns) -> str:
     return found
 
 
-def _kinds(path: Path, columns: Sequence[str], scans: dict[str, list[Row]], found: Found) -> dict[str, str]:
-    kinds = {}
+def _taken(
+    path: Path, columns: Sequence[str], asked: Sequence[str], scans: dict[str, list[Row]], found: Found, insist: bool
+) -> dict[str, Taken]:
+    """What of `columns` is stored; UserError where one that was asked for places the labels."""
+    if special := [column for column in asked if column not in columns]:
+        raise UserError(f"{path}: column '{special[0]}' of --label-columns places the labels and cannot be one")
+    cells: dict[str, list[str] | None] = {}
     for column in columns:
-        cells = [{value_of(line[column]) for line in lines} for lines in scans.values()]
-        if any(len(each) > 1 for each in cells):
-            kind, why = "", "differs between the lines of one scan (the boxes' classes go into a column 'label')"
-        else:
-            kind, why = kind_of(column, [next(iter(each)) for each in cells])
-        if kind:
-            kinds[column] = kind
-        else:
-            found.notes.append(f"{path.name}: column '{column}' left out: {why}")
-    return kinds
+        each = [{value_of(line[column]) for line in lines} for lines in scans.values()]
+        cells[column] = None if any(len(values) > 1 for values in each) else [next(iter(values)) for values in each]
+    taken, notes = chosen_columns(path, cells, asked, insist)
+    found.notes += notes
+    return taken

@@ -13,6 +13,7 @@ from scanforge.configs.base import Config
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_key
 from scanforge.datasets.labels.book import open_labels
+from scanforge.datasets.labels.table import Columns
 from scanforge.datasets.processes import Died, Worker, ready
 from scanforge.datasets.readers import SUFFIXES, plain_suffix
 from scanforge.datasets.readers.frames import find_frame_folders
@@ -37,6 +38,8 @@ class BuildOptions(Config):
 
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = "unknown"  # of scans whose file does not say
     labels: list[Path] = []  # CSV, COCO, VOC, dataset.json: see labels.book
+    label_columns: list[str] = []  # of CSV files, to store beside those called class, label, ...: see labels.choice
+    allow_identifying: bool = False  # store such a column even where it tells a person
     masks: list[Path] = []  # folders of masks named like the scans
     boxes_from_masks: bool = False  # one per connected component
     frames: bool = False  # folders of numbered images are videos
@@ -76,7 +79,8 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
     key = site_key(options.key_file)
     _keep_apart(inputs, out)
     tell = progress or (lambda what, done, total: None)
-    book = open_labels(options.labels, options.masks, options.boxes_from_masks)
+    columns = Columns(asked=tuple(options.label_columns), insist=options.allow_identifying)
+    book = open_labels(options.labels, options.masks, options.boxes_from_masks, columns)
     sources, none = find_sources(
         inputs,
         key,

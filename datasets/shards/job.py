@@ -15,6 +15,7 @@ from scanforge.datasets.identity import keyed_hash
 from scanforge.datasets.labels import Labels
 from scanforge.datasets.labels.attach import attach
 from scanforge.datasets.readers import NothingToStore, ReadError, Scan, scans_of
+from scanforge.datasets.readers.scratch import kept_below
 from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.format import ShardRecord, to_json, write_atomically
 from scanforge.datasets.shards.quarantine import Kind, Quarantined
@@ -67,7 +68,8 @@ def worker(connection: Connection) -> Callable[[Job], Iterator[Reading | ShardRe
 
 def run(job: Job) -> Iterator[Reading | ShardResult]:
     """Writes the shard; yields a `Reading` before each source and the `ShardResult` at the end."""
-    with ShardWriter(job.out / PARTIAL / job.plan.name, job.codec) as writer:
+    # What is converted for a moment lies there too: the next start clears it, should this one be killed.
+    with kept_below(job.out / PARTIAL), ShardWriter(job.out / PARTIAL / job.plan.name, job.codec) as writer:
         store = _Storing(job, writer)
         for number, planned in enumerate(job.plan.sources):
             yield Reading(number)

@@ -13,6 +13,7 @@ import blosc2
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_fingerprint
+from scanforge.datasets.readers.scratch import clear
 from scanforge.datasets.shards.finish import final_path
 from scanforge.datasets.shards.format import MANIFEST, Manifest, index_name, parse, write_atomically
 from scanforge.datasets.shards.job import PARTIAL, ShardResult, result_path
@@ -80,6 +81,7 @@ def begin(out: Path, parameters: dict[str, Any], sources: Sequence[PlannedSource
     if record.exists():
         _same(out, json.loads(record.read_text(encoding="utf-8")), begun)
     (out / PARTIAL).mkdir(exist_ok=True)
+    clear(out / PARTIAL)
     for draft in [*out.glob(".*.tmp"), *(out / PARTIAL).glob(".*.tmp")]:
         draft.unlink()
     write_atomically(record, json.dumps(begun, indent=1).encode())

@@ -10,6 +10,7 @@ import torch
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import ReadError, Scan, scans_of
+from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.channels import read_channels
 from scanforge.finetune.inference.inputs import Item, cases_of, find_items
 from scanforge.finetune.modelfile import INFO, load_model, pick_device
@@ -23,6 +24,7 @@ TABLES = {"segmentation": "predictions.csv", "detection": "predictions.json"}
 Tell = Callable[[str], None]
 
 
+@scratch_below("out")
 def predict(
     model: Path,
     inputs: Sequence[Path],

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy.typing as npt
@@ -11,6 +10,7 @@ import torch
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
+from scanforge.datasets.readers.scratch import scratch_folder
 from scanforge.finetune.boxes.wbc import Found
 from scanforge.finetune.config import RegressionTask
 from scanforge.finetune.inference.inputs import Item
@@ -52,8 +52,8 @@ class Writer:
         self.out.mkdir(parents=True, exist_ok=True)
         if isinstance(self.adapter, Segmentation):
             # Beside the outputs: a scratch disk that holds these holds the probabilities before they are packed.
-            with TemporaryDirectory(prefix=".part-", dir=self.out) as store:
-                wanted = Wanted(self.options.probabilities, self.options.uncertainty, store=Path(store))
+            with scratch_folder() as store:
+                wanted = Wanted(self.options.probabilities, self.options.uncertainty, store=store)
                 made = self.adapter.segment(members, sample, device, wanted)
                 return self._segmentation(made, item, scan)
         prediction = self.adapter.predict(members, sample, device)

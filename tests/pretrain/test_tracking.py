@@ -128,6 +128,53 @@ def test_offline_segments_of_one_run_hold_every_step_and_no_secret(tmp_path):
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def test_neither_the_machine_nor_its_paths_nor_its_user_are_in_what_leaves_the_site(tmp_path, monkeypatch):
+    """In the record of the run, and in the files that go with it; the logs beside it stay here."""
+    monkeypatch.setenv("USER", "zwiebelmann")
+    monkeypatch.setenv("LOGNAME", "zwiebelmann")
+    run_dir, said = tmp_path / "ward seven" / "run", []
+    run_dir.mkdir(parents=True)
+    settings = {
+        "run_dir": str(run_dir),
+        "init": "../eulenspiegel/spark",
+        "cache": "file:///eulenspiegel/cache",
+        "share": "C:\\eulenspiegel\\mr",
+        "home": "~/eulenspiegel/",
+        "data": {"sources": [{"path": str(tmp_path / "ward seven" / "mr"), "name": "mr"}], "crop": [1, 2]},
+    }
+    run = tracker(run_dir, said, settings=settings, mode="offline")
+    step(run, 1)
+    run.close()
+    assert said == []
+    (segment,) = segments(run_dir)
+    shown = {"run_dir": "run", "init": "spark", "cache": "cache", "share": "mr", "home": "eulenspiegel"}
+    assert {key: segment["config"][key] for key in shown} == shown
+    assert segment["config"]["data"] == {"sources": [{"path": "mr", "name": "mr"}], "crop": [1, 2]}
+    (record,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    hosts, kinds = set(), set()
+    for payload in records(record):
+        found = wandb_internal_pb2.Record.FromString(payload)
+        kinds.add(found.WhichOneof("record_type"))
+        hosts.add(found.run.host)
+    assert hosts == {""}
+    assert {"run", "history"} <= kinds
+    assert "environment" not in kinds  # host, user, command line, working folder, executable, repository
+    leaving = [record, *(path for path in record.parent.glob("files/**/*") if path.is_file())]
+    content = b"".join(path.read_bytes() for path in leaving)
+    telling = [
+        "ward seven",
+        "eulenspiegel/",
+        "zwiebelmann",
+        str(tmp_path),
+        sys.executable,
+        os.getcwd(),
+        str(Path.home()),
+    ]
+    telling += [socket.gethostname()] if len(socket.gethostname()) > 4 else []
+    assert [each for each in telling if each.encode() in content] == []
+    assert not list(record.parent.glob("files/wandb-metadata.json"))
+
+
 @pytest.fixture
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server at WANDB_BASE_URL: one that refuses, hangs, or answers nonsense or errors."""

@@ -1,12 +1,12 @@
 """dcm2niix in a temporary folder: links with neutral names go in, NIfTI files come out, nothing else is kept."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import dcm2niix
 import pydicom
@@ -17,6 +17,7 @@ from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.split import split
 from scanforge.datasets.readers.scan import ReadError
+from scanforge.datasets.readers.scratch import scratch_folder
 
 # No defaults of the user's, no sidecar, no comment, uncompressed, neither cropped nor turned nor rescaled.
 _OPTIONS = ["-g", "i", "-b", "n", "-c", "", "-z", "n", "-x", "i", "-l", "o", "-w", "2", "-f", "v"]
@@ -43,8 +44,8 @@ def converted(files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | Non
 
     ReadError where the converter fails or takes longer than two minutes and a second per megabyte.
     """
-    with TemporaryDirectory(prefix="scanforge-") as folder:
-        given, made = Path(folder, "in"), Path(folder, "out")
+    with scratch_folder() as folder:
+        given, made = (folder / "in").resolve(), (folder / "out").resolve()
         given.mkdir()
         made.mkdir()
         if grid is not None and files[0].frames > 1:
@@ -68,7 +69,10 @@ def converted(files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | Non
 
 def _place(file: Survey, path: Path) -> Path:
     if file.syntax in _KNOWN_SYNTAXES:
-        path.symlink_to(file.path.resolve())
+        try:
+            path.symlink_to(file.path.resolve())
+        except OSError:  # exFAT, SMB: no links there
+            shutil.copyfile(file.path, path)
         return path
     register()
     try:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.identifying import of_header
+from scanforge.datasets.readers.dicom.identifying import of_header, short_names
 from scanforge.datasets.readers.dicom.kinds import CT, dicom_modality, is_capture, short_modality
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.values import items, number, text
@@ -68,7 +68,8 @@ def of_dataset(header: Dataset, file: Survey) -> Known:
     if modality == "ct" and file.sop_class != CT and capture and file.position is None:
         modality = "ot"  # a picture of a CT is not in Hounsfield units
     vendor = vendor_of(text(header, "Manufacturer"))
-    model = model_of(text(header, "ManufacturerModelName"), of_header(header)) if vendor else ""
+    named = text(header, "ManufacturerModelName") if vendor else ""
+    model = model_of(vendor, named, of_header(header), short_names(header)) if named else ""
     part = re.sub(r"[\W_]", "", text(header, "BodyPartExamined").upper())
     words = " ".join(text(header, name) for name in ("SeriesDescription", "ProtocolName", "StudyDescription"))
     facts = {

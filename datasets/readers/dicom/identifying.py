@@ -49,7 +49,18 @@ def of_header(header: Dataset) -> set[str]:
     return {one for one in found if len(re.sub(r"[\W_]", "", one)) >= SHORTEST and not _is_plain(one)}
 
 
-def _walk(dataset: Dataset, found: set[str]) -> None:
+def short_names(header: Dataset) -> set[str]:
+    """Parts of two and three letters of the names in a parsed header: 'Li', 'Ng', 'Wu', 'Doe'.
+
+    They are too short to be looked for inside of words; as a whole word each is a name.
+    """
+    found: set[str] = set()
+    _walk(header, found, names_only=True)
+    parts = {part.strip(".'’-") for each in found for part in re.split(r"[\^=\s,;.]+", each)}
+    return {part for part in parts if 2 <= len(part) < SHORTEST and part.isalpha()}
+
+
+def _walk(dataset: Dataset, found: set[str], names_only: bool = False) -> None:
     for tag in list(dataset.keys()):
         try:
             element = dataset[tag]
@@ -57,7 +68,9 @@ def _walk(dataset: Dataset, found: set[str]) -> None:
             continue
         if element.VR == "SQ":
             for item in element.value or ():
-                _walk(item, found)
+                _walk(item, found, names_only)
+        elif names_only and element.VR != "PN":
+            continue
         elif element.VR in _VRS or (_KEYWORDS.search(element.keyword) and not _TECHNICAL.match(element.keyword)):
             _collect(element, found)
 

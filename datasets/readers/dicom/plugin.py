@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from pydicom import uid
@@ -20,6 +18,8 @@ from pydicom.pixels.decoders import (
     JPEGLosslessSV1Decoder,
 )
 from pydicom.pixels.decoders.base import DecodeRunner
+
+from scanforge.datasets.readers.scratch import scratch_folder
 
 # pydicom asks a plugin's module for these two.
 DECODER_DEPENDENCIES = dict.fromkeys((uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), ("SimpleITK",))
@@ -42,17 +42,29 @@ def _decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     """One frame's bytes, decoded: pixel by pixel, samples interleaved. Called by pydicom."""
     import SimpleITK
 
-    with TemporaryDirectory(prefix="scanforge-") as folder:
-        path = Path(folder, "frame.dcm")
-        path.write_bytes(_as_file(source, runner))
+    with _file_of(_as_file(source, runner)) as path:
         reader = SimpleITK.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(path))
+        reader.SetFileName(path)
         with _silent():
             pixels = SimpleITK.GetArrayFromImage(reader.Execute())
     kind = np.dtype(f"<{'i' if runner.pixel_representation else 'u'}{runner.bits_allocated // 8}")
     runner.set_option("planar_configuration", 0)
     return pixels.astype(kind).tobytes()
+
+
+@contextmanager
+def _file_of(content: bytes) -> Iterator[str]:
+    """The name of a file of this content: one without a place on any disk, so that no kill leaves it behind."""
+    if not hasattr(os, "memfd_create"):  # macOS
+        with scratch_folder() as folder:
+            (folder / "frame.dcm").write_bytes(content)
+            yield str(folder / "frame.dcm")
+        return
+    with open(os.memfd_create("scanforge-frame"), "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        yield f"/proc/self/fd/{stream.fileno()}"
 
 
 def _as_file(source: bytes, runner: DecodeRunner) -> bytes:

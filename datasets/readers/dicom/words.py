@@ -2,6 +2,8 @@
 
 import re
 
+from scanforge.datasets.readers.dicom.models import known_model
+
 # DICOM PS3.16, annex L: defined terms of Body Part Examined.
 _BODY_PARTS = (
     "ABDOMEN ABDOMENPELVIS ADRENAL ANKLE ANUS AORTA ARM AXILLA BACK BILEDUCT BLADDER BRACHIALPLEXUS BRAIN BREAST "
@@ -43,7 +45,6 @@ _VENDOR_PATTERNS = {
     name: re.compile(rf"(?<![a-z0-9])({pattern})(?![a-z0-9])", re.IGNORECASE) for name, pattern in _VENDORS.items()
 }
 _GE = re.compile(_VENDORS["ge"], re.IGNORECASE)
-_MODEL = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]*( [A-Za-z0-9_.+-]+){0,4}")
 
 _SEQUENCES = (  # the first that fits; of description and protocol
     ("adc", r"adc|apparent diffusion"),
@@ -69,12 +70,17 @@ def vendor_of(manufacturer: str) -> str:
     return next((n for n, pattern in _VENDOR_PATTERNS.items() if n != "ge" and pattern.search(manufacturer)), "")
 
 
-def model_of(model: str, identifying: set[str]) -> str:
-    """A scanner's model name if it looks like nothing else, or ''. Long numbers and identifying strings drop it."""
-    folded = model.casefold()
-    if len(model) > 32 or not _MODEL.fullmatch(model) or re.search(r"\d{5}", model):
-        return ""
-    return "" if any(one.casefold() in folded for one in identifying) else model
+def model_of(vendor: str, model: str, identifying: set[str], short: set[str]) -> str:
+    """A scanner's name where `models` lists it, or ''.
+
+    A machine that is called as somebody or something in the header is dropped: by `identifying` strings anywhere in it,
+    by `short` name parts (two and three letters) as words of it.
+    """
+    known = known_model(vendor, model)
+    folded = f"{known} {model}".casefold()
+    words = set(re.findall(r"[^\W\d_]+", folded))
+    told = any(one.casefold() in folded for one in identifying) or words & {part.casefold() for part in short}
+    return "" if told else known
 
 
 def sequence_of(description: str) -> str:

@@ -1,6 +1,7 @@
 """From lists, drawings and folders of masks to the labels of each scan."""
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -22,8 +23,8 @@ def csv(path: Path, *lines: str) -> Path:
     return path
 
 
-def book(*labels: Path, masks: tuple[Path, ...] = (), boxes: bool = False) -> LabelBook:
-    return open_labels(labels, masks, boxes)
+def book(*labels: Path, masks: tuple[Path, ...] = (), boxes: bool = False, asked: tuple[str, ...] = ()) -> LabelBook:
+    return open_labels(labels, masks, boxes, Columns(asked=asked))
 
 
 def pngs(folder: Path, *names: str) -> Path:
@@ -35,7 +36,7 @@ def pngs(folder: Path, *names: str) -> Path:
 
 def test_a_list_of_classes_and_numbers(tmp_path: Path) -> None:
     lines = ["Filename;diagnosis;age;grade", "a.png;benign;61;", "p/b.nii.gz;malignant;44.5;2", "1.2.840.5;NA;;3"]
-    found = book(csv(tmp_path / "l.csv", *lines))
+    found = book(csv(tmp_path / "l.csv", *lines), asked=("age", "grade"))
     assert found.of("x/a.png") == LabelRef(classes={"diagnosis": "benign"}, targets={"age": 61.0})
     assert found.of("p/b_0000.nii.gz") == LabelRef(
         classes={"diagnosis": "malignant"}, targets={"age": 44.5, "grade": 2.0}
@@ -89,13 +90,14 @@ def test_nothing_that_tells_a_person_travels(tmp_path: Path) -> None:
         f"0{i % 2}.03.2021,x{i % 2}.dcm,{('left', 'right')[i % 2]},word{i}"
         for i in range(8)
     ]
-    found = book(csv(tmp_path / "l.csv", ",".join(columns), *lines))
+    asked = ("sex", "laterality", "Patient Age")
+    found = book(csv(tmp_path / "l.csv", ",".join(columns), *lines), asked=asked)
     ref = found.of("s3.dcm.nii") or found.of("s3.nii")
     assert ref is not None
     assert ref.classes == {"sex": "M", "laterality": "right"}
     assert ref.targets == {"Patient Age": 53.0}
-    left = {note.split("'")[1] for note in found.notes}
-    assert left == set(columns) - {"id", "sex", "laterality", "Patient Age"}
+    (left,) = [note for note in found.notes if "left out" in note]
+    assert set(re.findall("'(.+?)'", left)) == set(columns) - {"id", "sex", "laterality", "Patient Age"}
 
 
 def test_lists_that_cannot_be_meant(tmp_path: Path) -> None:
@@ -129,7 +131,8 @@ def test_names_that_fit_two(tmp_path: Path) -> None:
 def test_lists_add_up_and_may_not_contradict(tmp_path: Path) -> None:
     first = csv(tmp_path / "1.csv", "id,class,age", "a,x,3")
     second = csv(tmp_path / "2.csv", "id,diagnosis,age", "a,y,3")
-    assert book(first, second).of("a.png") == LabelRef(classes={"class": "x", "diagnosis": "y"}, targets={"age": 3.0})
+    both = book(first, second, asked=("age",)).of("a.png")
+    assert both == LabelRef(classes={"class": "x", "diagnosis": "y"}, targets={"age": 3.0})
     csv(second, "id,class", "a,y")
     with pytest.raises(UserError, match="different classes for 'class'"):
         book(first, second).of("a.png")

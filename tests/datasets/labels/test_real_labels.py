@@ -13,6 +13,7 @@ from PIL import Image
 from scanforge.datasets.labels.attach import attach
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.labels import LabelRef, Labels
+from scanforge.datasets.labels.table import Columns
 from scanforge.datasets.readers import read
 
 
@@ -29,7 +30,7 @@ def attached(book: LabelBook, root: Path, relative: str) -> Labels:
 
 def test_breast_ultrasound(real_data: Path) -> None:
     root = real_data / "busi_breast_ultrasound"
-    book = open_labels([root / "labels.csv"], [root / "masks"], False)
+    book = open_labels([root / "labels.csv"], [root / "masks"], False, Columns(asked=("mask_px",)))
     rows = {row["id"]: row for row in csv.DictReader((root / "labels.csv").open())}
     images = sorted(path.relative_to(root).as_posix() for path in (root / "images").iterdir())
     assert book.unused(images) == []

@@ -11,6 +11,7 @@ from pydicom.uid import MRImageStorage
 
 from scanforge.datasets.readers.dicom import identifying_strings, survey
 from scanforge.datasets.readers.dicom.facts import known_of
+from scanforge.datasets.readers.dicom.identifying import short_names
 from scanforge.datasets.readers.dicom.words import model_of, sequence_of, vendor_of
 from scanforge.datasets.readers.scan import FACTS, WARNINGS, Scan
 
@@ -73,7 +74,73 @@ def test_a_model_that_repeats_an_identity_is_dropped(
     "model", ["", "12345", "MR 1234567", "a@b", "Doe^Jane", "x" * 40, "http://a/b", "two\nlines", "Ärzte"]
 )
 def test_models_of_no_scanner(model: str) -> None:
-    assert model_of(model, set()) == ""
+    assert not any(model_of(vendor, model, set(), set()) for vendor in ("siemens", "ge", "philips", ""))
+
+
+@pytest.mark.parametrize(
+    ("manufacturer", "model", "known"),
+    [
+        ("SIEMENS", "TrioTim", "TrioTim"),
+        ("SIEMENS", "Prisma_fit", "Prisma_fit"),
+        ("Siemens Healthineers", "MAGNETOM Vida", "Vida"),
+        ("SIEMENS", "Biograph40_mCT 4R", "Biograph40_mCT 4R"),
+        ("SIEMENS", "SOMATOM Definition AS+", "Definition AS+"),
+        ("GE MEDICAL SYSTEMS", "Discovery MR750", "DISCOVERY MR750"),
+        ("GE MEDICAL SYSTEMS", "LightSpeed Plus", "LightSpeed Plus"),
+        ("G.E. Medical Systems", "LOGIQ 700", "LOGIQ 700"),
+        ("Philips Medical Systems", "Achieva dStream", "Achieva dStream"),
+        ("Philips Medical Systems, Inc.", "Eclipse 1.5T", "Eclipse 1.5T"),
+        ("TOSHIBA_MEC", "MRT50H1", "MRT50H1"),
+        ("UIH", "uMR 780", "uMR 780"),
+        ("Agfa-Gevaert AG", "ADC_5146", "ADC_5146"),
+        ("SonoSite, Inc.", "Turbo", "Turbo"),
+        ("GE MEDICAL SYSTEMS", "Skyra", ""),  # another vendor's
+        ("SIEMENS", "Skyra of Fliederhof", ""),
+        ("SIEMENS", "Skyra Meier", ""),
+        ("SIEMENS", "Meier", ""),
+        ("SIEMENS", "Room Three West", ""),
+        ("SIEMENS", "Jane Doe's", ""),
+        ("SIEMENS", "HUBER SEPP", ""),
+        ("SIEMENS", "CT Dr Maier", ""),
+        ("SIEMENS", "MR1 Schwabing", ""),
+        ("SIEMENS", "Li", ""),
+        ("Philips", "Ida", ""),
+    ],
+)
+def test_models_are_those_of_a_closed_list(
+    tmp_path: Path, dicom: SimpleNamespace, manufacturer: str, model: str, known: str
+) -> None:
+    values = {"Manufacturer": manufacturer, "ManufacturerModelName": model, "PatientName": "Zwiebel^Ottokar"}
+    facts = only(dicom, tmp_path, 3, **values).facts
+    assert facts.get("model", "") == known
+    assert facts["manufacturer"] == vendor_of(manufacturer)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "known"),
+    [
+        ("Li^Wu", "MAGNETOM Vida", "Vida"),
+        ("Go^Li", "SOMATOM go.Up", ""),
+        ("Wu^All", "go.All", ""),
+        ("Amira^Li", "Amira", ""),
+        ("Vision^Ng", "Biograph Vision 600", ""),
+        ("Ng^Duo", "Biograph Duo", ""),
+        ("Doe^Ann", "Emotion 16", "Emotion 16"),
+    ],
+)
+def test_short_name_parts_are_compared_too(
+    tmp_path: Path, dicom: SimpleNamespace, name: str, model: str, known: str
+) -> None:
+    assert only(dicom, tmp_path, 3, PatientName=name, ManufacturerModelName=model).facts.get("model", "") == known
+
+
+def test_short_names() -> None:
+    header = Dataset()
+    header.PatientName, header.OtherPatientNames = "Li^Wu^J.^Dr", ["Ng^Ann", "Doe^Jane"]
+    item = Dataset()
+    item.OperatorsName, item.StationName = "Van den Berg^Bo", "CT1"
+    header.ReferencedPatientSequence = [item]
+    assert short_names(header) == {"Li", "Wu", "Dr", "Ng", "Ann", "Doe", "Van", "den", "Bo"}
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(cohort: Path, site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildSummary]:
     out = tmp_path_factory.mktemp("built") / "out"
     options = BuildOptions(
-        labels=[cohort / "list.csv", cohort / "names.json"], masks=[cohort / "masks"], key_file=site, workers=1
-    )
+        labels=[cohort / "list.csv", cohort / "names.json"], label_columns=["age", "sex"], masks=[cohort / "masks"],
+        key_file=site, workers=1,
+    )  # fmt: skip
     return out, build([cohort / "scans"], out, options)
 
 

@@ -46,11 +46,21 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     key = root / "site.key"
     key.write_text("5a" * 32)  # which patients are tested on depends on it
     images = BuildOptions(
-        modality="us", workers=1, key_file=key, labels=[root / "images.csv"], patient_regex=r"(p\d\d)_"
+        modality="us",
+        workers=1,
+        key_file=key,
+        labels=[root / "images.csv"],
+        label_columns=["kind", "side"],
+        patient_regex=r"(p\d\d)_",
     )
     build([root / "images"], root / "shards" / "images", images, None)
     volumes = BuildOptions(
-        modality="mr", workers=1, key_file=key, labels=[root / "volumes.csv"], masks=[root / "masks"]
+        modality="mr",
+        workers=1,
+        key_file=key,
+        labels=[root / "volumes.csv"],
+        label_columns=["kind"],
+        masks=[root / "masks"],
     )
     build([root / "volumes"], root / "shards" / "volumes", volumes, None)
     return {name: root / "shards" / name for name in ("images", "volumes")}

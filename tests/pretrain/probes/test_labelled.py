@@ -82,7 +82,12 @@ def test_classes_that_are_too_rare_are_left_out_and_too_few_classes_refused(tmp_
             "\n".join(["id,kind", *(f"{row},{c}" for row, c in zip(rows, classes, strict=True))])
         )
         options = BuildOptions(
-            workers=1, key_file=key, labels=[tmp_path / f"{name}.csv"], patient_regex=r"(p\d\d)_", modality="us"
+            workers=1,
+            key_file=key,
+            labels=[tmp_path / f"{name}.csv"],
+            label_columns=["kind"],
+            patient_regex=r"(p\d\d)_",
+            modality="us",
         )
         build([tmp_path / "images"], tmp_path / name, options, None)
         return tmp_path / name
