@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scanforge.configs.errors import UserError
 
-_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z0-9]+)$", re.IGNORECASE)
+_SUFFIX = re.compile(r"(\.(nii|hdr)\.gz|\.nii\.bz2|\.[A-Za-z0-9]+)$", re.IGNORECASE)
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
 
 
