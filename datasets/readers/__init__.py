@@ -142,7 +142,8 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[tup
     """Files under `inputs` (folders or files) whose suffix has a reader, and all others.
 
     A file is (root, path relative to the root with '/'), sorted; an input that is a file has its folder as root.
-    Hidden files and folders are left alone, links to folders followed once. UserError for a missing input.
+    Hidden files and folders are left alone, links to folders followed once; a folder that cannot be listed stands
+    among the files. UserError for a missing input.
     """
     found: set[tuple[Path, str]] = set()
     others: set[tuple[Path, str]] = set()
@@ -176,7 +177,11 @@ def find_scans(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
 def _walk(root: Path) -> list[str]:
     relatives: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+
+    def closed(error: OSError) -> None:
+        relatives.append(Path(error.filename).relative_to(root).as_posix())
+
+    for folder, folders, files in os.walk(root, onerror=closed, followlinks=True):
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:
             folders.clear()
