@@ -64,9 +64,8 @@ class Batch:
                 self.over += 1
         if self.table.rows != (ordered := [*lines, *(row for item in items for row in rows[item.name])]):
             self.table.write(ordered)
-        self.writer.written[:0] = [
-            self.writer.out / file for item in items if item.name in done for file in done[item.name].files
-        ]
+        kept = {self.writer.out / file for each in done.values() for file in each.files}
+        self.writer.written[:] = sorted(kept.union(self.writer.written))
         self.predicted = sum(REASON not in row for row in ordered)
         return [f"{row['file']}: {row[REASON]}" for row in ordered if REASON in row]
 
