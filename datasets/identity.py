@@ -19,7 +19,7 @@ from scanforge.configs.errors import UserError
 _LONGEST = 1024  # bytes of a key's file that are looked at
 _DISTINCT = 16  # different bytes among 32: of random ones there are 30, and never fewer than 16
 _NOBODY = 65534
-_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z0-9]+)$", re.IGNORECASE)
+_SUFFIX = re.compile(r"(\.(nii|hdr)\.gz|\.nii\.bz2|\.[A-Za-z0-9]+)$", re.IGNORECASE)
 _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
 
 

@@ -26,8 +26,9 @@ def predict(
     format: str = "auto",
     probabilities: bool = False,
     uncertainty: bool = False,
+    force: bool = False,
 ) -> list[Path]:
     """Apply a fine-tuned model to scans and write the predictions; see `prediction.predict`."""
     from scanforge.finetune.inference.prediction import predict as predict_scans
 
-    return predict_scans(model, inputs, out, device, format, probabilities, uncertainty)
+    return predict_scans(model, inputs, out, device, format, probabilities, uncertainty, force=force)

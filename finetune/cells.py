@@ -82,7 +82,7 @@ def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, check
     }  # fmt: skip
     parts = [
         config.model_dump(mode="json", exclude=others),
-        spec.model_dump(mode="json"),
+        spec.model_dump(mode="json", exclude={"profiles"}),  # they decide what is predicted on, and no result
         arm.name,
         sorted((case.key, checked.marks[case.key]) for case in cases.train),
         sorted((case.key, checked.marks[case.key]) for case in cases.test),

@@ -18,8 +18,9 @@ from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList
-from scanforge.finetune.data.check import Checked, check_cases
+from scanforge.finetune.data.check import Checked, check_cases, refuse_grids, refuse_modalities
 from scanforge.finetune.data.discover import known_cases
+from scanforge.finetune.data.looks import Profile, profile_of
 from scanforge.finetune.display import Display
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
@@ -101,11 +102,14 @@ def prepare(config: FinetuneConfig) -> Study:
     if release:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
+    refuse_modalities(checked, found.channels, found.modalities)
     _tell_left_out(left_out(config, sides, found))
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
     plan = settle_plan(config.run_dir / "plan.json", [case.image for case in sides.pool], config.plan, encoder)
+    if config.task.name in ("segmentation", "detection"):  # the others scale each scan to fit the patch
+        refuse_grids(checked, plan.spacing)
     intensity = IntensityConfig.model_validate(release.info.intensity) if release else IntensityConfig()
     spec = Spec(
         task=config.task,
@@ -113,6 +117,7 @@ def prepare(config: FinetuneConfig) -> Study:
         channels=found.channels,
         modality=found.modalities[0],
         modalities=found.modalities if len(set(found.modalities)) > 1 else [],
+        profiles=_profiles(checked, [case.key for case in sides.pool], len(found.channels)),
         intensity=intensity,
         backbone=backbone,
         plan=plan,
@@ -133,6 +138,14 @@ def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> tuple[lis
     others = {case.key: case for cell in cells for case in cell.unlabelled}
     checked = check_cases([*cases, *others.values()], config.task, found.classes, found.mistakes)
     return [f"label {k}" for k in range(1, checked.highest + 1)] if found.classes is None else found.classes, checked
+
+
+def _profiles(checked: Checked, pool: list[str], channels: int) -> list[Profile]:
+    """How the scans that are trained on look, by channel; no case that is tested on has a say."""
+    used = [checked.looks[key] for key in pool if key in checked.looks]
+    each = [[looks[number] for looks in used] for number in range(channels)]
+    there = [[look for look in looks if look is not None] for looks in each]
+    return [profile_of(looks) for looks in there] if all(there) else []
 
 
 def _run_cells(study: Study) -> list[CellResult]:

@@ -18,6 +18,8 @@ from scanforge.finetune.data.sources import scan_file
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 SPACING_TOLERANCE = 0.1  # a smaller difference is not worth the blur of an interpolation
+MAX_VOXELS = 2**30  # of a resampled channel; a scan that is as large at its own spacing stays what it is
+FEWEST = 3  # voxels along the longest axis of what is left of a scan
 
 
 def read_one(path: Path) -> Scan:
@@ -69,6 +71,23 @@ def target_shape(shape: Shape, spacing: Spacing, wanted: Spacing) -> Shape:
         return shape
     d, h, w = (max(1, round(size * float(r))) for size, r in zip(shape, ratio, strict=True))
     return d, h, w
+
+
+def refuse_grid(shape: Shape, spacing: Spacing, target: Shape) -> None:
+    """UserError where a scan (D, H, W) with `spacing` in mm would become a grid `target` beyond what memory holds, or
+    next to nothing of it would be left: the scan or the plan has a mistaken unit."""
+    voxels, own = (int(np.prod([int(n) for n in each])) for each in (target, shape))
+    size, grid = (" x ".join(f"{n:g}" for n in each) for each in (spacing, target))
+    if voxels > max(MAX_VOXELS, own):
+        raise UserError(
+            f"its voxels of {size} mm (D x H x W) would become a grid of {grid} at the plan's spacing; at most "
+            f"{MAX_VOXELS:,} voxels are made: one of the two spacings is mistaken"
+        )
+    if max(target) < FEWEST <= max(shape):
+        raise UserError(
+            f"its voxels of {size} mm (D x H x W) would become a grid of {grid} at the plan's spacing, in which "
+            "nothing is left to see: one of the two spacings is mistaken"
+        )
 
 
 def resize(array: npt.NDArray[np.float32], shape: Shape) -> npt.NDArray[np.float32]:

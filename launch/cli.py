@@ -187,11 +187,17 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Of every class, beside the labels.")] = False,
     uncertainty: Annotated[bool, typer.Option("--uncertainty", help="A map from 0 (sure) to 1.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what is unlike the training scans: an MR for a model of CT ...")
+    ] = False,
 ) -> None:
-    """Apply a fine-tuned model; what it finds returns in each input's own geometry."""
+    """Apply a fine-tuned model; what it finds returns in each input's own geometry.
+
+    The same command goes on where it was stopped. Exit code 3: some inputs could not be predicted, see the table.
+    """
     from scanforge.finetune import predict as run_predict
 
-    written = run_predict(model, input, out, device, format, probabilities, uncertainty)
+    written = run_predict(model, input, out, device, format, probabilities, uncertainty, force=force)
     print(f"{len(written)} files in {out}")
 
 
@@ -225,7 +231,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except UserErrors as errors:
         _fail(str(errors), 2, several=True)
     except UserError as error:
-        _fail(str(error), 2)
+        _fail(str(error), getattr(error, "exit_code", 2))
     except UsageError as error:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):

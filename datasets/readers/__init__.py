@@ -7,11 +7,13 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.readers.bounds import refuse_spacing
 from scanforge.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
 
 __all__ = [
     "KINDS",
     "SUFFIXES",
+    "UNREAD",
     "NothingToStore",
     "ReadError",
     "Scan",
@@ -29,6 +31,8 @@ _PLAIN_SUFFIX = re.compile(r"(\.[a-z][a-z0-9]{0,7})+")
 # A reader is imported when its kind is met: together they take seconds.
 KINDS = {
     "nifti": "nifti:read_nifti",
+    "pair": "pair:read_pair",
+    "mgh": "mgh:read_mgh",
     "image": "image:read_image",
     "tiff": "tiff:read_tiff",
     "itk": "itk:read_itk",
@@ -38,34 +42,69 @@ KINDS = {
     "dicom-image": "dicom.images:read_image",
 }
 SUFFIXES = {
-    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+    **dict.fromkeys((".nii", ".nii.gz", ".nii.bz2"), "nifti"),
+    **dict.fromkeys((".hdr", ".hdr.gz"), "pair"),
+    **dict.fromkeys((".mgz", ".mgh"), "mgh"),
     **dict.fromkeys((".png", ".jpg", ".jpeg"), "image"),
     **dict.fromkeys((".tif", ".tiff"), "tiff"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".npy", ".npz"), "array"),
 }
+_VOXELS = (".img", ".img.gz")  # of a pair: read by way of their header
+# Scans that are not read are refused with the reason; whatever else has no reader is no scan.
+UNREAD = {
+    **dict.fromkeys(_VOXELS, "the voxels of a pair (Analyze, NIfTI) whose header, .hdr of the same name, is missing"),
+    **dict.fromkeys((".nii.zst", ".nii.xz", ".nii.zip", ".nii.7z"), "a NIfTI in a packing that is not read: unpack it"),
+    **dict.fromkeys((".mnc", ".mnc.gz"), "MINC is not read: convert it to NIfTI (mnc2nii)"),
+    **dict.fromkeys((".brik", ".brik.gz"), "AFNI is not read: convert it to NIfTI (3dAFNItoNIFTI)"),
+    **dict.fromkeys((".rec",), "Philips PAR/REC is not read: convert it to NIfTI (dcm2niix)"),
+    **dict.fromkeys((".gipl", ".gipl.gz"), "GIPL is not read: convert it to NIfTI"),
+}
+_PACKED = {".gz", ".bz2", ".zst", ".xz", ".zip", ".7z"}
 
 
 def suffix_of(path: str | Path) -> str:
-    """The lower-case suffix that chooses a reader; '.gz' takes the one before it along."""
+    """The lower-case suffix that chooses a reader; '.gz' and the like take the one before them along."""
     suffixes = PurePosixPath(path).suffixes
-    keep = 2 if suffixes and suffixes[-1].lower() == ".gz" else 1
+    keep = 2 if suffixes and suffixes[-1].lower() in _PACKED else 1
     return "".join(suffixes[-keep:]).lower()
 
 
 def file_source(root: Path, relative: str) -> Source:
-    """The source that is one file whose suffix has a reader; ReadError where it has none."""
-    kind = SUFFIXES.get(suffix_of(relative))
+    """The source that is one file whose suffix has a reader, with the file of its voxels; ReadError where it has none.
+
+    The .img of a pair stands for its .hdr.
+    """
+    relative = _header_beside(root, relative) or relative
+    suffix = suffix_of(relative)
+    kind = SUFFIXES.get(suffix)
     if kind is None:
-        raise ReadError(f"no reader for '{suffix_of(relative)}' files; known: {', '.join(SUFFIXES)}, DICOM")
-    files = (relative, *(_voxel_files(root, relative) if suffix_of(relative) in (".mhd", ".nhdr") else ()))
+        known = f"no reader for '{suffix}' files; known: {', '.join(SUFFIXES)}, DICOM"
+        raise ReadError(UNREAD.get(suffix, known))
+    files = (relative, *(_voxel_files(root, relative) if suffix in (".mhd", ".nhdr", ".hdr", ".hdr.gz") else ()))
     return Source.of_files(root, kind, files)
+
+
+def _header_beside(root: Path, relative: str) -> str | None:
+    """The header of the pair whose voxels `relative` is; None where it is no such file, or has none."""
+    suffix = suffix_of(relative)
+    return _beside(root, relative, (".hdr", ".hdr.gz")) if suffix in _VOXELS else None
+
+
+def _beside(root: Path, relative: str, suffixes: Sequence[str]) -> str | None:
+    """The file of the same name with one of `suffixes`, in small letters or in capitals."""
+    stem = relative[: len(relative) - len(suffix_of(relative))]
+    names = [stem + form for suffix in suffixes for form in (suffix, suffix.upper())]
+    return next((name for name in names if (root / name).is_file()), None)
 
 
 def _voxel_files(root: Path, relative: str) -> list[str]:
     """The files beside a header that hold its voxels; none where the header is damaged, which its reader will say."""
     from scanforge.datasets.readers.itk_header import data_files
 
+    if suffix_of(relative) in (".hdr", ".hdr.gz"):
+        voxels = _beside(root, relative, _VOXELS)
+        return [voxels] if voxels else []
     try:
         names = data_files(root / relative)
     except (ReadError, OSError):
@@ -75,11 +114,17 @@ def _voxel_files(root: Path, relative: str) -> list[str]:
 
 
 def scans_of(source: Source) -> Iterator[Scan]:
-    """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used."""
+    """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used.
+
+    No scan leaves with a spacing that is none of a scan: `refuse_spacing`.
+    """
     module, function = KINDS[source.kind].split(":")
     reader: Callable[[Source], Iterator[Scan]] = getattr(import_module(f"{__name__}.{module}"), function)
     try:
-        yield from reader(source)
+        for scan in reader(source):
+            refuse_spacing(scan.spacing)
+            yield scan
+            del scan  # not beside the next one in memory
     except MemoryError as error:
         raise ReadError("does not fit into memory") from error
 
@@ -97,14 +142,15 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[tup
     """Files under `inputs` (folders or files) whose suffix has a reader, and all others.
 
     A file is (root, path relative to the root with '/'), sorted; an input that is a file has its folder as root.
-    Hidden files and folders are left alone, links to folders followed once. UserError for a missing input.
+    Hidden files and folders are left alone, links to folders followed once; a folder that cannot be listed stands
+    among the files. UserError for a missing input.
     """
     found: set[tuple[Path, str]] = set()
     others: set[tuple[Path, str]] = set()
     for given in inputs:
         path = Path(given)
         if path.is_file():
-            candidates = [(path.parent, path.name)]
+            candidates = [(path.parent, _header_beside(path.parent, path.name) or path.name)]
         elif path.is_dir():
             candidates = [(path, relative) for relative in _walk(path)]
         else:
@@ -131,7 +177,11 @@ def find_scans(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
 def _walk(root: Path) -> list[str]:
     relatives: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+
+    def closed(error: OSError) -> None:
+        relatives.append(Path(error.filename).relative_to(root).as_posix())
+
+    for folder, folders, files in os.walk(root, onerror=closed, followlinks=True):
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:
             folders.clear()

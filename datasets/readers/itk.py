@@ -17,7 +17,7 @@ from scanforge.datasets.readers.nifti import compact
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 MAX_CHANNELS = 4  # more components than colours are a series (directions of diffusion, times)
-_MM = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
+_MM = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "m": 1e3, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
 _MODALITIES = {"MET_MOD_CT": "ct", "MET_MOD_MR": "mr", "MET_MOD_US": "us", "MET_MOD_NM": "nm"}
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)

@@ -1,5 +1,6 @@
 """NIfTI: headers by nibabel, voxels as a stream, so that a 4D series never lies in memory whole."""
 
+import bz2
 import io
 import math
 import zlib
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 
 from scanforge.datasets.readers.geometry import geometry
 from scanforge.datasets.readers.guard import reason_of, refuse_bomb, refuse_ratio
+from scanforge.datasets.readers.nifti_geometry import affine_of, refuse_sizes
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 _SLAB = 1 << 20  # voxels that are scaled at a time
 _DEFLATE = 1100  # times its size is the most that deflated data can grow
 _PIECE = 1 << 20  # bytes of what is passed over at a time
 _MOST_BEFORE = 1 << 26  # bytes between a packed header and its voxels: extensions
-_DAMAGE: tuple[type[Exception], ...] = (
+DAMAGE: tuple[type[Exception], ...] = (
     WrapStructError,
     HeaderDataError,
     OSError,
@@ -34,41 +36,53 @@ _DAMAGE: tuple[type[Exception], ...] = (
 
 
 def read_nifti(source: Source) -> Iterator[Scan]:
-    """The scans in a .nii or .nii.gz: one, or one per volume of a 4D series (`part` is its number).
+    """The scans in a .nii, .nii.gz or .nii.bz2: one, or one per volume of a 4D series (`part` is its number).
 
     An array (x, y, z) becomes its transpose (D, H, W); a slice has depth 1. Voxels equal nibabel's `img.dataobj`, in
-    the smallest dtype that holds every one of them exactly. ReadError says why a file is refused.
+    the smallest dtype that holds every one of them exactly. Lengths are mm, whatever unit the header counts in.
+    ReadError says why a file is refused.
     """
     path = source.paths[0]
     try:
-        with _opened(path) as stream:
+        with opened(path) as stream:
             yield from _scans(stream, path.stat().st_size)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ReadError(f"not a readable NIfTI: {reason_of(error, path)}") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def header_of(path: Path) -> Any:
+    """The header of a NIfTI file as nibabel's object, its fields as they are; ReadError where there is none."""
+    try:
+        with opened(path) as stream:
+            return _header(stream)
+    except DAMAGE as error:
+        raise ReadError(f"not a readable NIfTI: {reason_of(error, path)}") from error
+
+
+def opened(path: Path) -> BinaryIO:
+    """The content of a file, decompressed where it begins as gzip or bzip2 does, whatever it is called."""
     with open(path, "rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    return igzip.open(path, "rb") if zipped else open(path, "rb")
+        start = stream.read(3)
+    if start == b"BZh":
+        return bz2.open(path, "rb")  # type: ignore[return-value]
+    return igzip.open(path, "rb") if start[:2] == b"\x1f\x8b" else open(path, "rb")
 
 
 def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
     header = _header(stream)
-    affine = np.asarray(header.get_best_affine(), np.float64)
+    affine = affine_of(header)
     spacing, orientation = geometry(affine)
-    shape, count = _shape_of(header)
-    dtype = header.get_data_dtype()
-    _refuse(dtype)
+    refuse_sizes(header, spacing)
+    shape, count, dtype = array_of(header)
     voxels = int(np.prod([int(length) for length in shape]))
-    if voxels * count == 0:
-        raise ReadError(f"empty: shape {header.get_data_shape()}")
-    if voxels * count * dtype.itemsize > _DEFLATE * size:
+    if isinstance(stream, bz2.BZ2File):  # which makes a million bytes of one
+        refuse_bomb(voxels * count * dtype.itemsize, size)
+    elif voxels * count * dtype.itemsize > _DEFLATE * size:
         raise ReadError(f"{size} bytes cannot hold the shape {header.get_data_shape()} of its header")
     refuse_bomb(voxels * dtype.itemsize, voxels * dtype.itemsize)  # volumes are in memory one at a time
     refuse_ratio(voxels * count * dtype.itemsize, size)
     for volume in range(count):
-        raw = _exactly(stream, voxels * dtype.itemsize).view(dtype).reshape(shape[::-1])
+        raw = exactly(stream, voxels * dtype.itemsize).view(dtype).reshape(shape[::-1])
         if volume == count - 1:
             # To the end, unlike nibabel: gzip's checksum stands there, and damage would pass as voxels.
             _to_the_end(stream, size)
@@ -88,7 +102,7 @@ def _header(stream: BinaryIO) -> Any:
     header = kinds[size].from_fileobj(io.BytesIO(content + stream.read(size - 4)), check=False)
     offset = _offset_of(header)
     if bytes(header["magic"])[:2] in (b"ni", b"") and offset < size:
-        raise ReadError("a NIfTI header without its voxels (.hdr/.img pairs are not read)")
+        raise ReadError("a NIfTI header without its voxels: of a pair, which is called .hdr and .img")
     _pass_over(stream, offset - size)
     return header
 
@@ -121,7 +135,8 @@ def _to_the_end(stream: BinaryIO, size: int) -> None:
         refuse_ratio(found, size)
 
 
-def _exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
+def exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
+    """`count` bytes of the stream; ReadError where it ends before."""
     content = np.empty(count, np.uint8)  # memory is taken as it is filled: a header that lies does not get it
     view, filled = content.data, 0
     while filled < count:
@@ -130,6 +145,19 @@ def _exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
             raise ReadError(f"not a readable NIfTI: it ends {count - filled} bytes early")
         filled += got
     return content
+
+
+def array_of(header: Any) -> tuple[tuple[int, int, int], int, np.dtype]:
+    """Shape (x, y, z) of a volume, how many there are, and their dtype; ReadError where it is no scan's."""
+    shape, count = _shape_of(header)
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError as error:
+        raise ReadError(f"voxels of a type that nobody knows (code {error})") from error
+    _refuse(dtype)
+    if min(*shape, count) <= 0:
+        raise ReadError(f"empty: shape {header.get_data_shape()}")
+    return shape, count, dtype
 
 
 def _shape_of(header: Any) -> tuple[tuple[int, int, int], int]:

@@ -13,7 +13,7 @@ from scanforge.datasets.identity import keyed_hash, patient_of
 from scanforge.datasets.labels import LabelRef
 from scanforge.datasets.labels.book import LabelBook
 from scanforge.datasets.readers import Source, file_source, find_files
-from scanforge.datasets.shards.quarantine import Quarantined
+from scanforge.datasets.shards.quarantine import Kind, Quarantined
 from scanforge.datasets.study import shared_studies, studies_of
 
 MAX_SOURCES = 512  # in a shard, whatever their size
@@ -104,18 +104,29 @@ def _told(each: Quarantined, root: Path, book: LabelBook) -> Quarantined:
 
 
 def _opened(files: Sequence[File], book: LabelBook, none: list[Quarantined]) -> list[File]:
-    """Those that are regular files and no masks. The others get a line: a pipe would be waited on for ever."""
+    """Those that are regular files and no masks."""
+    opened = regular_files(files, none)
+    if not book.claimed:
+        return opened
+    return [(root, relative) for root, relative in opened if (root / relative).resolve() not in book.claimed]
+
+
+def regular_files(files: Sequence[File], none: list[Quarantined], kind: Kind = "skipped") -> list[File]:
+    """Those that are regular files. The others get a line in `none`, of `kind` where they are something else: a pipe
+    would be waited on for ever. A folder among them is one that cannot be listed."""
     opened: list[File] = []
     for root, relative in files:
         try:
-            regular = stat.S_ISREG((root / relative).stat().st_mode)
+            mode = (root / relative).stat().st_mode
         except OSError as error:
             none.append(Quarantined(path=shown(relative), reason=f"cannot be opened: {error.strerror}"))
             continue
-        if not regular:
-            none.append(Quarantined(path=shown(relative), kind="skipped", reason="no regular file"))
-        elif not book.claimed or (root / relative).resolve() not in book.claimed:
+        if stat.S_ISREG(mode):
             opened.append((root, relative))
+        elif stat.S_ISDIR(mode):
+            none.append(Quarantined(path=shown(relative), reason="a folder that cannot be opened"))
+        else:
+            none.append(Quarantined(path=shown(relative), kind=kind, reason="no regular file"))
     return opened
 
 

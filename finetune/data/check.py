@@ -11,7 +11,11 @@ from scanforge.finetune.channels import read_channels
 from scanforge.finetune.config import DetectionTask, SegmentationTask, Task
 from scanforge.finetune.data.cases import Case
 from scanforge.finetune.data.findings import findings
-from scanforge.finetune.volumes import read_labels
+from scanforge.finetune.data.looks import Look, look_of
+from scanforge.finetune.data.modality import modality_named
+from scanforge.finetune.volumes import read_labels, refuse_grid, target_shape
+
+_STATED = ("ct", "mr", "pt", "us")
 
 
 @dataclass
@@ -20,12 +24,16 @@ class Checked:
 
     marks: by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
     scan_marks: the same of the scans that take part without a label
+    grids: by key, the first channel by name, its shape (D, H, W) and its spacing in mm
+    looks: by key, of each channel, None where it is missing
     """
 
     highest: int = 0
     empty: int = 0
     marks: dict[str, int] = field(default_factory=dict)
     scan_marks: dict[str, int] = field(default_factory=dict)
+    grids: dict[str, tuple[str, tuple[int, ...], tuple[float, float, float]]] = field(default_factory=dict)
+    looks: dict[str, list[Look | None]] = field(default_factory=dict)
 
 
 def check_cases(
@@ -44,6 +52,8 @@ def check_cases(
         with mistakes.each():
             scans = read_channels(case.images)
             first = next(scan for scan in scans if scan is not None)
+            found.grids[case.key] = (str(case.image), first.voxels.shape[1:], first.spacing)
+            found.looks[case.key] = [None if scan is None else look_of(scan) for scan in scans]
             flat[first.voxels.shape[1] == 1].append(str(case.image))
             voxels = [None if scan is None else scan.voxels for scan in scans]
             target: object = case.target
@@ -86,3 +96,26 @@ def _mark(parts: Sequence[object]) -> int:
         content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode()
         mark = crc32(content, mark)
     return mark
+
+
+def refuse_grids(found: Checked, wanted: tuple[float, float, float]) -> None:
+    """UserError, naming the scan, where one cannot be brought to the plan's spacing `wanted` (D, H, W) in mm."""
+    for name, (d, h, w), spacing in found.grids.values():
+        try:
+            refuse_grid((d, h, w), spacing, target_shape((d, h, w), spacing, wanted))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+
+
+def refuse_modalities(found: Checked, channels: Sequence[str], modalities: Sequence[str]) -> None:
+    """UserError, naming the scan, where its header says CT and the data set does not, or the other way round: CT alone
+    is scaled by Hounsfield units."""
+    for key, looks in found.looks.items():
+        for channel, modality, look in zip(channels, modalities, looks, strict=True):
+            said, told = look.modality if look else "", modality_named(modality)
+            if said in _STATED and told in _STATED and (said == "ct") != (told == "ct"):
+                of = "" if len(channels) == 1 else f" of channel '{channel}'"
+                raise UserError(
+                    f"{found.grids[key][0]}: its header says {said}, data.modality{of} says {told}: set "
+                    f"data.modality={said}, or take the file out"
+                )

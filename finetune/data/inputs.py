@@ -3,11 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
-import nibabel as nib
-
-from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.names import parts_of
-from scanforge.datasets.readers import suffix_of
+from scanforge.datasets.readers import ReadError, suffix_of
+from scanforge.datasets.readers.nifti import header_of
 from scanforge.finetune.data.cases import ScanSource
 from scanforge.finetune.data.sources import FileScan
 
@@ -15,18 +13,21 @@ _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 Images = tuple[ScanSource | None, ...]
 
 
-def group_channels(scans: Mapping[str, ScanSource], channels: Sequence[str]) -> tuple[dict[str, Images], list[str]]:
-    """The channels of each case by its name, None where one is missing; and the files that are of no channel.
+def group_channels(
+    scans: Mapping[str, ScanSource], channels: Sequence[str]
+) -> tuple[dict[str, Images], dict[str, str]]:
+    """The channels of each case by its name, None where one is missing; and why other files are of no case.
 
     scans: by path below the input folder. A file is of channel c where its name ends with nnU-Net's number (x_0001)
     or with the channel's name (x_flair), is that name (x/flair), or lies in a folder of that name (flair/x). A 4D NIfTI
-    with as many volumes holds them all. With one channel each file is a case.
-    UserError where two files are the same channel of a case.
+    with as many volumes holds them all. With one channel each file is a case. Where two files are the same channel of a
+    case, none of its files is taken.
     """
     if len(channels) == 1:
-        return {relative: (source,) for relative, source in scans.items()}, []
+        return {relative: (source,) for relative, source in scans.items()}, {}
     cases: dict[str, list[ScanSource | None]] = {}
-    strange = []
+    members: dict[str, list[str]] = {}
+    strange, doubled = {}, dict[str, str]()
     for relative, source in scans.items():
         if volumes := _volumes(source, len(channels)):
             name = "/".join(parts_of(relative))
@@ -35,12 +36,18 @@ def group_channels(scans: Mapping[str, ScanSource], channels: Sequence[str]) -> 
             place = _place(relative, channels)
             found = [(*place, source)] if place is not None else []
         if not found:
-            strange.append(relative)
+            names = ", ".join(channels)
+            file = relative.rpartition("/")[2]
+            strange[relative] = f"{file} is of none of the channels {names}: call it x_0000, x_0001 or x_NAME"
         for name, number, part in found:
             images = cases.setdefault(name, [None] * len(channels))
             if images[number] is not None:
-                raise UserError(f"{relative}: case '{name}' has two files for channel '{channels[number]}'")
+                doubled[name] = f"case '{name}' has two files for channel '{channels[number]}'"
             images[number] = part
+            members.setdefault(name, []).append(relative)
+    for name, reason in doubled.items():
+        del cases[name]
+        strange |= dict.fromkeys(members[name], reason)
     return {name: tuple(images) for name, images in cases.items()}, strange
 
 
@@ -66,7 +73,7 @@ def _volumes(source: ScanSource, count: int) -> list[FileScan]:
     if not isinstance(source, FileScan) or source.volume is not None or source.source.kind != "nifti":
         return []
     try:
-        shape = nib.load(source.source.paths[0]).shape  # type: ignore[attr-defined]
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError):
+        shape = header_of(source.source.paths[0]).get_data_shape()
+    except (ReadError, OSError):
         return []  # its reader says what is wrong with it
     return [FileScan(source.source, number) for number in range(count)] if len(shape) == 4 and shape[3] == count else []

@@ -1,27 +1,33 @@
 """`predict`: a fine-tuned model on new scans; output in the geometry of the input."""
 
+import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
-from scanforge.datasets.readers import ReadError, Scan, scans_of
 from scanforge.datasets.readers.scratch import scratch_below
-from scanforge.finetune.channels import read_channels
+from scanforge.finetune.inference.batch import Batch, Force
 from scanforge.finetune.inference.inputs import Item, cases_of, find_items
+from scanforge.finetune.inference.progress import is_under_way, opened
 from scanforge.finetune.modelfile import INFO, load_model, pick_device
-from scanforge.finetune.outputs.tables import Row, write_boxes, write_csv
-from scanforge.finetune.outputs.writing import FORMATS, SUFFIXES, Options, Writer
-from scanforge.finetune.tasks.adapter import Adapter, TaskModel
+from scanforge.finetune.outputs.tables import Table, only_reasons
+from scanforge.finetune.outputs.writing import FORMATS, SUFFIXES, Options, Writer, columns_of
+from scanforge.finetune.tasks.adapter import Adapter
 
 DEVICES = ("auto", "cpu", "cuda")
 TABLES = {"segmentation": "predictions.csv", "detection": "predictions.json"}
+SOME_FAILED = 3  # the command line's exit code
 
 Tell = Callable[[str], None]
+
+
+class SomeFailed(UserError):
+    """The batch is done, and some inputs could not be predicted: they are in the table, with the reason."""
+
+    exit_code = SOME_FAILED
 
 
 @scratch_below("out")
@@ -34,75 +40,51 @@ def predict(
     probabilities: bool = False,
     uncertainty: bool = False,
     tell: Tell | None = None,
+    force: bool = False,
 ) -> list[Path]:
     """Predict every scan under `inputs` (files or folders) with the model of a fine-tuning run; gives what it wrote.
 
     Segmentation: a label map for each scan and the volumes of all in predictions.csv. Classification: predictions.csv.
     Detection: predictions.json, and a structured report for each DICOM series. See docs/finetuning.md.
+    The table grows with every scan. The same call goes on where a killed one was; nothing that is finished is done
+    again.
     format   'auto' (NIfTI for volumes, PNG for images, DICOM-SEG for DICOM), 'nifti', 'dicom-seg'
     tell     takes lines for people: what fell back to another format, and each scan that failed; stderr by default
-    Raises UserError before any work for an unusable model, input or output folder; after all of it where a scan could
-    not be predicted: the others are then written.
+    force    predict also what is evidently of another kind than the training scans (an MR for a model of CT)
+    Raises UserError before any work for an unusable model, input or output folder; SomeFailed after all of it where a
+    scan could not be predicted: the others are then written, and it is in the table with the reason.
     """
     tell = tell or (lambda line: print(line, file=sys.stderr))
-    adapter, members = load_model(Path(model))
+    model, out, inputs = Path(model), Path(out), [Path(path) for path in inputs]
+    adapter, members = load_model(model)
     options = _checked(adapter, device, format, probabilities, uncertainty)
-    items, damaged = find_items([Path(path) for path in inputs])
-    items = cases_of(items, adapter.spec.channels)
-    table = Path(out) / TABLES.get(adapter.spec.task.name, "predictions.csv")
-    _refuse_output([Path(path) for path in inputs], Path(out), items, table)
+    items, refused = find_items(inputs)
+    items, others = cases_of(items, adapter.spec.channels)
+    table = out / TABLES.get(adapter.spec.task.name, "predictions.csv")
+    _refuse_output(inputs, out, items, table)
     place = pick_device(device)
-    writer = Writer(adapter, options, Path(out), _serial(Path(model)), tell)
-    rows, failed = _predict_each(adapter, [member.to(place) for member in members], items, writer, place)
-    if rows:
-        (write_boxes if table.suffix == ".json" else write_csv)(table, rows)
-        writer.written.append(table)
-    failed = [f"{line.path}: {line.reason}" for line in damaged] + failed
-    for line in failed:
-        tell(f"not predicted: {line}")
-    if failed:
-        raise UserError(f"{len(failed)} inputs could not be predicted (listed above); {len(rows)} scans are in {out}")
-    return writer.written
-
-
-def _predict_each(
-    adapter: Adapter[Any, Any], members: Sequence[TaskModel], items: Sequence[Item], writer: Writer, place: torch.device
-) -> tuple[list[Row], list[str]]:
-    """Rows of the table, and a line for each input that failed."""
-    rows: list[Row] = []
-    failed: list[str] = []
-    for item in items:
+    serial = _serial(model)
+    command = f"{serial} {options} {force}"
+    with opened(out, hashlib.sha256(command.encode()).hexdigest()[:16]) as progress:
+        writer = Writer(adapter, options, out, serial, tell)
+        batch = Batch(
+            adapter, [member.to(place) for member in members], place, writer, progress,
+            Table(table, columns_of(adapter.spec)), tell, Force(force),
+        )  # fmt: skip
         try:
-            for scans in _cases(item):
-                rows.append(_predict_one(adapter, members, item, scans, writer, place))
-        except (ReadError, UserError) as error:
-            failed.append(f"{item.shown}: {error}")
-        except (MemoryError, torch.OutOfMemoryError):
-            failed.append(f"{item.shown}: does not fit into memory")
-    return rows, failed
-
-
-def _cases(item: Item) -> Iterator[Sequence[Scan | None]]:
-    """What is predicted at once: each scan of a file or series, or the channels of a case."""
-    if item.channels:
-        yield read_channels(item.channels)
-    else:
-        yield from ([scan] for scan in scans_of(item.source))
-
-
-def _predict_one(
-    adapter: Adapter[Any, Any],
-    members: Sequence[TaskModel],
-    item: Item,
-    scans: Sequence[Scan | None],
-    writer: Writer,
-    place: torch.device,
-) -> Row:
-    scan = next(each for each in scans if each is not None)  # on whose grid the output lies
-    sample = adapter.unlabelled(scans)
-    return {"file": item.shown if not scan.part else f"{item.shown}#{scan.part}"} | writer.write(
-        members, sample, item, scan, place
-    )
+            failed = batch.run(items, [*refused, *others])
+        except KeyboardInterrupt:
+            tell(f"stopped after {batch.over} of {len(items)} inputs: the same command goes on with the others")
+            raise
+        progress.complete()
+    writer.written.append(table)
+    if failed:
+        done = f"{batch.predicted} scans are in {out}"
+        raise SomeFailed(
+            f"{len(failed)} inputs could not be predicted (in {table.name}, with the reason; the first: {failed[0]}); "
+            f"{done}"
+        )
+    return writer.written
 
 
 def _checked(adapter: Adapter[Any, Any], device: str, format: str, probabilities: bool, uncertainty: bool) -> Options:
@@ -123,12 +105,17 @@ def _checked(adapter: Adapter[Any, Any], device: str, format: str, probabilities
 
 
 def _refuse_output(inputs: Sequence[Path], out: Path, items: Sequence[Item], table: Path) -> None:
-    """UserError where something would be written over, or would be found as an input the next time."""
+    """UserError where something would be written over, or would be found as an input the next time.
+
+    What an unfinished batch has left is no obstacle, nor a table that tells of failures alone.
+    """
     for given in inputs:
         if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
             raise UserError(f"the output folder {out} lies in the input folder {given}; put it elsewhere")
-    candidates = [table, *(out / (item.name + suffix) for item in items for suffix in SUFFIXES)]
-    there = [path for path in candidates if path.exists()]
+    if is_under_way(out):
+        return
+    candidates = [out / (item.name + suffix) for item in items for suffix in SUFFIXES]
+    there = [path for path in ([] if only_reasons(table) else [table]) + candidates if path.exists()]
     if there:
         raise UserError(f"{there[0]} is there already and is not written over; choose another --out")
 

@@ -11,6 +11,7 @@ from isal import igzip
 
 from scanforge.configs.files import write_whole
 from scanforge.datasets.readers import Scan
+from scanforge.datasets.readers.nifti import header_of
 
 # Where the voxels lie, in a header's own words: copied bit by bit, and nothing else of it, which may name the patient.
 _GEOMETRY = (
@@ -42,7 +43,7 @@ def _scaled(planes: npt.NDArray[np.floating]) -> Iterator[npt.NDArray]:
 
 def _header(shape: tuple[int, ...], dtype: np.dtype, scan: Scan, source: Path | None) -> Any:
     """Of voxels (x, y, z) = (W, H, D); a scan without a place in the world gets its voxel size and the code 0."""
-    original: Any = nib.load(source).header if source is not None else None
+    original: Any = header_of(source) if source is not None else None
     second = max(shape) > 32767 or isinstance(original, nib.Nifti2Header)  # whose numbers are twice as long
     kind = nib.Nifti2Header if second else nib.Nifti1Header
     header: Any = kind()

@@ -5,20 +5,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.datasets.readers.scratch import scratch_folder
+from scanforge.datasets.shards.sources import shown
 from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.config import RegressionTask
+from scanforge.finetune.config import RegressionTask, SegmentationTask
 from scanforge.finetune.inference.inputs import Item
 from scanforge.finetune.inference.segmented import Segmented, Wanted
 from scanforge.finetune.outputs import image, nifti
 from scanforge.finetune.outputs.boxes import as_json
 from scanforge.finetune.outputs.tables import Row, volumes_of
-from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
+from scanforge.finetune.tasks.adapter import Adapter, Sample, Spec, TaskModel
 from scanforge.finetune.tasks.segmentation import Segmentation
 
 FORMATS = ("auto", "nifti", "dicom-seg")
@@ -34,9 +36,19 @@ class Options:
     uncertainty: bool
 
 
+def columns_of(spec: Spec) -> list[str]:
+    """The columns of the task's table, in the order in which `Writer.write` fills them."""
+    if isinstance(spec.task, SegmentationTask):
+        empty = Scan(np.zeros((1, 1, 1, 1), np.uint8), (1.0, 1.0, 1.0))
+        return ["file", "output", *volumes_of(empty.voxels[0], empty, spec.classes)]
+    if isinstance(spec.task, RegressionTask):
+        return ["file", spec.task.label_column]
+    return ["file", "prediction", *spec.classes]
+
+
 @dataclass
 class Writer:
-    """Predicts and writes one scan after the other. `written`: every file so far."""
+    """Predicts and writes one scan after the other. `written`: every file so far, not the table."""
 
     adapter: Adapter[Any, Any]
     options: Options
@@ -44,6 +56,7 @@ class Writer:
     serial: str
     tell: Callable[[str], None]
     written: list[Path] = field(default_factory=list)
+    intend: Callable[[Path], None] = lambda target: None  # hears of a file before it is written
 
     def write(
         self, members: Sequence[TaskModel], sample: Sample[Any], item: Item, scan: Scan, device: torch.device
@@ -134,7 +147,7 @@ class Writer:
 
     def _named(self, path: Path) -> str:
         """How the table calls an output."""
-        return path.relative_to(self.out).as_posix()
+        return shown(path.relative_to(self.out).as_posix())
 
     def _put(self, item: Item, scan: Scan, suffix: str, write: Callable[[Path], None]) -> Path:
         """Let `write` make a file of this scan; UserError where something lies there."""
@@ -143,6 +156,7 @@ class Writer:
         if target.exists():
             raise UserError(f"{target} is there already and is not written over")
         target.parent.mkdir(parents=True, exist_ok=True)
+        self.intend(target)
         write(target)
         self.written.append(target)
         return target

@@ -22,6 +22,7 @@ from scanforge.finetune.boxes.plan import DetectionPlan
 from scanforge.finetune.channels import hide_channels, read_channels, stacked
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task, ValidationConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.looks import Profile
 from scanforge.finetune.inference.postprocess import ClassRule, Held
 from scanforge.finetune.metrics.intervals import Statistic
 from scanforge.finetune.metrics.weighted import Record
@@ -29,7 +30,7 @@ from scanforge.finetune.plan import Plan
 from scanforge.finetune.training.losses import LossConfig
 from scanforge.finetune.training.recipes import Head, ProbeConfig
 from scanforge.finetune.training.sampling import extract, still_window, vary_intensity
-from scanforge.finetune.volumes import Shape, Spacing, prepared, resize
+from scanforge.finetune.volumes import Shape, Spacing, prepared, refuse_grid, resize
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
@@ -53,6 +54,7 @@ class Spec(Config):
     channels: list[str] = ["image"]  # names of the input channels, in order
     modality: str  # of the first channel, and of all unless `modalities` says more
     modalities: list[str] = []  # of each channel, where they differ
+    profiles: list[Profile] = []  # of each channel: how the training scans look
     intensity: IntensityConfig
     backbone: BackboneConfig
     plan: Plan
@@ -176,12 +178,15 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         """The channels of a case at the plan's grid, and the value outside of them."""
         spec = self.spec
         first = next(scan for scan in scans if scan is not None)
+        d, h, w = first.voxels.shape[1:]
+        target = self.shape_of(first)
+        refuse_grid((d, h, w), first.spacing, target)
         if len(spec.channels) > 1:
             modalities = spec.modalities or [spec.modality] * len(spec.channels)
             image, fill = stacked(scans, modalities, spec.intensity)
         else:
             image, fill = prepared(first, spec.backbone.in_channels, spec.modality, spec.intensity)
-        return torch.from_numpy(resize(image, self.shape_of(first))), fill
+        return torch.from_numpy(resize(image, target)), fill
 
     def unlabelled(self, scans: Scan | Sequence[Scan | None]) -> Sample[TargetT]:
         """What to predict on: one scan, or one for each channel, None where it is missing.

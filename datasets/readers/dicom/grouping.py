@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scanforge.datasets.readers import UNREAD, suffix_of
 from scanforge.datasets.readers.dicom.geometry import SAME_DIRECTION
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
@@ -47,6 +48,8 @@ def group(surveys: Iterable[Survey], root: Path) -> tuple[list[Source], list[Ref
 
 
 def _why_not(file: Survey) -> tuple[str, str]:
+    if file.state == "other" and suffix_of(file.path) in UNREAD:
+        return UNREAD[suffix_of(file.path)], "refused"
     if file.state in _STATES:
         return _STATES[file.state]
     reason = why_no_image(file.sop_class, file.modality, file.has_pixels)

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 
-from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.data.inputs import group_channels
 from scanforge.finetune.data.sources import scan_file
@@ -33,21 +31,27 @@ def test_the_four_ways_of_naming_channels():
         ("p/x/t1.nii.gz", "p/x/t1gd.nii.gz", "p/x/flair.nii.gz"),
         ("t1/p/x.nii.gz", "t1gd/p/x.nii.gz", "flair/p/x.nii.gz"),
     ):
-        assert grouped(*files) == ({"p/x": list(files)}, [])
+        assert grouped(*files) == ({"p/x": list(files)}, {})
 
 
 def test_missing_and_strange_files():
     cases, strange = grouped("a/t1.nii.gz", "a/flair.nii.gz", "b/t1gd.nii.gz", "a/seg.nii.gz")
     assert cases == {"a": ["a/t1.nii.gz", None, "a/flair.nii.gz"], "b": [None, "b/t1gd.nii.gz", None]}
-    assert strange == ["a/seg.nii.gz"]
-    with pytest.raises(UserError, match="case 'a' has two files for channel 't1'"):
-        grouped("a/t1.nii.gz", "a_t1.nii.gz")
+    assert list(strange) == ["a/seg.nii.gz"]
+    assert strange["a/seg.nii.gz"].startswith("seg.nii.gz is of none of the channels t1, t1gd, flair")
+
+
+def test_two_files_of_one_channel_cost_that_case_alone():
+    cases, strange = grouped("a/t1.nii.gz", "a_t1.nii.gz", "a/flair.nii.gz", "b/t1.nii.gz")
+    assert cases == {"b": ["b/t1.nii.gz", None, None]}
+    assert set(strange) == {"a/t1.nii.gz", "a_t1.nii.gz", "a/flair.nii.gz"}
+    assert set(strange.values()) == {"case 'a' has two files for channel 't1'"}
 
 
 def test_one_channel_takes_every_file():
     assert grouped("x_0000.png", "y.png", channels=("image",)) == (
         {"x_0000.png": ["x_0000.png"], "y.png": ["y.png"]},
-        [],
+        {},
     )
 
 
@@ -55,4 +59,4 @@ def test_volumes_of_a_4d_file_are_its_channels(tmp_path, save, cube):
     path = save(tmp_path / "x.nii.gz", np.stack([cube(1), cube(2)], -1))
     cases, strange = group_channels({"x.nii.gz": scan_file(path)}, ["a", "b"])
     assert [int(image.read().voxels.max()) for image in cases["x"]] == [1, 2]
-    assert strange == []
+    assert strange == {}

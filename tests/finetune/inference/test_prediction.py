@@ -8,63 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 from PIL import Image
 from tifffile import imwrite
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
 from scanforge.configs.errors import UserError
-from scanforge.datasets.intensity import IntensityConfig
-from scanforge.finetune.boxes.anchors import plan_strides
-from scanforge.finetune.boxes.plan import DetectionPlan
-from scanforge.finetune.config import ClassificationTask, DetectionTask, InferenceConfig, SegmentationTask
-from scanforge.finetune.heads.pyramid import available_strides
 from scanforge.finetune.inference.prediction import predict
-from scanforge.finetune.modelfile import adapter_for, save_model
-from scanforge.finetune.plan import Fingerprint, Plan
-from scanforge.finetune.tasks.adapter import Spec
 
-BACKBONE = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
 AFFINE = np.array([[0.0, 1.5, 0, 3], [-1.5, 0, 0, 5], [0, 0, 2.0, -7], [0, 0, 0, 1]])
-TASKS = {
-    "segmentation": (SegmentationTask(), ["one", "two"]),
-    "classification": (ClassificationTask(), ["lesion", "none"]),
-    "detection": (DetectionTask(score_threshold=0.0, boxes_per_scan=3), ["finding"]),
-}
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    """Folder of a saved model with random weights of a task, of volumes or of images."""
-    made = {}
-
-    def get(task, flat=False, channels=("image",)):
-        key = (task, flat, channels)
-        if key not in made:
-            patch = (1, 16, 16) if flat else (16, 16, 16)
-            found = Fingerprint(scans=1, shape=patch, spacing=(1, 1, 1), is_2d=flat)
-            spacing = (1, 1, 1) if flat else (2, 1.5, 1.5)
-            with torch.device("meta"):
-                strides = plan_strides(
-                    np.full((1, 2 if flat else 3), 4.0), available_strides(build(BACKBONE), flat), patch
-                )
-            planned = DetectionPlan(whole_scan=True, reason="test", strides=strides, boxes=1, anchor_iou=1.0)
-            backbone = BACKBONE.model_copy(update={"in_channels": len(channels)})
-            spec = Spec(
-                channels=list(channels),
-                task=TASKS[task][0], classes=TASKS[task][1], modality="mr", backbone=backbone,
-                intensity=IntensityConfig(), inference=InferenceConfig(),
-                plan=Plan(spacing=spacing, patch=patch, batch=2, fingerprint=found),
-                anchors=[[[4.0] * (2 if flat else 3)] * 3] * len(strides) if task == "detection" else None,
-                detection=planned if task == "detection" else None,
-            )  # fmt: skip
-            torch.manual_seed(4)
-            made[key] = tmp_path_factory.mktemp("models") / f"{task}-{flat}"
-            save_model(made[key], [adapter_for(spec).build(build(backbone))], spec)
-        return made[key]
-
-    return get
 
 
 def volume(path, shape=(18, 16, 20), seed=0, affine=AFFINE):
@@ -161,8 +111,9 @@ def test_a_dicom_image_becomes_a_segmentation(models, tmp_path, dicom):
     dataset = dicom.header(SOPClassUID="1.2.840.10008.5.1.4.1.1.6.1", Modality="US", PatientSex="F")
     dicom.put_pixels(dataset, dicom.texture(40, 36, 1).clip(0, 255).astype(np.uint8))
     dicom.save(dataset, tmp_path / "in" / "a.dcm")
-    seg_path, _ = predict(models("segmentation", True), [tmp_path / "in"], tmp_path / "seg", "cpu")
-    nifti, _ = predict(models("segmentation", True), [tmp_path / "in"], tmp_path / "n", "cpu", "nifti")
+    model = models("segmentation", True, modality="us")
+    seg_path, _ = predict(model, [tmp_path / "in"], tmp_path / "seg", "cpu")
+    nifti, _ = predict(model, [tmp_path / "in"], tmp_path / "n", "cpu", "nifti")
     seg = hd.seg.segread(seg_path)
     found = seg.get_pixels_by_source_instance(
         [dataset.SOPInstanceUID], combine_segments=True, ignore_spatial_locations=True
@@ -174,7 +125,7 @@ def test_a_dicom_image_becomes_a_segmentation(models, tmp_path, dicom):
 def test_boxes_of_dicom_are_json_and_a_report(models, tmp_path, dicom, flat):
     positions = [(0.0, 0.0, 2.0 * n) for n in range(1 if flat else 16)]
     files = dicom.slices(tmp_path / "in" / "Doe", positions, FrameOfReferenceUID="1.2.3", PatientSex="F")
-    report_path, table = predict(models("detection", flat), [tmp_path / "in"], tmp_path / "out", "cpu")
+    report_path, table = predict(models("detection", flat, modality="ct"), [tmp_path / "in"], tmp_path / "out", "cpu")
     (row,) = json.loads(table.read_text())["scans"]
     assert 1 <= len(row["boxes"]) <= 3  # `boxes_per_scan`
     assert row["report"] == report_path.name

@@ -6,12 +6,18 @@ import torch
 from scanforge.backbones.stunet import STUNetConfig
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.config import InferenceConfig, SegmentationTask
+from scanforge.finetune.data.looks import Profile
 from scanforge.finetune.inference.prediction import predict
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.plan import Fingerprint, Plan
 from scanforge.finetune.tasks.adapter import Spec
 
 WINDOW = 4000.0
+# Trained on anything: the geometry of files of every kind is what counts here.
+ANY = Profile(
+    scans=2, modalities=["ct", "mr", "pt", "us", "xr"], ct=0.5, low=(-1e9, 1e9), high=(1e-9, 1e9), levels=1, flat=1.0,
+    coloured=0.5,
+)  # fmt: skip
 
 
 class Above(torch.nn.Module):
@@ -31,7 +37,7 @@ def spec_of(task, spacing, patch, **others):
     values = {
         "task": task, "classes": ["liver", "left lesion"], "modality": "ct", "backbone": STUNetConfig(size="S"),
         "intensity": IntensityConfig(ct_window=(-WINDOW, WINDOW)), "inference": InferenceConfig(),
-        "plan": Plan(spacing=spacing, patch=patch, batch=2, fingerprint=found),
+        "profiles": [ANY], "plan": Plan(spacing=spacing, patch=patch, batch=2, fingerprint=found),
     }  # fmt: skip
     return Spec(**(values | others))
 
