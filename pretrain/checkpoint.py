@@ -118,7 +118,7 @@ def examine(folder: Path, world: World) -> str | None:
                 return f"{name} has {path.stat().st_size} of {expected['bytes']} bytes"
             if _crc32(path) != expected["crc32"]:
                 return f"{name} has changed"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{SEAL} cannot be read"
     return None
 

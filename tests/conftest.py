@@ -41,7 +41,7 @@ def fixed_key(site_key_file: Path) -> Path:
     """A site key that is the same each time, where a test depends on who is tested on."""
     path = site_key_file.with_name("fixed.key")
     path.touch(0o600)
-    path.write_text(hashlib.sha256(b"of the tests").hexdigest())
+    path.write_text(hashlib.sha256(b"of the tests 1").hexdigest())
     return path
 
 

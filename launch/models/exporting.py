@@ -126,7 +126,7 @@ def _finetuned(folder: Path, part: Path, facts: Facts, figures: list[str]) -> st
 def _kind(folder: Path) -> str:
     try:
         described = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "unknown"  # `weights_of` says what is wrong
     return str(described.get("kind", "")) if isinstance(described, dict) else "unknown"
 
