@@ -11,7 +11,7 @@ import sys
 from scanforge.launch import cli
 
 def app(**options):
-    exec(sys.argv[1])
+    exec(sys.argv[1], {})
 
 cli.app = app
 cli.main([])
