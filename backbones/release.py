@@ -130,7 +130,7 @@ def read_info(path: Path) -> ReleaseInfo:
     """Read and check a `model.json`; UserError where it is corrupt or of another format version."""
     try:
         raw = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy or download the release again") from error
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:

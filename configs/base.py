@@ -1,6 +1,10 @@
 """The base class of every configuration."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 
 
 class Config(BaseModel):

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from scanforge.configs.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
+LONGEST = 1 << 22  # characters of a configuration
+DEEPEST = 50  # levels in one
+MOST = 100_000  # values in one, where its aliases are written out
 
 
 def recipes(kind: str) -> dict[str, Path]:
@@ -37,9 +40,11 @@ def find(source: str | Path, kind: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError where it is not one."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read config {path}: {' '.join(str(error).split())}") from error
+        with path.open("rb") as stream:
+            text = stream.read(LONGEST + 1)
+        content = plain_yaml(text.decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read config {path}: {' '.join(str(error).split())[:300]}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -52,13 +57,51 @@ def override(content: dict[str, Any], words: list[str]) -> dict[str, Any]:
     for word in words:
         key, separator, text = word.partition("=")
         if not separator or not key:
-            raise UserError(f"'{word}' is not of the form key=value")
+            raise UserError(f"'{word[:80]}' is not of the form key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of '{key}' is not YAML: {text}") from error
-        _assign(content, key.split("."), value, key)
+            value = plain_yaml(text)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the value of '{key[:80]}' is not YAML: {text[:80]} ({reason})") from error
+        parts = key.split(".")
+        if len(parts) > DEEPEST:
+            raise UserError(f"'{key[:80]}...' has {len(parts)} parts; no key has more than {DEEPEST}")
+        _assign(content, parts, value, key)
     return content
+
+
+def plain_yaml(text: str) -> Any:
+    """What YAML says, in plain values. ValueError, in any wording, for what is none or would cost more than it says.
+
+    Aliases may name a part again, but not until it unfolds without end (a, b: [*a, *a], c: [*b, *b] ...).
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"more than {LONGEST} characters")
+    try:
+        content = yaml.safe_load(text)
+        places = _places(content, 0)
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or contains itself") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of a value such as 2024-99-99 or !!int x, whatever the parser stumbles over
+        raise ValueError(str(error) or type(error).__name__) from error
+    if places > MOST:
+        raise ValueError(f"its aliases unfold to more than {MOST} values")
+    return content
+
+
+def _places(value: Any, level: int) -> int:
+    """How many values there are, one that is named again counted again; more than `MOST` where it is too many."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if level > DEEPEST:
+        raise RecursionError
+    total = 1
+    for part in inner:
+        total += _places(part, level + 1)
+        if total > MOST:
+            break
+    return total
 
 
 def _assign(node: Any, parts: list[str], value: Any, key: str) -> None:
@@ -77,8 +120,8 @@ def _assign(node: Any, parts: list[str], value: Any, key: str) -> None:
 
 
 def _item(node: list[Any], part: str, key: str) -> Any:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"'{key}': '{part}' is no index of a list of {len(node)}")
+    if not (part.isascii() and part.isdigit()) or len(part) > 9 or int(part) >= len(node):
+        raise UserError(f"'{key[:80]}': '{part[:20]}' is no index of a list of {len(node)}")
     return node[int(part)]
 
 
@@ -93,10 +136,21 @@ def load(model: type[T], source: str | Path, kind: str, words: list[str] | None 
 
 def check(model: type[T], content: dict[str, Any], origin: str) -> T:
     """`content` validated as `model`; the first problem becomes a UserError."""
+    _refuse_huge(content, "", origin)
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{origin}: {_explain(model, error)}") from error
+
+
+def _refuse_huge(value: Any, key: str, origin: str) -> None:
+    """No number of a configuration needs more than 64 bits; libraries that get one end in as many ways as there are."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        shown = str(value) if abs(value) < 10**30 else f"a number of {value.bit_length()} bits"
+        raise UserError(f"{origin}: {key}: {shown} does not fit into 64 bits")
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in pairs:
+        _refuse_huge(inner, f"{key}.{name}" if key else str(name), origin)
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
-from scanforge.configs.base import Config
+from scanforge.configs.base import Config, Seed
 from scanforge.finetune.training.budget import Seconds
 from scanforge.finetune.training.losses import LossConfig
 from scanforge.finetune.training.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
@@ -236,7 +236,7 @@ class FinetuneConfig(Config):
     recipes: list[RecipeName] = ["full"]  # how the checkpoint is adapted; the first one's model is kept
     compare_scratch: bool = True  # beside a checkpoint: the same cases and steps from random weights
     shots: list[Annotated[int, Field(ge=1)] | Literal["all"]] = [5]
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: list[Seed] = [0]
     split: SplitConfig = SplitConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     budget: Seconds | None = None  # '10min': of the whole study, training and testing; in place of schedule.steps

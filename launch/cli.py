@@ -236,6 +236,12 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+    except MemoryError:
+        _fail("not enough memory for this; end other programs, or take a smaller input, batch or patch", 2)
+    except RecursionError:
+        _fail(
+            "what was read is nested too deeply to be followed; give a file with fewer levels (--debug shows where)", 2
+        )
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:

@@ -11,7 +11,7 @@ from scanforge.configs.errors import UserError
 from scanforge.configs.loading import check, find, load, read_yaml
 from scanforge.launch import snapshot, sweep
 from scanforge.launch.job_folder import JobFacts, JobFolder, job_folders
-from scanforge.launch.options import ClusterConfig, refuse_foreign
+from scanforge.launch.options import ClusterConfig, refuse_foreign, refuse_odd_folder
 from scanforge.launch.overview import is_active
 from scanforge.launch.waiting import wait_for
 
@@ -46,6 +46,8 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
     config = check(ClusterConfig, {**base, **asked}, "launch options")
     refuse_foreign(cluster, config)
     plan = make_plan(source, words)
+    for one in plan.configs:
+        refuse_odd_folder(one.run_dir, cluster, take_snapshot)
     if dry_run:
         _show(plan, cluster, config, take_snapshot)
         return 0

@@ -86,7 +86,7 @@ def runs(parent: Path) -> dict[str, list[str]]:
         return {}
     try:
         return {one["name"]: one["words"] for one in json.loads(path.read_text())["runs"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a sweep's list ({error}); restore it or name one of its runs") from error
 
 

@@ -8,7 +8,8 @@ run/checkpoints/step-00000500/
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,31 @@ def verified_step(folder: Path) -> int:
     return int(json.loads((folder / SEAL).read_text())["step"])
 
 
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """For verifying a checkpoint and then reading it while a run may still write or delete: what is read is what was
+    verified. UserError where the folder or a file in it was replaced, changed or removed before the end."""
+    before = _states(folder)
+    problem = UserError(f"checkpoint {folder} was replaced or removed while it was read; run the command again")
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if _states(folder) != before:
+            raise problem from error
+        raise
+    if _states(folder) != before:
+        raise problem
+
+
+def _states(folder: Path) -> dict[str, tuple[int, ...]]:
+    found = {}
+    with suppress(FileNotFoundError):
+        for path in (folder, *folder.iterdir()):
+            status = path.stat()
+            found[path.name] = (status.st_ino, status.st_size if path != folder else 0, status.st_mtime_ns)
+    return found
+
+
 def refuse_other_data(folder: Path, manifests: dict[str, str]) -> None:
     """UserError if a source's manifest (sha256 by source name) is not the one that the checkpoint was trained on."""
     before = json.loads((folder / SEAL).read_text())["stream"]["manifests"]
@@ -118,7 +144,7 @@ def examine(folder: Path, world: World) -> str | None:
                 return f"{name} has {path.stat().st_size} of {expected['bytes']} bytes"
             if _crc32(path) != expected["crc32"]:
                 return f"{name} has changed"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{SEAL} cannot be read"
     return None
 

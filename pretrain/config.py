@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from scanforge.backbones.registry import TRANSFORMERS, BackboneConfig
-from scanforge.configs.base import Config
+from scanforge.configs.base import Config, Seed
 from scanforge.datasets.plan import DataConfig
 from scanforge.pretrain.averaged_encoder import EmaConfig
 from scanforge.pretrain.engine import EngineConfig
@@ -36,7 +36,7 @@ class PretrainConfig(Config):
     """`scanforge pretrain` reads this from YAML; `configs/pretrain/*.yaml` are examples."""
 
     run_dir: Path
-    seed: int = 0
+    seed: Seed = 0
     backbone: BackboneConfig
     init: str | None = None  # weights to start from: a run folder, a file, or an installed model; None: random ones
     objective: ObjectiveConfig

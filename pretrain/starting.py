@@ -55,7 +55,7 @@ def _recorded(config: PretrainConfig) -> Origin:
     path = config.run_dir / RECORD
     try:
         return Origin.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}, which says whom the weights of `init` had seen, cannot be read ({error}); "
             "restore it, or choose a new run_dir"

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,16 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture
-def fixed_key(site_key_file: Path) -> Path:
-    """A site key that is the same each time, where a test depends on who is tested on."""
-    path = site_key_file.with_name("fixed.key")
-    path.touch(0o600)
-    path.write_text(hashlib.sha256(b"of the tests").hexdigest())
-    return path
+def fixed_key(site_key_file: Path) -> Callable[[str], Path]:
+    """`fixed_key(text)`: a site key that is the same each time, where a test depends on who is tested on."""
+
+    def make(text: str) -> Path:
+        path = site_key_file.with_name(f"{text}.key")
+        path.touch(0o600)
+        path.write_text(hashlib.sha256(text.encode()).hexdigest())
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def sha256_of(file: Path | IO[bytes]) -> str:
     """Hexadecimal SHA-256 of a file: the one at a path, or an open one from its start, wherever that was read to."""
     with nullcontext(file) if not isinstance(file, Path) else open(file, "rb") as stream:
         stream.seek(0)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def pack_bits(bitmap: NDArray[np.bool_]) -> str:

@@ -48,6 +48,6 @@ def _boot() -> str:
 def _stamps(content: bytes) -> dict[str, list[int]]:
     try:
         found = json.loads(content)
-    except ValueError:  # being written, or a power cut
+    except (ValueError, RecursionError):  # being written, or a power cut
         return {}
     return found if isinstance(found, dict) else {}

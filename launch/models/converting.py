@@ -55,6 +55,6 @@ def _is_encoder(folder: Path) -> bool:
 
     try:
         described = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False  # loading says what is wrong
     return isinstance(described, dict) and described.get("kind") != "finetuned"

@@ -16,7 +16,7 @@ from scanforge.launch.models.card import encoder_card
 from scanforge.launch.models.card_finetuned import finetuned_card
 from scanforge.launch.models.card_parts import Facts
 from scanforge.launch.models.metrics import of_file, of_run
-from scanforge.pretrain.checkpoint import SEAL, verified_step
+from scanforge.pretrain.checkpoint import SEAL, unchanged, verified_step
 from scanforge.pretrain.export import released_prefix
 from scanforge.pretrain.state_files import StateFiles
 
@@ -62,10 +62,12 @@ def weights_of(run: Path) -> Release:
 
 def _of_checkpoint(folder: Path) -> Release:
     """The weights of a checkpoint; what they are, and whom they have seen, stands beside the run's model."""
-    step, described = verified_step(folder), weights_of(folder.parent.parent)
+    described = weights_of(folder.parent.parent)
     chosen = released_prefix(described.info.averaged is not None)
-    with StateFiles(folder) as files:
-        weights = {key.removeprefix(chosen): value for key, value in files.weights(chosen).items()}
+    with unchanged(folder):
+        step = verified_step(folder)
+        with StateFiles(folder) as files:
+            weights = {key.removeprefix(chosen): value for key, value in files.weights(chosen).items()}
     info = described.info.model_copy(update={"step": step})
     return Release(weights, info, described.patients)
 
@@ -126,7 +128,7 @@ def _finetuned(folder: Path, part: Path, facts: Facts, figures: list[str]) -> st
 def _kind(folder: Path) -> str:
     try:
         described = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "unknown"  # `weights_of` says what is wrong
     return str(described.get("kind", "")) if isinstance(described, dict) else "unknown"
 

@@ -88,7 +88,7 @@ def _checkpoint(path: Path) -> list[str]:
         seal = json.loads((path / SEAL).read_text())
         files = {str(name): int(facts["bytes"]) for name, facts in seal["files"].items()}
         step = int(seal["step"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is a broken checkpoint: {SEAL} cannot be read; use an earlier one") from error
     missing = [name for name, size in files.items() if not _has(path / name, size)]
     lines = [f"{path}: a checkpoint of step {step}, {len(files)} files, {human(sum(files.values()))}"]
@@ -123,7 +123,7 @@ def _release(folder: Path) -> list[str]:
 def _described(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / 'model.json'} is not valid JSON ({error}); copy the release again") from error
     if not isinstance(content, dict):
         raise UserError(f"{folder / 'model.json'} describes no model; copy the release again")

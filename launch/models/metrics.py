@@ -21,7 +21,7 @@ def of_run(folder: Path) -> list[str]:
         names = results.get("overview") or list(results["table"][0]["metrics"])
         rows = [_row(row, names) for row in results["table"]]
         warnings = [f"- {_cell(warning)}" for warning in results["warnings"]]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as results ({error!r}); give --metrics FILE instead") from error
     head = ["| arm | labelled cases | " + " | ".join(map(_cell, names)) + " |", "|---" * (2 + len(names)) + "|"]
     test = results["data"].get("test_patients")
@@ -33,7 +33,7 @@ def of_file(path: Path) -> list[str]:
     """Lines of Markdown from a JSON file: an object of names and numbers or texts, or of tables of those."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"--metrics {path} is not readable JSON ({error}); give an object of names and numbers"
         ) from error

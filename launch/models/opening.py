@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scanforge.configs.errors import UserError
 from scanforge.launch.models.contents import Contents, Tensor, records, shortened, walk
-from scanforge.launch.models.pickles import MOST_PICKLED, Careful, globals_of, in_torch_zip, suspicious
+from scanforge.launch.models.pickles import MOST_PICKLED, careful, globals_of, in_torch_zip, suspicious
 
 _OLD = 5  # pickles: magic number, version, system, content, keys of storages
 _MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
@@ -117,14 +117,14 @@ def _refuse(path: Path, names: list[str]) -> None:
 def _is_old_torch(path: Path) -> bool:
     """Whether the first pickle is torch's magic number."""
     with path.open("rb") as stream:
-        return any(argument == _MAGIC for _, argument, _ in pickletools.genops(Careful(stream)))
+        return any(argument == _MAGIC for _, argument, _ in pickletools.genops(careful(stream)))
 
 
 def _counted(path: Path, imports: str) -> dict[str, str]:
     with path.open("rb") as stream:
         kinds: Counter[str] = Counter()
         texts: list[str] = []
-        for _, argument, _ in pickletools.genops(Careful(stream)):
+        for _, argument, _ in pickletools.genops(careful(stream)):
             kinds[type(argument).__name__] += argument is not None
             if isinstance(argument, str) and len(texts) < 8:
                 texts.append(shortened(argument))

@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 MOST, MOST_PICKLED = 5_000_000, 1 << 26  # steps and bytes of a pickle that is looked at, as in foreign/bounded.py
 COMPUTED = "a name that it computes"
@@ -25,9 +25,7 @@ _HARMLESS = re.compile(
 )
 
 
-class Careful:
-    """A stream whose lines end: a file without a line's end would else be one, whole in memory."""
-
+class _Careful:
     def __init__(self, stream: IO[bytes]) -> None:
         self.read, self.tell = stream.read, stream.tell
         self._readline = stream.readline
@@ -35,6 +33,11 @@ class Careful:
     def readline(self) -> bytes:
         """A line, or the first of its bytes, which pickletools refuses."""
         return self._readline(_LINE)
+
+
+def careful(stream: IO[bytes]) -> IO[bytes]:
+    """For pickletools, a stream whose lines end: a file without a line's end would else be one, whole in memory."""
+    return cast(IO[bytes], _Careful(stream))
 
 
 def globals_of(stream: IO[bytes]) -> list[str]:
@@ -67,7 +70,7 @@ def _of_one(stream: IO[bytes]) -> Iterator[str]:
     """The names of one pickle; the stream stands behind it then."""
     strings: list[str | None] = []  # what was pushed, with nothing but memos between
     memo: dict[int, str | None] = {}
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(Careful(stream))):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(careful(stream))):
         if number > MOST:
             raise ValueError(f"more than {MOST} steps")
         name = opcode.name

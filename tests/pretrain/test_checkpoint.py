@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there; broken ones are passed over."""
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -87,3 +88,28 @@ def test_leftovers_of_a_killed_writer_are_cleaned(tmp_path):
     save(tmp_path, 1)
     checkpoint.clean(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("how", ["replaced", "a file replaced", "removed", "written to"])
+def test_a_checkpoint_that_changes_while_it_is_read_is_told(tmp_path, how: str):
+    folder = save(tmp_path, 1)
+    with checkpoint.unchanged(folder):
+        assert checkpoint.verified_step(folder) == 1
+    with pytest.raises(UserError, match="was replaced or removed while it was read"), checkpoint.unchanged(folder):
+        change(folder, how)
+
+
+def change(folder: Path, how: str) -> None:
+    """What a run does to its checkpoints, and what others do."""
+    file = folder / "rank-00000.safetensors"
+    assert checkpoint.verified_step(folder) == 1
+    if how == "replaced":
+        save(folder.parent, 1, b"others " * 100)
+    elif how == "a file replaced":
+        (folder.parent / "other").write_bytes(b"others " * 100)
+        (folder.parent / "other").replace(file)
+    elif how == "removed":
+        shutil.rmtree(folder)
+        file.read_bytes()
+    else:
+        file.write_bytes(b"others " * 200)

@@ -82,7 +82,7 @@ def test_squares_are_found_in_windows(study, slices, fixed_key):
     """Trained for real, on cases with and without a square, and found where they are."""
     # The same cases each time: it is short.
     config = study("detection", slices, plan={"patch": [1, 32, 32], "batch": 4})
-    key = config.data.model_copy(update={"key_file": fixed_key})
+    key = config.data.model_copy(update={"key_file": fixed_key("of the tests")})
     config = config.model_copy(update={"data": key})
     prepared = prepare(config.model_copy(update={"task": DetectionTask(whole_scan=False)}))
     cases = prepared.sides.pool

@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 def made(study, slices, fixed_key):
     # The same cases each time: of some draws 25 steps learn too little.
     config = study("classification", slices)
-    settled = prepare(config.model_copy(update={"data": config.data.model_copy(update={"key_file": fixed_key})}))
+    settled = prepare(
+        config.model_copy(update={"data": config.data.model_copy(update={"key_file": fixed_key("of the tests")})})
+    )
     adapter = adapter_for(settled.spec)
     torch.manual_seed(0)
     return adapter, adapter.build(build(settled.spec.backbone)), [adapter.load(c) for c in settled.sides.pool[:12]]

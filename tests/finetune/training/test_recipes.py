@@ -113,7 +113,7 @@ def test_a_held_back_share_decides_temperature_and_best_weights(study, slices, f
         "classification", slices, shots=[8], schedule={"steps": 6, "warmup_steps": 1},
         validation={"fraction": 0.25, "checks": 3},
     )  # fmt: skip
-    key = config.data.model_copy(update={"key_file": fixed_key})
+    key = config.data.model_copy(update={"key_file": fixed_key("of the tests 1")})
     config = config.model_copy(update={"data": key})
     cell = rows(run(config))["cells"][0]
     held = {record["case"] for record in cell["validation"]}
