@@ -8,7 +8,9 @@ import time
 from collections import deque
 from pathlib import Path
 
+from scanforge.configs.console import Console
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import printable
 from scanforge.launch import slurm
 from scanforge.launch.job_folder import JobFacts
 from scanforge.launch.overview import Row, alive, is_active, rows, runs_in
@@ -16,7 +18,6 @@ from scanforge.launch.overview import Row, alive, is_active, rows, runs_in
 
 def status_command(folder: Path, everything: bool) -> None:
     """Print a table with a line per run, and under it the last verdicts that were not the ordinary end."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -32,7 +33,7 @@ def status_command(folder: Path, everything: bool) -> None:
     console.print(table)
     for row in found:
         if row.said and row.said != "complete":
-            console.print(f"{row.job_id}: {row.said}", markup=False, soft_wrap=True)
+            console.print(f"{row.job_id}: {printable(row.said)}", soft_wrap=True)
 
 
 def _ago(seconds: float | None) -> str:

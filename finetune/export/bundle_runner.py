@@ -173,9 +173,18 @@ class Evaluator:
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with (self.output_dir / "predictions.csv").open("x", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(stream)
+            writer.writerow(map(_cell, rows[0]))
+            writer.writerows([_cell(row[name]) for name in rows[0]] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet takes for a formula gets an apostrophe before it; control characters are escaped."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in value)
+    formula = value.lstrip()[:1] in tuple("=+-@＝＋－＠") or value[:1] in ("\t", "\r", "\n")
+    return f"'{text}" if formula else text
 
 
 def _name(image: Any) -> str:

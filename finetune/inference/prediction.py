@@ -9,6 +9,7 @@ import torch
 
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import printable
 from scanforge.datasets.readers import ReadError, Scan, scans_of
 from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.channels import read_channels
@@ -44,7 +45,7 @@ def predict(
     Raises UserError before any work for an unusable model, input or output folder; after all of it where a scan could
     not be predicted: the others are then written.
     """
-    tell = tell or (lambda line: print(line, file=sys.stderr))
+    tell = tell or (lambda line: print(printable(line), file=sys.stderr))
     adapter, members = load_model(Path(model))
     options = _checked(adapter, device, format, probabilities, uncertainty)
     items, damaged = find_items([Path(path) for path in inputs])
