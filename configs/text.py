@@ -64,7 +64,7 @@ class _Guarded:
 def guarded() -> Iterator[None]:
     """Until the context ends, nothing that this process prints, ours or a library's, commands the terminal."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (each if isinstance(each, _Guarded) else _Guarded(each) for each in before)  # type: ignore
+    sys.stdout, sys.stderr = (each if isinstance(each, _Guarded) else _Guarded(each) for each in before)
     try:
         yield
     finally:

@@ -37,8 +37,8 @@ def ward(tmp_path: Path) -> Path:
     image(tmp_path / "in" / f"{EVIL}.png", 1)
     image(tmp_path / "in" / f"{NOT_UTF8}.png", 2)
     image(tmp_path / "in" / "plain.png", 3)
-    (tmp_path / "in" / f"{EVIL}.nii.gz").write_bytes(b"no NIfTI")
-    (tmp_path / "in" / f"{NOT_UTF8}.nii").write_bytes(b"no NIfTI")
+    (tmp_path / "in" / f"z{EVIL}.nii.gz").write_bytes(b"no NIfTI")
+    (tmp_path / "in" / f"z{NOT_UTF8}.nii").write_bytes(b"no NIfTI")
     header = f'file,class,"note {EVIL}"\n'
     rows = [f'"{EVIL}.png","{EVIL[:20]}",x', "plain.png,benign,y", f'"gone {EVIL}.png",benign,z']
     (tmp_path / "list.csv").write_text(header + "\n".join(rows), encoding="utf-8", newline="")
@@ -49,32 +49,31 @@ def test_a_build_of_such_names(ward: Path) -> None:
     out = ward / "out \x1b[31m"
     words = ["data", "build", ward / "in", "--out", out, "--labels", ward / "list.csv", "--max-bad", "1"]
     code, lines = scanforge(*words, "--workers", "1")
-    assert code == 0
+    assert code == 0, lines
     assert not [line for line in lines if line.startswith("scanforge:")]
     assert any(r"note a\x1b[31m\x1b]0;owned\x07\r\n" in line for line in lines)
     listed = (out / "quarantine.jsonl").read_text(encoding="utf-8")
     assert printable(listed, lines=True) == listed
     paths = {json.loads(line)["path"] for line in listed.splitlines()}
-    assert paths == {f"{EVIL}.nii.gz", "b\\xff\\xfe\x1b[2J.nii"}
+    assert paths == {f"z{EVIL}.nii.gz", "zb\\xff\\xfe\x1b[2J.nii"}
     assert scanforge("data", "check", out)[0] == 0
 
 
-@pytest.mark.parametrize("name", [EVIL, NOT_UTF8])
-def test_mistakes_are_one_line(tmp_path: Path, name: str) -> None:
-    (tmp_path / name.replace("/", "")).mkdir()
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    for name in (EVIL, NOT_UTF8):
+        (tmp_path / name).mkdir()
     for words in (
-        ["data", "build", tmp_path / name, "--out", tmp_path / "out"],
-        ["data", "build", tmp_path / f"gone {name}", "--out", tmp_path / "out"],
-        ["data", "check", tmp_path / name],
-        ["models", "inspect", tmp_path / name],
-        ["models", "get", name],
-        ["finetune", tmp_path / f"{name}.yaml"],
-        ["predict", "--model", tmp_path / name, "--input", tmp_path, "--out", tmp_path / "out"],
+        ["data", "build", tmp_path / NOT_UTF8, "--out", tmp_path / "out"],
+        ["data", "build", tmp_path / f"gone {EVIL}", "--out", tmp_path / "out"],
+        ["data", "check", tmp_path / EVIL],
+        ["models", "inspect", tmp_path / NOT_UTF8],
+        ["models", "get", EVIL],
+        ["finetune", tmp_path / f"{NOT_UTF8}.yaml"],
+        ["predict", "--model", tmp_path / EVIL, "--input", tmp_path, "--out", tmp_path / "out"],
     ):
-        code, lines = scanforge(*words)
+        code, (line,) = scanforge(*words)
         assert code in (1, 2)
-        assert len([line for line in lines if line.startswith("scanforge:")]) == 1
-        assert len(lines) == 1
+        assert line.startswith("scanforge:")
 
 
 def test_a_traceback_is_escaped_too(tmp_path: Path) -> None:
