@@ -3,9 +3,9 @@
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from scanforge.configs.console import Console
 from scanforge.finetune.cells import CellResult
 
 LINE_EVERY_S = 60.0

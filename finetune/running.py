@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from scanforge.backbones import read_release
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
 from scanforge.backbones.stem import with_channels
+from scanforge.configs.console import Console
 from scanforge.configs.files import write_json
+from scanforge.configs.text import printable
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
@@ -239,4 +240,4 @@ def _tell(results: Results) -> None:
         console.print(f"{row.arm:>10}  {row.shots!s:>4} shots  {results.headline} {number}{interval}")
     _tell_left_out(results.left_out)
     for warning in results.warnings:
-        console.print(f"note: {warning}", soft_wrap=True)
+        console.print(f"note: {printable(warning)}", soft_wrap=True)

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from scanforge.configs.text import printable
 from scanforge.launch.job_folder import JobFolder, newest_step
 from scanforge.launch.policy import Verdict, decide, sum_up
 from scanforge.launch.slurm import ENDED_FROM_OUTSIDE, shown
@@ -88,7 +89,7 @@ def follow(job: JobFolder, number: str, code: int) -> int:
 
 
 def _say(number: str, text: str) -> None:
-    print(f"scanforge: job {number}: {text}", file=sys.stderr, flush=True)
+    print(f"scanforge: job {number}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from scanforge.configs.errors import UserError, UserErrors
+from scanforge.configs.text import guarded, printable
 from scanforge.launch.launch_cli import launch_app
 
 app = typer.Typer(
@@ -222,6 +224,7 @@ def _leave_at_once(code: int) -> None:
     os._exit(code)
 
 
+@guarded()
 def main(arguments: list[str] | None = None) -> Any:
     """The entry point: a user's mistake is one line on stderr and exit code 2."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # children started in our root must not find our folder `datasets`
@@ -250,6 +253,9 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def _fail(text: str, code: int, several: bool = False) -> None:
     if _State.debug:
-        raise
-    print(f"scanforge: {text if several else ' '.join(text.split())}", file=sys.stderr)
+        traceback.print_exc()  # here, where it is escaped as everything else
+        _leave_at_once(1)
+    print(
+        f"scanforge: {printable(text, lines=True) if several else printable(' '.join(text.split()))}", file=sys.stderr
+    )
     _leave_at_once(code)

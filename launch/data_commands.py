@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scanforge.configs.console import Console
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import printable
 
 if TYPE_CHECKING:
     from scanforge.datasets.shards.build import BuildSummary
@@ -93,4 +94,4 @@ def describe_build(summary: "BuildSummary") -> str:
         text += "; look at " + ", ".join(f"{count} {name}" for name, count in summary.warnings.items())
     if summary.ignored:
         text += "; no scans: " + ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
-    return "\n  ".join([text, *summary.notes])
+    return "\n  ".join(printable(line) for line in [text, *summary.notes])

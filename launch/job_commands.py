@@ -8,7 +8,9 @@ import time
 from collections import deque
 from pathlib import Path
 
+from scanforge.configs.console import Console
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import printable
 from scanforge.launch import slurm
 from scanforge.launch.job_folder import JobFacts
 from scanforge.launch.overview import Row, alive, is_active, rows, runs_in
@@ -16,8 +18,6 @@ from scanforge.launch.overview import Row, alive, is_active, rows, runs_in
 
 def status_command(folder: Path, everything: bool) -> None:
     """Print a table with a line per run, and under it the last verdicts that were not the ordinary end."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -26,14 +26,14 @@ def status_command(folder: Path, everything: bool) -> None:
     found = rows(folder, everything)
     for row in found:
         table.add_row(
-            escape(row.name), escape(row.job_id), row.state, str(row.requeues), f"{row.step or 0}/{row.steps}",
+            row.name, row.job_id, row.state, str(row.requeues), f"{row.step or 0}/{row.steps}",
             "-" if row.loss is None else f"{row.loss:.4f}", _ago(row.silent_s), str(row.checkpoint or "-"),
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     for row in found:
         if row.said and row.said != "complete":
-            console.print(f"{row.job_id}: {row.said}", markup=False, soft_wrap=True)
+            console.print(f"{row.job_id}: {printable(row.said)}", soft_wrap=True)
 
 
 def _ago(seconds: float | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from scanforge.configs.text import printable
 from scanforge.launch.after_failure import conclude
 from scanforge.launch.job_folder import JobFacts, JobFolder
 
@@ -38,7 +39,7 @@ class Controller:
             self.tasks = [self._start(facts, life, rank, log) for rank, log in enumerate(logs)]
             code = self._wait(facts)
             verdict = conclude(self.job, f"{self.number}-{life}", code)
-            print(f"scanforge: job {self.number}: {verdict.reason}", file=logs[0], flush=True)
+            print(f"scanforge: job {self.number}: {printable(verdict.reason)}", file=logs[0], flush=True)
             for log in logs:
                 log.close()
             if verdict.action == "end":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import guarded, printable
 from scanforge.launch.job_folder import EXIT, JobFolder, Kind, newest_step
 from scanforge.pretrain.preemption import StopRequest
 
@@ -38,6 +39,7 @@ class Place:
         })  # fmt: skip
 
 
+@guarded()
 def run_task(content: dict[str, Any], job: JobFolder, place: Place) -> dict[str, Any]:
     """Pre-train; returns when the run is complete, and leaves the process with an exit code in every other case.
 
@@ -86,7 +88,7 @@ def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopR
 
 def _leave(job: JobFolder, place: Place, kind: Kind, reason: str) -> NoReturn:
     """Say how it ended and end at once: peers may hang in a collective, which the interpreter would wait for."""
-    print(f"scanforge: {reason}", file=sys.stderr)
+    print(f"scanforge: {printable(reason)}", file=sys.stderr)
     with contextlib.suppress(OSError):  # a full disk, which is a reason too: the exit code says the same
         job.write_end(place.life, place.rank, kind, reason)
     _exit(EXIT[kind])

@@ -1,6 +1,5 @@
 """What people see of a running training: a progress bar or plain lines."""
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -9,6 +8,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from scanforge.configs.console import Console
+from scanforge.configs.text import printable
 
 
 class Display:
@@ -38,7 +40,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line, above the bar."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""

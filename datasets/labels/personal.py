@@ -82,7 +82,7 @@ def telling_values(cells: Sequence[str]) -> str:
     `cells` are those that are known, of all rows. One text that tells is enough; numbers are judged together.
     """
     distinct = sorted(set(cells))
-    numbers = [found for cell in distinct if (found := number(cell)) is not None]
+    numbers = [each for each in map(number, distinct) if each is not None]
     if len(numbers) == len(distinct):
         return like_records(numbers, len(cells)) if numbers else ""
     if any(len(cell) > MAX_TEXT for cell in distinct):

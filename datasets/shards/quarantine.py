@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from scanforge.configs.text import printable_json
 from scanforge.datasets.shards.format import write_atomically
 
 QUARANTINE = "quarantine.jsonl"
@@ -28,7 +29,7 @@ class Quarantined(BaseModel):
 def write_quarantine(out: Path, entries: Sequence[Quarantined]) -> None:
     """All lines, by path, into the folder `out`."""
     entries = sorted(entries, key=lambda entry: (entry.path, entry.kind, entry.reason))
-    lines = [entry.model_dump_json().encode() + b"\n" for entry in entries]
+    lines = [printable_json(entry.model_dump_json()).encode() + b"\n" for entry in entries]
     write_atomically(out / QUARANTINE, b"".join(lines))
 
 

@@ -179,8 +179,12 @@ class Evaluator:
 
 
 def _cell(value: Any) -> Any:
-    """A name as a cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    """A text that a spreadsheet takes for a formula gets an apostrophe before it; control characters are escaped."""
+    if not isinstance(value, str):
+        return value
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in value)
+    formula = value.lstrip()[:1] in tuple("=+-@＝＋－＠") or value[:1] in ("\t", "\r", "\n")
+    return f"'{text}" if formula else text
 
 
 def _name(image: Any) -> str:

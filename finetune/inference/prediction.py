@@ -8,6 +8,7 @@ from typing import Any
 
 from scanforge.backbones.release import sha256
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import printable
 from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.inference.batch import Batch, Force
 from scanforge.finetune.inference.inputs import Item, cases_of, find_items
@@ -54,7 +55,7 @@ def predict(
     Raises UserError before any work for an unusable model, input or output folder; SomeFailed after all of it where a
     scan could not be predicted: the others are then written, and it is in the table with the reason.
     """
-    tell = tell or (lambda line: print(line, file=sys.stderr))
+    tell = tell or (lambda line: print(printable(line), file=sys.stderr))
     model, out, inputs = Path(model), Path(out), [Path(path) for path in inputs]
     adapter, members = load_model(model)
     options = _checked(adapter, device, format, probabilities, uncertainty)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import indent
@@ -11,25 +12,51 @@ import numpy as np
 import numpy.typing as npt
 
 from scanforge.configs.files import write_json, write_whole
+from scanforge.configs.text import printable
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.outputs.boxes import CONVENTIONS
 
 Row = dict[str, Any]
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # also of full width, which some take for the same
 
 
 REASON = "reason"  # the last column, where something was not predicted
 
 
 def write_csv(target: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
-    """One line for each scan; `columns` first, then what else a row holds. A cell that a row lacks stays empty."""
+    """One line for each scan; `columns` first, then what else a row holds. A cell that a row lacks stays empty.
+
+    Texts are `cell`s.
+    """
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, _columns(rows, columns))
-            writer.writeheader()
-            writer.writerows(rows)
+            writer, names = csv.writer(stream), _columns(rows, columns)
+            writer.writerow(map(cell, names))
+            writer.writerows(_cells(row, names) for row in rows)
 
     write_whole(target, write)
+
+
+def cell(value: Any) -> Any:
+    """A value as a spreadsheet may open it: a text that it would take for a formula has an apostrophe before it.
+
+    Numbers, also such as are text, stay as they are; control characters are escaped.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    if not _FORMULA.match(value):
+        return text
+    try:
+        float(value)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def _cells(row: Row, names: Sequence[str]) -> list[Any]:
+    return [cell(row.get(name, "")) for name in names]
 
 
 def write_boxes(target: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
@@ -64,7 +91,7 @@ class Table:
             self._append_json(row)
             return
         with self.target.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, before).writerow(row)
+            csv.writer(stream).writerow(_cells(row, before))
 
     def _append_json(self, row: Row) -> None:
         text = indent(json.dumps(row, indent=2, allow_nan=False), "    ")

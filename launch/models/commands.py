@@ -4,12 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from scanforge.backbones import models_folder
+from scanforge.configs.console import Console
 from scanforge.configs.errors import UserError
+from scanforge.configs.text import printable
 from scanforge.launch.models.catalogue import Entry, entry_of, of_family, sized
 from scanforge.launch.models.converting import Target, Words, convert, refuse_other_options
 from scanforge.launch.models.getting import Wish, get
@@ -70,7 +71,7 @@ def inspect_command(path: Path) -> None:
     from scanforge.launch.models.inspecting import inspect
 
     for line in inspect(path):
-        print(line)
+        print(printable(line))
 
 
 def export_command(
