@@ -95,7 +95,11 @@ class LabelBook:
                     )
                 owners[name] = relative
             if not owners:
-                mistakes.add(f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix")
+                label, scan = "/".join(next(iter(each.names()), ())), next(iter(relatives), "")
+                mistakes.add(
+                    f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix (a label "
+                    f"is called '{label}', a scan '{scan}')"
+                )
             unused += ["/".join(name) for name in each.names() if name not in owners]
         mistakes.tell()
         return unused
