@@ -106,7 +106,11 @@ class LabelBook:
 
 
 def open_labels(
-    labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks: bool, columns: Columns | None = None
+    labels: Sequence[Path],
+    masks: Sequence[Path],
+    boxes_from_masks: bool,
+    columns: Columns | None = None,
+    mistakes: Mistakes | None = None,
 ) -> LabelBook:
     """Labels of files and folders, told apart by their content.
 
@@ -114,6 +118,7 @@ def open_labels(
             mask file) as JSON; a folder of Pascal VOC XML
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
     columns of CSV files that are named rather than found
+    mistakes: keeps those of single lines of CSV files, to be told with others; None: they are told at once
     """
     book = LabelBook(listed={file.resolve() for path in labels for file in _files(Path(path))})
     names: dict[str, Names] = {}
@@ -126,7 +131,7 @@ def open_labels(
         else:
             others.append((path, content))
     for path, content in others:
-        _file(book, path, *_found(path, content, columns), boxes_from_masks)
+        _file(book, path, *_found(path, content, columns, mistakes), boxes_from_masks)
     for path in map(Path, masks):
         _file(book, path, *read_masks(path, names), boxes_from_masks)
     if boxes_from_masks and not book.claimed:
@@ -140,7 +145,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.xml")) if path.is_dir() else [path]
 
 
-def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:
+def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes | None) -> tuple[Found, set[Path]]:
     if path.is_dir() or path.suffix.lower() == ".xml":
         if not (found := read_voc(path)).refs:
             raise UserError(f"no Pascal VOC file (.xml) in the folder of labels '{path}'; masks go with --masks")
@@ -148,12 +153,12 @@ def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, se
     if not path.exists():
         raise UserError(f"the labels '{path}' do not exist")
     if content is None:
-        return read_table(path, columns), set()
+        return read_table(path, columns, mistakes), set()
     if is_coco(content):
         return read_coco(path, content), set()
     if is_dataset(content):
         return read_dataset(path, content)
-    raise UserError(f"{path} is neither COCO boxes, a dataset.json, nor names of mask values")
+    raise UserError(f"{path} is neither COCO boxes, a dataset.json, names of mask values, nor a list of cases")
 
 
 def _file(book: LabelBook, path: Path, found: Found, claimed: set[Path], boxes_from_masks: bool) -> None:

@@ -74,7 +74,7 @@ def one_class_each(counts: Counter[str], what: str, of: str, notes: list[str]) -
     if doubtful:
         group = doubtful[0]
         more = f" (and {len(doubtful) - 1} more such)" if len(doubtful) > 1 else ""
-        most = [max(each, key=lambda text: (counts[text], text)) for each in doubtful]
+        most = [max(each, key=lambda text: (counts[text], -len(text), text)) for each in doubtful]
         fewer = [name for name in names if name in most or not any(name in each for each in doubtful)]
         said = " and ".join(f"'{text}' ({counts[text]} {of})" for text in group)
         raise UserError(
