@@ -97,14 +97,22 @@ class LabelBook:
                     )
                 owners[name] = relative
             if not owners:
-                mistakes.add(f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix")
+                label, scan = "/".join(next(iter(each.names()), ())), next(iter(relatives), "")
+                mistakes.add(
+                    f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix (a label "
+                    f"is called '{label}', a scan '{scan}')"
+                )
             unused += ["/".join(name) for name in each.names() if name not in owners]
         mistakes.tell()
         return unused
 
 
 def open_labels(
-    labels: Sequence[Path], masks: Sequence[Path], boxes_from_masks: bool, columns: Columns | None = None
+    labels: Sequence[Path],
+    masks: Sequence[Path],
+    boxes_from_masks: bool,
+    columns: Columns | None = None,
+    mistakes: Mistakes | None = None,
 ) -> LabelBook:
     """Labels of files and folders, told apart by their content.
 
@@ -112,10 +120,10 @@ def open_labels(
             mask file) as JSON; a folder of Pascal VOC XML
     masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
     columns of CSV files that are named rather than found; UserError where one that was asked for is in none of them
+    mistakes: keeps those of single lines of CSV files, to be told with others; None: they are told at once
     """
     book = LabelBook(listed={file.resolve() for path in labels for file in _files(Path(path))})
     names: dict[str, Names] = {}
-    asked = columns.asked if columns else ()
     there: list[str] = []
     others: list[tuple[Path, Any]] = []
     for path in map(Path, labels):
@@ -126,15 +134,12 @@ def open_labels(
         else:
             others.append((path, content))
     for path, content in others:
-        found, claimed = _found(path, content, columns)
+        found, claimed = _found(path, content, columns, mistakes)
         there += found.columns
         if columns is not None and not columns.insist:
             _refuse_persons(path, found)
         _file(book, path, found, claimed, boxes_from_masks)
-    for wanted in asked:
-        if wanted.strip().lower() not in {column.strip().lower() for column in there}:
-            lists = f"their columns are: {', '.join(dict.fromkeys(there))}" if there else "there is no list (CSV)"
-            raise UserError(f"--label-columns {wanted}: no list of --labels has such a column; {lists}")
+    _refuse_unknown(columns.asked if columns else (), there)
     for path in map(Path, masks):
         _file(book, path, *read_masks(path, names), boxes_from_masks)
     if boxes_from_masks and not book.claimed:
@@ -148,6 +153,14 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.rglob("*.xml")) if path.is_dir() else [path]
 
 
+def _refuse_unknown(asked: Sequence[str], there: Sequence[str]) -> None:
+    """UserError for a column that was asked for and stands in no list."""
+    for wanted in asked:
+        if wanted.strip().lower() not in {column.strip().lower() for column in there}:
+            lists = f"their columns are: {', '.join(dict.fromkeys(there))}" if there else "there is no list (CSV)"
+            raise UserError(f"--label-columns {wanted}: no list of --labels has such a column; {lists}")
+
+
 def _refuse_persons(path: Path, found: Found) -> None:
     """UserError where a label of a box, or the name of a mask's value, is that of a person; it is not repeated."""
     refs = [ref for _, ref in found.refs]
@@ -159,7 +172,7 @@ def _refuse_persons(path: Path, found: Found) -> None:
         raise UserError(f"{path}: a label of its boxes or masks looks as if it held {min(telling)}; {INSIST}")
 
 
-def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, set[Path]]:
+def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes | None) -> tuple[Found, set[Path]]:
     if path.is_dir() or path.suffix.lower() == ".xml":
         if not (found := read_voc(path)).refs:
             raise UserError(f"no Pascal VOC file (.xml) in the folder of labels '{path}'; masks go with --masks")
@@ -167,12 +180,12 @@ def _found(path: Path, content: Any, columns: Columns | None) -> tuple[Found, se
     if not path.exists():
         raise UserError(f"the labels '{path}' do not exist")
     if content is None:
-        return read_table(path, columns), set()
+        return read_table(path, columns, mistakes), set()
     if is_coco(content):
         return read_coco(path, content), set()
     if is_dataset(content):
         return read_dataset(path, content)
-    raise UserError(f"{path} is neither COCO boxes, a dataset.json, nor names of mask values")
+    raise UserError(f"{path} is neither COCO boxes, a dataset.json, names of mask values, nor a list of cases")
 
 
 def _file(book: LabelBook, path: Path, found: Found, claimed: set[Path], boxes_from_masks: bool) -> None:

@@ -51,11 +51,12 @@ class Columns:
     insist: bool = True
 
 
-def read_table(path: Path, chosen: Columns | None = None) -> Found:
+def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None = None) -> Found:
     """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
 
     A line whose box is blank: looked, and there is none. Other columns are chosen by `choice.chosen`, and `notes` say
-    which. UserError for a damaged file, no id column, a scan named twice.
+    which. UserError for a damaged file, no id column, a scan named twice; where `kept` is given, what is wrong with
+    single lines is kept there.
     """
     chosen = chosen or Columns()
     columns, rows = _as_named(path, chosen)
@@ -66,7 +67,7 @@ def read_table(path: Path, chosen: Columns | None = None) -> Found:
         boxed = None if chosen.classes else find_box_columns(path, columns)
         label = chosen.box_class or column_named(columns, "label")
     special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
-    mistakes = Mistakes(str(path))
+    mistakes = Mistakes(str(path)) if kept is None else kept
     scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)
     found = Found(columns=columns)
     found.drop("lines without an id", len(rows) - sum(map(len, scans.values())))
@@ -88,7 +89,8 @@ def read_table(path: Path, chosen: Columns | None = None) -> Found:
         found.refs.append((name, ref))
     if boxes:
         boxes.judge()
-    mistakes.tell()
+    if kept is None:
+        mistakes.tell()
     return found
 
 

@@ -20,7 +20,8 @@ from scanforge.finetune.config import (
 from scanforge.finetune.data.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Target
 from scanforge.finetune.data.modality import modalities_of
 from scanforge.finetune.data.sources import mask_files
-from scanforge.finetune.data.values import class_of_each, value_of_each
+from scanforge.finetune.data.spelling import among
+from scanforge.finetune.data.values import class_of_each, one_class_each, value_of_each
 
 Drawn = tuple[int | None, int | None, int | None]
 
@@ -136,7 +137,7 @@ def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], l
     if not boxes:
         named = None if task.masks == "instances" else _names([item.names for item in items], where)
         return masks, task.classes or named or ["finding"]
-    drawn, classes = _drawn(boxes, task, where)
+    drawn, classes = _drawn(found, boxes, task, where)
     return masks | drawn, classes
 
 
@@ -151,14 +152,22 @@ def _names(given: Sequence[dict[int, str]], where: str) -> list[str] | None:
 
 
 def _drawn(
-    boxes: dict[str, tuple[DrawnBox, ...]], task: DetectionTask, where: str
+    found: Gathered, boxes: dict[str, tuple[DrawnBox, ...]], task: DetectionTask, where: str
 ) -> tuple[dict[str, Target], list[str]]:
-    known = sorted({box.label for each in boxes.values() for box in each}) or ["finding"]
-    classes = task.classes or known
-    strange = [label for label in known if label not in classes]
-    if strange and any(boxes.values()):
-        raise UserError(f"{where}: a box is of class '{strange[0]}', which is not among task.classes {classes}")
+    counts = Counter(box.label for each in boxes.values() for box in each)
+    if task.classes:
+        spelled = {label: known for label in counts if (known := among(label, task.classes)) is not None}
+        for label in sorted(counts.keys() - spelled.keys()):
+            found.mistakes.add(f"{where}: a box is of class '{label}', which is not among task.classes {task.classes}")
+        classes = task.classes
+    else:
+        spelled = one_class_each(counts, f"{where}: its list of boxes", "boxes", found.notes)
+        classes = sorted(set(spelled.values())) or ["finding"]
     return {
-        name: tuple(LabelledBox((*box.low, *box.high), classes.index(box.label)) for box in each)
+        name: tuple(
+            LabelledBox((*box.low, *box.high), classes.index(spelled[box.label]))
+            for box in each
+            if box.label in spelled
+        )
         for name, each in boxes.items()
     }, classes

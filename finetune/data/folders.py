@@ -27,8 +27,8 @@ def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
     """The scans below `images`, labelled by `data.labels`; UserError for a label that is of none of them."""
     if not data.labels:
         raise UserError(f"data.labels is not given: where are the labels of the scans in {images}?")
-    book = label_book(data.label_paths, task)
     found = Gathered([])
+    book = label_book(data.label_paths, task, found.mistakes)
     scans = scans_below(images, data, book, found)
     for name in book.unused(list(scans)):
         found.mistakes.add(f"label '{name}' has no image of that name in {images}{_near(name, scans, found)}")
@@ -55,7 +55,7 @@ def _near(name: str, scans: Scans, found: Gathered) -> str:
     return "" if near is None else f" (there is {near}: names must agree in case too)"
 
 
-def label_book(paths: Sequence[Path], task: Task) -> LabelBook:
+def label_book(paths: Sequence[Path], task: Task, mistakes: Mistakes | None = None) -> LabelBook:
     """Labels of files and folders: a folder without VOC files holds masks. UserError where the task needs others."""
     for path in paths:
         if not path.exists():
@@ -67,9 +67,9 @@ def label_book(paths: Sequence[Path], task: Task) -> LabelBook:
     if isinstance(task, ClassificationTask | RegressionTask):
         if masks or not lists:
             raise UserError(f"{task.name} needs a list of labels (CSV), not the folder {masks[0]}")
-        return open_labels(lists, [], False, Columns(task.id_column, (task.label_column,)))
+        return open_labels(lists, [], False, Columns(task.id_column, (task.label_column,)), mistakes)
     if isinstance(task, DetectionTask):
-        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column))
+        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column), mistakes)
     if tables:
         raise UserError(f"segmentation needs a folder of label maps, not the file {tables[0]}")
     return open_labels(lists, masks, False)

@@ -57,9 +57,8 @@ def as_option(classes: Sequence[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as YAML reads it back: whole numbers may stand as they are, 'no' and '01' may not."""
-    if re.fullmatch(r"[\w.+-][\w .+-]*", text) is None:
-        return json.dumps(text, ensure_ascii=False)
-    return (
-        text if str(yaml.safe_load(text)) == text and not isinstance(yaml.safe_load(text), bool) else json.dumps(text)
-    )
+    """`text` as YAML reads it back: whole numbers may stand as they are, 'no', '01' and '1.0' may not."""
+    plain = re.fullmatch(r"[\w.+-][\w .+-]*", text) is not None
+    read = yaml.safe_load(text) if plain else None
+    bare = isinstance(read, str | int) and not isinstance(read, bool) and str(read) == text
+    return text if bare else json.dumps(text, ensure_ascii=False)

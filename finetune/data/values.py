@@ -28,7 +28,9 @@ def class_of_each(
         spelled = _named(found, task.classes, where, mistakes)
         classes = task.classes
     else:
-        spelled = _spelled(counts, task.label_column, where, notes)
+        what = f"{where}: column '{task.label_column}'"
+        spelled = one_class_each(counts, what, "scans", notes)
+        _refuse_other_values(counts, spelled, what)
         classes = sorted(set(spelled.values()), key=_in_order)
     if len(classes) < 2:
         raise UserError(f"{where}: column '{task.label_column}' has {len(classes)} classes; two are needed")
@@ -64,34 +66,40 @@ def _named(found: Mapping[str, str], classes: Sequence[str], where: str, mistake
     return spelled
 
 
-def _spelled(counts: Counter[str], column: str, where: str, notes: list[str]) -> dict[str, str]:
-    """The class of each text; UserError with the key to type where that takes a decision."""
+def one_class_each(counts: Counter[str], what: str, of: str, notes: list[str]) -> dict[str, str]:
+    """The class of each text, '1' and '1.0' as one, which is noted; UserError, beginning with `what`, with the key to
+    type where nobody says whether two spellings are one class. `counts` are of scans or boxes (`of`)."""
     spelled, doubtful = one_spelling(counts)
     names = sorted(set(spelled.values()), key=_in_order)
     if doubtful:
         group = doubtful[0]
         more = f" (and {len(doubtful) - 1} more such)" if len(doubtful) > 1 else ""
-        most = [max(each, key=lambda text: (counts[text], text)) for each in doubtful]
+        most = [max(each, key=lambda text: (counts[text], -len(text), text)) for each in doubtful]
         fewer = [name for name in names if name in most or not any(name in each for each in doubtful)]
-        said = " and ".join(f"'{text}' ({counts[text]} scans)" for text in group)
+        said = " and ".join(f"'{text}' ({counts[text]} {of})" for text in group)
         raise UserError(
-            f"{where}: column '{column}' holds {said}{more}: task.classes={as_option(fewer)} takes them as one class, "
+            f"{what} holds {said}{more}: task.classes={as_option(fewer)} takes them as one class, "
             f"task.classes={as_option(names)} as several"
         )
+    merged = sorted(text for text, name in spelled.items() if text != name)
+    notes += [f"'{text}' is taken as the class '{spelled[text]}', the same number." for text in merged]
+    return spelled
+
+
+def _refuse_other_values(counts: Counter[str], spelled: Mapping[str, str], what: str) -> None:
+    """UserError where the values are measured, or one may stand for what is not known."""
+    names = sorted(set(spelled.values()), key=_in_order)
     if {"-1", "0"} <= set(names):
         raise UserError(
-            f"{where}: column '{column}' holds '-1' beside '0' ({counts['-1']} scans): where it means unknown, leave "
-            f"the cells blank; task.classes={as_option(names)} takes it as a class"
+            f"{what} holds '-1' beside '0' ({counts['-1']} scans): where it means unknown, leave the cells blank; "
+            f"task.classes={as_option(names)} takes it as a class"
         )
     fractions = [name for name in names if (number := number_of(name)) is not None and not number.is_integer()]
     if fractions and len(names) > MOST_SHOWN:
         raise UserError(
-            f"{where}: column '{column}' holds {len(names)} different values such as {fractions[0]}, which are "
-            "measured, no classes: task.name=regression predicts them"
+            f"{what} holds {len(names)} different values such as {fractions[0]}, which are measured, no classes: "
+            "task.name=regression predicts them"
         )
-    merged = sorted(text for text, name in spelled.items() if text != name)
-    notes += [f"column '{column}': '{text}' is the class '{spelled[text]}', the same number." for text in merged]
-    return spelled
 
 
 def _column(cells: Cells, column: str, where: str) -> dict[str, str | float]:

@@ -79,6 +79,17 @@ def test_a_list_of_boxes_with_a_class_column(pictures):
         found(pictures, pictures / "b.csv", DetectionTask(label_column="sort"))
 
 
+def test_spellings_of_a_class_of_boxes(pictures):
+    (pictures / "b.csv").write_text("file, xmin, ymin, xmax, ymax, Class\na.png,1,2,4,6,mass\nb.png,1,2,9,9,Mass\n")
+    with pytest.raises(UserError, match=r"'Mass' \(1 boxes\) and 'mass' \(1 boxes\): task\.classes=\[mass\] takes"):
+        found(pictures, pictures / "b.csv")
+    cases = found(pictures, pictures / "b.csv", DetectionTask(classes=["mass"]))
+    assert boxes(cases)["b"] == (LabelledBox((0, 2, 1, 1, 9, 9), 0),)
+    (pictures / "b.csv").write_text("file,x0,y0,x1,y1\na.png,0.1,0.2,0.4,0.5\nb.png,0.2,0.2,0.4,0.5\n")
+    with pytest.raises(UserError, match=r"(?s)2 mistakes .*'a.png' \(line 2\) lies within the first voxel"):
+        found(pictures, pictures / "b.csv")
+
+
 @pytest.mark.parametrize(
     ("box", "message"),
     [("1,2,90,6", "over the edge: drawn at another size"), ("40,2,50,6", "outside"), ("a,2,3,4", "is no number")],

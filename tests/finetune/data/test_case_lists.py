@@ -183,7 +183,7 @@ def targets(cases):
 def test_one_number_is_one_class_and_it_is_said(root):
     cases = classes(root, "1", "1.0", 2, 2.0, None)
     assert targets(cases) == ([0, 0, 1, 1], ["1", "2"])
-    assert any("'1.0' is the class '1', the same number" in warning for warning in cases.warnings)
+    assert any("'1.0' is taken as the class '1', the same number" in warning for warning in cases.warnings)
     assert targets(classes(root, "1.0", "2.0")) == ([0, 1], ["1.0", "2.0"])
     assert targets(classes(root, True, False)) == ([1, 0], ["False", "True"])
 

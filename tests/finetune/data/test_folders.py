@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import UserError, UserErrors
 from scanforge.datasets.identity import keyed_hash, patient_of, site_key
 from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
 from scanforge.finetune.data import LabelledBox, discover
@@ -81,3 +81,27 @@ def test_missing_folders_and_label_without_image(volumes, tmp_path):
     shutil.copytree(volumes / "labels", tmp_path / "labels")
     with pytest.raises(UserError, match="has no image"):
         discover(data(tmp_path, "labels"), SegmentationTask())
+
+
+def test_all_that_is_wrong_with_a_list_is_told_at_once(slices, tmp_path):
+    (tmp_path / "l.csv").write_text("id, class\ns01,lesion\ns01,none\nS02,none\nzz,lesion\ns03,other\ns04,none\n")
+    listed = LabelledData(images=slices / "images", labels=tmp_path / "l.csv", modality="us")
+    with pytest.raises(UserErrors) as caught:
+        discover(listed, ClassificationTask(classes=["lesion", "none"]))
+    assert [line.removeprefix(f"{tmp_path / 'l.csv'}") for line in caught.value.mistakes] == [
+        " names 's01' twice (lines 2 and 3); give one line for each scan",
+        f"label 'S02' has no image of that name in {slices / 'images'} "
+        "(there is s02.png: names must agree in case too)",
+        f"label 'zz' has no image of that name in {slices / 'images'}",
+        ": class 'other' is not among task.classes ['lesion', 'none'] ('s03')",
+    ]
+
+
+def test_a_label_whose_image_cannot_be_read(slices, tmp_path):
+    (tmp_path / "images").mkdir()
+    shutil.copy(slices / "images" / "s01.png", tmp_path / "images")
+    (tmp_path / "images" / "s02.dcm").write_bytes(b"no header")
+    (tmp_path / "l.csv").write_text("id,class\ns01,a\ns02.dcm,b\n")
+    listed = LabelledData(images=tmp_path / "images", labels=tmp_path / "l.csv", modality="us")
+    with pytest.raises(UserError, match=r"s02\.dcm is there, but: named as DICOM"):
+        discover(listed, ClassificationTask(classes=["a", "b"]))
