@@ -7,6 +7,8 @@ from zlib import crc32
 import numpy as np
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.readers import ReadError
+from scanforge.datasets.readers.bounds import refuse_spacing
 from scanforge.finetune.channels import read_channels
 from scanforge.finetune.config import DetectionTask, SegmentationTask, Task
 from scanforge.finetune.data.cases import Case
@@ -46,6 +48,10 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
     for case in cases:
         scans = read_channels(case.images)
         first = next(scan for scan in scans if scan is not None)
+        try:
+            refuse_spacing(first.spacing)  # that of old shards was never looked at
+        except ReadError as error:
+            raise UserError(f"{case.image}: {error}") from error
         found.grids[case.key] = (str(case.image), first.voxels.shape[1:], first.spacing)
         found.looks[case.key] = [None if scan is None else look_of(scan) for scan in scans]
         depths.add(first.voxels.shape[1] == 1)
