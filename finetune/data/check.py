@@ -7,6 +7,8 @@ from zlib import crc32
 import numpy as np
 
 from scanforge.configs.errors import Mistakes, UserError
+from scanforge.datasets.readers import ReadError, Scan
+from scanforge.datasets.readers.bounds import refuse_spacing
 from scanforge.finetune.channels import read_channels
 from scanforge.finetune.config import DetectionTask, SegmentationTask, Task
 from scanforge.finetune.data.cases import Case
@@ -52,6 +54,7 @@ def check_cases(
         with mistakes.each():
             scans = read_channels(case.images)
             first = next(scan for scan in scans if scan is not None)
+            _refuse_spacing(case, first)
             found.grids[case.key] = (str(case.image), first.voxels.shape[1:], first.spacing)
             found.looks[case.key] = [None if scan is None else look_of(scan) for scan in scans]
             flat[first.voxels.shape[1] == 1].append(str(case.image))
@@ -87,6 +90,13 @@ def check_cases(
         )
         raise UserError(f"every {what}")
     return found
+
+
+def _refuse_spacing(case: Case, scan: Scan) -> None:
+    try:
+        refuse_spacing(scan.spacing)  # that of old shards was never looked at
+    except ReadError as error:
+        raise UserError(f"{case.image}: {error}") from error
 
 
 def _mark(parts: Sequence[object]) -> int:

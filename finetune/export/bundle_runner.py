@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImage
 from torch import Tensor, nn
 
-from scanforge.finetune.export.standalone import label_map, prepare, probabilities, value, whole_logits
+from scanforge.finetune.export.standalone import label_map, millimetres, prepare, probabilities, value, whole_logits
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg")
 
@@ -66,6 +66,8 @@ class Prepared(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             source = item[key]
+            unit = millimetres(source.meta.get("xyzt_units", 0))
+            source.affine = source.affine * torch.tensor([unit, unit, unit, 1.0], dtype=source.affine.dtype)[:, None]
             array = source.numpy()
             array = array.reshape(*array.shape, *[1] * (4 - array.ndim)).transpose(0, 3, 2, 1)
             channels = [array] if len(self.about["channels"]) == 1 else [part[None] for part in array]

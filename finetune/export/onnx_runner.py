@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import onnxruntime as ort
 
-from scanforge.finetune.export.standalone import label_map, prepare, probabilities, value, whole_logits
+from scanforge.finetune.export.standalone import label_map, millimetres, prepare, probabilities, value, whole_logits
 
 
 def run(scans: list[Path], out: Path, folder: Path) -> None:
@@ -25,7 +25,7 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
     session = ort.InferenceSession(str(folder / "model.onnx"), providers=ort.get_available_providers())
     files: list[Any] = [nib.load(path) for path in scans]
     arrays = [_dhw(np.asarray(file.dataobj, np.float32)) for file in files]
-    x, y, z = np.linalg.norm(files[0].affine[:3, :3], axis=0)
+    x, y, z = np.linalg.norm(files[0].affine[:3, :3], axis=0) * millimetres(files[0].header["xyzt_units"])
     image, fill = prepare(arrays, (z, y, x), about)
 
     def network(window: np.ndarray) -> np.ndarray:
@@ -33,7 +33,9 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
 
     if about["task"] == "segmentation":
         labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about)
-        nib.save(nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine), out)
+        made = nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine)
+        made.header["xyzt_units"] = int(files[0].header["xyzt_units"]) & 7  # of space
+        nib.save(made, out)
     elif about["task"] in ("classification", "regression"):
         whole = probabilities if about["task"] == "classification" else value
         found = whole(network, image, fill, about)

@@ -57,6 +57,11 @@ def prepare(
     return resize(image, shape_for(given[0].shape[1:], spacing, about)), fill
 
 
+def millimetres(xyzt_units: Any) -> float:
+    """How many mm are one of what a NIfTI header counts in, by its number for that: metres, mm, microns, or unknown."""
+    return {1: 1e3, 3: 1e-3}.get(int(np.asarray(xyzt_units)) & 7, 1.0)
+
+
 def with_channels(voxels: NDArray, wanted: int) -> NDArray:
     """The mean of colours for a network of one channel, or the one channel repeated; ValueError otherwise."""
     if len(voxels) == wanted:
