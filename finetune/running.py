@@ -72,7 +72,7 @@ def run(config: FinetuneConfig) -> RunResult:
     Raises UserError for mistakes in data or configuration before anything is trained.
     """
     study = prepare(config)
-    results = summarise(study.config, study.spec, study.sides, study.found, _run_cells(study))
+    results = summarise(study.config, study.spec, study.sides, study.found, study.checked, _run_cells(study))
     folder = config.run_dir
     write_json(folder / "results.json", results.model_dump(mode="json"))
     best = folder / "cells" / study.best.folder
@@ -95,7 +95,7 @@ def prepare(config: FinetuneConfig) -> Study:
     if release:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
-    classes, checked = _checked(config, found, sides)
+    checked = _checked(config, found, sides)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
@@ -103,7 +103,8 @@ def prepare(config: FinetuneConfig) -> Study:
     intensity = IntensityConfig.model_validate(release.info.intensity) if release else IntensityConfig()
     spec = Spec(
         task=config.task,
-        classes=classes,
+        classes=(found.classes or []) if checked.classes is None else checked.classes,
+        values=checked.values,
         channels=found.channels,
         modality=found.modalities[0],
         modalities=found.modalities if len(set(found.modalities)) > 1 else [],
@@ -118,15 +119,14 @@ def prepare(config: FinetuneConfig) -> Study:
     return Study(config, found, sides, spec, release, checked)
 
 
-def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> tuple[list[str], Checked]:
-    """The classes, and what was found when the data were checked: the cases that are used, also those without their
-    label; all of them where the labels 1..n of the label maps are the classes."""
+def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> Checked:
+    """What was found when the data were checked: the cases that are used, also those without their label; all of them
+    where the values of the label maps are the classes."""
     cells = [cell_cases(sides, k, seed, config.self_training) for k in config.shots for seed in config.seeds]
     used = {case.key for cell in cells for case in cell.train + cell.test}
     cases = found.cases if found.classes is None else [case for case in found.cases if case.key in used]
     others = {case.key: case for cell in cells for case in cell.unlabelled}
-    checked = check_cases([*cases, *others.values()], config.task, found.classes)
-    return [f"label {k}" for k in range(1, checked.highest + 1)] if found.classes is None else found.classes, checked
+    return check_cases([*cases, *others.values()], config.task, found.classes)
 
 
 def _run_cells(study: Study) -> list[CellResult]:

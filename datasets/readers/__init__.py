@@ -37,9 +37,10 @@ KINDS = {
     "dicom-volume": "dicom.volumes:read_volume",
     "dicom-image": "dicom.images:read_image",
 }
+_OF_MASKS = {"image": "image:read_mask"}  # what reads a mask otherwise than a scan
 SUFFIXES = {
     **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg"), "image"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif"), "image"),
     **dict.fromkeys((".tif", ".tiff"), "tiff"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".npy", ".npz"), "array"),
@@ -74,9 +75,13 @@ def _voxel_files(root: Path, relative: str) -> list[str]:
     return [str(name) for name in found if (root / name).is_file()]
 
 
-def scans_of(source: Source) -> Iterator[Scan]:
-    """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used."""
-    module, function = KINDS[source.kind].split(":")
+def scans_of(source: Source, mask: bool = False) -> Iterator[Scan]:
+    """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used.
+
+    mask: it is read for its label numbers, not to be looked at.
+    """
+    reads = _OF_MASKS.get(source.kind, KINDS[source.kind]) if mask else KINDS[source.kind]
+    module, function = reads.split(":")
     reader: Callable[[Source], Iterator[Scan]] = getattr(import_module(f"{__name__}.{module}"), function)
     try:
         yield from reader(source)
@@ -84,11 +89,11 @@ def scans_of(source: Source) -> Iterator[Scan]:
         raise ReadError("does not fit into memory") from error
 
 
-def read(path: Path) -> list[Scan]:
-    """All scans in the file `path`, at least one; ReadError (the reason) where it holds none that can be used."""
+def read(path: Path, mask: bool = False) -> list[Scan]:
+    """All scans in the file `path`, at least one; see `scans_of`."""
     path = Path(path)
     try:
-        return list(scans_of(file_source(path.parent, path.name)))
+        return list(scans_of(file_source(path.parent, path.name), mask))
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror}") from error
 

@@ -41,7 +41,8 @@ def found(path, task=None, **others):
 def test_nnunet_describes_itself(nnunet, given):
     where = {"path": str(nnunet / "dataset.json")} if given == "file" else {given: str(nnunet)}
     cases = discover(LabelledData.model_validate(where), SegmentationTask())
-    assert cases.classes == ["organ", "label 2", "tumour"]
+    assert cases.classes == ["organ", "tumour"]
+    assert cases.cases[0].stated.values == {1: "organ", 3: "tumour"}
     assert (cases.channels, cases.modalities) == (["T1", "CT"], ["mr", "ct"])
     assert sorted(cases.names.values()) == ["imagesTr/a", "imagesTr/b", "imagesTr/c", "imagesTs/z"]
     assert sorted(cases.official.values()) == ["test", "train", "train", "train"]
@@ -98,7 +99,6 @@ def test_missing_channels_are_counted_or_allowed(nnunet):
     ("others", "message"),
     [
         ({"labels": {"background": 0, "whole": [1, 2]}}, "'whole' is a region of several labels"),
-        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "label 'ignore'"),
         ({"channel_names": {"first": "T1"}}, "channels must be numbered"),
         ({"channel_names": {"0": "T1"}}, "is channel 1, but dataset.json names 1"),
         ({"channel_names": {"0": "noise", "1": "CT"}}, "nothing tells the modality of the channel 'noise'"),
