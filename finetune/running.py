@@ -72,7 +72,7 @@ def run(config: FinetuneConfig) -> RunResult:
     Raises UserError for mistakes in data or configuration before anything is trained.
     """
     study = prepare(config)
-    results = summarise(study.config, study.spec, study.sides, study.found, study.checked, _run_cells(study))
+    results = summarise(study.config, study.spec, study.sides, study.found, _run_cells(study), study.checked)
     folder = config.run_dir
     write_json(folder / "results.json", results.model_dump(mode="json"))
     best = folder / "cells" / study.best.folder

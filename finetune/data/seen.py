@@ -72,7 +72,8 @@ def decide(
     if not given and _is_white(seen, others, named):
         name = named[1] if named else "label 1"
         classes, values = of_names(named or {1: name}, ignored)
-        return classes, values.model_copy(update={"read": values.read | {WHITE: values.read[1]}})
+        codes = {value: code for value, code in values.read.items() if value != 1}
+        return classes, values.model_copy(update={"read": codes | {WHITE: values.read[1]}})
     if named is None:
         _refuse_two_readings(seen, others, ignored)
         named = {value: f"label {value}" for value in others}

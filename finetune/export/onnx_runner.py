@@ -32,7 +32,8 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
         return session.run(None, {"image": window})[0]
 
     if about["task"] == "segmentation":
-        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about)
+        volume = abs(float(np.linalg.det(files[0].affine[:3, :3])))
+        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about, volume)
         nib.save(nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine), out)
     elif about["task"] in ("classification", "regression"):
         whole = probabilities if about["task"] == "classification" else value
