@@ -12,11 +12,11 @@ from scanforge.datasets.readers.scan import ReadError, Scan
 Mask = NDArray[np.unsignedinteger]
 WHITE = 255
 MARGIN = 32  # of 255: as far as JPEG carries black and white
-NEAR = 0.98  # of the pixels lie within it where a lossy mask is clearly one of black and white
-BETWEEN = 0.1  # at most, of the white pixels, lie between
+NEAR = 0.95  # of the pixels lie within it where a lossy mask is clearly one of black and white
+BETWEEN = 0.25  # at most, of the white pixels, lie between
 FEW = 16  # values that are believed to be classes however they lie
 FLAT = 0.5  # of the pixels of the middle one of many classes have a neighbour of their own value
-_STEP, _BOX, _BUMP = 12, 5, 30  # a third grey is a bump: twice what lies a step aside, in so many values, of so many
+_STEP, _BOX, _BUMP = 12, 5, 20  # a third grey is a bump: twice what lies a step aside, in so many values, of so many
 
 
 class Raw(NamedTuple):
@@ -80,7 +80,7 @@ def clearly_black_and_white(counts: NDArray[np.integer], lossy: bool) -> bool:
 def rounded(counts: Mapping[int, int], levels: Sequence[int]) -> dict[int, int] | None:
     """By value of an image that something has blurred a little: the nearest of `levels`, which say what was drawn.
 
-    counts: pixels by value. None where the levels are too close to be told apart, a pixel in fifty lies in the middle
+    counts: pixels by value. None where the levels are too close to be told apart, a pixel in twenty lies in the middle
     between two, or another value stands out: it is then not known what the values mean.
     """
     keys, values = np.array(sorted(levels)), np.array([*counts])
@@ -117,12 +117,28 @@ def distinct(numbers: NDArray[np.integer]) -> dict[int, int]:
 def runs_of(numbers: NDArray[np.integer]) -> dict[int, tuple[int, int]]:
     """By value other than 0: of how many voxels the next one along W is labelled too, and of how many it has the same
     value. In a map of classes most have it; in greys and along blurred edges hardly any."""
-    first, second = numbers[..., :-1].ravel(), numbers[..., 1:].ravel()
-    labelled = (first != 0) & (second != 0)
-    first, same = first[labelled], first[labelled] == second[labelled]
-    values, place = np.unique(first, return_inverse=True)
-    totals, sames = np.bincount(place, minlength=len(values)), np.bincount(place[same], minlength=len(values))
-    return {int(value): (int(n), int(m)) for value, n, m in zip(values, totals, sames, strict=True)}
+    small = numbers.dtype.kind == "u" and numbers.dtype.itemsize <= 2
+    size = int(numbers.max()) + 1 if small else 0
+    runs: dict[int, tuple[int, int]] = {}
+    totals, sames = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    for plane in numbers:
+        first, second = plane[..., :-1], plane[..., 1:]
+        labelled = (first != 0) & (second != 0)
+        first, same = first[labelled], first[labelled] == second[labelled]
+        if small:
+            totals += np.bincount(first, minlength=size)
+            sames += np.bincount(first[same], minlength=size)
+            continue
+        values, place = np.unique(first, return_inverse=True)
+        n, m = np.bincount(place, minlength=len(values)), np.bincount(place[same], minlength=len(values))
+        runs = added(runs, {int(value): (int(a), int(b)) for value, a, b in zip(values, n, m, strict=True)})
+    return runs if not small else {int(v): (int(totals[v]), int(sames[v])) for v in np.flatnonzero(totals)}
+
+
+def added(one: dict[int, tuple[int, int]], other: dict[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """The runs of two maps, or planes, together."""
+    sums = {value: (one[value][0] + n, one[value][1] + m) for value, (n, m) in other.items() if value in one}
+    return one | other | sums
 
 
 def are_flat(runs: dict[int, tuple[int, int]]) -> bool:

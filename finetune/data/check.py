@@ -54,7 +54,8 @@ def check_cases(cases: Sequence[Case], task: Task, classes: Sequence[str] | None
     """
     told = next((case.stated for case in cases if case.stated is not None), None)
     stated = told or Stated(dict(enumerate(classes, start=1)) if classes else None)
-    found, depths, seen, keys = Checked(), set(), Seen(), list[str]()
+    look = stated.values is None and not (isinstance(task, DetectionTask) and task.masks == "instances")
+    found, depths, seen, keys = Checked(), set(), Seen(look), list[str]()
     given = isinstance(task, SegmentationTask) and task.values is not None
     for case in cases:
         scans = read_channels(case.images)

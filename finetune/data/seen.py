@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.labels.values import FEW, WHITE, Raw, are_flat, distinct, runs_of
+from scanforge.datasets.labels.values import FEW, WHITE, Raw, added, are_flat, distinct, runs_of
 from scanforge.datasets.readers import ReadError
 from scanforge.finetune.data.label_values import MOST, LabelValues, of_names
 
@@ -17,6 +17,7 @@ DENSE = 0.75  # of 1..n occur where more are believed
 class Seen:
     """What stands in the label maps that were read.
 
+    look     whether it has to be seen if many values are regions
     counts   voxels by value of each case, in the order they were added
     sources  what to call each of them
     images   whether all are pictures; cut: how many were cut at half
@@ -24,6 +25,7 @@ class Seen:
     runs     see `values.runs_of`, over all maps of many values
     """
 
+    look: bool = True
     counts: list[dict[int, int]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     images: bool = True
@@ -34,10 +36,8 @@ class Seen:
     def add(self, source: object, raw: Raw, image: bool) -> None:
         """One more label map."""
         found = distinct(raw.numbers)
-        if len(found) > FEW:
-            for value, (total, same) in runs_of(raw.numbers).items():
-                before = self.runs.get(value, (0, 0))
-                self.runs[value] = before[0] + total, before[1] + same
+        if self.look and len(found) > FEW:
+            self.runs = added(self.runs, runs_of(raw.numbers))
         if raw.lossy and not found.keys() <= {0, WHITE}:
             self.greys.append(len(self.counts))
         self.images &= image
@@ -103,7 +103,7 @@ def _refuse_unclear(seen: Seen, values: LabelValues) -> None:
 def refuse_as_findings(seen: Seen, named: Mapping[int, str] | None) -> None:
     """UserError where the masks of findings hold what is no finding: greys, or 255 beside others without a name."""
     others = seen.values
-    if seen.greys or (len(others) > FEW and not are_flat(seen.runs)):
+    if seen.greys or (seen.look and len(others) > FEW and not are_flat(seen.runs)):
         source = seen.sources[seen.greys[0]] if seen.greys else seen.holding(others[-1])
         raise UserError(f"{source}: its greys are not clearly black and white, so no findings; give masks as PNG")
     if named is None and WHITE in others and len(others) > 1 and WHITE - 1 not in others:
@@ -157,14 +157,14 @@ def _refuse_two_readings(seen: Seen, others: Sequence[int], ignored: Sequence[in
 
 
 def _main(seen: Seen, others: Sequence[int]) -> list[int]:
-    """Of many values those with the most voxels that are no neighbours of each other."""
+    """Of many values those with the most voxels that are no neighbours of each other, nor of 0."""
     totals = {value: sum(each.get(value, 0) for each in seen.counts) for value in others}
-    chosen: list[int] = []
+    chosen = [0]
     most = max(totals.values())
     for value in sorted(totals, key=lambda value: -totals[value]):
         if totals[value] > most / 20 and all(abs(value - other) > 16 for other in chosen):
             chosen.append(value)
-    return sorted(chosen)
+    return sorted(set(chosen) - {0}) or [max(totals)]
 
 
 def _typed(strange: Sequence[int], named: Mapping[int, str]) -> str:
