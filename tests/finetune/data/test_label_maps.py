@@ -263,7 +263,7 @@ def test_instances_are_findings_and_no_classes(maps):
         return numbers
 
     folder = maps([cells(k) for k in range(3)])
-    found, checked = check(folder, detect=True, masks="instances", min_voxels=1)
+    _, checked = check(folder, detect=True, masks="instances", min_voxels=1)
     assert checked.empty == 0
     with pytest.raises(UserError, match=r"task\.masks=instances"):
         check(folder)
@@ -285,7 +285,7 @@ def test_findings_beside_255_are_asked(maps):
 
 
 def test_an_empty_map_is_no_mistake_but_counted(maps):
-    found, checked = check(maps(values_in(lambda k: square(k) * (k % 2) * 255)))
+    _, checked = check(maps(values_in(lambda k: square(k) * (k % 2) * 255)))
     assert checked.empty == 3
     assert checked.classes == ["label 1"]
 
