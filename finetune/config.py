@@ -30,7 +30,8 @@ class SegmentationTask(Config):
             raise ValueError("task.values names the classes by value: leave out task.classes")
         if self.ignore == 0 or (self.values and self.values.get(0, "background").lower() != "background"):
             raise ValueError("0 is the background: it is neither a class nor ignored")
-        if self.values and not (set(self.values) - {0, self.ignore}):
+        named = {value for value, name in (self.values or {}).items() if value != 0 and name.lower() != IGNORED}
+        if self.values is not None and not named:
             raise ValueError("task.values names no class")
         if self.values and self.ignore is not None and self.values.get(self.ignore, IGNORED).lower() != IGNORED:
             raise ValueError(f"{self.ignore} is both task.ignore and a class of task.values")

@@ -9,6 +9,8 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
 from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
+from scanforge.finetune.data.check import check_cases
+from scanforge.finetune.data.label_values import IGNORE
 from scanforge.finetune.volumes import read_labels
 
 
@@ -108,6 +110,37 @@ def test_missing_channels_are_counted_or_allowed(nnunet):
 def test_what_is_not_supported_is_said(nnunet, others, message):
     with pytest.raises(UserError, match=message):
         found(describe(nnunet, **others))
+
+
+@pytest.mark.parametrize("task", [{}, {"classes": ["organ"]}, {"values": {1: "organ"}}])
+def test_the_ignore_label_is_left_out(nnunet, save, cube, task):
+    describe(nnunet, labels={"background": 0, "organ": 1, "ignore": 2})
+    for path in (nnunet / "labelsTr").iterdir():
+        labels = cube(0, True)
+        labels[5:] = 2
+        save(path, labels)
+    cases = found(nnunet, SegmentationTask(**task))
+    assert cases.classes == ["organ"]
+    assert cases.cases[0].stated.ignored == (2,)
+    checked = check_cases(cases.cases, SegmentationTask(**task), cases.classes)
+    assert (checked.classes, checked.ignored) == (["organ"], 3)
+    scan = cases.cases[0].image.read()
+    assert np.unique(read_labels(cases.cases[0].target, scan, checked.values)).tolist() == [0, 1, IGNORE]
+    with pytest.raises(UserError, match="label 'ignore': a detection looks at whole scans"):
+        found(nnunet, DetectionTask())
+
+
+def test_two_values_of_one_name_are_one_class(nnunet, save, cube):
+    describe(nnunet, labels={"0": "background", "1": "kidney", "2": "kidney", "4": "cyst"})
+    for path in [*(nnunet / "labelsTr").iterdir(), *(nnunet / "labelsTs").iterdir()]:
+        save(path, cube(0, True) * 2)
+    cases = found(nnunet)
+    checked = check_cases(cases.cases, SegmentationTask(), cases.classes)
+    assert (checked.classes, checked.values.written) == (["kidney", "cyst"], [1, 4])
+    assert [*checked.voxels.values()] == [[18, 0]] * 4
+    save(next((nnunet / "labelsTr").iterdir()), cube(0, True) * 3)
+    with pytest.raises(UserError, match=r"label 3, but classes are \['kidney', 'cyst'\] with the values 1, 2, 4"):
+        check_cases(cases.cases, SegmentationTask(), cases.classes)
 
 
 def test_classes_given_by_hand_override_regions(nnunet):
