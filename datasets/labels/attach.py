@@ -76,7 +76,7 @@ def as_mask(scan: Scan) -> Mask:
 
 
 def _stored(scan: Scan) -> tuple[Mask, Greys]:
-    numbers, cut, lossy = raw_of(scan)
+    numbers, cut, lossy, _ = raw_of(scan)
     if lossy and not (cut or is_white(numbers) or not numbers.any()):
         raise ReadError("mask: JPEG has changed its values, and they are not clearly two; save masks as PNG")
     if is_image(scan) and not is_white(numbers) and are_greys(numbers):

@@ -21,18 +21,19 @@ _STEP, _BOX, _BUMP = 12, 5, 20  # a third grey is a bump: twice what lies a step
 
 class Raw(NamedTuple):
     """What a mask file holds. numbers: (D, H, W) of the smallest integer type. cut: they were greys, and are now 0 and
-    255. lossy: the file's compression has changed them."""
+    255. lossy: the file's compression has changed them. palette: (N, 3), the colours that they were drawn in."""
 
     numbers: NDArray[np.integer]
     cut: bool = False
     lossy: bool = False
+    palette: NDArray[np.uint8] | None = None
 
 
 def raw_of(scan: Scan, cut: bool = True) -> Raw:
     """The numbers of a scan that is a mask: of a palette the indices; greys that are clearly black and white as 0 and
     255, unless `cut` is False. ReadError where its channels differ, or it holds fractions."""
     if scan.indices is not None:
-        return Raw(scan.indices)
+        return Raw(scan.indices, palette=scan.palette)
     if any(not np.array_equal(scan.voxels[0], other) for other in scan.voxels[1:]):
         raise ReadError("mask: in colours; give one number per class")
     numbers = exact(scan.voxels[0])

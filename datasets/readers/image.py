@@ -19,10 +19,11 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class _Pixels(NamedTuple):
-    """values: (H, W) or (H, W, C). indices: (H, W), of a palette."""
+    """values: (H, W) or (H, W, C). indices: (H, W), of a palette (N, 3)."""
 
     values: NDArray
     indices: NDArray[np.uint8] | None = None
+    palette: NDArray[np.uint8] | None = None
 
 
 def read_image(source: Source) -> Iterator[Scan]:
@@ -58,7 +59,8 @@ def _read(path: Path, mask: bool) -> Scan:
     # (H, W) or (H, W, C) -> (C, 1, H, W)
     channels = found.values[None] if found.values.ndim == 2 else np.moveaxis(found.values, -1, 0)
     indices = None if found.indices is None else found.indices[None]
-    return Scan(np.ascontiguousarray(channels[:, None]), (1.0, 1.0, 1.0), indices=indices, lossy=lossy)
+    voxels = np.ascontiguousarray(channels[:, None])
+    return Scan(voxels, (1.0, 1.0, 1.0), indices=indices, palette=found.palette, lossy=lossy)
 
 
 def _is_deep(path: Path) -> bool:
@@ -89,11 +91,11 @@ def _deep(path: Path, image: Image.Image) -> _Pixels:
 
 
 def _pixels(image: Image.Image, mask: bool) -> _Pixels:
-    indices = None
+    indices = palette = None
     if image.mode == "P":
-        indices = np.array(image)
+        indices, palette = np.array(image), np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         if mask:
-            return _Pixels(indices, indices)
+            return _Pixels(indices, indices, palette)
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif "transparency" in image.info and image.mode in ("L", "RGB"):
         image = image.convert("LA" if image.mode == "L" else "RGBA")
@@ -101,11 +103,11 @@ def _pixels(image: Image.Image, mask: bool) -> _Pixels:
         pixels = np.asarray(image)
         if (pixels[..., -1] != 255).any():
             raise ReadError("has transparent pixels; flatten it first")
-        return _Pixels(pixels[..., 0] if image.mode == "LA" else pixels[..., :3], indices)
+        return _Pixels(pixels[..., 0] if image.mode == "LA" else pixels[..., :3], indices, palette)
     if image.mode == "1":
         return _Pixels(np.asarray(image).astype(np.uint8))
     if image.mode in ("L", "RGB"):
-        return _Pixels(np.asarray(image), indices)
+        return _Pixels(np.asarray(image), indices, palette)
     if image.mode.startswith("I"):  # 16-bit grey; pillow widens some of them to 32 bits
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65535:

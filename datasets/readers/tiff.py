@@ -112,7 +112,9 @@ def _scans(tiff: TiffFile, image: Any, number: int) -> Iterator[Scan]:
         # A copy: a map would end with the file.
         own = compact(np.array(voxels, order="C", subok=False))
         lossy = page.compression in _JPEG
-        yield Scan(own, spacing, frames=frames, indices=_indices(stored, page), lossy=lossy)
+        indices = _indices(stored, page)
+        palette = None if indices is None else (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+        yield Scan(own, spacing, frames=frames, indices=indices, palette=palette, lossy=lossy)
 
 
 def _colours(voxels: NDArray, page: Any) -> NDArray:

@@ -1,7 +1,10 @@
 """The values of all label maps of a data set, and which classes they can only mean."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.values import FEW, WHITE, Raw, added, are_flat, distinct, runs_of
@@ -23,6 +26,7 @@ class Seen:
     images   whether all are pictures; cut: how many were cut at half
     greys    places of the maps of lossy files that are not clearly black and white
     runs     see `values.runs_of`, over all maps of many values
+    colours  of each value that was drawn by a palette, and where first; other: of which value and where another was
     """
 
     look: bool = True
@@ -32,6 +36,8 @@ class Seen:
     cut: int = 0
     greys: list[int] = field(default_factory=list)
     runs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    colours: dict[int, tuple[list[int], str]] = field(default_factory=dict)
+    other: tuple[int, list[int], str] | None = None
 
     def add(self, source: object, raw: Raw, image: bool) -> None:
         """One more label map."""
@@ -40,10 +46,19 @@ class Seen:
             self.runs = added(self.runs, runs_of(raw.numbers))
         if raw.lossy and not found.keys() <= {0, WHITE}:
             self.greys.append(len(self.counts))
+        if raw.palette is not None and self.other is None:
+            self._compare(found, raw.palette, str(source))
         self.images &= image
         self.cut += raw.cut
         self.counts.append(found)
         self.sources.append(str(source))
+
+    def _compare(self, values: Iterable[int], palette: npt.NDArray[np.uint8], source: str) -> None:
+        for value in (value for value in values if value < len(palette)):
+            colour = palette[value].tolist()
+            if self.colours.setdefault(value, (colour, source))[0] != colour:
+                self.other = value, colour, source
+                return
 
     @property
     def values(self) -> list[int]:
@@ -66,6 +81,7 @@ def decide(
     """
     others = [value for value in seen.values if value not in ignored]
     if named is None:
+        _refuse_palettes(seen, others)
         _refuse_no_classes(seen, others)
     elif seen.greys and not given:
         _refuse_greys(seen, others)
@@ -116,6 +132,18 @@ def refuse_as_findings(seen: Seen, named: Mapping[int, str] | None) -> None:
 def _is_white(seen: Seen, others: Sequence[int], named: Mapping[int, str] | None) -> bool:
     """Whether every map is an image of 0 and 255, and 255 has no name of its own: it is then 1."""
     return seen.images and list(others) == [WHITE] and (named is None or (WHITE not in named and 1 in named))
+
+
+def _refuse_palettes(seen: Seen, others: Sequence[int]) -> None:
+    """Palettes that each file made for itself: what is 1 in one may be 0 in the next."""
+    if seen.other is None:
+        return
+    value, colour, source = seen.other
+    first, where = seen.colours[value]
+    raise UserError(
+        f"{source}: its palette draws the value {value} in the colour {tuple(colour)}, that of {where} in "
+        f"{tuple(first)}; where a value means the same in all, name them: {_mapping(others)}, else save masks as grey"
+    )
 
 
 def _refuse_no_classes(seen: Seen, others: Sequence[int]) -> None:

@@ -62,7 +62,7 @@ class UnitedMasks:
         held = {value for mask in masks for value in distinct(mask)} - {0}
         if len({mask.shape for mask in masks}) > 1 or len(held) > 1:
             raise UserError(f"{self}: several masks of one scan must be of its shape and hold 0 and one value alone")
-        return replace(scans[0], voxels=np.maximum.reduce(masks)[None], indices=None)
+        return replace(scans[0], voxels=np.maximum.reduce(masks)[None], indices=None, palette=None)
 
 
 def scan_file(path: Path) -> FileScan:

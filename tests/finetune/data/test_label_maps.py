@@ -312,3 +312,18 @@ def test_palettes_are_read_by_index_whatever_they_show(maps):
     assert [*classes_of(folder)] == ["label 1", "label 2"]
     with pytest.raises(UserError, match="transparent"):
         read_one(folder / "masks" / "c0.png")
+
+
+def test_palettes_that_differ_are_asked(maps):
+    """A program that makes a palette for each file: black is 0 in one, 1 in the next."""
+
+    def drawn(k):
+        index = (square(k) if k else ~square(k)).astype(np.uint8)
+        image = Image.fromarray(index, "P")
+        image.putpalette([0, 0, 0, 255, 255, 255] if k else [255, 255, 255, 0, 0, 0])
+        return image
+
+    folder = maps([drawn(k) for k in range(4)])
+    with pytest.raises(UserError, match=r"draws the value 0 in the colour .* name them: task.values: \{1: label 1\}"):
+        check(folder)
+    assert classes_of(folder, values={1: "a"})["a"][0] == [1]
