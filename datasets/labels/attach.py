@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from scanforge.datasets.labels.boxes import boxes_of_mask, fit_boxes
+from scanforge.datasets.labels.greys import are_greys
 from scanforge.datasets.labels.labels import IGNORED, Greys, LabelRef, Labels
-from scanforge.datasets.labels.values import Mask, are_greys, is_image, is_white, raw_of, whole_numbers
+from scanforge.datasets.labels.values import Mask, is_image, is_white, raw_of, whole_numbers
 from scanforge.datasets.readers import read
 from scanforge.datasets.readers.scan import ReadError, Scan
 
@@ -28,8 +29,8 @@ def attach(scan: Scan, ref: LabelRef) -> Labels:
         boxes = boxes_of_mask(_without_ignored(mask, names), names)
     targets, classes = own.targets | ref.targets, own.classes | ref.classes
     left_out += own.left_out
-    known = {"mask": mask, "greys": greys, "names": names, "boxes": boxes, "classes": classes, "targets": targets}
-    return replace(own, **known, left_out=left_out)
+    known = replace(own, mask=mask, greys=greys, names=names, boxes=boxes, left_out=left_out)
+    return replace(known, classes=classes, targets=targets)
 
 
 def mask_on(scan: Scan, path: Path) -> Mask:

@@ -13,7 +13,8 @@ from scanforge.finetune.config import DetectionTask, SegmentationTask, Task
 from scanforge.finetune.data.cases import Case, Stated
 from scanforge.finetune.data.findings import findings
 from scanforge.finetune.data.label_values import IGNORE, LabelValues
-from scanforge.finetune.data.seen import Seen, decide, refuse_as_findings
+from scanforge.finetune.data.meaning import decide, refuse_as_findings
+from scanforge.finetune.data.seen import Seen
 from scanforge.finetune.volumes import read_mask
 
 

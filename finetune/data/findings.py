@@ -9,7 +9,8 @@ from scipy.ndimage import find_objects, label
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels import Box as DrawnBox
 from scanforge.datasets.labels.boxes import fit_boxes
-from scanforge.datasets.labels.values import distinct, is_image, is_white
+from scanforge.datasets.labels.greys import distinct
+from scanforge.datasets.labels.values import is_image, is_white
 from scanforge.datasets.readers import ReadError, Scan
 from scanforge.finetune.config import DetectionTask
 from scanforge.finetune.data.cases import Case, LabelledBox

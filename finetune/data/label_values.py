@@ -7,7 +7,7 @@ import numpy.typing as npt
 from pydantic import model_validator
 
 from scanforge.configs.base import Config
-from scanforge.datasets.labels.values import distinct, rounded
+from scanforge.datasets.labels.greys import distinct, rounded
 from scanforge.datasets.readers import ReadError
 
 IGNORE = 255  # in memory: voxels that nobody has looked at, in no loss and no metric

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.labels.values import distinct, raw_of
+from scanforge.datasets.labels.greys import distinct
+from scanforge.datasets.labels.values import raw_of
 from scanforge.datasets.readers import ReadError, Scan, Source, file_source, scans_of
 from scanforge.finetune.data.cases import ScanSource
 

@@ -6,16 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from scanforge.datasets.labels.values import (
-    are_flat,
-    clearly_black_and_white,
-    distinct,
-    exact,
-    is_white,
-    rounded,
-    runs_of,
-    whole_numbers,
-)
+from scanforge.datasets.labels.greys import are_flat, clearly_black_and_white, distinct, rounded, runs_of
+from scanforge.datasets.labels.values import exact, is_white, whole_numbers
 from scanforge.datasets.readers.scan import ReadError
 
 SHAPES = array_shapes(min_dims=3, max_dims=3, max_side=5)
