@@ -63,7 +63,7 @@ def whole_numbers(values: NDArray, image: bool) -> Mask:
     numbers = exact(values)
     if numbers.dtype.kind == "i":
         raise ReadError("mask: holds other than whole numbers from 0 on")
-    unsigned: Mask = numbers.astype(numbers.dtype, copy=False)  # type: ignore[assignment]
+    unsigned: Mask = numbers.astype(numbers.dtype, copy=False)
     return unsigned // np.uint8(WHITE) if image and is_white(numbers) else unsigned
 
 

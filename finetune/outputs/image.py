@@ -9,7 +9,7 @@ from PIL import Image
 from scanforge.configs.files import write_whole
 
 
-def write_labels(target: Path, labels: npt.NDArray[np.unsignedinteger]) -> None:
+def write_labels(target: Path, labels: npt.NDArray[np.integer]) -> None:
     """A label map (1, H, W) as grey of its 8 or 16 bits: the pixel's value is its label."""
     write_whole(target, lambda part: Image.fromarray(labels[0]).save(part, format="PNG"))
 
