@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config, Seed
+from scanforge.datasets.labels.labels import IGNORED
 from scanforge.finetune.training.budget import Seconds
 from scanforge.finetune.training.losses import LossConfig
 from scanforge.finetune.training.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
@@ -35,7 +36,24 @@ class SegmentationTask(Config):
 
     name: Literal["segmentation"] = "segmentation"
     classes: ClassNames | None = None  # names of labels 1..n; None: read from the label maps
+    values: dict[int, str] | None = None  # class by value, several may share one; 'ignore': as `ignore`
+    ignore: int | None = None  # value of voxels that nobody has looked at: in no loss, no sample, no metric
     tolerance: float = Field(default=1.0, gt=0)  # mm: a surface this near counts as right in the surface Dice (NSD)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SegmentationTask":
+        if self.values is not None and self.classes is not None:
+            raise ValueError("task.values names the classes by value: leave out task.classes")
+        if self.ignore == 0 or (self.values and self.values.get(0, "background").lower() != "background"):
+            raise ValueError("0 is the background: it is neither a class nor ignored")
+        named = {value for value, name in (self.values or {}).items() if value != 0 and name.lower() != IGNORED}
+        if self.values is not None and not named:
+            raise ValueError("task.values names no class")
+        if self.values and self.ignore is not None and self.values.get(self.ignore, IGNORED).lower() != IGNORED:
+            raise ValueError(f"{self.ignore} is both task.ignore and a class of task.values")
+        if self.classes and self.ignore is not None and 1 <= self.ignore <= len(self.classes):
+            raise ValueError(f"{self.ignore} is both task.ignore and a class of task.classes")
+        return self
 
 
 class ClassificationTask(Config):

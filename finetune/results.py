@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from scanforge.finetune.caveats import caveats
+from scanforge.finetune.caveats_of_labels import caveats_of_labels, label_maps
 from scanforge.finetune.cells import CellResult
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data.cases import UNLABELLED, CaseList
+from scanforge.finetune.data.check import Checked
 from scanforge.finetune.metrics.intervals import Interval, difference, interval
 from scanforge.finetune.modelfile import adapter_for
 from scanforge.finetune.split import Split, class_counts
@@ -56,9 +58,14 @@ class Results(BaseModel):
 
 
 def summarise(
-    config: FinetuneConfig, spec: Spec, sides: Split, found: CaseList, cells: Sequence[CellResult]
+    config: FinetuneConfig,
+    spec: Spec,
+    sides: Split,
+    found: CaseList,
+    cells: Sequence[CellResult],
+    checked: Checked | None = None,
 ) -> Results:
-    """Means, intervals and paired differences of the finished cells."""
+    """Means, intervals and paired differences of the finished cells; what was `checked` in their label maps."""
     adapter = adapter_for(spec)
     table, paired = [], []
     for k in config.shots:
@@ -74,6 +81,9 @@ def summarise(
             paired.append(Difference(arm=arm, shots=k, metrics=gain))
     undefined = any(row.metrics[adapter.headline].value is None for row in table)
     shown = caveats(config, sides, cells, adapter.headline if undefined else None)
+    maps = label_maps(spec, sides, checked) if checked is not None else []
+    if checked is not None:
+        shown = [*caveats_of_labels(maps, cells, checked), *shown]
     return Results(
         task=config.task.name,
         headline=adapter.headline,
@@ -82,7 +92,7 @@ def summarise(
         table=table,
         paired=paired,
         cells=list(cells),
-        data=_data(spec, sides, found),
+        data=_data(spec, sides, found) | {"label_maps": [row.model_dump() for row in maps]},
         setup=_setup(config, spec),
         left_out=left_out(config, sides, found),
         warnings=found.warnings + shown,

@@ -19,9 +19,10 @@ from scanforge.datasets.readers.scratch import scratch_below
 from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList
-from scanforge.finetune.data.check import Checked, check_cases, refuse_grids, refuse_modalities
+from scanforge.finetune.data.check import Checked, check_cases
 from scanforge.finetune.data.discover import known_cases
 from scanforge.finetune.data.looks import Profile, profile_of
+from scanforge.finetune.data.scan_checks import refuse_grids, refuse_modalities
 from scanforge.finetune.display import Display
 from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
@@ -77,7 +78,7 @@ def run(config: FinetuneConfig) -> RunResult:
     Raises UserError for mistakes in data or configuration before anything is trained.
     """
     study = prepare(config)
-    results = summarise(study.config, study.spec, study.sides, study.found, _run_cells(study))
+    results = summarise(study.config, study.spec, study.sides, study.found, _run_cells(study), study.checked)
     folder = config.run_dir
     write_json(folder / "results.json", results.model_dump(mode="json"))
     best = folder / "cells" / study.best.folder
@@ -98,7 +99,7 @@ def prepare(config: FinetuneConfig) -> Study:
         backbone = backbone.model_copy(update={"in_channels": len(found.channels)})
     with found.mistakes.instead():
         sides = split(found, config.split, release.patients if release else [])
-        classes, checked = _checked(config, found, sides)
+        checked = _checked(config, found, sides)
     found.mistakes.tell()
     if release:
         sites = {source.site for source in release.info.sources}
@@ -114,7 +115,8 @@ def prepare(config: FinetuneConfig) -> Study:
     intensity = IntensityConfig.model_validate(release.info.intensity) if release else IntensityConfig()
     spec = Spec(
         task=config.task,
-        classes=classes,
+        classes=(found.classes or []) if checked.classes is None else checked.classes,
+        values=checked.values,
         channels=found.channels,
         modality=found.modalities[0],
         modalities=found.modalities if len(set(found.modalities)) > 1 else [],
@@ -130,15 +132,14 @@ def prepare(config: FinetuneConfig) -> Study:
     return Study(config, found, sides, spec, release, checked)
 
 
-def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> tuple[list[str], Checked]:
-    """The classes, and what was found when the data were checked: the cases that are used, also those without their
-    label; all of them where the labels 1..n of the label maps are the classes."""
+def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> Checked:
+    """What was found when the data were checked: the cases that are used, also those without their label; all of them
+    where the values of the label maps are the classes."""
     cells = [cell_cases(sides, k, seed, config.self_training) for k in config.shots for seed in config.seeds]
     used = {case.key for cell in cells for case in cell.train + cell.test}
     cases = found.cases if found.classes is None else [case for case in found.cases if case.key in used]
     others = {case.key: case for cell in cells for case in cell.unlabelled}
-    checked = check_cases([*cases, *others.values()], config.task, found.classes, found.mistakes)
-    return [f"label {k}" for k in range(1, checked.highest + 1)] if found.classes is None else found.classes, checked
+    return check_cases([*cases, *others.values()], config.task, found.classes, found.mistakes)
 
 
 def _profiles(checked: Checked, pool: list[str], channels: int) -> list[Profile]:

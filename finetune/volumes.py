@@ -11,8 +11,10 @@ from scipy.ndimage import gaussian_filter
 from scanforge.configs.errors import UserError
 from scanforge.datasets.intensity import IntensityConfig, background, normalise, statistics
 from scanforge.datasets.labels.attach import as_mask, check_grid
+from scanforge.datasets.labels.values import Raw, is_image, raw_of
 from scanforge.datasets.readers import ReadError, Scan
 from scanforge.finetune.data.cases import ScanSource
+from scanforge.finetune.data.label_values import MOST, LabelValues
 from scanforge.finetune.data.sources import scan_file
 
 Shape = tuple[int, int, int]
@@ -27,25 +29,42 @@ def read_one(path: Path) -> Scan:
     return scan_file(path).read()
 
 
-def read_mask(source: ScanSource, image: Scan) -> npt.NDArray[np.unsignedinteger]:
-    """A mask (D, H, W) of whole numbers that lies on `image`'s grid; UserError, naming the source, where it does not.
+def read_mask(source: ScanSource, image: Scan, cut: bool = True) -> Raw:
+    """The numbers (D, H, W) of a mask that lies on `image`'s grid; UserError, naming the source, where it does not.
 
-    An image mask of the two values 0 and 255 is read as 0 and 1.
+    cut: greys that are clearly black and white are 0 and 255.
     """
     scan = source.read()
     try:
         check_grid(image, scan)
-        return as_mask(scan)
+        return raw_of(scan, cut)
     except ReadError as error:
         raise UserError(f"{source}: {error}") from error
 
 
-def read_labels(source: ScanSource, image: Scan) -> npt.NDArray[np.uint8]:
-    """A label map (D, H, W), as `read_mask`; UserError for a label above 255."""
-    labels = read_mask(source, image)
-    if labels.max() > 255:
-        raise UserError(f"{source}: label {labels.max()}: label maps hold whole numbers from 0 to 255")
+def read_labels(source: ScanSource, image: Scan, values: LabelValues | None = None) -> npt.NDArray[np.uint8]:
+    """A label map (D, H, W) of classes, and IGNORE, as `values` says; UserError, naming the source, for another number.
+
+    Without `values`: the numbers as they are, up to 254; of an image in 0 and 255, 0 and 1.
+    """
+    scan = source.read()
+    try:
+        check_grid(image, scan)
+        if values is not None:
+            return values.encode(raw_of(scan, not values.nearest).numbers, is_image(scan))
+        labels = as_mask(scan)
+    except ReadError as error:
+        raise UserError(f"{source}: {error}") from error
+    if labels.max() > MOST:
+        raise UserError(f"{source}: label {labels.max()}: without task.values, labels are numbers from 0 to {MOST}")
     return labels.astype(np.uint8)
+
+
+def voxel_mm3(scan: Scan) -> float:
+    """The volume of a voxel in mm³: the determinant of its affine, also where its axes are not at right angles."""
+    if scan.affine is None:
+        return float(np.prod(scan.spacing))
+    return float(abs(np.linalg.det(scan.affine[:3, :3])))
 
 
 def prepared(

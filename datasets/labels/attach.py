@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from scanforge.datasets.labels.boxes import boxes_of_mask, fit_boxes
-from scanforge.datasets.labels.labels import LabelRef, Labels
-from scanforge.datasets.labels.values import Mask, whole_numbers
+from scanforge.datasets.labels.greys import are_greys
+from scanforge.datasets.labels.labels import IGNORED, Greys, LabelRef, Labels
+from scanforge.datasets.labels.values import Mask, is_image, is_white, raw_of, whole_numbers
 from scanforge.datasets.readers import read
 from scanforge.datasets.readers.scan import ReadError, Scan
 
@@ -18,27 +19,32 @@ def attach(scan: Scan, ref: LabelRef) -> Labels:
     ReadError (the reason, without a path) where a mask or box is not of this scan's grid.
     """
     own = scan.labels
-    mask, names, boxes, left_out = own.mask, own.names | ref.names, own.boxes, 0
+    mask, greys, names, boxes, left_out = own.mask, own.greys, own.names | ref.names, own.boxes, 0
     if ref.mask is not None:
-        mask = _united([mask_on(scan, path) for path in (ref.mask, *ref.more_masks)])
+        parts = [_stored(_one_on(scan, path)) for path in (ref.mask, *ref.more_masks)]
+        mask, greys = _united([part for part, _ in parts]), _greys([kind for _, kind in parts])
     if ref.boxes is not None:
         boxes, left_out = _boxes(scan, ref)
     if ref.boxes_from_mask and mask is not None and ref.boxes is None:
-        boxes = boxes_of_mask(mask, names)
+        boxes = boxes_of_mask(_without_ignored(mask, names), names)
     targets, classes = own.targets | ref.targets, own.classes | ref.classes
-    return replace(
-        own, mask=mask, names=names, boxes=boxes, classes=classes, targets=targets, left_out=own.left_out + left_out
-    )
+    left_out += own.left_out
+    known = replace(own, mask=mask, greys=greys, names=names, boxes=boxes, left_out=left_out)
+    return replace(known, classes=classes, targets=targets)
 
 
 def mask_on(scan: Scan, path: Path) -> Mask:
-    """The mask (D, H, W) in `path` on the grid of `scan`, in the smallest unsigned type.
+    """The mask (D, H, W) in `path` on the grid of `scan`, in the smallest unsigned type; see `as_mask`.
 
-    Of a file of several masks, that of the scan's part. An image mask of 0 and 255 is read as 0 and 1. ReadError where
-    shape or affine differ (by more than a tenth of a voxel at a corner), or it does not hold whole numbers.
+    Of a file of several masks, that of the scan's part. ReadError where shape or affine differ (by more than a tenth of
+    a voxel at a corner), or it does not hold whole numbers.
     """
+    return as_mask(_one_on(scan, path))
+
+
+def _one_on(scan: Scan, path: Path) -> Scan:
     try:
-        found = read(path)
+        found = read(path, mask=True)
     except ReadError as error:
         raise ReadError(f"mask: {error}") from error
     if len(found) > 1:
@@ -46,7 +52,7 @@ def mask_on(scan: Scan, path: Path) -> Mask:
     if len(found) != 1:
         raise ReadError("mask: holds several masks and none for this part")
     check_grid(scan, found[0])
-    return as_mask(found[0])
+    return found[0]
 
 
 def check_grid(scan: Scan, mask: Scan) -> None:
@@ -63,10 +69,30 @@ def check_grid(scan: Scan, mask: Scan) -> None:
 
 
 def as_mask(scan: Scan) -> Mask:
-    """The values (D, H, W) of a scan that is a mask; ReadError where they are no whole numbers from 0 on."""
-    if any(not np.array_equal(scan.voxels[0], other) for other in scan.voxels[1:]):
-        raise ReadError("mask: in colours; give one number per class")
-    return whole_numbers(scan.voxels[0], scan.affine is None)
+    """The values (D, H, W) of a scan that is a mask: of a palette the indices; of an image in black and white, 0 and 1.
+
+    ReadError where they are no whole numbers from 0 on, or greys that cannot be the numbers of classes.
+    """
+    return _stored(scan)[0]
+
+
+def _stored(scan: Scan) -> tuple[Mask, Greys]:
+    numbers, cut, lossy, _ = raw_of(scan)
+    if lossy and not (cut or is_white(numbers) or not numbers.any()):
+        raise ReadError("mask: JPEG has changed its values, and they are not clearly two; save masks as PNG")
+    if is_image(scan) and not is_white(numbers) and are_greys(numbers):
+        raise ReadError(f"mask: greys from {numbers.min()} to {numbers.max()} that are no regions: no label map")
+    mask = whole_numbers(numbers, is_image(scan))
+    return mask, "cut" if cut else "white" if mask.any() and mask.max() < numbers.max() else ""
+
+
+def _without_ignored(mask: Mask, names: dict[int, str]) -> Mask:
+    ignored = [value for value, name in names.items() if name.lower() == IGNORED]
+    return np.where(np.isin(mask, ignored), 0, mask).astype(mask.dtype) if ignored else mask
+
+
+def _greys(kinds: list[Greys]) -> Greys:
+    return "cut" if "cut" in kinds else "white" if "white" in kinds else ""
 
 
 def _united(masks: list[Mask]) -> Mask:

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Point = tuple[float, float, float]  # D, H, W in voxels of the scan
+Greys = Literal["", "white", "cut"]
+IGNORED = "ignore"  # name of a mask's value that says: not looked at (nnU-Net's)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Labels:
     """What is known of one scan.
 
     mask     (D, H, W) unsigned integers on the scan's grid, or None
+    greys    'white': the mask was drawn in 0 and 255, which are 0 and 1 in `mask`; 'cut': so was it, in a lossy file
     names    of the mask's values, where known
     boxes    None: nobody looked for any; (): looked, and there is none
     classes  target: class ({'diagnosis': 'benign'})
@@ -36,6 +40,7 @@ class Labels:
     classes: dict[str, str] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
     left_out: int = 0
+    greys: Greys = ""
 
 
 @dataclass(frozen=True)

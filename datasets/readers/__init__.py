@@ -41,11 +41,12 @@ KINDS = {
     "dicom-volume": "dicom.volumes:read_volume",
     "dicom-image": "dicom.images:read_image",
 }
+_OF_MASKS = {"image": "image:read_mask"}  # what reads a mask otherwise than a scan
 SUFFIXES = {
     **dict.fromkeys((".nii", ".nii.gz", ".nii.bz2"), "nifti"),
     **dict.fromkeys((".hdr", ".hdr.gz"), "pair"),
     **dict.fromkeys((".mgz", ".mgh"), "mgh"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg"), "image"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif"), "image"),
     **dict.fromkeys((".tif", ".tiff"), "tiff"),
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "itk"),
     **dict.fromkeys((".npy", ".npz"), "array"),
@@ -113,12 +114,14 @@ def _voxel_files(root: Path, relative: str) -> list[str]:
     return [str(name) for name in found if (root / name).is_file()]
 
 
-def scans_of(source: Source) -> Iterator[Scan]:
+def scans_of(source: Source, mask: bool = False) -> Iterator[Scan]:
     """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used.
 
-    No scan leaves with a spacing that is none of a scan: `refuse_spacing`.
+    mask: it is read for its label numbers, not to be looked at. No scan leaves with a spacing that is none of a scan:
+    `refuse_spacing`.
     """
-    module, function = KINDS[source.kind].split(":")
+    reads = _OF_MASKS.get(source.kind, KINDS[source.kind]) if mask else KINDS[source.kind]
+    module, function = reads.split(":")
     reader: Callable[[Source], Iterator[Scan]] = getattr(import_module(f"{__name__}.{module}"), function)
     try:
         for scan in reader(source):
@@ -129,11 +132,11 @@ def scans_of(source: Source) -> Iterator[Scan]:
         raise ReadError("does not fit into memory") from error
 
 
-def read(path: Path) -> list[Scan]:
-    """All scans in the file `path`, at least one; ReadError (the reason) where it holds none that can be used."""
+def read(path: Path, mask: bool = False) -> list[Scan]:
+    """All scans in the file `path`, at least one; see `scans_of`."""
     path = Path(path)
     try:
-        return list(scans_of(file_source(path.parent, path.name)))
+        return list(scans_of(file_source(path.parent, path.name), mask))
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror}") from error
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.labels.labels import Labels
-from scanforge.datasets.labels.values import whole_numbers
+from scanforge.datasets.labels.labels import Greys, Labels
+from scanforge.datasets.labels.values import exact, is_white, whole_numbers
 from scanforge.datasets.readers.guard import reason_of, refuse_voxels
 from scanforge.datasets.readers.member import Member, check_member, open_file, open_member, refuse_packed
 from scanforge.datasets.readers.nifti import compact
@@ -108,13 +108,15 @@ def _scan(array: NDArray, part: str = "", beside: Any = (), patient: str = "", s
 
 def _labels(beside: list[NDArray], shape: tuple[int, ...]) -> Labels:
     """A mask where an array has the image's shape, else classes (whole numbers, text) or numbers ('label-0', ...)."""
-    mask = None
+    mask: NDArray | None = None
+    greys: Greys = ""
     classes: dict[str, str] = {}
     targets: dict[str, float] = {}
     for values in beside:
         if values.shape == shape or values.shape == (*shape, 1):
             refuse_voxels(values)
-            mask = whole_numbers(values.reshape(shape if len(shape) == 3 else (1, *shape)), image=True)
+            numbers = exact(values.reshape(shape if len(shape) == 3 else (1, *shape)))
+            mask, greys = whole_numbers(numbers, image=True), "white" if is_white(numbers) else ""
         elif values.ndim > 1 or values.size > MAX_LABELS or values.dtype.kind not in "iubfUS":
             raise ReadError(f"labels of shape {values.shape} and type {values.dtype} for an image of shape {shape}")
         else:
@@ -124,4 +126,4 @@ def _labels(beside: list[NDArray], shape: tuple[int, ...]) -> Labels:
                     targets |= {name: value} if np.isfinite(value) else {}
                 else:
                     classes[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return Labels(mask=mask, classes=classes, targets=targets)
+    return Labels(mask=mask, classes=classes, targets=targets, greys=greys)

@@ -73,6 +73,9 @@ class Scan:
     split        official split of the entry: 'train', 'val', 'test' or ''
     frames       True where D counts frames of a video, and slices are images of their own
     labels       what the file itself says of the scan (MedMNIST); others come from `--labels` and `--masks`
+    indices      (D, H, W) of a file in palette colours, whose `voxels` are the colours: what a mask in it means
+    palette      (N, 3) uint8: the colour of each index
+    lossy        True where the file's compression has changed its values (JPEG)
     """
 
     voxels: NDArray
@@ -87,6 +90,9 @@ class Scan:
     split: str = ""
     frames: bool = False
     labels: Labels = field(default_factory=Labels)
+    indices: NDArray[np.unsignedinteger] | None = None
+    palette: NDArray[np.uint8] | None = None
+    lossy: bool = False
 
 
 FACTS = ("manufacturer", "model", "body_part", "sequence")

@@ -14,6 +14,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFileError
 
 from scanforge.datasets.readers.guard import reason_of, refuse_bomb, refuse_voxels
 from scanforge.datasets.readers.nifti import compact
+from scanforge.datasets.readers.orientation import turned, upright_by
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 from scanforge.datasets.readers.tiff_spacing import has_slices, spacing_of
 
@@ -21,8 +22,6 @@ MAX_CHANNELS = 4
 _SCAN = "SCZYX"  # axes within a scan: samples, channels, slices, rows, columns
 _SLIDES = ("is_svs", "is_ndpi", "is_scn", "is_bif", "is_philips", "is_qpi", "is_avs")
 _JPEG = (COMPRESSION.JPEG, COMPRESSION.OJPEG)
-# EXIF orientation -> what is done with (..., H, W): transpose, then flip along H, along W.
-_UPRIGHT = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
 
 # Of a damaged structure tifffile raises whatever it stumbles over.
 _ERRORS = (
@@ -38,7 +37,8 @@ def read_tiff(source: Source) -> Iterator[Scan]:
 
     A stack of equal pages is a volume only where the file itself says that its pages are slices (ImageJ, OME);
     otherwise nothing vouches for a third dimension, and they are frames. Spacing is OME's or ImageJ's; the resolution
-    of a plain TIFF is meant for printers and not looked at. Palettes become RGB, white is the largest number.
+    of a plain TIFF is meant for printers and not looked at. Palettes become RGB with their indices beside it, white is
+    the largest number.
     """
     path = source.paths[0]
     try:
@@ -85,10 +85,10 @@ def _axes(tiff: TiffFile, image: Any) -> str:
 
 def _scans(tiff: TiffFile, image: Any, number: int) -> Iterator[Scan]:
     page, axes = image.keyframe, _axes(tiff, image)
-    stored = tiff.filehandle.size
-    refuse_bomb(image.nbytes, stored)
-    if page.compression == COMPRESSION.NONE and image.nbytes > stored * 8 // page.bitspersample * image.dtype.itemsize:
-        raise ReadError(f"cut short: declares {image.nbytes} bytes of voxels, has {stored} in all")
+    size = tiff.filehandle.size
+    refuse_bomb(image.nbytes, size)
+    if page.compression == COMPRESSION.NONE and image.nbytes > size * 8 // page.bitspersample * image.dtype.itemsize:
+        raise ReadError(f"cut short: declares {image.nbytes} bytes of voxels, has {size} in all")
     if any(0 in one.databytecounts for one in image.pages if one is not None):
         raise ReadError("damaged TIFF: parts of it are missing")
     # What lies in the file as one piece is mapped: of a series in time only the volume in hand is then in memory.
@@ -97,20 +97,24 @@ def _scans(tiff: TiffFile, image: Any, number: int) -> Iterator[Scan]:
     raw = raw.transpose([axes.index(axis) for axis in rest + [axis for axis in _SCAN if axis in axes]])
     channels = math.prod(size for size, axis in zip(image.shape, axes, strict=True) if axis in "SC")
     spacing = spacing_of(tiff, number)
-    if _upright_by(page)[0]:
+    if upright_by(_orientation(page))[0]:
         spacing = (spacing[0], spacing[2], spacing[1])
     for place in _places(tiff, image):
         frames = bool(rest) and not place
         if frames:
-            voxels = np.moveaxis(raw.reshape(-1, channels, *raw.shape[-2:]), 0, 1)
+            stored = np.moveaxis(raw.reshape(-1, channels, *raw.shape[-2:]), 0, 1)
         else:
-            voxels = raw[place].reshape(channels, -1, *raw.shape[-2:])
-        voxels = _upright(_colours(voxels, page), page)
+            stored = raw[place].reshape(channels, -1, *raw.shape[-2:])
+        voxels = turned(_colours(stored, page), _orientation(page))
         refuse_voxels(voxels)
         if len(voxels) > MAX_CHANNELS:
             raise ReadError(f"{len(voxels)} channels; at most {MAX_CHANNELS} are read")
         # A copy: a map would end with the file.
-        yield Scan(compact(np.array(voxels, order="C", subok=False)), spacing, frames=frames)
+        own = compact(np.array(voxels, order="C", subok=False))
+        lossy = page.compression in _JPEG
+        indices = _indices(stored, page)
+        palette = None if indices is None else (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+        yield Scan(own, spacing, frames=frames, indices=indices, palette=palette, lossy=lossy)
 
 
 def _colours(voxels: NDArray, page: Any) -> NDArray:
@@ -136,12 +140,12 @@ def _colours(voxels: NDArray, page: Any) -> NDArray:
     return voxels
 
 
-def _upright_by(page: Any) -> tuple[int, int, int]:
-    return _UPRIGHT.get(page.tags.valueof("Orientation", 1), (0, 0, 0))
+def _orientation(page: Any) -> Any:
+    return page.tags.valueof("Orientation", 1)
 
 
-def _upright(voxels: NDArray, page: Any) -> NDArray:
-    turn, flip_h, flip_w = _upright_by(page)
-    if turn:
-        voxels = voxels.swapaxes(-1, -2)
-    return voxels[..., :: -1 if flip_h else 1, :: -1 if flip_w else 1]
+def _indices(stored: NDArray, page: Any) -> NDArray | None:
+    """(D, H, W) of a palette, whose one channel `stored` is; None of other pages."""
+    if page.photometric != PHOTOMETRIC.PALETTE or len(stored) != 1:
+        return None
+    return compact(np.array(turned(stored, _orientation(page))[0], order="C", subok=False))

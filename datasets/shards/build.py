@@ -19,6 +19,7 @@ from scanforge.datasets.readers import SUFFIXES, plain_suffix
 from scanforge.datasets.readers.frames import find_frame_folders
 from scanforge.datasets.shards.encode import Codec
 from scanforge.datasets.shards.finish import close, finish
+from scanforge.datasets.shards.format import Manifest
 from scanforge.datasets.shards.job import Job, Reading
 from scanforge.datasets.shards.ledger import Ledger, Progress
 from scanforge.datasets.shards.quarantine import Quarantined, count, read_quarantine, write_quarantine
@@ -115,10 +116,17 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
         ignored=_by_suffix([line.path for line in lines if line.kind == "skipped"]),
         warnings=complete.warnings,
         unused_labels=unused,
-        notes=[*book.notes, *(f"{number} {reason}" for reason, number in book.left_out.items())],
+        notes=[*book.notes, *(f"{number} {reason}" for reason, number in book.left_out.items()), *_of_greys(complete)],
         source_bytes=sum(each.source.size for each in sources),
         bytes=sum(shard.bytes for shard in complete.shards),
     )
+
+
+def _of_greys(complete: Manifest) -> list[str]:
+    """What became of masks that were drawn in black and white."""
+    cut, white = complete.greys.get("cut", 0), sum(complete.greys.values())
+    said = [f"{white} masks hold 0 and 255 alone and are stored as 0 and 1"] if white else []
+    return said + ([f"{cut} of these held greys (lossy compression) and were cut at half"] if cut else [])
 
 
 def _by_suffix(paths: Sequence[str]) -> dict[str, int]:

@@ -56,7 +56,7 @@ def finish(
     modalities = sum((Counter(shard.modalities) for shard in shards), Counter[str]())
     patients: set[str] = set()
     also: set[str] = set()
-    warnings = Counter[str]()
+    warnings, greys = Counter[str](), Counter[str]()
     rows = []
     for number, shard in enumerate(shards):
         entries = read_index(out, shard).samples
@@ -64,6 +64,7 @@ def finish(
         patients.update(entry.patient for entry in entries)
         also.update(*(entry.also for entry in entries))
         warnings.update(warning for entry in entries for warning in entry.warnings)
+        greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
     table = to_bytes(np.concatenate(rows))
     write_atomically(out / SAMPLES, table)
     manifest = Manifest(
@@ -75,6 +76,7 @@ def finish(
         also=sorted(also),
         modalities=dict(sorted(modalities.items())),
         warnings=dict(sorted(warnings.items())),
+        greys=dict(sorted(greys.items())),
         samples_sha256=hashlib.sha256(table).hexdigest(),
         shards=shards,
     )
@@ -148,7 +150,7 @@ def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec:
             mask = None
             if entry.mask is not None:
                 encoded = Encoded(payload(entry.mask), entry.mask.stored, None, entry.mask.rows)
-                mask = (encoded, entry.mask.dtype)
+                mask = (encoded, entry.mask.dtype, entry.mask.greys)
             facts = facts if fate is None else fate.apply(facts)
             writer.append(facts, payload(entry), entry.content, mask)
     return writer.record

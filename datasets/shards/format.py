@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scanforge.configs.errors import UserError
 from scanforge.configs.files import make_anew
+from scanforge.datasets.labels.labels import Greys
 from scanforge.datasets.shards.encode import Levels
 
 VERSION: Literal[2] = 2
@@ -94,11 +95,12 @@ class Member(_Record):
 
 
 class MaskMember(Member):
-    """The mask (D, H, W) of a scan, unsigned integers on its grid."""
+    """The mask (D, H, W) of a scan, unsigned integers on its grid; `greys` as in `labels.Labels`."""
 
     dtype: Dtype
     stored: Dtype
     rows: bool = False
+    greys: Greys = ""
 
 
 class SampleEntry(ScanFacts, Member):
@@ -147,6 +149,7 @@ class Manifest(_Record):
     also: list[Hash] = []  # patients under whom only duplicates were found, or duplicates too
     modalities: dict[str, Size]
     warnings: dict[str, Size] = {}
+    greys: dict[str, Size] = {}  # masks by how they were drawn, see `labels.Labels`
     samples_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
 

@@ -156,7 +156,9 @@ class ShardReader:
         """What is known of the scan `number`, its mask read whole."""
         record = self.entries[number].labels or LabelRecord()
         boxes = None if record.boxes is None else tuple(Box(box.low, box.high, box.label) for box in record.boxes)
-        return Labels(self.read_mask(number), record.names, boxes, record.classes, record.targets)
+        mask = self.entries[number].mask
+        greys = mask.greys if mask is not None else ""
+        return Labels(self.read_mask(number), record.names, boxes, record.classes, record.targets, greys=greys)
 
     @contextmanager
     def _as_bad_sample(self, entry: SampleEntry) -> Iterator[None]:

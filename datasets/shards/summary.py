@@ -72,6 +72,10 @@ class Summary:
 
     def _count_labels(self, entry: SampleEntry) -> None:
         self.labels["mask"] += entry.mask is not None
+        if entry.mask is not None and entry.mask.greys:
+            self.labels["mask of 0 and 255, as 0 and 1"] += 1
+            if entry.mask.greys == "cut":
+                self.labels["mask of greys, cut at half"] += 1
         if entry.labels is not None:
             self.labels["boxes"] += entry.labels.boxes is not None
             self.labels.update(f"class {name}" for name in entry.labels.classes)

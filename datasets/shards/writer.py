@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scanforge.configs.files import make_anew
 from scanforge.datasets.intensity import normalisable, statistics
 from scanforge.datasets.labels import Labels
+from scanforge.datasets.labels.labels import Greys
 from scanforge.datasets.readers.scan import FACTS, ReadError, Scan
 from scanforge.datasets.shards.encode import Codec, Encoded, encode
 from scanforge.datasets.shards.foreground import foreground_bitmap
@@ -33,6 +34,8 @@ from scanforge.datasets.shards.format import (
     to_json,
     write_atomically,
 )
+
+EncodedMask = tuple[Encoded, str, Greys]  # with the dtype of its values, and how they were drawn
 
 
 def record_of(labels: Labels) -> LabelRecord | None:
@@ -123,18 +126,18 @@ class ShardWriter:
         )
         mask = None
         if labels.mask is not None:
-            mask = (encode(labels.mask[None], self._codec, scan.frames), labels.mask.dtype.name)
+            mask = (encode(labels.mask[None], self._codec, scan.frames), labels.mask.dtype.name, labels.greys)
         self.append(facts, encoded.payload, content_hash(scan.voxels), mask)
 
-    def append(self, facts: ScanFacts, payload: bytes, content: str, mask: tuple[Encoded, str] | None) -> None:
-        """Appends an encoded scan, the hash of its voxels, and its encoded mask with the dtype of its values."""
+    def append(self, facts: ScanFacts, payload: bytes, content: str, mask: EncodedMask | None) -> None:
+        """Appends an encoded scan, the hash of its voxels, and its encoded mask with what is known of its values."""
         description = to_json(facts)
         members = {"__key__": facts.key, "b2nd": payload, "json": description}
         offset = self._position + BLOCK
         self._position = offset + padded(len(payload)) + BLOCK + padded(len(description))
         member = None
         if mask is not None:
-            encoded, dtype = mask
+            encoded, dtype, greys = mask
             members["mask.b2nd"] = encoded.payload
             member = MaskMember(
                 offset=self._position + BLOCK,
@@ -143,6 +146,7 @@ class ShardWriter:
                 dtype=dtype,
                 stored=encoded.stored,
                 rows=encoded.rows,
+                greys=greys,
             )
             self._position += BLOCK + padded(len(encoded.payload))
         self._tar.write(members)

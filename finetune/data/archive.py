@@ -11,6 +11,7 @@ from typing import Any
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
+from scanforge.datasets.labels.values import as_drawn
 from scanforge.datasets.readers import ReadError, Scan, file_source, scans_of
 from scanforge.datasets.readers.arrays import STACK
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, Task
@@ -78,7 +79,7 @@ class ArrayItem:
             return scan
         if scan.labels.mask is None:
             raise UserError(f"{self} has no mask")
-        return replace(scan, voxels=scan.labels.mask[None])
+        return replace(scan, voxels=as_drawn(scan.labels.mask, scan.labels.greys)[None], indices=None)
 
 
 def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:

@@ -9,6 +9,7 @@ from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.labels import Box as DrawnBox
 from scanforge.datasets.labels import LabelRef
+from scanforge.datasets.labels.labels import IGNORED
 from scanforge.finetune.config import (
     ClassificationTask,
     DetectionTask,
@@ -17,9 +18,9 @@ from scanforge.finetune.config import (
     SegmentationTask,
     Task,
 )
-from scanforge.finetune.data.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Target
+from scanforge.finetune.data.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Stated, Target
 from scanforge.finetune.data.modality import modalities_of
-from scanforge.finetune.data.sources import mask_files
+from scanforge.finetune.data.sources import for_its_numbers, mask_files
 from scanforge.finetune.data.spelling import among
 from scanforge.finetune.data.values import class_of_each, one_class_each, value_of_each
 
@@ -95,7 +96,7 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
     for name in (name for name, count in counts.items() if count > 1):
         found.mistakes.add(f"{where} names '{name}' twice")
     found.items = list({item.name: item for item in found.items}.values())
-    targets, classes = _targets(found, task, where)
+    targets, classes, stated = _targets(found, task, where)
     kept = [item for item in found.items if item.name in targets]
     found.drop(UNLABELLED, len(found.items) - len(kept))
     if not kept:
@@ -108,7 +109,7 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
             "each case counted as a patient of its own: where some are of one patient, set data.patient_regex."
         )
     return CaseList(
-        [Case(item.key, item.patient, item.images, targets[item.name], item.drawn_on) for item in kept],
+        [Case(item.key, item.patient, item.images, targets[item.name], item.drawn_on, stated) for item in kept],
         classes,
         found.left_out,
         found.channels,
@@ -122,33 +123,59 @@ def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> Cas
     )
 
 
-def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], list[str] | None]:
-    """Targets by the name of their item, and the classes."""
+def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], list[str] | None, Stated]:
+    """Targets by the name of their item, the classes, and what is stated of the values of masks."""
     items = found.items
     cells = {item.name: item.values for item in items}
     if isinstance(task, ClassificationTask):
-        return class_of_each(cells, task, where, found.mistakes, found.notes)
+        return *class_of_each(cells, task, where, found.mistakes, found.notes), Stated()
     if isinstance(task, RegressionTask):
-        return value_of_each(cells, task, where, found.mistakes), []
-    masks: dict[str, Target] = {item.name: item.mask for item in items if item.mask is not None}
+        return value_of_each(cells, task, where, found.mistakes), [], Stated()
+    masks: dict[str, Target | None] = {i.name: for_its_numbers(i.mask) for i in items if i.mask is not None}
     if isinstance(task, SegmentationTask):
-        return masks, task.classes or _names([item.names for item in items], where)
+        stated = _stated(task, [item.names for item in items], where)
+        return masks, stated.classes, stated
     boxes = {item.name: item.boxes for item in items if item.boxes is not None}
     if not boxes:
-        named = None if task.masks == "instances" else _names([item.names for item in items], where)
-        return masks, task.classes or named or ["finding"]
+        stated = Stated()
+        if task.masks == "components" and not task.classes:
+            stated = _without_ignored(_names([item.names for item in items], where))
+        if stated.ignored:
+            raise UserError(
+                f"{where}: label 'ignore': a detection looks at whole scans; name the findings in task.classes"
+            )
+        return masks, task.classes or stated.classes or ["finding"], stated
     drawn, classes = _drawn(found, boxes, task, where)
-    return masks | drawn, classes
+    return masks | drawn, classes, Stated()
 
 
-def _names(given: Sequence[dict[int, str]], where: str) -> list[str] | None:
-    """Names of the mask values 1..n, gaps filled in; None where no value has one."""
+def _stated(task: SegmentationTask, given: Sequence[dict[int, str]], where: str) -> Stated:
+    """By the task, else by the data set; what either says is left out, is."""
+    extra = () if task.ignore is None else (task.ignore,)
+    if task.values is None and task.classes is None:
+        return _without_ignored(_names(given, where, extra), extra)
+    values = dict(task.values or enumerate(task.classes or (), start=1))
+    values.pop(0, None)
+    known = {value for names in given for value, name in names.items() if name.lower() == IGNORED}
+    return _without_ignored(values, (*extra, *sorted(known - values.keys())))
+
+
+def _without_ignored(names: dict[int, str] | None, extra: tuple[int, ...] = ()) -> Stated:
+    ignored = {*extra, *(value for value, name in (names or {}).items() if name.lower() == IGNORED)}
+    kept = {value: name for value, name in (names or {}).items() if value not in ignored}
+    return Stated(kept or None, tuple(sorted(ignored)))
+
+
+def _names(given: Sequence[dict[int, str]], where: str, ignored: tuple[int, ...] = ()) -> dict[int, str] | None:
+    """Names of the mask values, in their order; None where none has one."""
     names: dict[int, str] = {}
     for each in given:
         for value, name in each.items():
-            if names.setdefault(value, name) != name:
-                raise UserError(f"{where} calls label {value} both '{names[value]}' and '{name}'; set task.classes")
-    return [names.get(value, f"label {value}") for value in range(1, max(names) + 1)] if names else None
+            if value not in ignored and names.setdefault(value, name) != name:
+                raise UserError(
+                    f"{where} calls label {value} both '{names[value]}' and '{name}'; set task.classes or task.values"
+                )
+    return dict(sorted(names.items())) or None
 
 
 def _drawn(

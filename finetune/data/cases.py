@@ -29,6 +29,19 @@ UNLABELLED = "images without a label"  # the reason under which they are counted
 Target = ScanSource | int | float | tuple[LabelledBox, ...]
 
 
+class Stated(NamedTuple):
+    """What somebody says of the numbers in label maps: the classes by value, None where nobody does; values that are
+    left out of everything."""
+
+    values: dict[int, str] | None = None
+    ignored: tuple[int, ...] = ()
+
+    @property
+    def classes(self) -> list[str] | None:
+        """In the order of their values; several values may be of one."""
+        return None if self.values is None else list(dict.fromkeys(self.values.values()))
+
+
 @dataclass(frozen=True)
 class Case:
     """One scan with its label, or several of one grid. Only `key` and `patient`, keyed hashes, ever leave the machine.
@@ -36,6 +49,7 @@ class Case:
     images    one for each of the data set's channels; None where that channel is missing, never all of them
     target    label map or mask; class index; value; boxes (() where somebody looked, and there is none); None where
               the data set has no label of it
+    stated    of the values of a label map or mask
     drawn_on  (D, H, W) of what the boxes were drawn on, None where nobody says
     """
 
@@ -44,6 +58,7 @@ class Case:
     images: tuple[ScanSource | None, ...]
     target: Target | None
     drawn_on: tuple[int | None, int | None, int | None] = (None, None, None)
+    stated: Stated | None = field(default=None, compare=False)
 
     @property
     def image(self) -> ScanSource:

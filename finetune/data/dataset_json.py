@@ -25,7 +25,7 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) -> Gathered:
     """The cases below `root` whose masks `path` lists, or that lie in labelsTr and labelsTs beside it.
 
-    UserError for regions and 'ignore' labels, which are no plain classes, and for another content.
+    UserError for regions, which are no plain classes, and for another content.
     """
     if isinstance(task, ClassificationTask | RegressionTask):
         raise UserError(f"{path} lists masks, no classes: for {task.name} give data.images and a CSV as data.labels")
@@ -35,7 +35,7 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
             f"{path} is no dataset.json of nnU-Net or the Decathlon: it needs its channels and 'labels', as in "
             '{"labels": {"background": 0, "liver": 1}}'
         )
-    if not (isinstance(task, SegmentationTask) and task.classes):
+    if not (isinstance(task, SegmentationTask) and (task.classes or task.values)):
         _refuse_labels(path, content["labels"])
     found = _channels(path, content)
     book = open_labels([path], [], False)
@@ -61,8 +61,6 @@ def _refuse_labels(path: Path, labels: dict[str, Any]) -> None:
     for name, value in labels.items():
         if isinstance(value, list) and len(value) > 1:
             raise UserError(f"{path}: '{name}' is a region of several labels; name the plain labels as task.classes")
-        if str(name).lower() == "ignore":
-            raise UserError(f"{path}: label 'ignore' (scans annotated in part) is not supported: label them whole")
 
 
 def _channels(path: Path, content: dict[str, Any]) -> Gathered:

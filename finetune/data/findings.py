@@ -9,26 +9,52 @@ from scipy.ndimage import find_objects, label
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels import Box as DrawnBox
 from scanforge.datasets.labels.boxes import fit_boxes
+from scanforge.datasets.labels.greys import distinct
+from scanforge.datasets.labels.values import is_image, is_white
 from scanforge.datasets.readers import ReadError, Scan
 from scanforge.finetune.config import DetectionTask
 from scanforge.finetune.data.cases import Case, LabelledBox
+from scanforge.finetune.data.label_values import of_names
+from scanforge.finetune.data.seen import Seen
 from scanforge.finetune.volumes import read_mask
 
 
-def findings(case: Case, scan: Scan, task: DetectionTask, classes: Sequence[str]) -> tuple[LabelledBox, ...]:
+def findings(
+    case: Case,
+    scan: Scan,
+    task: DetectionTask,
+    classes: Sequence[str],
+    seen: Seen | None = None,
+) -> tuple[LabelledBox, ...]:
     """The boxes of `case`, within the extent of its scan.
 
     What rounding carried over the edge is cut off; UserError where a box lies farther outside, was drawn at another
-    size, or a mask has a value without a class.
+    size, or a mask has a value without a class. seen: takes down the values of masks.
     """
     if isinstance(case.target, tuple):
         return _within(case, scan)
     assert case.target is not None
     assert not isinstance(case.target, int | float)
-    mask = read_mask(case.target, scan)
-    if task.masks == "components" and len(classes) > 1 and int(mask.max()) > len(classes):
-        raise UserError(f"{case.target}: value {mask.max()}, but the classes of findings are {list(classes)}")
+    raw = read_mask(case.target, scan)
+    if seen is not None:
+        seen.add(case.target, raw, is_image(scan))
+    mask = raw.numbers
+    if mask.min() < 0:
+        raise UserError(f"{case.target}: mask: holds {mask.min()}; findings are numbers from 1 on")
+    if task.masks == "components" and is_image(scan) and is_white(mask):
+        mask = mask // mask.max()
+    if task.masks == "components" and len(classes) > 1:
+        mask = _encoded(case, mask, classes)
     return boxes_of_mask(mask, task.masks, task.min_voxels, len(classes))
+
+
+def _encoded(case: Case, mask: NDArray, classes: Sequence[str]) -> NDArray:
+    names = (case.stated and case.stated.values) or dict(enumerate(classes, start=1))
+    try:
+        return of_names(names)[1].encode(mask)
+    except ReadError as error:
+        top = next(value for value in reversed([*distinct(mask)]) if value not in names)
+        raise UserError(f"{case.target}: value {top}, but the classes of findings are {list(classes)}") from error
 
 
 def boxes_of_mask(mask: NDArray, how: str, min_voxels: int, n_classes: int) -> tuple[LabelledBox, ...]:

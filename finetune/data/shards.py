@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels import Box as DrawnBox
+from scanforge.datasets.labels.values import as_drawn
 from scanforge.datasets.readers import Scan
 from scanforge.datasets.shards.format import SampleEntry
 from scanforge.datasets.shards.reader import BadSample, DataSet, ShardReader
@@ -32,7 +33,9 @@ class ShardScan:
             raise UserError(f"{error}; copy or build it again") from error
         if stored is None:
             raise UserError(f"{self} has no mask")
-        voxels = stored[None] if self.mask else stored
+        voxels = stored
+        if self.mask:
+            voxels = as_drawn(stored, entry.mask.greys if entry.mask is not None else "")[None]
         return Scan(voxels, entry.spacing, orientation=entry.orientation, modality=entry.modality, frames=entry.frames)
 
 

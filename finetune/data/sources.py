@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.labels.attach import as_mask
+from scanforge.datasets.labels.greys import distinct
+from scanforge.datasets.labels.values import raw_of
 from scanforge.datasets.readers import ReadError, Scan, Source, file_source, scans_of
+from scanforge.finetune.data.cases import ScanSource
 
 
 @dataclass(frozen=True)
 class FileScan:
-    """The one scan of a file or DICOM series, or volume number `volume` of a 4D one."""
+    """The one scan of a file or DICOM series, or volume number `volume` of a 4D one. mask: read for its numbers."""
 
     source: Source
     volume: int | None = None
+    mask: bool = False
 
     def __str__(self) -> str:
         name = str(self.source.root / self.source.relative)
@@ -28,11 +31,11 @@ class FileScan:
         """The scan; UserError where the file is damaged, or holds none or several."""
         try:
             if self.volume is not None:
-                scan = next(islice(scans_of(self.source), self.volume, None), None)
+                scan = next(islice(scans_of(self.source, self.mask), self.volume, None), None)
                 if scan is None:
                     raise UserError(f"{self}: the file holds fewer volumes than its data set has channels")
                 return replace(scan, part="")
-            scans = list(islice(scans_of(self.source), 2))
+            scans = list(islice(scans_of(self.source, self.mask), 2))
         except ReadError as error:
             raise UserError(f"{self}: {error}") from error
         except OSError as error:
@@ -52,15 +55,16 @@ class UnitedMasks:
         return str(self.parts[0])
 
     def read(self) -> Scan:
-        """The union, 0 and 1; UserError where a part holds more than two values, or shapes differ."""
+        """The union, 0 and the one value of all parts; UserError where they hold others, or shapes differ."""
         scans = [part.read() for part in self.parts]
         try:
-            masks = [as_mask(scan) for scan in scans]
+            masks = [raw_of(scan).numbers for scan in scans]
         except ReadError as error:
             raise UserError(f"{self}: {error}") from error
-        if len({mask.shape for mask in masks}) > 1 or max(int(mask.max()) for mask in masks) > 1:
-            raise UserError(f"{self}: several masks of one scan must be of its shape and hold 0 and 1 alone")
-        return replace(scans[0], voxels=np.bitwise_or.reduce(masks)[None])
+        held = {value for mask in masks for value in distinct(mask)} - {0}
+        if len({mask.shape for mask in masks}) > 1 or len(held) > 1:
+            raise UserError(f"{self}: several masks of one scan must be of its shape and hold 0 and one value alone")
+        return replace(scans[0], voxels=np.maximum.reduce(masks)[None], indices=None, palette=None)
 
 
 def scan_file(path: Path) -> FileScan:
@@ -73,7 +77,12 @@ def scan_file(path: Path) -> FileScan:
         raise UserError(f"{path}: {error}") from error
 
 
+def for_its_numbers(source: ScanSource | None) -> ScanSource | None:
+    """A source that is a mask, read as one: of a palette the indices, however it is to be shown."""
+    return replace(source, mask=True) if isinstance(source, FileScan) else source
+
+
 def mask_files(paths: Sequence[Path]) -> FileScan | UnitedMasks:
     """One mask file, or several of one scan."""
-    files = tuple(scan_file(path) for path in paths)
+    files = tuple(replace(scan_file(path), mask=True) for path in paths)
     return files[0] if len(files) == 1 else UnitedMasks(files)

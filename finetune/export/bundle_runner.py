@@ -114,7 +114,10 @@ class Labels(MapTransform):
         source = item["source"]
         size = (*source.shape[1:], *[1] * (4 - source.ndim))
         for key in self.key_iterator(item):
-            labels = label_map(item[key].numpy(), size[::-1], item["spacing"], self.about)
+            placed = str(_name(source)).endswith((".nii", ".nii.gz"))
+            volume = abs(float(np.linalg.det(np.asarray(source.affine)[:3, :3]))) if placed else None
+            labels = label_map(item[key].numpy(), size[::-1], item["spacing"], self.about, volume)
+            labels = labels if labels.dtype == np.uint8 else labels.astype(np.int32)  # torch hardly knows uint16
             item[key] = MetaTensor(torch.from_numpy(labels.T.reshape(source.shape).copy()), meta=source.meta)
         return item
 
@@ -132,8 +135,10 @@ class Saved(MapTransform):
         """Writes, and changes nothing."""
         for key in self.key_iterator(dict(data)):
             kind = ".nii.gz" if str(_name(data[key])).endswith((".nii", ".nii.gz")) else ".png"
+            wide = np.int32 if kind == ".nii.gz" else np.uint16
+            dtype = np.uint8 if data[key].dtype == torch.uint8 else wide
             save = SaveImage(
-                self.folder, "", kind, np.uint8, resample=False, separate_folder=False, data_root_dir=str(self.root),
+                self.folder, "", kind, dtype, resample=False, separate_folder=False, data_root_dir=str(self.root),
                 print_log=False, savepath_in_metadict=False,
             )  # fmt: skip
             save(data[key])

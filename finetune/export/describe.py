@@ -42,6 +42,7 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
         "mirrors": [list(axes) for axes in adapter.mirrors()],
         "temperature": spec.temperature,
         "postprocess": [rule.model_dump() for rule in spec.postprocess],
+        "values": spec.labels.written if task == "segmentation" else [],
         "network": _network(file, traced, task),
         "steps": _steps(task, len(channels), by_spacing),
     }
@@ -94,7 +95,8 @@ def _steps(task: str, channels: int, by_spacing: bool) -> list[str]:
         "segmentation": "Cover it with windows of the patch's size (overlap as given, evenly spread); average their "
         "logits with Gaussian weights of sigma patch / 8 and over `mirrors` (axes flipped together); resize the "
         "logits back to the file's grid, take the largest, and set to 0 what `postprocess` removes of each class: "
-        "components (26 neighbours) below `min_mm3`, or all but the `largest`.",
+        "components (26 neighbours) below `min_mm3`, or all but the `largest`. "
+        "Class k is written as the k-th of `values`.",
         "classification": "Average the probabilities over `mirrors` (axes flipped together), take them to the power of "
         "1 / `temperature`, and divide by their sum.",
         "regression": "Average the value over `mirrors` (axes flipped together).",

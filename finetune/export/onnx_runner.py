@@ -25,14 +25,16 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
     session = ort.InferenceSession(str(folder / "model.onnx"), providers=ort.get_available_providers())
     files: list[Any] = [nib.load(path) for path in scans]
     arrays = [_dhw(np.asarray(file.dataobj, np.float32)) for file in files]
-    x, y, z = np.linalg.norm(files[0].affine[:3, :3], axis=0) * millimetres(files[0].header["xyzt_units"])
+    axes = files[0].affine[:3, :3] * millimetres(files[0].header["xyzt_units"])
+    x, y, z = np.linalg.norm(axes, axis=0)
     image, fill = prepare(arrays, (z, y, x), about)
 
     def network(window: np.ndarray) -> np.ndarray:
         return session.run(None, {"image": window})[0]
 
     if about["task"] == "segmentation":
-        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about)
+        volume = abs(float(np.linalg.det(axes)))
+        labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about, volume)
         made = nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine)
         made.header["xyzt_units"] = int(files[0].header["xyzt_units"]) & 7  # of space
         nib.save(made, out)

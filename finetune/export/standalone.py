@@ -150,12 +150,20 @@ def whole_logits(
 
 
 def label_map(
-    logits: NDArray[np.float32], shape: Sequence[int], spacing: Sequence[float], about: dict[str, Any]
-) -> NDArray[np.uint8]:
-    """Labels (D, H, W) at the file's grid: logits resized, the largest, without what about['postprocess'] removes."""
+    logits: NDArray[np.float32],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    about: dict[str, Any],
+    voxel_mm3: float | None = None,
+) -> NDArray[np.integer]:
+    """Labels (D, H, W) at the file's grid: logits resized, the largest, without what about['postprocess'] removes, as
+    about['values'] has them. voxel_mm3: of axes that are not at right angles; None: the product of the spacing."""
     labels = resize(logits, shape).argmax(0).astype(np.uint8)
     rules: list[Any] = [SimpleNamespace(**rule) for rule in about["postprocess"]]
-    return apply(labels, rules, float(np.prod(spacing)))
+    kept = apply(labels, rules, float(np.prod(spacing)) if voxel_mm3 is None else voxel_mm3)
+    values = [0, *about["values"]]
+    kind = np.result_type(np.uint8, *(np.min_scalar_type(number) for number in values))
+    return np.array(values, kind)[kept]
 
 
 def value(network: Network, image: NDArray[np.float32], fill: float, about: dict[str, Any]) -> NDArray[np.float64]:

@@ -19,26 +19,37 @@ SERIES_NUMBER = 900  # after those of the scanner
 
 
 def write_labels(
-    target: Path, labels: npt.NDArray[np.uint8], scan: Scan, source: Source, classes: Sequence[str], maker: Maker
+    target: Path,
+    labels: npt.NDArray[np.uint8],
+    scan: Scan,
+    source: Source,
+    classes: Sequence[str],
+    maker: Maker,
+    written: Sequence[int] = (),
 ) -> None:
     """A label map (D, H, W) as one binary segment for each class, empty ones too, in a series of its own.
 
+    The standard counts segments 1, 2, 3; each says in its description which number `written` has for its class.
     Patient, study and frame of reference are those of the source, as DICOM demands. UserError where the standard has
     no way to refer to the source's frames.
     """
-    made = segmentation(labels, referenced(source, scan), classes, maker)
+    made = segmentation(labels, referenced(source, scan), classes, maker, written)
     write_whole(target, lambda part: made.save_as(part, enforce_file_format=True))
 
 
 def segmentation(
-    labels: npt.NDArray[np.uint8], source: Referenced, classes: Sequence[str], maker: Maker
+    labels: npt.NDArray[np.uint8],
+    source: Referenced,
+    classes: Sequence[str],
+    maker: Maker,
+    written: Sequence[int] = (),
 ) -> hd.seg.Segmentation:
     """The object in memory; empty frames are left out, unless all are empty."""
     frames = labels_of_frames(labels, source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values of the source's header, which are not ours to judge
-            return hd.seg.Segmentation(
+            made = hd.seg.Segmentation(
                 source_images=source.headers,
                 pixel_array=frames,
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -57,6 +68,9 @@ def segmentation(
                 content_description="made by software, not verified by a person",
                 series_description=f"{NAME} segmentation",
             )
+            for segment, number in zip(made.SegmentSequence, written, strict=False):
+                segment.SegmentDescription = f"label {number} of the label maps that it was learnt from"
+            return made
     except (ValueError, TypeError, AttributeError, KeyError) as error:  # headers that highdicom cannot build on
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no DICOM-SEG can refer to these files ({reason}); take --format nifti") from error

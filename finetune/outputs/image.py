@@ -9,8 +9,8 @@ from PIL import Image
 from scanforge.configs.files import write_whole
 
 
-def write_labels(target: Path, labels: npt.NDArray[np.uint8]) -> None:
-    """A label map (1, H, W) as 8-bit grey: the pixel's value is its label."""
+def write_labels(target: Path, labels: npt.NDArray[np.integer]) -> None:
+    """A label map (1, H, W) as grey of its 8 or 16 bits: the pixel's value is its label."""
     write_whole(target, lambda part: Image.fromarray(labels[0]).save(part, format="PNG"))
 
 

@@ -21,10 +21,11 @@ _GEOMETRY = (
 _FULL = 65535  # what a probability of 1 is stored as
 
 
-def write_labels(target: Path, labels: npt.NDArray[np.uint8], scan: Scan, source: Path | None) -> None:
-    """A label map (D, H, W). `source`: the NIfTI file that the scan was read from, whose geometry is kept as it is."""
-    header = _header(labels.shape, np.dtype(np.uint8), scan, source)
-    _write(target, header, iter(labels))
+def write_labels(target: Path, labels: npt.NDArray[np.integer], scan: Scan, source: Path | None) -> None:
+    """A label map (D, H, W) of any integers. `source`: the NIfTI file that the scan was read from, whose geometry is
+    kept as it is."""
+    kind = labels.dtype.newbyteorder("<")
+    _write(target, _header(labels.shape, kind, scan, source), (plane.astype(kind, copy=False) for plane in labels))
 
 
 def write_fractions(target: Path, values: npt.NDArray[np.floating], scan: Scan, source: Path | None) -> None:

@@ -15,6 +15,7 @@ from scanforge.configs.files import write_json, write_whole
 from scanforge.configs.text import printable
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.outputs.boxes import CONVENTIONS
+from scanforge.finetune.volumes import voxel_mm3
 
 Row = dict[str, Any]
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # also of full width, which some take for the same
@@ -123,10 +124,10 @@ def _columns(rows: Sequence[Row], first: Sequence[str]) -> list[str]:
 
 
 def volumes_of(labels: npt.NDArray[np.uint8], scan: Scan, classes: Sequence[str]) -> Row:
-    """Voxels of each class, and millilitres where the scan lies in the world."""
+    """Voxels of each class, and millilitres, of six digits, where the scan lies in the world."""
     counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:]
     row: Row = {}
     for name, count in zip(classes, counts, strict=True):
         row[f"{name} voxels"] = int(count)
-        row[f"{name} ml"] = "" if scan.affine is None else round(float(count * np.prod(scan.spacing)) / 1000, 4)
+        row[f"{name} ml"] = "" if scan.affine is None else float(f"{count * voxel_mm3(scan) / 1000:.6g}")
     return row

@@ -95,19 +95,21 @@ class Writer:
                 if self.options.format == "dicom-seg":
                     raise
                 self.tell(f"{item.shown}: {self._plain(scan)} and no DICOM-SEG: {error}")
-        if self._plain(scan) == "PNG":
-            return self._put(item, scan, ".png", lambda target: image.write_labels(target, made.labels))
+        numbers = self.adapter.spec.labels.decode(made.labels)
+        if self._plain(scan) == "PNG" and numbers.dtype.itemsize <= 2 and numbers.dtype.kind == "u":
+            return self._put(item, scan, ".png", lambda target: image.write_labels(target, numbers))
         own = _own_file(item)
-        return self._put(item, scan, ".nii.gz", lambda target: nifti.write_labels(target, made.labels, scan, own))
+        return self._put(item, scan, ".nii.gz", lambda target: nifti.write_labels(target, numbers, scan, own))
 
     def _dicom_seg(self, made: Segmented, item: Item, scan: Scan) -> Path:
         from scanforge.finetune.outputs import dicom_seg  # highdicom takes a second to import
         from scanforge.finetune.outputs.maker import Maker
 
         maker, classes = Maker(self.serial, "segmentation"), self.adapter.spec.classes
+        written = self.adapter.spec.labels.written
         return self._put(
             item, scan, ".dcm",
-            lambda target: dicom_seg.write_labels(target, made.labels, scan, item.source, classes, maker),
+            lambda target: dicom_seg.write_labels(target, made.labels, scan, item.source, classes, maker, written),
         )  # fmt: skip
 
     def _plain(self, scan: Scan) -> str:

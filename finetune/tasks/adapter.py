@@ -22,6 +22,7 @@ from scanforge.finetune.boxes.plan import DetectionPlan
 from scanforge.finetune.channels import hide_channels, read_channels, stacked
 from scanforge.finetune.config import AugmentationConfig, InferenceConfig, Task, ValidationConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.label_values import LabelValues, consecutive
 from scanforge.finetune.data.looks import Profile
 from scanforge.finetune.inference.postprocess import ClassRule, Held
 from scanforge.finetune.metrics.intervals import Statistic
@@ -30,7 +31,7 @@ from scanforge.finetune.plan import Plan
 from scanforge.finetune.training.losses import LossConfig
 from scanforge.finetune.training.recipes import Head, ProbeConfig
 from scanforge.finetune.training.sampling import extract, still_window, vary_intensity
-from scanforge.finetune.volumes import Shape, Spacing, prepared, refuse_grid, resize
+from scanforge.finetune.volumes import Shape, Spacing, prepared, refuse_grid, resize, voxel_mm3
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
@@ -51,6 +52,7 @@ class Spec(Config):
     kind: Literal["finetuned"] = "finetuned"
     task: Task
     classes: list[str]
+    values: LabelValues | None = None  # of label maps and of predictions; None: the classes are 1..n
     channels: list[str] = ["image"]  # names of the input channels, in order
     modality: str  # of the first channel, and of all unless `modalities` says more
     modalities: list[str] = []  # of each channel, where they differ
@@ -72,6 +74,11 @@ class Spec(Config):
     postprocess: list[ClassRule] = []  # segmentation: by class, from the held-back cases
     trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps
 
+    @property
+    def labels(self) -> LabelValues:
+        """`values`, or that the classes are 1..n."""
+        return self.values or consecutive(len(self.classes))
+
 
 @dataclass
 class Sample(Generic[TargetT]):
@@ -85,6 +92,7 @@ class Sample(Generic[TargetT]):
     target: TargetT | None  # at the plan's grid
     truth: TargetT | None  # at the file's grid
     present: Tensor | None = None  # (C,) bool: which channels the case has; None: all
+    voxel_mm3: float = 1.0  # of the file
     features: Tensor | None = None  # (F, d, h, w) the deepest ones of a frozen encoder, where they are known already
 
 
@@ -206,7 +214,8 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
         image, fill = self.prepare(given)
         present = torch.tensor([scan is not None for scan in given])
         hidden = None if present.all() else present
-        return Sample(image, fill, (d, h, w), first.spacing, first.orientation, None, None, hidden)
+        volume = voxel_mm3(first)
+        return Sample(image, fill, (d, h, w), first.spacing, first.orientation, None, None, hidden, volume)
 
     def read(self, case: Case) -> tuple[Scan, Sample[TargetT]]:
         """The scan whose grid is the case's, and its sample, still without target; UserError names the source."""

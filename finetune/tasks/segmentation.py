@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from scanforge.backbones.protocol import Encoder
-from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import Scan
 from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
 from scanforge.finetune.data.cases import Case
+from scanforge.finetune.data.label_values import IGNORE
 from scanforge.finetune.heads.segmentation import SegmentationModel
 from scanforge.finetune.inference.calibration import drawn_spots, temperature_by
 from scanforge.finetune.inference.postprocess import Held, apply, choose
@@ -48,13 +48,11 @@ class Segmentation(Adapter[Labels, Segmented]):
         return target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
 
     def load(self, case: Case) -> Sample[Labels]:
-        """UserError where the label map does not lie on the image or has a label without a name."""
+        """UserError where the label map does not lie on the image or has a value that is of no class."""
         scan, sample = self.read(case)
         assert case.target is not None
         assert not isinstance(case.target, int | float | tuple)
-        sample.truth = read_labels(case.target, scan)
-        if int(sample.truth.max()) > len(self.spec.classes):
-            raise UserError(f"{case.target}: label {sample.truth.max()}, but classes are {self.spec.classes}")
+        sample.truth = read_labels(case.target, scan, self.spec.labels)
         d, h, w = sample.image.shape[1:]
         sample.target = resize_labels(sample.truth, (d, h, w))
         return sample
@@ -78,17 +76,21 @@ class Segmentation(Adapter[Labels, Segmented]):
         return self.varied(torch.stack(images), samples, rng, config), torch.stack(labels).long()
 
     def _centre(self, labels: Labels, rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
-        """The middle of a patch: on a voxel of a random present class, or anywhere the patch stays inside."""
+        """The middle of a patch: on a voxel of a random present class, or anywhere the patch stays inside, of a scan
+        that is labelled in part on a voxel that somebody has looked at."""
         half = np.array(self.spec.plan.patch) / 2
         shape = np.array(labels.shape)
         low, high = np.minimum(half, shape / 2), np.maximum(shape - half, shape / 2)
-        centre = rng.uniform(low, high)
+        centre, spots = rng.uniform(low, high), np.zeros(0, np.intp)
         if rng.random() < fore:
             present = [k for k in range(1, len(self.spec.classes) + 1) if (labels == k).any()]
             if present:
                 spots = np.flatnonzero(labels == rng.choice(present))
-                spot = np.array(np.unravel_index(rng.choice(spots), labels.shape)) + 0.5
-                centre = np.clip(spot, low, high)
+        if not len(spots) and self.spec.labels.ignores and (labels == IGNORE).any():
+            spots = np.flatnonzero(labels != IGNORE)
+        if len(spots):
+            spot = np.array(np.unravel_index(rng.choice(spots), labels.shape)) + 0.5
+            centre = np.clip(spot, low, high)
         # On the voxel grid where the patch's own centre is, so that unturned patches are not blurred.
         return np.floor(centre) + (half % 1)
 
@@ -96,14 +98,15 @@ class Segmentation(Adapter[Labels, Segmented]):
         """Weights of background and classes by their voxels, as `loss.class_weights` says."""
         n_labels = len(self.spec.classes) + 1
         counts = sum(np.bincount(s.target.ravel(), minlength=n_labels) for s in samples if s.target is not None)
-        weights = class_weights(np.asarray(counts).tolist(), self.spec.loss.class_weights)
+        weights = class_weights(np.asarray(counts)[:n_labels].tolist(), self.spec.loss.class_weights)
         return self.spec.model_copy(update={"class_weights": weights})
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
         """Dice and the configured term at every resolution of the decoder."""
         weights = self.spec.class_weights
         weight = None if weights is None else torch.tensor(weights, device=images.device)
-        return deep_supervision(model(images), targets, self.spec.loss, weight)
+        ignored = IGNORE if self.spec.labels.ignores else None
+        return deep_supervision(model(images), targets, self.spec.loss, weight, ignored)
 
     @property
     def tolerance(self) -> float:
@@ -114,8 +117,16 @@ class Segmentation(Adapter[Labels, Segmented]):
     def held(self, sample: Sample[Labels], prediction: Segmented) -> list[Held]:
         """Prediction and truth at the file's grid."""
         assert sample.truth is not None
-        voxel, known = float(np.prod(sample.spacing)), _labels_at_spots(sample.truth, prediction)
-        return [Held(prediction.labels, sample.truth, voxel, prediction.at_spots, known)]
+        known = _labels_at_spots(sample.truth, prediction)
+        found, truth = self._looked_at(prediction.labels, sample.truth)
+        return [Held(found, truth, sample.voxel_mm3, prediction.at_spots, known)]
+
+    def _looked_at(self, found: Labels, truth: Labels) -> tuple[Labels, Labels]:
+        """Prediction and truth with the background in both where nobody has looked."""
+        if not self.spec.labels.ignores:
+            return found, truth
+        out = truth == IGNORE
+        return np.where(out, 0, found).astype(np.uint8), np.where(out, 0, truth).astype(np.uint8)
 
     def settled(self, held: Validation, config: ValidationConfig) -> Spec:
         """Which components are removed after prediction, and the temperature of the voxels' probabilities."""
@@ -130,7 +141,9 @@ class Segmentation(Adapter[Labels, Segmented]):
 
     def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Segmented:
         """Label map at the file's grid; where the truth is known also probabilities of some voxels around it."""
-        spots = None if sample.truth is None else drawn_spots(sample.truth, SPOTS)
+        spots = None if sample.truth is None else drawn_spots(self._looked_at(sample.truth, sample.truth)[1], SPOTS)
+        if spots is not None and sample.truth is not None:
+            spots = spots[sample.truth[tuple(spots.T)] != IGNORE]
         return self.segment(members, sample, device, Wanted(spots=spots))
 
     def segment(
@@ -146,7 +159,7 @@ class Segmentation(Adapter[Labels, Segmented]):
         tiling = Tiling(self.spec.plan.patch, self.spec.inference.overlap, self.mirrors(), batch)
         temperature = self.spec.temperature
         made = segment_volume(members, sample.image, sample.fill, sample.shape, tiling, device, temperature, wanted)
-        return replace(made, labels=apply(made.labels, self.spec.postprocess, float(np.prod(sample.spacing))))
+        return replace(made, labels=apply(made.labels, self.spec.postprocess, sample.voxel_mm3))
 
     def relabelled(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Sample[Labels]:
         """The label map that the models give the scan; its truth stays unread."""
@@ -155,12 +168,13 @@ class Segmentation(Adapter[Labels, Segmented]):
 
     def record(self, case: Case, sample: Sample[Labels], prediction: Segmented) -> Record:
         """Dice, NSD and HD95 (mm) of each class at the file's grid, None where undefined; score: the mean Dice.
-        reliability: of voxels around the truth, see `metrics.reliability`."""
+        reliability: of voxels around the truth, see `metrics.reliability`. Where nobody has looked, nothing counts."""
         assert sample.truth is not None
-        n_classes, labels = len(self.spec.classes), prediction.labels
-        surface = surface_scores(labels, sample.truth, n_classes, sample.spacing, self.tolerance)
+        n_classes = len(self.spec.classes)
+        labels, truth = self._looked_at(prediction.labels, sample.truth)
+        surface = surface_scores(labels, truth, n_classes, sample.spacing, self.tolerance)
         values = {
-            "dice": dice(labels, sample.truth, n_classes),
+            "dice": dice(labels, truth, n_classes),
             "nsd": [scores.nsd for scores in surface],
             "hd95": [scores.hd95 for scores in surface],
         }
@@ -185,13 +199,13 @@ class Segmentation(Adapter[Labels, Segmented]):
     def picture(self, sample: Sample[Labels], prediction: Segmented) -> Picture:
         """The slice with the most wrong voxels, or with the most labelled ones where none is wrong."""
         assert sample.truth is not None
-        found = prediction.labels
-        axis = int(np.argmin(sample.truth.shape))
+        found, truth = self._looked_at(prediction.labels, sample.truth)
+        axis = int(np.argmin(truth.shape))
         others = tuple(a for a in range(3) if a != axis)
-        wrong, labelled = (sample.truth != found).sum(others), (sample.truth > 0).sum(others)
+        wrong, labelled = (truth != found).sum(others), (truth > 0).sum(others)
         index = int((wrong + labelled / (1 + labelled.max())).argmax())
         image = resize(sample.image[:1].numpy(), sample.shape)[0]
-        parts = {"image": image.astype(np.float16), "truth": sample.truth, "prediction": found}
+        parts = {"image": image.astype(np.float16), "truth": truth, "prediction": found}
         return {name: upright(np.take(part, index, axis), sample.orientation, axis) for name, part in parts.items()}
 
 

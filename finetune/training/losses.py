@@ -76,13 +76,17 @@ def class_weights(counts: Sequence[int], rule: str | list[float], beta: float = 
     return [float(weight) for weight in scaled]
 
 
-def soft_dice(logits: Tensor, labels: Tensor, over: str = "batch") -> Tensor:
+def soft_dice(logits: Tensor, labels: Tensor, over: str = "batch", ignored: int | None = None) -> Tensor:
     """1 - mean soft Dice of the foreground classes (Milletari 2016, without squares).
 
-    logits (B, K, D, H, W), labels (B, D, H, W) integers. Sums run over the batch too ('batch'): a class absent from
-    one patch of a small batch then does not pull the loss about. 'sample': each sample's own Dice, then the mean.
+    logits (B, K, D, H, W), labels (B, D, H, W) integers; voxels of the label `ignored` are in no sum. Sums run over the
+    batch too ('batch'): a class absent from one patch of a small batch then does not pull the loss about. 'sample':
+    each sample's own Dice, then the mean.
     """
     probabilities = _exact(logits).softmax(1)[:, 1:]
+    if ignored is not None:
+        known = labels != ignored
+        probabilities, labels = probabilities * known[:, None], labels * known
     truth = F.one_hot(labels.long(), logits.shape[1]).movedim(-1, 1)[:, 1:].to(probabilities.dtype)
     axes = (0, 2, 3, 4) if over == "batch" else (2, 3, 4)
     both = (probabilities * truth).sum(axes)
@@ -121,16 +125,35 @@ def class_loss(logits: Tensor, labels: Tensor, config: LossConfig, weight: Tenso
     return F.cross_entropy(exact, labels.long(), weight, label_smoothing=config.label_smoothing)
 
 
-def dice_ce(logits: Tensor, labels: Tensor, config: LossConfig | None = None, weight: Tensor | None = None) -> Tensor:
+def dice_ce(
+    logits: Tensor,
+    labels: Tensor,
+    config: LossConfig | None = None,
+    weight: Tensor | None = None,
+    ignored: int | None = None,
+) -> Tensor:
     """Soft Dice plus cross-entropy, equal parts (Isensee et al. 2021), or what `config` says in their place. Weights
-    act on the second: Dice weighs the classes evenly by itself."""
+    act on the second: Dice weighs the classes evenly by itself. Voxels of the label `ignored` are in neither."""
     config = config or LossConfig()
-    loss = class_loss(logits, labels, config, weight)
-    return loss + config.dice * soft_dice(logits, labels, config.dice_over) if config.dice else loss
+    voxels, known = _looked_at(logits, labels, ignored)
+    loss = class_loss(voxels, known, config, weight) if known.numel() else voxels.sum()  # 0, with a gradient of 0
+    return loss + config.dice * soft_dice(logits, labels, config.dice_over, ignored) if config.dice else loss
+
+
+def _looked_at(logits: Tensor, labels: Tensor, ignored: int | None) -> tuple[Tensor, Tensor]:
+    """Of maps (B, K, ...) and (B, ...) the voxels (N, K), (N,) whose label is not `ignored`; all where it is None."""
+    if ignored is None:
+        return logits, labels
+    known = labels != ignored
+    return logits.movedim(1, -1)[known], labels[known]
 
 
 def deep_supervision(
-    outputs: Sequence[Tensor], labels: Tensor, config: LossConfig | None = None, weight: Tensor | None = None
+    outputs: Sequence[Tensor],
+    labels: Tensor,
+    config: LossConfig | None = None,
+    weight: Tensor | None = None,
+    ignored: int | None = None,
 ) -> Tensor:
     """`dice_ce` at each resolution, weights 1/2^i normalised, the coarsest 0 where there are several (nnU-Net)."""
     weights = [0.5**i for i in range(len(outputs))]
@@ -140,7 +163,7 @@ def deep_supervision(
     for share, logits in zip(weights, outputs, strict=True):
         if share:
             coarse = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
-            total = total + share / sum(weights) * dice_ce(logits, coarse, config, weight)
+            total = total + share / sum(weights) * dice_ce(logits, coarse, config, weight, ignored)
     return total
 
 

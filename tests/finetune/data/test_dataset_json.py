@@ -9,6 +9,8 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
 from scanforge.finetune.config import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
 from scanforge.finetune.data import discover
+from scanforge.finetune.data.check import check_cases
+from scanforge.finetune.data.label_values import IGNORE
 from scanforge.finetune.volumes import read_labels
 
 
@@ -41,7 +43,8 @@ def found(path, task=None, **others):
 def test_nnunet_describes_itself(nnunet, given):
     where = {"path": str(nnunet / "dataset.json")} if given == "file" else {given: str(nnunet)}
     cases = discover(LabelledData.model_validate(where), SegmentationTask())
-    assert cases.classes == ["organ", "label 2", "tumour"]
+    assert cases.classes == ["organ", "tumour"]
+    assert cases.cases[0].stated.values == {1: "organ", 3: "tumour"}
     assert (cases.channels, cases.modalities) == (["T1", "CT"], ["mr", "ct"])
     assert sorted(cases.names.values()) == ["imagesTr/a", "imagesTr/b", "imagesTr/c", "imagesTs/z"]
     assert sorted(cases.official.values()) == ["test", "train", "train", "train"]
@@ -97,12 +100,12 @@ def test_missing_channels_are_counted_or_allowed(nnunet):
 @pytest.mark.parametrize(
     ("others", "classes"),
     [
-        ({"labels": {"background": "0", "organ": "1", "tumour": "3"}}, ["organ", "label 2", "tumour"]),
-        ({"labels": {"background": 0, "organ": [1], "tumour": 3.0}}, ["organ", "label 2", "tumour"]),
+        ({"labels": {"background": "0", "organ": "1", "tumour": "3"}}, ["organ", "tumour"]),
+        ({"labels": {"background": 0, "organ": [1], "tumour": 3.0}}, ["organ", "tumour"]),
         ({"labels": {"0": "background", "1": "organ"}}, ["organ"]),
-        ({"file_ending": ".NII.GZ"}, ["organ", "label 2", "tumour"]),
-        ({"file_ending": "nii.gz"}, ["organ", "label 2", "tumour"]),
-        ({"channel_names": ["T1", "CT"]}, ["organ", "label 2", "tumour"]),
+        ({"file_ending": ".NII.GZ"}, ["organ", "tumour"]),
+        ({"file_ending": "nii.gz"}, ["organ", "tumour"]),
+        ({"channel_names": ["T1", "CT"]}, ["organ", "tumour"]),
     ],
 )
 def test_what_has_one_reading_only(nnunet, others, classes):
@@ -139,7 +142,6 @@ def test_pairs_of_several_images_and_without_a_mask(nnunet):
         ({"channel_names": {"0": "T1", "2": "CT"}}, "must be numbered from 0 on"),
         ({"file_ending": ".mha"}, r"no scan has its file_ending '\.mha'; there are: \.nii\.gz"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "'whole' is a region of several labels"),
-        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "label 'ignore'"),
         ({"channel_names": {"first": "T1"}}, "channels must be numbered"),
         ({"channel_names": {"0": "T1"}}, "is channel 1, but dataset.json names 1"),
         ({"channel_names": {"0": "noise", "1": "CT"}}, "nothing tells the modality of the channel 'noise'"),
@@ -149,6 +151,37 @@ def test_pairs_of_several_images_and_without_a_mask(nnunet):
 def test_what_is_not_supported_is_said(nnunet, others, message):
     with pytest.raises(UserError, match=message):
         found(describe(nnunet, **others))
+
+
+@pytest.mark.parametrize("task", [{}, {"classes": ["organ"]}, {"values": {1: "organ"}}])
+def test_the_ignore_label_is_left_out(nnunet, save, cube, task):
+    describe(nnunet, labels={"background": 0, "organ": 1, "ignore": 2})
+    for path in (nnunet / "labelsTr").iterdir():
+        labels = cube(0, True)
+        labels[5:] = 2
+        save(path, labels)
+    cases = found(nnunet, SegmentationTask(**task))
+    assert cases.classes == ["organ"]
+    assert cases.cases[0].stated.ignored == (2,)
+    checked = check_cases(cases.cases, SegmentationTask(**task), cases.classes)
+    assert (checked.classes, checked.ignored) == (["organ"], 3)
+    scan = cases.cases[0].image.read()
+    assert np.unique(read_labels(cases.cases[0].target, scan, checked.values)).tolist() == [0, 1, IGNORE]
+    with pytest.raises(UserError, match="label 'ignore': a detection looks at whole scans"):
+        found(nnunet, DetectionTask())
+
+
+def test_two_values_of_one_name_are_one_class(nnunet, save, cube):
+    describe(nnunet, labels={"0": "background", "1": "kidney", "2": "kidney", "4": "cyst"})
+    for path in [*(nnunet / "labelsTr").iterdir(), *(nnunet / "labelsTs").iterdir()]:
+        save(path, cube(0, True) * 2)
+    cases = found(nnunet)
+    checked = check_cases(cases.cases, SegmentationTask(), cases.classes)
+    assert (checked.classes, checked.values.written) == (["kidney", "cyst"], [1, 4])
+    assert [*checked.voxels.values()] == [[18, 0]] * 4
+    save(next((nnunet / "labelsTr").iterdir()), cube(0, True) * 3)
+    with pytest.raises(UserError, match=r"label 3, but classes are \['kidney', 'cyst'\] with the values 1, 2, 4"):
+        check_cases(cases.cases, SegmentationTask(), cases.classes)
 
 
 def test_classes_given_by_hand_override_regions(nnunet):

@@ -48,8 +48,8 @@ def above(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.json").write_text("{}")
 
-    def run(value, inputs, out, spacing=(1.0, 1.0, 1.0), patch=(8, 12, 10), **options):
-        adapter = adapter_for(spec_of(SegmentationTask(), spacing, patch))
+    def run(value, inputs, out, spacing=(1.0, 1.0, 1.0), patch=(8, 12, 10), values=None, **options):
+        adapter = adapter_for(spec_of(SegmentationTask(), spacing, patch, values=values))
         monkeypatch.setattr(
             "scanforge.finetune.inference.prediction.load_model", lambda path: (adapter, [Above(value)])
         )

@@ -187,3 +187,46 @@ def test_options_that_a_task_does_not_read_are_refused():
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValidationError):
         LossConfig.model_validate(options)
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "focal", "dual_focal"])
+@pytest.mark.parametrize("over", ["batch", "sample"])
+def test_ignored_voxels_are_in_no_loss(term, over):
+    """The loss of the others alone, whatever the network says of them, and no gradient there."""
+    logits, labels = drawn()
+    ignored = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    labels[ignored] = 255
+    config = LossConfig(term=term, dice_over=over)
+    logits.requires_grad_()
+    loss = dice_ce(logits, labels, config, WEIGHT, 255)
+    loss.backward()
+    assert (logits.grad.movedim(1, -1)[ignored] == 0).all()
+    assert (logits.grad.movedim(1, -1)[~ignored] != 0).all()
+    other = logits.detach().movedim(1, -1).clone()
+    other[ignored] = 50 * torch.randn_like(other[ignored])
+    assert dice_ce(other.movedim(-1, 1), labels, config, WEIGHT, 255).item() == pytest.approx(loss.item(), rel=1e-12)
+    known = logits.detach().movedim(1, -1)[~ignored]
+    plain = class_loss(known, labels[~ignored], config, WEIGHT)
+    probabilities, truth = known.softmax(1), torch.nn.functional.one_hot(labels[~ignored], 3)
+    if over == "batch":
+        both, total = (probabilities * truth).sum(0)[1:], (probabilities + truth).sum(0)[1:]
+        overlap = 1 - ((2 * both + 1e-5) / (total + 1e-5)).mean()
+        assert loss.item() == pytest.approx((plain + overlap).item(), rel=1e-12)
+
+
+def test_a_patch_that_nobody_looked_at_teaches_nothing():
+    logits, labels = drawn()
+    logits.requires_grad_()
+    loss = deep_supervision([logits, logits[..., ::2]], labels * 0 + 255, LossConfig(dice=0.0), None, 255)
+    loss.backward()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()
+    assert torch.isfinite(deep_supervision([logits], labels * 0 + 255, LossConfig(), WEIGHT, 255))
+
+
+def test_without_an_ignored_voxel_nothing_changes():
+    logits, labels = drawn()
+    outputs = [logits, logits[..., ::2], logits[..., :1]]
+    assert deep_supervision(outputs, labels, LossConfig(), WEIGHT, 255).item() == pytest.approx(
+        deep_supervision(outputs, labels, LossConfig(), WEIGHT).item(), rel=1e-12
+    )
