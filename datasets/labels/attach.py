@@ -78,12 +78,12 @@ def as_mask(scan: Scan) -> Mask:
 
 def _stored(scan: Scan) -> tuple[Mask, Greys]:
     numbers, cut, lossy, _ = raw_of(scan)
-    if lossy and not (cut or is_white(numbers) or not numbers.any()):
+    white = is_image(scan) and is_white(numbers)
+    if lossy and not white and numbers.any():
         raise ReadError("mask: JPEG has changed its values, and they are not clearly two; save masks as PNG")
-    if is_image(scan) and not is_white(numbers) and are_greys(numbers):
+    if is_image(scan) and not white and are_greys(numbers):
         raise ReadError(f"mask: greys from {numbers.min()} to {numbers.max()} that are no regions: no label map")
-    mask = whole_numbers(numbers, is_image(scan))
-    return mask, "cut" if cut else "white" if mask.any() and mask.max() < numbers.max() else ""
+    return whole_numbers(numbers, white), "cut" if cut else "white" if white else ""
 
 
 def _without_ignored(mask: Mask, names: dict[int, str]) -> Mask:
