@@ -37,17 +37,22 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return path
 
 
-@pytest.fixture
-def fixed_key(site_key_file: Path) -> Callable[[str], Path]:
-    """`fixed_key(text)`: a site key that is the same each time, where a test depends on who is tested on."""
+@pytest.fixture(scope="session")
+def write_key() -> Callable[[Path, str], Path]:
+    """`write_key(path, text)`: a site key that is the same each time for the same text."""
 
-    def make(text: str) -> Path:
-        path = site_key_file.with_name(f"{text}.key")
+    def write(path: Path, text: str) -> Path:
         path.touch(0o600)
         path.write_text(hashlib.sha256(text.encode()).hexdigest())
         return path
 
-    return make
+    return write
+
+
+@pytest.fixture
+def fixed_key(site_key_file: Path, write_key: Callable[[Path, str], Path]) -> Callable[[str], Path]:
+    """`fixed_key(text)`: a site key that is the same each time, where a test depends on who is tested on."""
+    return lambda text: write_key(site_key_file.with_name(f"{text}.key"), text)
 
 
 @pytest.fixture(scope="session")

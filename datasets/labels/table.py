@@ -61,11 +61,10 @@ def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None 
     chosen = chosen or Columns()
     columns, rows = _as_named(path, chosen)
     id_column = _chosen_id(path, columns, chosen)
+    boxed = None if chosen.classes else find_box_columns(path, columns)
+    label = chosen.box_class or column_named(columns, "label")
     if chosen.classes == ():
         boxed, label = wanted_boxes(path, columns, id_column, chosen.box_class)
-    else:
-        boxed = None if chosen.classes else find_box_columns(path, columns)
-        label = chosen.box_class or column_named(columns, "label")
     special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
     mistakes = Mistakes(str(path)) if kept is None else kept
     scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)

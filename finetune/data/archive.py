@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
@@ -83,12 +82,15 @@ class ArrayItem:
 
 
 def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
-    """Every entry of an .npz, those without a label too; UserError where it is damaged, or an image has several labels,
-    of which none is chosen."""
+    """Every entry of an .npz, those without a label too.
+
+    UserError where it is damaged, or an image has several labels of which none is chosen.
+    """
     if data.labels:
         raise UserError(f"{path} holds its labels itself: leave out data.labels")
     key, identity = site_key(data.key_file), path.name
-    found, known = Gathered([]), []
+    found = Gathered([])
+    known: list[dict[str, str | float]] = []
     _refuse_other_sides(path)
     try:
         for position, scan in enumerate(scans_of(file_source(path.parent, path.name))):
@@ -117,7 +119,7 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
     return found
 
 
-def _column(path: Path, known: Sequence[dict[str, Any]], task: ClassificationTask | RegressionTask) -> str:
+def _column(path: Path, known: Sequence[dict[str, str | float]], task: ClassificationTask | RegressionTask) -> str:
     """Which of the labels of the images the task asks for; an image whose label is NaN has none."""
     names = sorted({name for each in known for name in each}, key=lambda name: (len(name), name))
     if not names:

@@ -32,7 +32,9 @@ def about_modalities(found: Entries, channels: Sequence[str]) -> list[str]:
 def refuse_patients_twice(path: Path, found: Entries, patient: str | None, mistakes: Mistakes) -> None:
     """Keeps a mistake where one number is written in two ways ('1' and '01'): one patient would be on both sides."""
     written: dict[float, dict[str, str]] = defaultdict(dict)
-    for entry in found.entries if patient is not None else ():
+    if patient is None:
+        return
+    for entry in found.entries:
         text = _text(entry.cells.get(patient))
         if (number := number_of(text)) is not None:
             written[number].setdefault(text, entry.where)

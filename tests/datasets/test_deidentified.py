@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,11 +140,9 @@ def files_below(root: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def key_file(tmp_path_factory: pytest.TempPathFactory, write_key: Callable[[Path, str], Path]) -> Path:
     """Always the same: hashes that change hold other short strings by chance."""
-    path = tmp_path_factory.mktemp("key") / "site.key"
-    path.write_text("5c" * 32 + "\n")
-    return path
+    return write_key(tmp_path_factory.mktemp("key") / "site.key", "archive")
 
 
 def test_a_real_archive_leaves_no_trace(real_data: Path, key_file: Path, tmp_path: Path) -> None:

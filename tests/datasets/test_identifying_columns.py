@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,13 @@ SECRETS = {value for values in COLUMNS.values() for value in values}
 
 
 @pytest.fixture(scope="module")
-def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scans(tmp_path_factory: pytest.TempPathFactory, write_key: Callable[[Path, str], Path]) -> Path:
     root = tmp_path_factory.mktemp("scans")
     (root / "in").mkdir()
     rng = np.random.default_rng(0)
     for number in range(ROWS):
         Image.fromarray(rng.integers(0, 255, (24, 30)).astype(np.uint8)).save(root / "in" / f"s{number:02d}.png")
-    (root / "site.key").write_text("5c" * 32)
-    (root / "site.key").chmod(0o600)
+    write_key(root / "site.key", "columns")
     return root
 
 

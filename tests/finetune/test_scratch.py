@@ -27,7 +27,7 @@ predict(Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), "cpu")
 
 
 @pytest.fixture
-def ward(tmp_path, dicom):
+def ward(tmp_path, dicom, write_key):
     """Six series of as many patients, a class of each."""
     rows = ["id,class"]
     for number in range(6):
@@ -38,8 +38,7 @@ def ward(tmp_path, dicom):
         )  # fmt: skip
         rows.append(f"s{number},{'ab'[number % 2]}")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
-    (tmp_path / "site.key").write_text("11" * 32 + "\n")  # with it, a patient of each class is trained and tested on
-    (tmp_path / "site.key").chmod(0o600)
+    write_key(tmp_path / "site.key", "summer")  # with it, a patient of each class is trained and tested on
     return tmp_path
 
 

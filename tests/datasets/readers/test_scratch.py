@@ -145,10 +145,9 @@ def telling(root: Path) -> list[str]:
 
 
 def test_a_build_killed_while_it_converts_leaves_no_header_for_longer_than_to_the_next_start(
-    tmp_path: Path, stalled: Path, dicom: SimpleNamespace
+    tmp_path: Path, stalled: Path, dicom: SimpleNamespace, write_key: Callable[[Path, str], Path]
 ) -> None:
-    (tmp_path / "site.key").write_text("5c" * 32)
-    (tmp_path / "site.key").chmod(0o600)
+    write_key(tmp_path / "site.key", "scratch")
     dicom.slices(tmp_path / "in", [(0.0, 0.0, 2.0 * k) for k in range(4)])
     copied = "out/.partial/.scratch-*/out/000003.dcm"
     killed_while_it_converts(BUILD, tmp_path, stalled, lambda: bool(list(tmp_path.glob(copied))))

@@ -16,10 +16,8 @@ from scanforge.finetune.volumes import read_labels
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    path = tmp_path_factory.mktemp("key") / "site.key"
-    path.write_text("0c" * 32)
-    return path
+def site(tmp_path_factory, write_key):
+    return write_key(tmp_path_factory.mktemp("key") / "site.key", "shards")
 
 
 @pytest.fixture(scope="module")

@@ -69,17 +69,18 @@ def test_the_profile_is_of_the_pool_and_changes_no_result(made, study):
     assert digest(config, settled.spec, *parts) == digest(config, others, *parts)
 
 
-def test_a_header_that_says_another_modality_is_asked_about(study, dicom, tmp_path):
+def test_a_header_that_says_another_modality_is_asked_about(study, dicom, tmp_path, fixed_key):
+    key_file = fixed_key("summer")  # of each class a patient is trained and tested on
     for number in range(6):
         positions = [(0.0, 0.0, 2.0 * n) for n in range(4)]
         dicom.slices(
-            tmp_path / "images" / f"c{number}", positions, PatientID=f"P{number}", SeriesInstanceUID=f"1.2.3.{number}",
+            tmp_path / "images" / f"c{number}", positions, PatientID=f"K-{number}", SeriesInstanceUID=f"1.2.3.{number}",
             StudyInstanceUID=f"1.2.4.{number}",
         )  # fmt: skip
     (tmp_path / "labels.csv").write_text("id,class\n" + "".join(f"c{n},{'ab'[n % 2]}\n" for n in range(6)))
     config = study("classification", tmp_path, shots=["all"])
     told = LabelledData.model_validate(
-        {"images": tmp_path / "images", "labels": tmp_path / "labels.csv", "modality": "mr"}
+        {"images": tmp_path / "images", "labels": tmp_path / "labels.csv", "modality": "mr", "key_file": key_file}
     )
     with pytest.raises(UserError, match=r"0000\.dcm: its header says ct, data.modality says mr: set data.modality=ct"):
         prepare(config.model_copy(update={"data": told}))
