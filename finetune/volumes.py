@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 SPACING_TOLERANCE = 0.1  # a smaller difference is not worth the blur of an interpolation
 MAX_VOXELS = 2**30  # of a resampled channel; a scan that is as large at its own spacing stays what it is
-FEWEST = 3  # voxels along the longest axis of what is left of a scan
+FEWEST, MANY = 3, 16  # voxels along the longest axis: of what is left of a scan, where it had many
 
 
 def read_one(path: Path) -> Scan:
@@ -73,12 +73,12 @@ def prepared(
     """The normalised voxels (channels, D, H, W), and the value that padding gets."""
     voxels = scan.voxels
     if len(voxels) != channels:
-        if channels == 1:
+        if channels == 1 and len(voxels) == 3:  # colours; other numbers are measurements of several things
             voxels = voxels.astype(np.float32).mean(0, keepdims=True)
         elif len(voxels) == 1:
             voxels = np.repeat(voxels, channels, axis=0)
         else:
-            raise UserError(f"the scan has {len(voxels)} channels, the backbone takes {channels}")
+            raise UserError(f"the scan has {len(voxels)} channels, the model takes {channels}")
     stats = statistics(voxels)
     return normalise(voxels, modality, stats, intensity), background(modality, stats, intensity)
 
@@ -102,7 +102,7 @@ def refuse_grid(shape: Shape, spacing: Spacing, target: Shape) -> None:
             f"its voxels of {size} mm (D x H x W) would become a grid of {grid} at the plan's spacing; at most "
             f"{MAX_VOXELS:,} voxels are made: one of the two spacings is mistaken"
         )
-    if max(target) < FEWEST <= max(shape):
+    if max(target) < FEWEST and max(shape) >= MANY:
         raise UserError(
             f"its voxels of {size} mm (D x H x W) would become a grid of {grid} at the plan's spacing, in which "
             "nothing is left to see: one of the two spacings is mistaken"

@@ -12,6 +12,7 @@ from scanforge.datasets.readers.pair import Geometry, scans
 from scanforge.datasets.readers.scan import ReadError, Scan, Source
 
 _HEADER = 284  # bytes; the voxels follow
+_DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, MGHError)
 _GOOD_RAS = 28  # where the flag stands, a number of two bytes; nibabel fills in what it finds missing
 
 
@@ -29,7 +30,7 @@ def read_mgh(source: Source) -> Iterator[Scan]:
             header = MGHHeader(content, check=False)
             place = _geometry(header, content)
             yield from scans(stream, header, 0, place, path.stat().st_size)
-    except (*DAMAGE, MGHError, KeyError) as error:
+    except _DAMAGE as error:
         raise ReadError(f"not a readable MGH: {reason_of(error, path)}") from error
 
 

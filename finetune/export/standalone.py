@@ -66,7 +66,7 @@ def with_channels(voxels: NDArray, wanted: int) -> NDArray:
     """The mean of colours for a network of one channel, or the one channel repeated; ValueError otherwise."""
     if len(voxels) == wanted:
         return voxels
-    if wanted == 1:
+    if wanted == 1 and len(voxels) == 3:
         return voxels.astype(np.float32).mean(0, keepdims=True)
     if len(voxels) == 1:
         return np.repeat(voxels, wanted, axis=0)

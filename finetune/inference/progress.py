@@ -136,7 +136,7 @@ def _records(stream: IO[bytes], path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _replay(record: dict[str, Any], progress: Progress) -> None:
-    name = record.get("begin") or record.get("of") or record.get("done")
+    name = str(record.get("begin") or record.get("of") or record.get("done"))
     if "begin" in record:
         progress.begun[name] = progress.begun.get(name, 0) + 1
         progress.done.pop(name, None)

@@ -57,7 +57,7 @@ def hostile(root, dicom):
     header[40:48] = np.array([3, 30000, 30000, 30000], "<i2").tobytes()
     (root / "absurd.nii.gz").write_bytes(gzip.compress(bytes(header)))
     save(root / "metres.nii.gz", unit="meter")
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((20, 16, 18, 2), np.float32), isVector=True), root / "two.mha")
+    sitk.WriteImage(sitk.GetImageFromArray(noise(9, (20, 16, 18, 2)), isVector=True), root / "two.mha")
     (root / "text.nii.gz").write_text("not a scan")
     (root / "folder.nii.gz").mkdir()
     (root / "empty.nii.gz").write_bytes(b"")
@@ -69,7 +69,8 @@ def hostile(root, dicom):
     return {
         "dead.nii.gz": "cannot be opened", "pipe.nii.gz": "no regular file", "cut.nii.gz": "not a readable NIfTI",
         "absurd.nii.gz": "cannot hold the shape", "metres.nii.gz": "counts in metres",
-        "two.mha": "same value", "text.nii.gz": "does not begin with", "folder.nii.gz": "no scan in it",
+        "two.mha": "the scan has 2 channels, the model takes 1", "text.nii.gz": "does not begin with",
+        "folder.nii.gz": "no scan in it",
         "empty.nii.gz": "does not begin with", "nan.nii.gz": "NaN", "five.nii.gz": "5D array",
         "labels.nii.gz": "looks like a label map",
     }  # fmt: skip
