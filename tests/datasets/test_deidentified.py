@@ -142,7 +142,7 @@ def files_below(root: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory, write_key: Callable[[Path, str], Path]) -> Path:
     """Always the same: hashes that change hold other short strings by chance."""
-    return write_key(tmp_path_factory.mktemp("key") / "site.key", "archive")
+    return write_key(tmp_path_factory.mktemp("key") / "site.key", "real archive")
 
 
 def test_a_real_archive_leaves_no_trace(real_data: Path, key_file: Path, tmp_path: Path) -> None:
