@@ -64,7 +64,9 @@ class _Guarded:
 def guarded() -> Iterator[None]:
     """Until the context ends, nothing that this process prints, ours or a library's, commands the terminal."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (each if isinstance(each, _Guarded) else _Guarded(each) for each in before)
+    for name, stream in zip(("stdout", "stderr"), before, strict=True):
+        if stream is not None and not isinstance(stream, _Guarded):  # None: it was closed before the start
+            setattr(sys, name, _Guarded(stream))
     try:
         yield
     finally:
