@@ -89,22 +89,24 @@ def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) 
         if any(cells[len(names) :]):
             mistakes.add(f"{path}: line {number} has more cells ({len(cells)}) than the first line ({len(names)})")
     mistakes.tell()
-    columns = [
-        [cells[place] if place < len(cells) else "" for _, cells in lines] for place in range(len(names))
-    ]  # a line may be short of cells, or have blank ones behind
-    kept = [
-        place
-        for place, name in enumerate(names)
-        if not any(names[other] == name and columns[other] == columns[place] for other in range(place))
-        and (name or any(columns[place]))
-    ]
+    count = len(names)
+    padded = [cells[:count] if len(cells) >= count else cells + [""] * (count - len(cells)) for _, cells in lines]
+    kept = [place for place in range(count) if not _superfluous(names, place, padded)]
     unique = _told_apart([names[place] for place in kept])
     rows = []
-    for position, (number, _) in enumerate(lines):
-        row = Row((name, columns[place][position]) for name, place in zip(unique, kept, strict=True))
+    for (number, _), cells in zip(lines, padded, strict=True):
+        row = Row(zip(unique, cells if len(kept) == count else [cells[place] for place in kept], strict=True))
         row.line = number
         rows.append(row)
     return unique, rows
+
+
+def _superfluous(names: Sequence[str], place: int, lines: Sequence[Sequence[str]]) -> bool:
+    """Whether a column has neither name nor cells, or says what one of its name says before it."""
+    if not names[place] and not any(cells[place] for cells in lines):
+        return True
+    before = [other for other in range(place) if names[other] == names[place]]
+    return any(all(cells[other] == cells[place] for cells in lines) for other in before)
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
