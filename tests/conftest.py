@@ -37,12 +37,13 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return path
 
 
-@pytest.fixture
-def fixed_key(site_key_file: Path) -> Callable[[str], Path]:
-    """`fixed_key(text)`: a site key that is the same each time, where a test depends on who is tested on."""
+@pytest.fixture(scope="session")
+def fixed_key(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`fixed_key(text)`: a site key that is the same each time, where a test depends on the order or the split."""
+    folder = tmp_path_factory.mktemp("keys")
 
     def make(text: str) -> Path:
-        path = site_key_file.with_name(f"{text}.key")
+        path = folder / f"{text}.key"
         path.touch(0o600)
         path.write_text(hashlib.sha256(text.encode()).hexdigest())
         return path

@@ -1,12 +1,13 @@
 """Small labelled shards: blobs that are bright or dark by class, volumes with masks of two parts."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def labelled_shards(tmp_path_factory: pytest.TempPathFactory, fixed_key: Callable[[str], Path]) -> dict[str, Path]:
     """`images`: 40 images of 20 patients with classes; `volumes`: 16 volumes of 16 patients with masks and classes.
 
     Hashed with the same key.
@@ -43,8 +44,7 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
         nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), root / "masks" / f"v{i:02d}.nii.gz")
         rows.append(f"v{i:02d},same")
     (root / "volumes.csv").write_text("\n".join(rows) + "\n")
-    key = root / "site.key"
-    key.write_text("5a" * 32)  # which patients are tested on depends on it
+    key = fixed_key("probes")  # which patients are tested on depends on it
     images = BuildOptions(
         modality="us", workers=1, key_file=key, labels=[root / "images.csv"], patient_regex=r"(p\d\d)_"
     )
