@@ -1,5 +1,6 @@
 """Small labelled shards: blobs that are bright or dark by class, volumes with masks of two parts."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory, fixed_key: Callabl
         nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), root / "masks" / f"v{i:02d}.nii.gz")
         rows.append(f"v{i:02d},same")
     (root / "volumes.csv").write_text("\n".join(rows) + "\n")
-    key = fixed_key("probes")  # which patients are tested on depends on it
+    key = root / "site.key"
+    shutil.copy(fixed_key("probes"), key)  # which patients are tested on depends on it
     images = BuildOptions(
         modality="us", workers=1, key_file=key, labels=[root / "images.csv"], patient_regex=r"(p\d\d)_"
     )
