@@ -174,4 +174,4 @@ def sha256(file: Path | IO[bytes]) -> str:
     """Hex digest of a file's bytes: of the one at a path, or of an open one from its start."""
     with nullcontext(file) if not isinstance(file, Path) else file.open("rb") as stream:
         stream.seek(0)
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def unchanged(folder: Path) -> Iterator[None]:
 
 
 def _states(folder: Path) -> dict[str, tuple[int, ...]]:
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     with suppress(FileNotFoundError):
         for path in (folder, *folder.iterdir()):
             status = path.stat()

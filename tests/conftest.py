@@ -49,10 +49,13 @@ def write_key() -> Callable[[Path, str], Path]:
     return write
 
 
-@pytest.fixture
-def fixed_key(site_key_file: Path, write_key: Callable[[Path, str], Path]) -> Callable[[str], Path]:
-    """`fixed_key(text)`: a site key that is the same each time, where a test depends on who is tested on."""
-    return lambda text: write_key(site_key_file.with_name(f"{text}.key"), text)
+@pytest.fixture(scope="session")
+def fixed_key(
+    tmp_path_factory: pytest.TempPathFactory, write_key: Callable[[Path, str], Path]
+) -> Callable[[str], Path]:
+    """`fixed_key(text)`: a site key that is the same each time, where a test depends on the order or the split."""
+    folder = tmp_path_factory.mktemp("keys")
+    return lambda text: write_key(folder / f"{text}.key", text)
 
 
 @pytest.fixture(scope="session")

@@ -154,11 +154,9 @@ Builder = Callable[..., Built]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(fixed_key: Callable[[str], Path]) -> Path:
     """A key that never changes, and the order of the scans with it."""
-    key = tmp_path_factory.mktemp("key") / "site.key"
-    key.write_text("03" * 32)
-    return key
+    return fixed_key("duplicates")
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
-    key = tmp_path_factory.mktemp("key") / "site.key"
-    key.write_text("07" * 32)  # decides on the scans' order, and with it on which share a shard
+def settings(fixed_key: Callable[[str], Path]) -> BuildOptions:
+    key = fixed_key("finish")  # decides on the scans' order, and with it on which share a shard
     return BuildOptions(key_file=key, shard_mb=0.0008, workers=1)
 
 

@@ -62,10 +62,8 @@ def opened(folder: Path, key_file: Path, names: list[str]) -> Opened:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    key = tmp_path_factory.mktemp("key") / "site.key"
-    key.write_text("0b" * 32)
-    return key
+def site(fixed_key: Callable[[str], Path]) -> Path:
+    return fixed_key("labels")
 
 
 @pytest.fixture(scope="module")

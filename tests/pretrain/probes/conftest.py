@@ -1,12 +1,14 @@
 """Small labelled shards: blobs that are bright or dark by class, volumes with masks of two parts."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def labelled_shards(tmp_path_factory: pytest.TempPathFactory, fixed_key: Callable[[str], Path]) -> dict[str, Path]:
     """`images`: 40 images of 20 patients with classes; `volumes`: 16 volumes of 16 patients with masks and classes.
 
     Hashed with the same key.
@@ -44,7 +46,7 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
         rows.append(f"v{i:02d},same")
     (root / "volumes.csv").write_text("\n".join(rows) + "\n")
     key = root / "site.key"
-    key.write_text("5a" * 32)  # which patients are tested on depends on it
+    shutil.copy(fixed_key("probes"), key)  # which patients are tested on depends on it
     images = BuildOptions(
         modality="us",
         workers=1,
