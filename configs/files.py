@@ -9,12 +9,32 @@ from typing import Any
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it into place."""
+
+    def fill(part: Path) -> Path:
+        write(part)
+        return path
+
+    replace_whole(path, fill)
+
+
+def replace_whole(path: Path, write: Callable[[Path], Path]) -> Path:
+    """Let `write` fill a file beside `path`, then rename it to what `write` returned; gives that."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        write(part)
-        os.replace(part, path)
+        final = write(part)
+        os.replace(part, final)
     finally:
         part.unlink(missing_ok=True)
+    return final
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename then outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -235,6 +235,7 @@ class FinetuneConfig(Config):
     bootstrap: int = Field(default=1000, ge=10)  # resamples behind each interval
     worst_cases: int = Field(default=6, ge=0)  # pictures in the report
     keep_weights: Literal["best", "all"] = "best"
+    checkpoint_minutes: float = Field(default=5.0, ge=0)  # work that a kill may cost, about; 0: saved after every step
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")

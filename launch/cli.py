@@ -1,6 +1,7 @@
 """The command line. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -218,8 +219,9 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(str(error), 2)
     except UsageError as error:
         _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        stopped = error.__cause__ if isinstance(error, typer.Abort) else error  # what typer made the abort of
+        _fail(str(stopped or "") or "interrupted", 128 + getattr(stopped, "signal", signal.SIGINT))
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:
