@@ -23,6 +23,14 @@ DROPPING = {"name": "vit", "size": "Ti", "patch_2d": [16, 16], "drop_path": 0.4}
 SLICES = {"patch": [1, 48, 48], "batch": 4}
 
 
+@pytest.fixture(autouse=True)
+def the_same_patients_each_time(site_key_file, monkeypatch):
+    key = site_key_file.with_name("resuming.key")
+    key.write_text("5" * 64)
+    key.chmod(0o600)
+    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(key))
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     config = ResEncConfig.model_validate(TINY)
@@ -46,7 +54,7 @@ def stopped(config, place, monkeypatch, number=signal.SIGTERM):
     real, sent = Slot.chance, []
 
     def then(self, what, take):
-        if f"{self.part} {what}" == place and not sent:
+        if f"{self.part} {what}".startswith(place) and not sent:
             sent.append(place)
             os.kill(os.getpid(), number)
         real(self, what, take)
@@ -68,13 +76,13 @@ CASES = {
             "validation": {"fraction": 0.34, "checks": 3},
             "self_training": {"rounds": 2, "start": 0.3, "min_steps": 2, "scans": 3},
         },
-        ["training-0 step 2", "training-0 step 4", "held-0 1 of 1 cases of 'held-0'", "testing 2 of 7 cases of 'testing'"],
+        ["training-0 step 2", "training-0 step 4", "held-0 1 of ", "testing 2 of "],
     ),
     "lora, ensemble": (
         "segmentation",
         SEGMENTED | {"checkpoint": True, "recipes": ["lora"], "lora": {"rank": 4, "dropout": 0.3}, "shots": [3],
                      "validation": {"folds": 2, "checks": 2}, "keep_weights": "all"},
-        ["training-0 step 2", "training-1 step 1", "held-1 1 of 1 cases of 'held-1'", "testing 1 of 7 cases of 'testing'"],
+        ["training-0 step 2", "training-1 step 1", "held-1 1 of ", "testing 1 of "],
     ),
     "staged": ("classification", {"checkpoint": True, "recipes": ["staged"], "plan": SLICES, "shots": [4],
                                   "schedule": {"steps": 6, "warmup_steps": 1, "frozen_steps": 3}},
@@ -84,12 +92,12 @@ CASES = {
                     ["training-0 step 3"]),
     "probes": ("classification", {"checkpoint": True, "recipes": ["attentive_probe", "linear_probe", "knn"],
                                   "plan": SLICES, "shots": [4], "probe": {"steps": 5, "views": 2}},
-               ["training-0 step 3 of the probe", "testing 1 of 14 cases of 'testing'",
-                "testing 3 of 14 cases of 'testing'"]),
+               ["training-0 step 3 of the probe", "testing 1 of ",
+                "testing 3 of "]),
     "stochastic depth": ("classification", {"backbone": DROPPING, "plan": SLICES, "shots": [4],
                                             "schedule": {"steps": 5, "warmup_steps": 1}}, ["training-0 step 2"]),
     "boxes": ("detection", {"backbone": TINY, "plan": SLICES, "shots": [8], "augmentation": {"flip_axes": [2]},
-                            "schedule": {"steps": 4, "warmup_steps": 1}}, ["training-0 step 2", "testing 2 of 14 cases of 'testing'"]),
+                            "schedule": {"steps": 4, "warmup_steps": 1}}, ["training-0 step 2", "testing 2 of "]),
 }  # fmt: skip
 
 
@@ -197,17 +205,13 @@ def test_large_snapshots_are_written_less_often(tmp_path, monkeypatch):
         clock[0] += 3.0  # seconds to write
         return Snapshot({"x": torch.zeros(2)}, {})
 
-    written = 0
+    times = set()
     for second in range(4000):
         clock[0] = max(clock[0], float(second))
-        before = len(list(tmp_path.rglob("*.safetensors"))) and max(
-            p.stat().st_mtime_ns for p in tmp_path.rglob("*.s*")
-        )
         saved.chance("training-0", "step", take)
-        after = len(list(tmp_path.rglob("*.safetensors"))) and max(p.stat().st_mtime_ns for p in tmp_path.rglob("*.s*"))
-        written += before != after
+        times.add(saved._last)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1  # the newest alone
-    assert 2 <= written <= 4000 * 0.02 / 3
+    assert 2 <= len(times) - 1 <= 4000 * 0.02 / 3  # below 2% of the time
 
 
 def test_two_configurations_in_one_folder_are_refused_and_more_of_the_same_is_not(small, tmp_path, slices):
@@ -233,8 +237,11 @@ def test_two_configurations_in_one_folder_are_refused_and_more_of_the_same_is_no
     assert len(json.loads((small.run_dir / "results.json").read_text())["cells"]) == 2
 
 
-@pytest.mark.parametrize("content", [{"thesis.docx": ""}, {"config.yaml": "editor: vim\n"}, {"plans.txt": "x"},
-                                     {"cells/photo.jpg": ""}, {"model.safetensors": ""}, {"results.json": "{}"}])  # fmt: skip
+FOREIGN = [{"thesis.docx": ""}, {"config.yaml": "editor: vim\n"}, {"plans.txt": "x"}, {"cells/photo.jpg": ""},
+           {"model.safetensors": ""}, {"results.json": "{}"}, {"a.yaml": "", "photos/1.jpg": ""}]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN)
 def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(small, content):
     for name, text in content.items():
         path = small.run_dir / name
