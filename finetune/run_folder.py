@@ -25,7 +25,8 @@ FREE_TO_CHANGE = {
     "device",
 }  # fmt: skip
 PLACES = {"path", "images", "labels", "key_file"}
-HARMLESS = {".yaml", ".yml", ".log", ".out", ".err"}  # beside the first start: a configuration, a job's log
+# Beside the first start: a configuration, a job's log, a file that was being written when a start before was killed.
+HARMLESS = {".yaml", ".yml", ".log", ".out", ".err", ".part"}
 PATIENCE = 3.0  # seconds that a study waits for one that is about to end
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # a person's to mend
 

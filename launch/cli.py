@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,7 +165,8 @@ def finetune(
     from scanforge.finetune import run
     from scanforge.finetune.config import FinetuneConfig
 
-    result = run(load(FinetuneConfig, config, "finetune", words))
+    with _says_why_it_stopped():
+        result = run(load(FinetuneConfig, config, "finetune", words))
     print(f"report: {result.report}")
 
 
@@ -197,9 +200,26 @@ def demo(
     """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
     from scanforge.launch.demo import run_demo
 
-    report = run_demo(data, out or Path(f"demo-{data.resolve().name}" if data else "demo"), modality)
+    with _says_why_it_stopped():
+        report = run_demo(data, out or Path(f"demo-{data.resolve().name}" if data else "demo"), modality)
     print(f"report: {report}")
     _leave_at_once(0)
+
+
+class _Left(Exception):
+    """A command was asked to stop; typer, which ends silently on KeyboardInterrupt, lets this pass."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@contextmanager
+def _says_why_it_stopped() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise _Left(str(stopped) or "interrupted", 128 + getattr(stopped, "signal", signal.SIGINT)) from stopped
 
 
 def _leave_at_once(code: int) -> None:
@@ -219,9 +239,10 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(str(error), 2)
     except UsageError as error:
         _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        stopped = error.__cause__ if isinstance(error, typer.Abort) else error  # what typer made the abort of
-        _fail(str(stopped or "") or "interrupted", 128 + getattr(stopped, "signal", signal.SIGINT))
+    except _Left as left:
+        _fail(str(left), left.code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:
