@@ -1,4 +1,9 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this. And how several mistakes are told at once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+MOST_TOLD = 20  # mistakes of one data set that are told one by one; of the others the number
 
 
 class UserError(Exception):
@@ -6,3 +11,54 @@ class UserError(Exception):
 
     The command line prints the text and exits with code 2, without a traceback.
     """
+
+
+class UserErrors(UserError):
+    """Several mistakes: the first line says how many there are, then one line for each of the first `MOST_TOLD`."""
+
+    def __init__(self, where: str, mistakes: Sequence[str]) -> None:
+        told = [f"  {mistake}" for mistake in mistakes[:MOST_TOLD]]
+        rest = len(mistakes) - len(told)
+        more = [f"  and {rest} more"] if rest else []
+        super().__init__("\n".join([f"{len(mistakes)} mistakes in {' '.join(where.split())}:", *told, *more]))
+        self.mistakes = list(mistakes)
+
+
+class Mistakes:
+    """Collects the mistakes of a data set, so that they are told together and not one at each start."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._found: dict[str, None] = {}  # in their order, each once
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, mistake: str | UserError) -> None:
+        """Keeps one mistake, or all of a `UserErrors`; each becomes one line."""
+        for each in mistake.mistakes if isinstance(mistake, UserErrors) else [str(mistake)]:
+            self._found[" ".join(each.split())] = None
+
+    @contextmanager
+    def each(self) -> Iterator[None]:
+        """Keeps the UserError that ends its block, and goes on behind it."""
+        try:
+            yield
+        except UserError as error:
+            self.add(error)
+
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """Tells what was kept in place of a UserError that ends its block: that may only follow from it."""
+        try:
+            yield
+        except UserError:
+            self.tell()
+            raise
+
+    def tell(self) -> None:
+        """UserError where there is one mistake, UserErrors where there are several."""
+        if len(self._found) > 1:
+            raise UserErrors(self.where, list(self._found))
+        if self._found:
+            raise UserError(next(iter(self._found)))

@@ -1,16 +1,17 @@
 """From a file or a recipe's name, and `key=value` words, to a checked configuration."""
 
-import difflib
-import types
-import typing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from scanforge.configs.checking import check, near
 from scanforge.configs.errors import UserError
+from scanforge.configs.typed import give_way, parsed
+
+__all__ = ["check", "find", "load", "override", "read_yaml", "recipes"]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -29,9 +30,8 @@ def find(source: str | Path, kind: str) -> Path:
     known = recipes(kind)
     if str(source) in known:
         return known[str(source)]
-    near = difflib.get_close_matches(str(source), known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"recipes: {', '.join(known) or 'none'}"
-    raise UserError(f"no {kind} config '{source}': neither a file nor a recipe; {hint}")
+    hint = near(path.stem, known) or f"; recipes: {', '.join(known) or 'none'}"
+    raise UserError(f"no {kind} config '{source}': neither a file nor a recipe{hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -49,14 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def override(content: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """`content` with each `a.b.0.c=value` laid over it; values are read as YAML."""
-    for word in words:
-        key, separator, text = word.partition("=")
-        if not separator or not key:
-            raise UserError(f"'{word}' is not of the form key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of '{key}' is not YAML: {text}") from error
+    for key, value in parsed(words).items():
         _assign(content, key.split("."), value, key)
     return content
 
@@ -66,8 +59,8 @@ def _assign(node: Any, parts: list[str], value: Any, key: str) -> None:
         if isinstance(node, list):
             node = _item(node, part, key)
             continue
-        if not isinstance(node.get(part), dict | list):
-            node[part] = {}
+        if not isinstance(held := node.get(part), dict | list):
+            node[part] = {"name": held} if isinstance(held, str) else {}  # a name stands for a thing of its kind
         node = node[part]
     if isinstance(node, list):
         _item(node, parts[-1], key)
@@ -85,49 +78,9 @@ def _item(node: list[Any], part: str, key: str) -> Any:
 def load(model: type[T], source: str | Path, kind: str, words: list[str] | None = None) -> T:
     """The configuration of type `model` from `source` with the overrides `words` applied.
 
-    Raises UserError in one line for a missing file, an unknown key (with the nearest valid name) or a bad value.
+    Where the file and the words contradict each other, the words hold. Raises UserError for a missing file, an unknown
+    key (with the nearest valid name) or a bad value, in a line for each.
     """
-    path = find(source, kind)
-    return check(model, override(read_yaml(path), words or []), str(source))
-
-
-def check(model: type[T], content: dict[str, Any], origin: str) -> T:
-    """`content` validated as `model`; the first problem becomes a UserError."""
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{origin}: {_explain(model, error)}") from error
-
-
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    # An unknown key explains itself best, and often causes the other complaints.
-    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first = problems[0]
-    loc = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        valid = sorted(_fields(model, loc[:-1]))
-        near = difflib.get_close_matches(loc[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(valid)}"
-        return f"unknown key '{'.'.join(loc)}'; {hint}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(loc) or 'config'}: {message}{more}"
-
-
-def _fields(model: type[BaseModel], loc: list[str]) -> set[str]:
-    """Names of the fields at `loc`; pydantic puts the tag of a union and list indices into a location too."""
-    models = {model}
-    for part in loc:
-        inner: set[type[BaseModel]] = set()
-        for owner in models:
-            if part in owner.model_fields:
-                inner |= _models_in(owner.model_fields[part].annotation)
-        tagged = {m for m in models if "name" in m.model_fields and m.model_fields["name"].default == part}
-        models = inner or tagged or models
-    return {name for owner in models for name in owner.model_fields}
-
-
-def _models_in(annotation: Any) -> set[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return {annotation} if issubclass(annotation, BaseModel) else set()
-    return {found for argument in typing.get_args(annotation) for found in _models_in(argument)}
+    content = read_yaml(find(source, kind))
+    give_way(model, content, parsed(words or []))
+    return check(model, override(content, words or []), str(source))

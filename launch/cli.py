@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import UserError, UserErrors
+from scanforge.datasets.shards.sizes import SHARD_MB
 from scanforge.launch.launch_cli import launch_app
 
 app = typer.Typer(
@@ -60,7 +61,7 @@ def data_build(
         str | None, typer.Option(help="Pattern over the relative path; its first group is the patient.")
     ] = None,
     key_file: Annotated[Path | None, typer.Option(help="The site's key for hashed identities.")] = None,
-    shard_mb: Annotated[int, typer.Option(min=1, help="Source megabytes per shard.")] = 256,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Source megabytes per shard.")] = SHARD_MB,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; the default is one per core.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable scans that is too many.")] = 0.10,
     codec: Annotated[str, typer.Option(help="zstd (small) or lz4hc (fast).")] = "zstd",
@@ -235,6 +236,8 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         code = app(args=arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except UserErrors as errors:
+        _fail(str(errors), 2, several=True)
     except UserError as error:
         _fail(str(error), 2)
     except UsageError as error:
@@ -243,14 +246,29 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(str(left), left.code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        _fail(_missing(error), 2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
-def _fail(text: str, code: int) -> None:
+# Packages that only some commands need, and what installs them.
+EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "s3fs": "s3", "fire": "dev"}
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """The package that is not installed, and what installs it."""
+    package = (error.name or str(error)).partition(".")[0]
+    if package == "scanforge":
+        return f"this installation of scanforge is incomplete ({error.name} is missing): install it again"
+    what = f'"scanforge[{EXTRAS[package]}]"' if package in EXTRAS else package
+    return f"this needs the package '{package}', which is not installed: pip install {what}"
+
+
+def _fail(text: str, code: int, several: bool = False) -> None:
     if _State.debug:
         raise
-    print(f"scanforge: {' '.join(text.split())}", file=sys.stderr)
+    print(f"scanforge: {text if several else ' '.join(text.split())}", file=sys.stderr)
     _leave_at_once(code)
