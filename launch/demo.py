@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.modality import settled
 from scanforge.configs.loading import check, find, override, read_yaml
+from scanforge.datasets.modality import settled
 
 PATIENTS = 24  # per modality in the made-up cohort
 
