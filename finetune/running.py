@@ -13,6 +13,7 @@ from scanforge.backbones import read_release
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
 from scanforge.backbones.stem import with_channels
+from scanforge.configs.errors import UserError
 from scanforge.configs.files import write_json, write_whole
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.finetune.cells import RESULT, CellName, CellResult, Place, digest, run_cell, stored
@@ -102,6 +103,8 @@ def prepare(config: FinetuneConfig) -> Study:
     backbone = release.info.backbone if release else config.backbone
     assert backbone is not None
     found = discover(config.data, config.task)
+    if len(found.channels) == 1 and config.augmentation.channel_dropout:
+        raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
     if len(found.channels) > 1:
         backbone = backbone.model_copy(update={"in_channels": len(found.channels)})
     sides = split(found, config.split, release.patients if release else [])
