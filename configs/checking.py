@@ -42,18 +42,18 @@ def check(model: type[T], content: dict[str, Any], origin: str) -> T:
 def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
     """Each mistake in one line: the key, what is wrong, and what to type instead."""
     problems: dict[str, list[Any]] = {}
-    for each in error.errors():
-        problems.setdefault(_key(model, each["loc"]), []).append(each)
-    unknown = [key for key, each in problems.items() if each[0]["type"] == "extra_forbidden"]
+    for problem in error.errors():
+        problems.setdefault(_key(model, problem["loc"]), []).append(problem)
+    unknown = [key for key, found in problems.items() if found[0]["type"] == "extra_forbidden"]
     hints = {key: _near_key(model, key, problems[key][0]["loc"]) for key in unknown}
     for key, hint in hints.items():
         yield f"unknown key '{key}'; {hint}"
-    for key, each in problems.items():
+    for key, found in problems.items():
         parent, _, name = key.rpartition(".")
         meant = [hint for one, hint in hints.items() if one.rpartition(".")[0] == parent]
-        if key in hints or (each[0]["type"] == "missing" and f"did you mean '{name}'?" in meant):
+        if key in hints or (found[0]["type"] == "missing" and f"did you mean '{name}'?" in meant):
             continue  # what is missing was misspelt
-        yield f"{key}: {_wrong(each, model)}" if key else _said(each[0])
+        yield f"{key}: {_wrong(found, model)}" if key else _said(found[0])
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scanforge.configs.checking import near
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.labels import Box as DrawnBox
@@ -142,7 +143,8 @@ def _drawn(
     classes = task.classes or known
     strange = [label for label in known if label not in classes]
     if strange and any(boxes.values()):
-        raise UserError(f"{where}: a box is of class '{strange[0]}', which is not among task.classes {classes}")
+        hint = near(strange[0], classes)
+        raise UserError(f"{where}: a box is of class '{strange[0]}', which is not among task.classes {classes}{hint}")
     return {
         name: tuple(LabelledBox((*box.low, *box.high), classes.index(box.label)) for box in each)
         for name, each in boxes.items()

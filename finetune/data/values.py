@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from scanforge.configs.checking import near
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.columns import value_of
 from scanforge.finetune.config import ClassificationTask, RegressionTask
@@ -20,7 +21,8 @@ def class_of_each(cells: Cells, task: ClassificationTask, where: str) -> tuple[d
     classes = list(task.classes or sorted(known, key=_in_order))
     strange = sorted(known - set(classes))
     if strange:
-        raise UserError(f"{where}: class '{strange[0]}' is not among task.classes {classes}")
+        hint = near(strange[0], classes)
+        raise UserError(f"{where}: class '{strange[0]}' is not among task.classes {classes}{hint}")
     if len(classes) < 2:
         raise UserError(f"{where}: column '{task.label_column}' has {len(classes)} classes; two are needed")
     return {name: classes.index(text) for name, text in found.items()}, classes
