@@ -53,8 +53,25 @@ def find(name_or_file: str | Path) -> Path:
             return path
     raise UserError(
         f"there is no file, run folder or installed model {str(name_or_file)!r} "
-        f"(installed models are looked for in {models_folder()}); check the name"
+        f"(installed models are looked for in {models_folder()}); {_how_to_get(str(name_or_file))}"
     )
+
+
+def _how_to_get(name: str) -> str:
+    """What to do about a name that stands for nothing here: install it, or correct it."""
+    from importlib.resources import files
+
+    from scanforge.configs.checking import near
+    from scanforge.configs.loading import read_yaml
+
+    entries = read_yaml(Path(str(files("scanforge.configs"))) / "models.yaml")["models"]
+    names = {each for entry in entries for each in (entry["name"], *entry.get("also_known_as", []))}
+    if name in names:
+        return f"'scanforge models get {name}' installs it"
+    here = models_folder()
+    installed = {path.name for path in here.iterdir()} if here.is_dir() else set()
+    hint = "" if "/" in name else near(name, sorted(names | installed))
+    return hint.removeprefix("; ") or "check the name"
 
 
 def is_release(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """What every encoder offers to pre-training and fine-tuning."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,13 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def check_input(self, shape: Triple) -> None:
         """Raise UserError, naming the size allowed, where scans of this (D, H, W) cannot be encoded."""
+
+    def recomputable(self) -> Iterator[nn.Module]:
+        """Blocks that activation checkpointing may compute twice, beside those that it knows (`pretrain.recompute`).
+
+        None where a backbone does not say; one without any block is then refused.
+        """
+        return iter(())
 
     def size_divisor(self, is_2d: bool) -> Triple:
         """Sizes (D, H, W) that are a multiple of this lose nothing at any level."""

@@ -1,6 +1,7 @@
 """The base class of every configuration."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,6 +9,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 
 
 class Config(BaseModel):
-    """Strict and frozen: an unknown key is refused, a value never changes after it was checked."""
+    """Strict and frozen: an unknown key is refused, a value never changes after it was checked.
+
+    rivals: {key: {other: (keys, ...)}}: where `key` is typed on the command line and the file says `other`, the file's
+    `keys` give way. Without a command line such a pair is refused by whoever declares it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+
+    @classmethod
+    def gives_way(cls, typed: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+        """Further keys of the file's `content` that make no sense beside the values that were typed."""
+        return []

@@ -35,13 +35,33 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Nothing is written through a link: one that has the name of either is replaced, and what it leads to stays.
     """
+
+    def fill(part: Path) -> Path:
+        write(part)
+        return path
+
+    replace_whole(path, fill)
+
+
+def replace_whole(path: Path, write: Callable[[Path], Path]) -> Path:
+    """Let `write` fill a file beside `path`, then rename it to what `write` returned; gives that."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         make_anew(part)
-        write(part)
-        os.replace(part, path)
+        final = write(part)
+        os.replace(part, final)
     finally:
         part.unlink(missing_ok=True)
+    return final
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename then outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_anew(path: Path) -> None:

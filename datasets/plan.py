@@ -21,6 +21,7 @@ from scanforge.datasets.excluded import Excluded, require
 from scanforge.datasets.identity import fraction
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.mixture import Mixture
+from scanforge.datasets.modality import meant
 from scanforge.datasets.pairs import Companions
 from scanforge.datasets.shards.reader import DataSet
 from scanforge.datasets.shards.store import CacheConfig
@@ -187,7 +188,9 @@ class SamplingPlan:
             known.append(PROJECTED)
         for name in modalities:
             if name not in known:
-                raise UserError(f"data.augment.modalities: no source has '{name}'; there are {', '.join(known)}")
+                code = meant(name) or name
+                hint = f"did you mean '{code}'?" if code in known and code != name else f"there are {', '.join(known)}"
+                raise UserError(f"data.augment.modalities: no source has '{name}'; {hint}")
 
     def _kind(self, crop: Triple, streams: list[int]) -> Kind:
         batch = self.config.batch_2d if crop[0] == 1 else self.config.batch_3d

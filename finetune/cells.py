@@ -26,10 +26,12 @@ from scanforge.finetune.tasks.adapter import Adapter, Sample, Spec, TaskModel
 from scanforge.finetune.tasks.classification import Classification
 from scanforge.finetune.training.budget import Budget
 from scanforge.finetune.training.features import FeatureStore
+from scanforge.finetune.training.looked_at import LookedAt
 from scanforge.finetune.training.loop import Course, History, Progress
 from scanforge.finetune.training.members import Given, encoder_of, train_members
 from scanforge.finetune.training.probing import still_features
 from scanforge.finetune.training.recipes import Arm, head_of
+from scanforge.finetune.training.saving import Saved, Slot, Snapshot
 
 RESULT, PICTURES = "cell.json", "pictures.npz"
 
@@ -62,6 +64,7 @@ class CellResult(BaseModel):
     temperature: float
     postprocess: list[ClassRule]
     records: list[Record]
+    spent: float = 0.0  # seconds for everything, over all its starts
 
     @property
     def steps(self) -> int:
@@ -78,7 +81,7 @@ def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, check
     """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
     others = {
         "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
-        "plan",
+        "plan", "checkpoint_minutes",
     }  # fmt: skip
     parts = [
         config.model_dump(mode="json", exclude=others),
@@ -115,6 +118,7 @@ class Place:
     store: FeatureStore  # of this checkpoint at this plan
     progress: Progress
     tested: Callable[[int], None]
+    saved: Saved  # what an earlier start of the cell left, and what this one leaves
 
 
 def run_cell(
@@ -131,17 +135,16 @@ def run_cell(
     samples = [adapter.load(case) for case in cases.train]
     adapter = adapter_for(adapter.planned(samples))
     given = Given(cases.train, samples, [adapter.read(case)[1] for case in cases.unlabelled])
-    course = place.course
+    course, slot = place.course, Slot(place.saved, "")
     if place.budget is not None:
-        seconds = place.budget.training(_testing_time(adapter, cases.test, course.device))
-        course = replace(course, seconds=seconds)
-    members = train_members(config, adapter, given, pretrained, course, place.store, place.progress)
+        course = replace(course, seconds=_dealt(place.budget, place.saved, adapter, cases.test, course.device))
+    members = train_members(config, adapter, given, pretrained, course, place.store, place.progress, slot)
     del samples, given
     if members.held is not None:
         adapter = adapter_for(adapter.settled(members.held, config.validation))
     place.folder.mkdir(parents=True, exist_ok=True)
     (place.folder / RESULT).unlink(missing_ok=True)
-    records, worst = _test(adapter, members.models, cases.test, config.worst_cases, place)
+    records, worst = _test(adapter, members.models, cases.test, config.worst_cases, place, slot.of("testing"))
     write_whole(place.folder / PICTURES, lambda part: _save_pictures(part, worst))
     if place.keep:
         steps = [history.steps for history in members.histories]
@@ -159,9 +162,24 @@ def run_cell(
         temperature=adapter.spec.temperature,
         postprocess=adapter.spec.postprocess,
         records=records,
+        spent=place.saved.spent,
     )
     write_json(place.folder / RESULT, result.model_dump(mode="json"))
+    place.saved.clear()
     return result
+
+
+def _dealt(
+    budget: Budget, saved: Saved, adapter: Adapter[Any, Any], cases: Sequence[Case], device: torch.device
+) -> float:
+    """Seconds to train for: those that an earlier start of the cell was given, else its share of the budget."""
+    before = saved.read("budget")
+    if before is not None:
+        return float(before.facts["seconds"])
+    saved.clear()  # what was trained under another time is of no use
+    seconds = budget.training(_testing_time(adapter, cases, device))
+    saved.write("budget", Snapshot(facts={"seconds": seconds}), "its start")
+    return seconds
 
 
 def _test(
@@ -170,28 +188,33 @@ def _test(
     cases: Sequence[Case],
     worst_cases: int,
     place: Place,
+    slot: Slot,
 ) -> tuple[list[Record], dict[str, dict[str, Any]]]:
     """Records of all cases, and the pictures of those with the lowest score."""
-    records: list[Record] = []
-    pictures: dict[str, tuple[float, dict[str, Any]]] = {}
-    for i, case in enumerate(cases):
+    looked = LookedAt(slot)
+
+    def look(number: int, case: Case) -> Record:
         sample: Sample[Any] = adapter.load(case)
         if isinstance(adapter, Classification) and adapter.spec.head != "plain":
             encoder = cast(WholeScanModel, members[0]).encoder
             sample.features = place.store.get(
-                case.key,
-                lambda: still_features(adapter, encoder, sample, place.course.device),  # noqa: B023
+                case.key, lambda: still_features(adapter, encoder, sample, place.course.device)
             )
         prediction = adapter.predict(members, sample, place.course.device)
         record = adapter.record(case, sample, prediction)
-        records.append(record)
-        score, best = record["score"], max((s for s, _ in pictures.values()), default=np.inf)
-        if score is not None and worst_cases and (len(pictures) < worst_cases or score < best):
-            pictures[case.key] = (score, _picture(adapter, members, sample, prediction, place.course.device))
-            if len(pictures) > worst_cases:
-                del pictures[max(pictures, key=lambda key: pictures[key][0])]
-        place.tested(i + 1)
-    return records, {key: picture for key, (_, picture) in sorted(pictures.items(), key=lambda item: item[1][0])}
+        score, scores = record["score"], looked.facts
+        if score is not None and worst_cases and (len(scores) < worst_cases or score < max(scores.values())):
+            looked.arrays[case.key] = _picture(adapter, members, sample, prediction, place.course.device)
+            scores[case.key] = score
+            if len(scores) > worst_cases:
+                best = max(scores, key=lambda key: scores[key])
+                del scores[best], looked.arrays[best]
+        place.tested(number + 1)
+        return record
+
+    records = looked.go_through(cases, look)
+    order = sorted(looked.facts, key=lambda key: looked.facts[key])
+    return records, {key: looked.arrays[key] for key in order}
 
 
 def _picture(

@@ -1,13 +1,16 @@
 """What a fine-tuning run is told: data, task, few-shot protocol, schedule. Every option has one reader."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config, Seed
 from scanforge.datasets.labels.labels import IGNORED
+from scanforge.datasets.modality import Modality
+from scanforge.finetune.idle import refuse_idle
 from scanforge.finetune.training.budget import Seconds
 from scanforge.finetune.training.losses import LossConfig
 from scanforge.finetune.training.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
@@ -111,7 +114,7 @@ class LabelledData(Config):
     format: Format = "auto"
     channels: dict[str, str] | None = None  # name: pattern ('*/t1.nii.gz') or folder; of a list: its column
     allow_missing: bool = False  # cases may lack channels (but never all)
-    modality: str | dict[str, str] | None = None  # of all channels or by name; None: where the data set tells it
+    modality: Modality | dict[str, Modality] | None = None  # of all or by name; None: where the data set tells it
     patient_regex: str | None = None  # its first group in the path is the patient; None: see identity.patient_of
     key_file: Path | None = None  # key of the site, the one the shards were built with
 
@@ -246,6 +249,29 @@ class InferenceConfig(Config):
 class FinetuneConfig(Config):
     """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
 
+    rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+        "budget": {"schedule.steps": ("schedule.steps",), "schedule.minutes": ("schedule.minutes",)},
+        "schedule.steps": {"budget": ("budget",)},
+        "schedule.minutes": {"budget": ("budget",)},
+        "checkpoint": {"backbone": ("backbone",)},
+        "backbone": {
+            "checkpoint": ("checkpoint", "recipes"),
+            "recipes": ("recipes",),
+            "schedule.encoder_lr_scale": ("schedule.encoder_lr_scale",),
+            "schedule.frozen_steps": ("schedule.frozen_steps",),
+        },
+        "data.path": {"data.images": ("data.images", "data.labels")},
+        "data.images": {"data.path": ("data.path",)},
+        "split.file": {"split.official": ("split.official",), "split.test_fraction": ("split.test_fraction",)},
+        "split.official": {
+            "split.file": ("split.file", "split.fold"),
+            "split.test_fraction": ("split.test_fraction",),
+        },
+        "split.test_fraction": {"split.file": ("split.file", "split.fold"), "split.official": ("split.official",)},
+        "validation.folds": {"validation.fraction": ("validation.fraction",)},
+        "validation.fraction": {"validation.folds": ("validation.folds",)},
+    }
+
     run_dir: Path
     task: Task
     data: LabelledData
@@ -269,6 +295,7 @@ class FinetuneConfig(Config):
     bootstrap: int = Field(default=1000, ge=10)  # resamples behind each interval
     worst_cases: int = Field(default=6, ge=0)  # pictures in the report
     keep_weights: Literal["best", "all"] = "best"
+    checkpoint_minutes: float = Field(default=5.0, ge=0)  # work that a kill may cost, about; 0: saved after every step
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
@@ -283,15 +310,27 @@ class FinetuneConfig(Config):
             raise ValueError("augmentation.elastic: a deformed box is no box; leave it out")
         if self.self_training.rounds and self.task.name != "segmentation":
             raise ValueError("self_training is for segmentation: leave it out")
-        if self.budget and (self.schedule.minutes or "steps" in self.schedule.model_fields_set):
+        if self.budget and (self.schedule.minutes or self.schedule.steps != ScheduleConfig().steps):
             raise ValueError(
                 "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"
             )
+        refuse_idle(self)
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")
         if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("'shots' and 'seeds' must not repeat a value")
         return self
+
+    @classmethod
+    def gives_way(cls, typed: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+        """Of the file: what belongs to another recipe or task than those that were typed."""
+        told = [typed.get("task.name", typed.get("task")), content.get("task")]
+        task, before = (each.get("name") if isinstance(each, dict) else each for each in told)
+        idle = [] if task in (None, before) else ["self_training", "loss", "schedule.foreground", "inference.overlap"]
+        idle += ["augmentation.elastic", "augmentation.rotation"] if idle and task == "detection" else []
+        if (recipes := typed.get("recipes")) is not None and "staged" not in str(recipes):
+            idle.append("schedule.frozen_steps")
+        return idle
 
     def _check_recipes(self) -> None:
         if not self.recipes or len(set(self.recipes)) < len(self.recipes):

@@ -32,6 +32,10 @@ class Display:
         """A cell is about to be trained for so many steps (None: by time), then tested."""
         return CellDisplay(self, name, steps, tests, self._bars.add_task(name, total=steps, note=""))
 
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        self._print(line)
+
     def finished(self, name: str, result: CellResult) -> None:
         """A cell is there, trained now or before."""
         if not self._bars.console.is_terminal:

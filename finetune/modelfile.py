@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import sha256
+from scanforge.backbones.tensor_file import write_tensors
 from scanforge.configs.errors import UserError
 from scanforge.configs.files import opened_once, write_json, write_whole
 from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
@@ -47,7 +48,7 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec) -> None:
         for number, model in enumerate(members)
         for name, value in model.state_dict().items()
     }
-    write_whole(folder / WEIGHTS, lambda part: save_file(weights, part))
+    write_whole(folder / WEIGHTS, lambda part: write_tensors(part, weights, {"format": "pt"}))
     described = spec.model_copy(update={"members": len(members)}).model_dump(mode="json")
     write_json(folder / INFO, described | {"weights_sha256": sha256(folder / WEIGHTS)})
 

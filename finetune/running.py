@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from scanforge.backbones.registry import build
 from scanforge.backbones.release import Release
 from scanforge.backbones.stem import with_channels
 from scanforge.configs.console import Console
-from scanforge.configs.files import write_json
+from scanforge.configs.errors import UserError
+from scanforge.configs.files import write_json, write_whole
 from scanforge.configs.text import printable
 from scanforge.datasets.intensity import IntensityConfig
 from scanforge.datasets.readers.scratch import scratch_below
-from scanforge.finetune.cells import CellName, CellResult, Place, digest, run_cell, stored
+from scanforge.finetune.cells import RESULT, CellName, CellResult, Place, digest, run_cell, stored
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.finetune.data import CaseList
 from scanforge.finetune.data.check import Checked, check_cases
@@ -28,12 +30,15 @@ from scanforge.finetune.modelfile import INFO, WEIGHTS, pick_device
 from scanforge.finetune.plan import settle_plan
 from scanforge.finetune.report.page import write_report
 from scanforge.finetune.results import Results, left_out, summarise
+from scanforge.finetune.run_folder import claim, refuse_moved, refuse_unwritable, taken
 from scanforge.finetune.split import CellCases, Split, cell_cases, split
+from scanforge.finetune.stopping import NOTHING, Stop, Stopped
 from scanforge.finetune.tasks.adapter import Spec
 from scanforge.finetune.training.budget import Budget
 from scanforge.finetune.training.features import FeatureStore, mark_of
 from scanforge.finetune.training.loop import Course, Progress
 from scanforge.finetune.training.recipes import PROBES
+from scanforge.finetune.training.saving import PROGRESS, Saved, code_mark
 
 
 @dataclass(frozen=True)
@@ -74,17 +79,27 @@ class Study:
 def run(config: FinetuneConfig) -> RunResult:
     """Run every cell that is not finished yet; write plan.json, results.json, report.html and the best model.
 
-    The same configuration gives the same numbers; a run that was stopped goes on with the next unfinished cell.
-    Raises UserError for mistakes in data or configuration before anything is trained.
+    The same configuration gives the same numbers; a study that was stopped goes on within the cell that it was in.
+    Raises UserError for mistakes in data or configuration before anything is trained, for a folder that holds
+    something else, and where nothing can be written; Stopped after Ctrl-C or SIGTERM, when what runs is saved.
     """
-    study = prepare(config)
-    results = summarise(study.config, study.spec, study.sides, study.found, _run_cells(study), study.checked)
     folder = config.run_dir
-    write_json(folder / "results.json", results.model_dump(mode="json"))
-    best = folder / "cells" / study.best.folder
-    shutil.copyfile(best / WEIGHTS, folder / WEIGHTS)
-    shutil.copyfile(best / INFO, folder / INFO)
-    report = write_report(folder, results, study.best)
+    with Stop() as stop, taken(config):
+        try:
+            study = prepare(config)
+            runner = _Runner(study, stop)
+            if any(runner.is_of_another(name) for name in study.names):
+                refuse_moved(config)
+            claim(config)
+            cells = _run_cells(study, runner, stop)
+            results = summarise(study.config, study.spec, study.sides, study.found, cells, study.checked)
+            write_json(folder / "results.json", results.model_dump(mode="json"))
+            best = folder / "cells" / study.best.folder
+            for name in (WEIGHTS, INFO):
+                write_whole(folder / name, partial(shutil.copyfile, best / name))
+            report = write_report(folder, results, study.best)
+        except OSError as error:
+            refuse_unwritable(folder, error)
     _tell(results)
     return RunResult(folder, report, folder / "results.json", folder)
 
@@ -95,6 +110,8 @@ def prepare(config: FinetuneConfig) -> Study:
     backbone = release.info.backbone if release else config.backbone
     assert backbone is not None
     found = known_cases(config.data, config.task)
+    if len(found.channels) == 1 and config.augmentation.channel_dropout:
+        raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
     if len(found.channels) > 1:
         backbone = backbone.model_copy(update={"in_channels": len(found.channels)})
     with found.mistakes.instead():
@@ -150,40 +167,61 @@ def _profiles(checked: Checked, pool: list[str], channels: int) -> list[Profile]
     return [profile_of(looks) for looks in there] if all(there) else []
 
 
-def _run_cells(study: Study) -> list[CellResult]:
-    results, runner = [], _Runner(study)
+def _run_cells(study: Study, runner: "_Runner", stop: Stop) -> list[CellResult]:
+    results = []
     with Display(len(study.names)) as display:
         for name in study.names:
             results.append(runner.run_or_read(name, display))
             display.finished(name.folder, results[-1])
+            stop.at_once = NOTHING
+            if stop.asked is not None:
+                raise Stopped(stop.asked, NOTHING)
     return results
 
 
 class _Runner:
     """Runs the cells of a study, or reads those that are there."""
 
-    def __init__(self, study: Study) -> None:
-        self._study, self._device = study, pick_device(study.config.device)
+    def __init__(self, study: Study, stop: Stop) -> None:
+        self._study, self._stop, self._device = study, stop, pick_device(study.config.device)
         self._budget = Budget(study.config.budget, len(study.names)) if study.config.budget else None
+
+    def is_of_another(self, name: CellName) -> bool:
+        """Whether a finished cell of this name is there, of other data, another plan or checkpoint."""
+        marked = self._marked(name)
+        return (marked.folder / RESULT).exists() and stored(marked.folder, marked.mark, False) is None
 
     def run_or_read(self, name: CellName, display: Display) -> CellResult:
         """The cell's result, from its folder where it is finished there."""
-        study, config = self._study, self._study.config
-        cases = cell_cases(study.sides, name.shots, name.seed, config.self_training)
-        origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
-        mark = digest(config, study.spec, name.arm, cases, study.checked, origin)
-        folder = config.run_dir / "cells" / name.folder
-        keep = config.keep_weights == "all" or name == study.best
-        result = stored(folder, mark, keep)
+        marked = self._marked(name)
+        result = stored(marked.folder, marked.mark, marked.keep)
         if result is None:
-            result = self._run(name, cases, Marked(folder, mark, keep, origin), display)
+            if self.is_of_another(name):
+                display.say(f"{name.folder}: finished before with other data, plan or checkpoint; trained anew")
+            result = self._run(name, marked, display)
+        else:
+            shutil.rmtree(marked.folder / PROGRESS, ignore_errors=True)
+            if self._budget:
+                self._budget.spent_before(result.spent)
         if self._budget:
             self._budget.done()
         return result
 
-    def _run(self, name: CellName, cases: CellCases, marked: "Marked", display: Display) -> CellResult:
+    def _marked(self, name: CellName) -> "Marked":
         study, config = self._study, self._study.config
+        cases = cell_cases(study.sides, name.shots, name.seed, config.self_training)
+        origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
+        mark = digest(config, study.spec, name.arm, cases, study.checked, origin)
+        keep = config.keep_weights == "all" or name == study.best
+        return Marked(config.run_dir / "cells" / name.folder, mark, keep, origin, cases)
+
+    def _run(self, name: CellName, marked: "Marked", display: Display) -> CellResult:
+        study, config, cases = self._study, self._study.config, marked.cases
         shown = display.begin(name.folder, None if config.budget else config.schedule.steps, len(cases.test))
+        mark = code_mark(marked.mark)
+        saved = Saved(marked.folder / PROGRESS, mark, config.checkpoint_minutes, self._stop, display.say)
+        if self._budget:
+            self._budget.spent_before(saved.spent_before)
         place = Place(
             marked.folder,
             marked.mark,
@@ -193,6 +231,7 @@ class _Runner:
             FeatureStore(self._features(name, marked.origin)),
             Progress(shown.step),
             shown.tested,
+            saved,
         )
         pretrained = None
         if study.release and name.arm.pretrained:
@@ -218,12 +257,14 @@ class _Runner:
 
 @dataclass(frozen=True)
 class Marked:
-    """A cell's folder, the digest of all that decides it, whether its weights stay, and its checkpoint's checksum."""
+    """A cell's folder, the digest of all that decides it, whether its weights stay, its checkpoint's checksum, and its
+    cases."""
 
     folder: Path
     mark: str
     keep: bool
     origin: str
+    cases: CellCases
 
 
 def _tell_left_out(reasons: dict[str, int]) -> None:

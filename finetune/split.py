@@ -93,7 +93,8 @@ def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
     for name, patients in _groups(pool).items():
         if len(patients) < int(k):
             of_class = "" if name is None else f" of class {name}"
-            raise UserError(f"shots={k} but only {len(patients)} patients{of_class} to train from: lower 'shots'")
+            there = f"{len(patients)} patient{'' if len(patients) == 1 else 's'}{of_class}"
+            raise UserError(f"shots={k} but only {there} to train from: lower 'shots'")
         order = np.random.default_rng(seed).permutation(len(patients))
         chosen |= {patients[i] for i in order[: int(k)]}
     return [case for case in pool if case.patient in chosen]

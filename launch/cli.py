@@ -1,8 +1,11 @@
 """The command line. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +13,7 @@ import typer
 
 from scanforge.configs.errors import UserError, UserErrors
 from scanforge.configs.text import guarded, printable
+from scanforge.datasets.shards.sizes import SHARD_MB
 from scanforge.launch.launch_cli import launch_app
 
 app = typer.Typer(
@@ -66,7 +70,7 @@ def data_build(
         str | None, typer.Option(help="Pattern over the relative path; its first group is the patient.")
     ] = None,
     key_file: Annotated[Path | None, typer.Option(help="The site's key for hashed identities.")] = None,
-    shard_mb: Annotated[int, typer.Option(min=1, help="Source megabytes per shard.")] = 256,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Source megabytes per shard.")] = SHARD_MB,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; the default is one per core.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable scans that is too many.")] = 0.10,
     codec: Annotated[str, typer.Option(help="zstd (small) or lz4hc (fast).")] = "zstd",
@@ -172,7 +176,8 @@ def finetune(
     from scanforge.finetune import run
     from scanforge.finetune.config import FinetuneConfig
 
-    result = run(load(FinetuneConfig, config, "finetune", words))
+    with _says_why_it_stopped():
+        result = run(load(FinetuneConfig, config, "finetune", words))
     print(f"report: {result.report}")
 
 
@@ -212,9 +217,26 @@ def demo(
     """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
     from scanforge.launch.demo import run_demo
 
-    report = run_demo(data, out or Path(f"demo-{data.resolve().name}" if data else "demo"), modality)
+    with _says_why_it_stopped():
+        report = run_demo(data, out or Path(f"demo-{data.resolve().name}" if data else "demo"), modality)
     print(f"report: {report}")
     _leave_at_once(0)
+
+
+class _Left(Exception):
+    """A command was asked to stop; typer, which ends silently on KeyboardInterrupt, lets this pass."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@contextmanager
+def _says_why_it_stopped() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise _Left(str(stopped) or "interrupted", 128 + getattr(stopped, "signal", signal.SIGINT)) from stopped
 
 
 def _leave_at_once(code: int) -> None:
@@ -237,6 +259,8 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(str(error), getattr(error, "exit_code", 2))
     except UsageError as error:
         _fail(error.format_message(), 2)
+    except _Left as left:
+        _fail(str(left), left.code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except MemoryError:
@@ -245,17 +269,31 @@ def main(arguments: list[str] | None = None) -> Any:
         _fail(
             "what was read is nested too deeply to be followed; give a file with fewer levels (--debug shows where)", 2
         )
+    except ModuleNotFoundError as error:
+        _fail(_missing(error), 2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
+# Packages that only some commands need, and what installs them.
+EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "s3fs": "s3", "fire": "dev"}
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """The package that is not installed, and what installs it."""
+    package = (error.name or str(error)).partition(".")[0]
+    if package == "scanforge":
+        return f"this installation of scanforge is incomplete ({error.name} is missing): install it again"
+    what = f'"scanforge[{EXTRAS[package]}]"' if package in EXTRAS else package
+    return f"this needs the package '{package}', which is not installed: pip install {what}"
+
+
 def _fail(text: str, code: int, several: bool = False) -> None:
     if _State.debug:
         traceback.print_exc()  # here, where it is escaped as everything else
         _leave_at_once(1)
-    print(
-        f"scanforge: {printable(text, lines=True) if several else printable(' '.join(text.split()))}", file=sys.stderr
-    )
+    said = printable(text, lines=True) if several else printable(" ".join(text.split()))
+    print(f"scanforge: {said}", file=sys.stderr)
     _leave_at_once(code)

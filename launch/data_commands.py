@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scanforge.configs.console import Console
-from scanforge.configs.errors import UserError
+from scanforge.configs.errors import UserError, UserErrors
 from scanforge.configs.text import printable
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
     """Build shards with a progress bar and print the summary."""
     from pydantic import ValidationError
 
+    from scanforge.configs.checking import explain
     from scanforge.datasets.shards.build import BuildOptions, build
 
     columns = options.get("label_columns") or []  # --label-columns age,sex is two of them
@@ -24,8 +25,9 @@ def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
     try:
         checked = BuildOptions(**{k: v for k, v in options.items() if v is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{'-'.join(str(p) for p in first['loc']).replace('_', '-')}: {first['msg']}") from error
+        found = [f"--{line.replace('_', '-', line.partition(':')[0].count('_'))}" for line in
+                 explain(BuildOptions, error)]  # fmt: skip
+        raise UserErrors("the options", found) if len(found) > 1 else UserError(found[0]) from error
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -6,6 +6,7 @@ from typing import Any
 
 from scanforge.configs.errors import UserError
 from scanforge.configs.loading import check, find, override, read_yaml
+from scanforge.datasets.modality import settled
 
 PATIENTS = 24  # per modality in the made-up cohort
 
@@ -50,6 +51,10 @@ def _real(data: Path, modality: str) -> tuple[list[Source], list[str]]:
     images, labels = data / "imagesTr", data / "labelsTr"
     if not images.is_dir() or not labels.is_dir():
         raise UserError(f"{data} has no imagesTr and labelsTr; name a folder in the layout of the Decathlon or nnU-Net")
+    try:
+        modality = str(settled(modality))  # before the first shard is built
+    except ValueError as error:
+        raise UserError(f"--modality: {error}") from error
     print(f"1. scans in {images}")
     return [Source("scans", images, modality)], [
         f"data.images={images}",

@@ -72,6 +72,7 @@ class PretrainConfig(Config):
     def _warm_up_ends_before_the_run(self) -> "PretrainConfig":
         if self.optimiser.warmup_steps >= self.steps:
             raise ValueError(
-                f"optimiser.warmup_steps ({self.optimiser.warmup_steps}) must be below steps ({self.steps})"
+                f"optimiser.warmup_steps ({self.optimiser.warmup_steps}) must be below steps ({self.steps}): "
+                f"set optimiser.warmup_steps={self.steps // 10}"
             )
         return self

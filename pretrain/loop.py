@@ -65,6 +65,7 @@ def run(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest())
         world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
+        refuse_another_run(config)  # before a lock is put into what may be somebody's home
         stack.enter_context(held(config.run_dir, world))
         refuse_another_run(config)
         watchdog = stack.enter_context(Watchdog(config.step_timeout_s, world.rank, hung))

@@ -13,9 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from scanforge.backbones.mednext import MedNeXtBlock
 from scanforge.backbones.primus import PrimusEncoder
+from scanforge.backbones.protocol import Encoder
 from scanforge.backbones.resenc import BasicBlockD
 from scanforge.backbones.stunet import BasicResBlock
 from scanforge.backbones.vit import ViTEncoder
+from scanforge.configs.errors import UserError
 from scanforge.pretrain.objectives.light_decoder import UpBlock
 from scanforge.pretrain.objectives.token_decoder import TokenDecoder
 
@@ -24,8 +26,14 @@ def apply(objective: nn.Module) -> None:
     """Make every block of the objective's encoders and decoders compute its forward pass again in the backward pass.
 
     Loss and gradients stay the same bits: random states are kept, and the same operations run. Blocks without a
-    gradient to come, such as a momentum encoder's, run as before.
+    gradient to come, such as a momentum encoder's, run as before. UserError for an encoder without any such block.
     """
+    for module in objective.modules():
+        if isinstance(module, Encoder) and not any(True for _ in blocks(module)):
+            raise UserError(
+                f"engine.activation_checkpointing=true would do nothing for {type(module).__name__}, which names no "
+                "block to compute twice (Encoder.recomputable); set it to false"
+            )
     for block in blocks(objective):
         if "forward" not in vars(block):
             vars(block)["forward"] = partial(_recomputed, block.forward)
@@ -38,6 +46,8 @@ def blocks(objective: nn.Module) -> Iterator[nn.Module]:
             yield module
         elif isinstance(module, ViTEncoder | PrimusEncoder | TokenDecoder):
             yield from module.blocks
+        if isinstance(module, Encoder):
+            yield from module.recomputable()
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

@@ -60,7 +60,8 @@ def _holder(run_dir: Path) -> str:
 
 
 def refuse_another_run(config: PretrainConfig) -> None:
-    """UserError if the run folder holds checkpoints of a configuration that computes something else."""
+    """UserError if the run folder holds checkpoints of a configuration that computes something else, or no run."""
+    _refuse_no_run(config.run_dir)
     path = config.run_dir / "config.yaml"
     if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):
         return
@@ -71,6 +72,34 @@ def refuse_another_run(config: PretrainConfig) -> None:
                 f"{config.run_dir} holds a run with another '{key}' ({theirs.get(key)}); "
                 "choose a new run_dir or restore the old value"
             )
+
+
+# What a folder may hold before a run begins in it: what launching it leaves, a configuration, a log, a killed writer's.
+OURS = {LOCK, "jobs", "checkpoints", "metrics.jsonl", "pictures", "sweep.json"}
+HARMLESS = {".yaml", ".yml", ".log", ".out", ".err", ".part"}
+
+
+def _refuse_no_run(folder: Path) -> None:
+    """UserError for a folder of something else: a home directory, a data set, a study of fine-tuning."""
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except NotADirectoryError as error:
+        raise UserError(f"run_dir {folder} is a file; choose a folder") from error
+    except OSError as error:
+        raise UserError(f"cannot read the run folder {folder}: {error.strerror}") from error
+    if "config.yaml" in names:
+        try:
+            content = read_yaml(folder / "config.yaml")
+        except UserError:
+            content = {}
+        if {"objective", "run_dir"} <= content.keys():
+            return
+    others = sorted(name for name in names - OURS if name == "config.yaml" or Path(name).suffix not in HARMLESS)
+    if others:
+        raise UserError(
+            f"{folder} is no run folder of a pre-training: it holds {', '.join(others[:3])}"
+            f"{' ...' if len(others) > 3 else ''}; choose a new or an empty run_dir"
+        )
 
 
 def claim(config: PretrainConfig) -> None:

@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from scanforge.configs.base import Config
 from scanforge.datasets.augment.presets import PRESETS
 from scanforge.datasets.augment.transforms import Preset, Transforms
+from scanforge.datasets.modality import Modality
 
-Modality = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
 Side = Annotated[int, Field(ge=1)]
 _ANY_OTHER = "any other modality"  # a name that no modality can have
 

@@ -14,6 +14,7 @@ from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_key
 from scanforge.datasets.labels.book import open_labels
 from scanforge.datasets.labels.table import Columns
+from scanforge.datasets.modality import Modality
 from scanforge.datasets.processes import Died, Worker, ready
 from scanforge.datasets.readers import SUFFIXES, plain_suffix
 from scanforge.datasets.readers.frames import find_frame_folders
@@ -24,6 +25,7 @@ from scanforge.datasets.shards.job import Job, Reading
 from scanforge.datasets.shards.ledger import Ledger, Progress
 from scanforge.datasets.shards.quarantine import Quarantined, count, read_quarantine, write_quarantine
 from scanforge.datasets.shards.resume import begin, finished_shards, locked, parameters_of
+from scanforge.datasets.shards.sizes import SHARD_MB
 from scanforge.datasets.shards.sources import deal, find_sources
 from scanforge.datasets.shards.survey import find_dicom
 
@@ -37,7 +39,7 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 class BuildOptions(Config):
     """How a data set is built. All but `workers` and `max_bad` are part of its content and kept in its manifest."""
 
-    modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = "unknown"  # of scans whose file does not say
+    modality: Modality = "unknown"  # of scans whose file does not say
     labels: list[Path] = []  # CSV, COCO, VOC, dataset.json: see labels.book
     label_columns: list[str] = []  # of CSV files, to store beside those called class, label, ...: see labels.choice
     allow_identifying: bool = False  # store such a column even where it tells a person
@@ -46,7 +48,7 @@ class BuildOptions(Config):
     frames: bool = False  # folders of numbered images are videos
     patient_regex: str | None = None  # see identity.patient_of
     key_file: Path | None = None  # see identity.site_key
-    shard_mb: PositiveFloat = 128  # of source files per shard
+    shard_mb: PositiveFloat = SHARD_MB  # of source files per shard
     codec: Codec = "zstd"  # lz4hc: larger, decoded about three times faster
     workers: PositiveInt = _CORES
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of sources that may be refused

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scanforge.configs.checking import near
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.identity import site_fingerprint, site_key
 from scanforge.datasets.labels import Box as DrawnBox
@@ -185,7 +186,8 @@ def _drawn(
     if task.classes:
         spelled = {label: known for label in counts if (known := among(label, task.classes)) is not None}
         for label in sorted(counts.keys() - spelled.keys()):
-            found.mistakes.add(f"{where}: a box is of class '{label}', which is not among task.classes {task.classes}")
+            of = f"which is not among task.classes {task.classes}{near(label, task.classes)}"
+            found.mistakes.add(f"{where}: a box is of class '{label}', {of}")
         classes = task.classes
     else:
         spelled = one_class_each(counts, f"{where}: its list of boxes", "boxes", found.notes)

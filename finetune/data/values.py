@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from scanforge.configs.checking import near
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.labels.columns import value_of
 from scanforge.finetune.config import ClassificationTask, RegressionTask
@@ -62,7 +63,9 @@ def _named(found: Mapping[str, str], classes: Sequence[str], where: str, mistake
             spelled[text] = known
         else:
             scans = f"{counts[text]} scans, first '{name}'" if counts[text] > 1 else f"'{name}'"
-            mistakes.add(f"{where}: class '{text}' is not among task.classes {list(classes)} ({scans})")
+            mistakes.add(
+                f"{where}: class '{text}' is not among task.classes {list(classes)}{near(text, classes)} ({scans})"
+            )
     return spelled
 
 

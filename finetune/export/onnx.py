@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scanforge.configs.errors import UserError
-from scanforge.finetune.export import onnx_runner, standalone
+from scanforge.finetune.export import standalone
 from scanforge.finetune.export.describe import describe
 from scanforge.finetune.export.folder import new_folder
 from scanforge.finetune.export.inlining import source_without_scanforge
@@ -50,6 +50,8 @@ def export_onnx(run: Path, out: Path, scan: Path | None = None) -> OnnxExport:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f'ONNX needs {", ".join(missing)}: pip install "scanforge[onnx]"')
+    from scanforge.finetune.export import onnx_runner  # which imports onnxruntime
+
     adapter, model = single_model(run)
     traced = traceable(model, adapter.spec)
     inputs = {"noise": torch.randn(3, *traced.example.shape[1:], generator=torch.Generator().manual_seed(1))}

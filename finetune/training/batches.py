@@ -27,7 +27,7 @@ class Batches:
     ) -> None:
         self._adapter, self._samples, self._seed = adapter, samples, seed
         self._augmentation, self._foreground = augmentation, foreground
-        self._others: Sequence[Sample[Any]] = ()
+        self.others: Sequence[Sample[Any]] = ()
         self._share = 0.0
         self._ahead = ThreadPoolExecutor(1)
         self._drawn: tuple[int, Future[tuple[Tensor, Any]]] | None = None
@@ -49,7 +49,7 @@ class Batches:
         if self._drawn is not None:
             self._drawn[1].result()  # was begun with what was there before
             self._drawn = None
-        self._others, self._share = others, share
+        self.others, self._share = others, share
 
     def _drawing(self, step: int) -> "Future[tuple[Tensor, Any]]":
         if self._drawn is not None and self._drawn[0] == step:
@@ -60,7 +60,7 @@ class Batches:
         size = self._adapter.spec.plan.batch
         mixed = np.random.default_rng([self._seed, MIX, step]).random(size) < self._share
         chosen = [
-            self._one(self._others if other else self._samples, OTHERS if other else LABELLED, step * size + i)
+            self._one(self.others if other else self._samples, OTHERS if other else LABELLED, step * size + i)
             for i, other in enumerate(mixed)
         ]
         rng = np.random.default_rng([self._seed, PATCHES, step])

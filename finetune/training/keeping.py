@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scanforge.finetune.config import ValidationConfig
 from scanforge.finetune.tasks.adapter import TaskModel
+from scanforge.finetune.training.resuming import Part
 
 
 @contextmanager
@@ -69,6 +70,25 @@ class Keeper:
         elif self._average is not None:
             self._model.load_state_dict(self._average.module.state_dict())
 
+    def state(self) -> Part:
+        """The average and the best weights, and what was found, for a snapshot."""
+        held = {} if self._average is None else {f"average/{k}": v for k, v in self._average.state_dict().items()}
+        if self._best is not None:
+            held |= {f"best/{name}": tensor for name, tensor in self._best[1].items()}
+        value = None if self._best is None else self._best[0]
+        return held, {"found": self.found, "best_step": self.best_step, "best": value}
+
+    def restore(self, part: Part) -> None:
+        """Go on from what `state` gave."""
+        held, facts = part
+        here = {name: tensor.device for name, tensor in self._model.state_dict().items()}
+        if self._average is not None:
+            self._average.load_state_dict(_below("average/", held))
+        if facts["best"] is not None:
+            self._best = facts["best"], {name: t.to(here[name]) for name, t in _below("best/", held).items()}
+        self.found = [(step, value) for step, value in facts["found"]]
+        self.best_step = facts["best_step"]
+
     def current(self, step: int) -> TaskModel:
         """The model as it would be kept now."""
         if self._average is None or step < self._warm:
@@ -76,3 +96,7 @@ class Keeper:
         averaged = self._average.module
         assert isinstance(averaged, TaskModel)
         return averaged
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

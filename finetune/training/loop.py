@@ -18,6 +18,8 @@ from scanforge.finetune.training.batches import Batches
 from scanforge.finetune.training.keeping import Keeper
 from scanforge.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16
 from scanforge.finetune.training.recipes import Arm
+from scanforge.finetune.training.resuming import Part, gathered, spread
+from scanforge.finetune.training.saving import NOWHERE, Slot, Snapshot
 from scanforge.finetune.training.self_training import SelfTraining
 
 BEATS = 200  # points of the loss curve that are kept
@@ -78,11 +80,13 @@ def train(
     progress: Progress,
     check: Callable[[TaskModel], float] | None = None,
     unlabelled: Sequence[Sample[Any]] = (),
+    slot: Slot = NOWHERE,
 ) -> History:
     """Train `model` in place. Batches are a pure function of (seed, step), so all arms see the same ones.
 
     check: headline metric on held-back cases, higher is better; the weights of the best look are kept.
     unlabelled: samples without a target, for self-training.
+    slot: where the training is saved now and then; what is saved there already, it goes on from.
     UserError where the loss stops being finite.
     """
     schedule = course.schedule
@@ -93,7 +97,9 @@ def train(
     loop = _Loop(model, course, Keeper(model, schedule.average, course.validation, check))
     half = use_bfloat16(schedule.precision, course.device)
     others = SelfTraining(course.self_training, adapter, unlabelled, course.device, half)
-    with Batches(adapter, samples, course.seed, course.augmentation, schedule.foreground) as batches:
+    with Batches(adapter, samples, course.seed, course.augmentation, schedule.foreground) as batches, slot.soon():
+        state = _State(course.device, model, optimiser, rates, loop, others, batches)
+        state.restore(slot)
         while loop.going:
             images, targets = batches.take(loop.step)
             rates.set(loop.step, loop.done)
@@ -104,14 +110,51 @@ def train(
             progress.step(loop.step, loss)
             if others.due(loop.step, loop.done):
                 batches.mix(others.label(loop.kept, loop.step), others.share)
+            if loop.going:
+                slot.chance(f"step {loop.step}", state.take)
     return loop.history().model_copy(update={"relabelled": others.steps})
+
+
+@dataclass(frozen=True)
+class _State:
+    """All that changes in a training."""
+
+    device: torch.device
+    model: TaskModel
+    optimiser: torch.optim.Optimizer
+    rates: Rates
+    loop: "_Loop"
+    others: SelfTraining
+    batches: Batches
+
+    def take(self) -> Snapshot:
+        """Into a snapshot."""
+        return gathered(
+            self.device, self.model, self.optimiser,
+            rates=({}, {"thawed": self.rates.thawed}), keeper=self.loop.keeper.state(), loop=self.loop.state(),
+            others=self.others.state(self.batches.others),
+        )  # fmt: skip
+
+    def restore(self, slot: Slot) -> None:
+        """From the newest snapshot, where there is one."""
+        found = slot.read()
+        if found is None:
+            return
+        parts = spread(found, self.device, self.model, self.optimiser)
+        self.rates.thawed = parts["rates"][1]["thawed"]
+        self.loop.keeper.restore(parts["keeper"])
+        self.loop.restore(parts["loop"])
+        labelled = self.others.restore(parts["others"])
+        if labelled:
+            self.batches.mix(labelled, self.others.share)
+        slot.goes_on(f"step {self.loop.step}")
 
 
 class _Loop:
     """How far a training is, and what it leaves."""
 
     def __init__(self, model: TaskModel, course: Course, keeper: Keeper) -> None:
-        self._model, self._course, self._keeper = model, course, keeper
+        self._model, self._course, self.keeper = model, course, keeper
         self._started, self._losses, self._curve = time.monotonic(), [0.0] * 0, [(0, 0.0)] * 0
         self._beat = 0.0
         self.step, self.done = 0, 0.0
@@ -119,29 +162,42 @@ class _Loop:
     @property
     def going(self) -> bool:
         """Whether another step follows."""
-        return self.done < 1 and not self._keeper.enough
+        return self.done < 1 and not self.keeper.enough
 
     def count(self, loss: float) -> None:
         """One step is over."""
         self._losses.append(loss)
         self.step += 1
         self.done = self._course.done(self.step, time.monotonic() - self._started)
-        self._keeper.after(self.step, self.done)
+        self.keeper.after(self.step, self.done)
         if self.done >= self._beat + 1 / BEATS or not self.going:
             self._curve.append((self.step, float(np.mean(self._losses))))
             self._losses.clear()
             self._beat = self.done
 
+    def state(self) -> Part:
+        """How far it is, for a snapshot."""
+        spent = time.monotonic() - self._started
+        counted = {"step": self.step, "done": self.done, "beat": self._beat, "spent": spent}
+        return {}, counted | {"losses": self._losses, "curve": self._curve}
+
+    def restore(self, part: Part) -> None:
+        """Go on from what `state` gave; the time between does not count."""
+        facts = part[1]
+        self.step, self.done, self._beat = facts["step"], facts["done"], facts["beat"]
+        self._losses, self._curve = facts["losses"], [(step, loss) for step, loss in facts["curve"]]
+        self._started = time.monotonic() - facts["spent"]
+
     @property
     def kept(self) -> TaskModel:
         """The model as it would be kept now."""
-        return self._keeper.current(self.step)
+        return self.keeper.current(self.step)
 
     def history(self) -> History:
         """The end; the model holds the weights that count."""
-        self._keeper.finish()
+        self.keeper.finish()
         seconds = time.monotonic() - self._started
-        found, best = self._keeper.found, self._keeper.best_step
+        found, best = self.keeper.found, self.keeper.best_step
         return History(steps=self.step, seconds=seconds, loss=self._curve, validation=found, best_step=best)
 
 

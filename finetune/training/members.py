@@ -14,10 +14,12 @@ from scanforge.finetune.data.cases import Case
 from scanforge.finetune.split import folds, validation
 from scanforge.finetune.tasks.adapter import Adapter, Sample, Spec, TaskModel, Validation
 from scanforge.finetune.training.features import FeatureStore
+from scanforge.finetune.training.looked_at import held_back
 from scanforge.finetune.training.loop import Course, History, Progress, train
 from scanforge.finetune.training.lora import inject
 from scanforge.finetune.training.probing import fit_probe
 from scanforge.finetune.training.recipes import PROBES
+from scanforge.finetune.training.saving import NOWHERE, Slot, Snapshot
 
 
 @dataclass
@@ -46,24 +48,48 @@ def train_members(
     course: Course,
     store: FeatureStore,
     progress: Progress,
+    slot: Slot = NOWHERE,
 ) -> Members:
-    """Train one model on each of the parts of the cases that `config.validation` asks for."""
+    """Train one model on each of the parts of the cases that `config.validation` asks for.
+
+    slot: of the cell, where each trained model and what it predicts of held-back cases is kept until the cell is done.
+    """
     by_key = {case.key: sample for case, sample in zip(given.cases, given.samples, strict=True)}
     models: list[TaskModel] = []
     histories: list[History] = []
     held = Validation([], [])
     parts = _parts(config, given.cases, course.seed)
-    for fit, back in parts:
+    for number, (fit, back) in enumerate(parts):
         each = replace(course, seconds=course.seconds / len(parts) if course.seconds is not None else None)
         chosen, checked = (Given(part, [by_key[case.key] for case in part], given.unlabelled) for part in (fit, back))
-        model, history = _train_one(config, adapter, chosen, checked, pretrained, each, store, progress)
+        name, kept = f"model {number + 1} of {len(parts)}", slot.of(f"member-{number}")
+        found = kept.read()
+        if found is None:
+            running = slot.of(f"training-{number}")
+            told = chosen, checked, pretrained, each, store, progress, running
+            model, history = _train_one(config, adapter, *told)
+            facts = {"history": history.model_dump(mode="json")}
+            kept.write(Snapshot(dict(model.state_dict()), facts), f"{name} (trained)")
+            running.forget()
+        else:
+            model, history = _trained(adapter, found, course)
+            kept.goes_on(f"{name} (trained)")
+        kept.leave_if_asked(f"{name} (trained)")
         models.append(model.eval())
         histories.append(history)
-        for case, sample in zip(checked.cases, checked.samples, strict=True):
-            prediction = adapter.predict([model], sample, course.device)
-            held.records.append(adapter.record(case, sample, prediction))
-            held.maps += adapter.held(sample, prediction)
+        if checked.cases:
+            predicted = slot.of(f"held-{number}")
+            seen = held_back(adapter, model, checked.cases, checked.samples, course.device, predicted)
+            held.records += seen.records
+            held.maps += seen.maps
     return Members(models, histories, held if held.records else None)
+
+
+def _trained(adapter: Adapter[Any, Any], found: Snapshot, course: Course) -> tuple[TaskModel, History]:
+    """A model that an earlier start of the cell trained."""
+    model = adapter.build(encoder_of(adapter.spec, course.seed, None))
+    model.load_state_dict(found.tensors)
+    return model.to(course.device), History.model_validate(found.facts["history"])
 
 
 def _parts(config: FinetuneConfig, cases: Sequence[Case], seed: int) -> list[tuple[list[Case], list[Case]]]:
@@ -85,10 +111,11 @@ def _train_one(
     course: Course,
     store: FeatureStore,
     progress: Progress,
+    slot: Slot,
 ) -> tuple[TaskModel, History]:
     encoder = encoder_of(adapter.spec, course.seed, pretrained)
     if course.arm.recipe in PROBES:
-        return fit_probe(adapter, encoder, fit.samples, fit.cases, course, config.probe, store)
+        return fit_probe(adapter, encoder, fit.samples, fit.cases, course, config.probe, store, slot)
     lora = inject(encoder, config.lora) if course.arm.recipe == "lora" else None
     model = adapter.build(encoder)
 
@@ -99,7 +126,8 @@ def _train_one(
         scores = [record["score"] for record in records if record["score"] is not None]
         return float(np.mean(scores)) if scores else float("nan")
 
-    history = train(adapter, model, fit.samples, course, progress, check if checked.cases else None, fit.unlabelled)
+    looked = check if checked.cases else None
+    history = train(adapter, model, fit.samples, course, progress, looked, fit.unlabelled, slot)
     if lora is not None:
         lora.merge()
     return model, history

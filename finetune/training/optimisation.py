@@ -70,14 +70,14 @@ class Rates:
     def __init__(self, optimiser: torch.optim.Optimizer, warmup: int, still: Callable[[int, float], bool]) -> None:
         self._encoder, self._head = optimiser.param_groups
         self._warmup, self._still = warmup, still
-        self._thawed = 0  # the first step at which the encoder moves, as far as is known
+        self.thawed = 0  # the first step at which the encoder moves, as far as is known
 
     def set(self, step: int, done: float) -> None:
         """`done`: share of the training that is over."""
         if self._still(step, done):
-            self._thawed = step + 1
-        self._encoder["lr"] = self._encoder["base_lr"] * factor(step, done, self._warmup, self._thawed)
+            self.thawed = step + 1
+        self._encoder["lr"] = self._encoder["base_lr"] * factor(step, done, self._warmup, self.thawed)
         self._head["lr"] = self._head["base_lr"] * factor(step, done, self._warmup, 0)
-        moving = step >= self._thawed and self._encoder["base_lr"] > 0
+        moving = step >= self.thawed and self._encoder["base_lr"] > 0
         for parameter in self._encoder["params"]:
             parameter.requires_grad_(moving)

@@ -18,6 +18,8 @@ from scanforge.finetune.tasks.classification import Classification
 from scanforge.finetune.training.features import FeatureStore
 from scanforge.finetune.training.loop import Course, History
 from scanforge.finetune.training.recipes import ProbeConfig
+from scanforge.finetune.training.resuming import gathered, spread
+from scanforge.finetune.training.saving import NOWHERE, Slot, Snapshot
 from scanforge.pretrain.probes.classification import fit_logistic
 
 Views = list[list[Tensor]]  # of each scan, of each of its views: the deepest features (F, d, h, w), half precision
@@ -31,10 +33,12 @@ def fit_probe(
     course: Course,
     config: ProbeConfig,
     store: FeatureStore,
+    slot: Slot = NOWHERE,
 ) -> tuple[TaskModel, History]:
     """The probe `course.arm.recipe` on the frozen encoder; gives the whole model. UserError where a class is absent.
 
     cases: of each sample; the strength of the logistic regression is chosen by folds of their patients.
+    slot: where the training of an attentive probe is saved now and then, and goes on from.
     """
     assert isinstance(adapter, Classification)
     started = time.monotonic()
@@ -56,7 +60,7 @@ def fit_probe(
         model.set(*fit_logistic(rows, np.repeat(labels, per_scan), np.repeat(owners, per_scan).tolist()))
     else:
         assert isinstance(model, AttentiveProbe)
-        curve = _train_attention(model.to(course.device), views, labels, course, config)
+        curve = _train_attention(model.to(course.device), views, labels, course, config, slot)
     seconds = time.monotonic() - started
     return model.to(course.device), History(steps=curve[-1][0] if curve else 0, seconds=seconds, loss=curve)
 
@@ -99,23 +103,39 @@ def _pooled(features: Tensor) -> np.ndarray:
 
 
 def _train_attention(
-    probe: AttentiveProbe, views: Views, labels: np.ndarray, course: Course, config: ProbeConfig
+    probe: AttentiveProbe, views: Views, labels: np.ndarray, course: Course, config: ProbeConfig, slot: Slot
 ) -> list[tuple[int, float]]:
     """AdamW with a half cosine over `config.steps`; each step one view of up to 64 scans. Gives the loss curve."""
     head = [p for name, p in probe.named_parameters() if not name.startswith("encoder.")]
     optimiser = torch.optim.AdamW(head, lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
     rng = np.random.default_rng([course.seed, 3])
-    truth, curve = torch.from_numpy(labels).to(course.device), []
+    truth, curve = torch.from_numpy(labels).to(course.device), [(0, 0.0)] * 0
     weights = torch.from_numpy(len(labels) / np.bincount(labels)).float().to(course.device)
     probe.train()
-    for step in range(config.steps):
-        chosen = rng.permutation(len(views))[:64]
-        batch = torch.stack([views[i][rng.integers(len(views[i]))] for i in chosen]).float().to(course.device)
-        loss = F.cross_entropy(probe.head(batch), truth[chosen], weight=weights)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        curve.append((step + 1, float(loss.detach())))
+
+    def state() -> Snapshot:
+        facts = {"curve": curve, "rng": rng.bit_generator.state, "schedule": schedule.state_dict()}
+        return gathered(course.device, probe, optimiser, probe=({}, facts))
+
+    if (found := slot.read()) is not None:
+        _, facts = spread(found, course.device, probe, optimiser)["probe"]
+        curve = [(step, loss) for step, loss in facts["curve"]]
+        rng.bit_generator.state = facts["rng"]
+        schedule.load_state_dict(facts["schedule"])
+        for group, rate in zip(optimiser.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        slot.goes_on(f"step {len(curve)} of the probe")
+    with slot.soon():
+        for step in range(len(curve), config.steps):
+            chosen = rng.permutation(len(views))[:64]
+            batch = torch.stack([views[i][rng.integers(len(views[i]))] for i in chosen]).float().to(course.device)
+            loss = F.cross_entropy(probe.head(batch), truth[chosen], weight=weights)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            curve.append((step + 1, float(loss.detach())))
+            if step + 1 < config.steps:
+                slot.chance(f"step {step + 1} of the probe", state)
     return curve

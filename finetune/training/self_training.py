@@ -3,13 +3,16 @@
 as in Noisy Student, Xie et al. 2020, arXiv 1911.04252)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scanforge.finetune.config import SelfTrainingConfig
 from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
 from scanforge.finetune.training.keeping import evaluating
+from scanforge.finetune.training.resuming import Part, as_array, as_tensor
 
 
 class SelfTraining:
@@ -33,6 +36,7 @@ class SelfTraining:
         self._begin = 0.0  # `done` of the first round
         self.share = config.share
         self.steps: list[int] = []  # after which they were labelled
+        self._packed: dict[str, Tensor] = {}  # the labels of the last round, compressed
 
     def due(self, step: int, done: float) -> bool:
         """Whether it is time for the next round, after `step` steps; `done`: share of the training that is over."""
@@ -49,4 +53,24 @@ class SelfTraining:
         self.steps.append(step)
         kind = self._device.type
         with evaluating(teacher), torch.autocast(kind, torch.bfloat16, enabled=self._half):
-            return [self._adapter.relabelled([teacher], scan, self._device) for scan in self._scans]
+            labelled = [self._adapter.relabelled([teacher], scan, self._device) for scan in self._scans]
+        self._packed.clear()
+        return labelled
+
+    def state(self, labelled: Sequence[Sample[Any]]) -> Part:
+        """When scans were labelled, and how at last, for a snapshot."""
+        if not self._packed:
+            self._packed = {str(number): as_tensor(sample.target) for number, sample in enumerate(labelled)}
+        return self._packed, {"begin": self._begin, "steps": self.steps}
+
+    def restore(self, part: Part) -> list[Sample[Any]]:
+        """Go on from what `state` gave; the scans with their labels."""
+        held, facts = part
+        self._begin, self.steps, self._packed = facts["begin"], facts["steps"], dict(held)
+        if not held:
+            return []
+        shapes = [tuple(scan.image.shape[1:]) for scan in self._scans]
+        return [
+            replace(scan, target=as_array(held[str(number)], shape))
+            for number, (scan, shape) in enumerate(zip(self._scans, shapes, strict=True))
+        ]

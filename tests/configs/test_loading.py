@@ -7,7 +7,8 @@ from pydantic import Field
 
 from scanforge.configs.base import Config, Seed
 from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check, find, load, override, plain_yaml
+from scanforge.configs.loading import check, find, load, override
+from scanforge.configs.plain_yaml import plain_yaml
 
 
 class Small(Config):

@@ -11,8 +11,10 @@ import torch
 import yaml
 
 from scanforge.configs.errors import UserError
+from scanforge.configs.loading import check
+from scanforge.pretrain.config import PretrainConfig
 from scanforge.pretrain.distributed import World
-from scanforge.pretrain.run_folder import LOCK, held
+from scanforge.pretrain.run_folder import LOCK, held, refuse_another_run
 
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -121,3 +123,26 @@ def test_losses_that_are_no_numbers_end_the_run_and_name_the_samples(tmp_path, t
     named = list((tmp_path / "run").glob("nonfinite-*.txt"))
     assert len(named) == 2
     assert all(len(file.read_text().split()) == 2 for file in named)
+
+
+STUDY = {"config.yaml": "task: {}\ndata: {}\nrun_dir: x\n", "plan.json": "{}"}
+
+
+@pytest.mark.parametrize("content", [{"a.docx": ""}, {"config.yaml": "editor: vim\n"}, {"scan.nii.gz": ""}, STUDY])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, content):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    made = check(PretrainConfig, yaml.safe_load(config(tmp_path, tmp_path, folder).read_text()), "test")
+    with pytest.raises(UserError, match="is no run folder of a pre-training: it holds"):
+        refuse_another_run(made)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == content
+
+
+def test_what_a_launch_or_a_person_leaves_before_the_first_start_is_no_obstacle(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "jobs" / "stamp").mkdir(parents=True)
+    for name in (LOCK, "my_run.yaml", "job-3.out", ".config.yaml.17.part"):
+        (folder / name).write_text("")
+    refuse_another_run(check(PretrainConfig, yaml.safe_load(config(tmp_path, tmp_path, folder).read_text()), "test"))

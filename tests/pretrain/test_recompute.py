@@ -12,8 +12,9 @@ from scanforge.backbones.mednext import MedNeXtConfig
 from scanforge.backbones.primus import PrimusConfig
 from scanforge.backbones.registry import build
 from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import STUNetConfig
+from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
 from scanforge.backbones.vit import ViTConfig
+from scanforge.configs.errors import UserError
 from scanforge.datasets.batch import Batch
 from scanforge.pretrain import recompute
 from scanforge.pretrain.objectives.barlow_twins import BarlowTwinsConfig
@@ -173,3 +174,24 @@ def test_the_same_bits_under_every_stage_at_two_ranks(ranks, options, cases):
     """ZeRO 3 gathers weights again for the second forward pass: of modules, and of the packed walk."""
     code = f"CHOSEN, OPTIONS = {cases}, {options}\n{ZERO}"
     ranks(code, 2, HERE=str(Path(__file__).parent))
+
+
+class Plain(STUNetEncoder):
+    """An encoder of somebody else's, of one layer."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.layer = nn.Conv3d(1, 1, 1)
+
+
+class Saying(Plain):
+    def recomputable(self):
+        yield self.layer
+
+
+def test_a_backbone_it_does_not_know_is_refused_or_says_its_blocks():
+    with pytest.raises(UserError, match="would do nothing for Plain, which names no block"):
+        recompute.apply(nn.ModuleDict({"encoder": Plain()}))
+    encoder = Saying()
+    recompute.apply(nn.ModuleDict({"encoder": encoder}))
+    assert "forward" in vars(encoder.layer)

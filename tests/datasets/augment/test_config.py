@@ -40,7 +40,7 @@ def test_what_the_user_sets_goes_over_the_preset():
         ({"default": {"invert": {}}}, "never inverted"),
         ({"default": {"window": {}}}, "only CT"),
         ({"modalities": {"mr": {"window": {}}}}, "only CT"),
-        ({"modalities": {"CT": {}}}, "pattern"),
+        ({"modalities": {"CTscan": {}}}, "did you mean 'ct'"),
         ({"default": {"gama": {}}}, "Extra inputs"),
         ({"default": {"gamma": {"gamma": [2, 0.5]}}}, "low, high"),
         ({"default": {"gamma": {"gamma": [0, 1]}}}, "greater than 0"),

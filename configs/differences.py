@@ -1,0 +1,21 @@
+"""In what two configurations differ, for a line that says so."""
+
+from typing import Any
+
+Difference = tuple[str, Any, Any]  # key ('data.images'), value before, value now
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> Difference | None:
+    """The first key, deepest first, whose values differ; a missing one counts as None."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            found = first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+            if found is not None:
+                return found
+        return None
+    return None if before == now else (key, _plain(before), _plain(now))
+
+
+def _plain(value: Any) -> Any:
+    """As it is written in YAML."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
