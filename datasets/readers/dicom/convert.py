@@ -12,34 +12,41 @@ import dcm2niix
 import pydicom
 
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
-from scanforge.datasets.readers.dicom.headers import Survey
+from scanforge.datasets.readers.dicom.headers import Survey, survey
 from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.split import split
+from scanforge.datasets.readers.dicom.slices import Slice
+from scanforge.datasets.readers.dicom.split import Scale, split
 from scanforge.datasets.readers.scan import ReadError
 
 # No defaults of the user's, no sidecar, no comment, uncompressed, neither cropped nor turned nor rescaled.
 _OPTIONS = ["-g", "i", "-b", "n", "-c", "", "-z", "n", "-x", "i", "-l", "o", "-w", "2", "-f", "v"]
 SECONDS = 120.0
 BYTES_PER_SECOND = 1e6  # of compressed slices, on a slow machine
-# What the converter decodes by itself; it is given the others decoded.
-_KNOWN_SYNTAXES = {
-    "", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5",
-    "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90",
-}  # fmt: skip
+_PLAIN_SYNTAXES = {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+# The converter decodes these too. It is given them decoded all the same: every plane is then compared at no cost.
+_KNOWN_SYNTAXES = {"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """`volumes`: NIfTI files in the order of their names; `slices`: what was converted, a file per plane or mosaic."""
+    """`volumes`: NIfTI files in the order of their names; `slices`: what was converted, a file per plane or mosaic.
+
+    scales  (slope, intercept) of every plane, where the volumes hold stored values
+    """
 
     volumes: list[Path]
-    slices: list[Path]
+    slices: list[Slice]
+    scales: list[Scale] | None = None
 
 
 @contextmanager
-def converted(files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | None) -> Iterator[Conversion]:
+def converted(
+    files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | None, as_they_are: bool = True
+) -> Iterator[Conversion]:
     """`files` converted, in a folder that is gone when the context ends. `grid` is None for mosaics.
+
+    as_they_are  give the converter the files; else neutral copies of their planes, numbered by `grid`
 
     ReadError where the converter fails or takes longer than two minutes and a second per megabyte.
     """
@@ -47,8 +54,9 @@ def converted(files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | Non
         given, made = Path(folder, "in"), Path(folder, "out")
         given.mkdir()
         made.mkdir()
-        if grid is not None and files[0].frames > 1:
-            slices = split(files[0], planes, grid, given)
+        scales: list[Scale] | None = None
+        if grid is not None and not as_they_are:
+            slices, scales = split(files, planes, grid, given)
         else:
             slices = [_place(file, given / f"{number:06d}.dcm") for number, file in enumerate(files)]
         seconds = SECONDS + sum(file.size for file in files) / BYTES_PER_SECOND
@@ -63,13 +71,13 @@ def converted(files: Sequence[Survey], planes: Sequence[Plane], grid: Grid | Non
         found = sorted(made.glob("*.nii"), key=_natural)
         if not found:
             raise ReadError("dcm2niix makes no volume of these files")
-        yield Conversion(found, slices)
+        yield Conversion(found, slices, scales)
 
 
-def _place(file: Survey, path: Path) -> Path:
-    if file.syntax in _KNOWN_SYNTAXES:
+def _place(file: Survey, path: Path) -> Slice:
+    if file.syntax in _PLAIN_SYNTAXES:
         path.symlink_to(file.path.resolve())
-        return path
+        return Slice.of_survey(file, path)
     register()
     try:
         with quiet():
@@ -79,8 +87,12 @@ def _place(file: Survey, path: Path) -> Path:
             header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
             header.save_as(path, enforce_file_format=True)
     except Exception as error:  # decoders and parsers raise whatever the damage makes them
-        raise ReadError("compressed pixels cannot be decoded") from error
-    return path
+        if file.syntax not in _KNOWN_SYNTAXES:
+            raise ReadError("compressed pixels cannot be decoded") from error
+        path.unlink(missing_ok=True)
+        path.symlink_to(file.path.resolve())
+        return Slice.of_survey(file, path)
+    return Slice.of_survey(survey([path])[0], path)
 
 
 def marks(path: Path) -> set[str]:

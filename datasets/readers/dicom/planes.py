@@ -1,14 +1,24 @@
-"""The planes of a file: one of a classic slice, one per frame of an enhanced or a tomographic object."""
+"""The planes of a file: one of a classic slice, one per frame of an enhanced or a tomographic object, one per tile."""
+
+import math
+from dataclasses import replace
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.values import convert_SQ
 
+from scanforge.datasets.readers.dicom.distinctions import Value, values_in
 from scanforge.datasets.readers.dicom.geometry import Plane
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.kinds import NM
 from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.values import items, number, numbers
+from scanforge.datasets.readers.dicom.values import items, number, numbers, value
 from scanforge.datasets.readers.scan import ReadError
+
+TILE_COUNT, TILES = Tag(0x0065, 0x1050), Tag(0x0065, 0x1051)
+# InStackPositionNumber, ImagePositionPatient, SliceLocation, ImagePositionVolume
+_IN_SPACE = frozenset((Tag(0x0020, 0x9057), Tag(0x0020, 0x0032), Tag(0x0020, 0x1041), Tag(0x0020, 0x9301)))
 
 
 def is_mosaic(file: Survey) -> bool:
@@ -16,10 +26,26 @@ def is_mosaic(file: Survey) -> bool:
     return "MOSAIC" in file.image_type or "VFRAME" in file.image_type
 
 
+def has_tiles(file: Survey) -> bool:
+    """United Imaging's vframes: mosaics without a position of their own, which give one for each tile."""
+    return "VFRAME" in file.image_type and file.position is None
+
+
 def planes_of(file: Survey) -> list[Plane]:
-    """The planes of one file in the order of its frames. ReadError where their place is not given."""
+    """The planes of one file in the order of its frames or tiles. ReadError where their place is not given."""
+    return described(file)[0]
+
+
+def described(file: Survey) -> tuple[list[Plane], list[dict[str, Value]]]:
+    """The planes, and of each frame of an enhanced object the attributes that may tell acquisitions apart."""
+    if has_tiles(file):
+        return _tiles(file), []
     if file.functional_groups:
         return _enhanced(file)
+    return _classic(file), []
+
+
+def _classic(file: Survey) -> list[Plane]:
     if file.sop_class == NM:
         return _tomography(file)
     if file.frames != 1:
@@ -40,15 +66,66 @@ def _plane(
     return Plane(position, orientation, spacing, file.rows, file.columns)
 
 
-def _enhanced(file: Survey) -> list[Plane]:
+def _enhanced(file: Survey) -> tuple[list[Plane], list[dict[str, Value]]]:
     with quiet():
         header = _header(file)
         shared = (items(header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
         frames = items(header, "PerFrameFunctionalGroupsSequence")
         planes = [_frame(file, frame, shared) for frame in frames]
+        told = [values_in(frame) | _dimensions(header, frame) for frame in frames]
     if len(planes) != file.frames:
         raise ReadError(f"{file.frames} frames declared, {len(planes)} described")
-    return planes
+    return planes, told
+
+
+def _dimensions(header: Dataset, frame: Dataset) -> dict[str, Value]:
+    """The frame's place along the object's dimensions, but for those in space. A damaged one says nothing."""
+    pointers = [value(one, "DimensionIndexPointer") for one in items(header, "DimensionIndexSequence")]
+    places = [numbers(one, "DimensionIndexValues", len(pointers)) for one in items(frame, "FrameContentSequence")]
+    found = next((place for place in places if place is not None), ())
+    named = zip(pointers, found, strict=False)
+    return {f"dimension {pointer}": (place,) for pointer, place in named if pointer not in _IN_SPACE}
+
+
+def _tiles(file: Survey) -> list[Plane]:
+    """Tiles lie row by row, in ceil(sqrt(n)) columns and as many rows as they need."""
+    with quiet():
+        header = _header(file)
+        tiles = _private_items(header)
+        positions = [numbers(tile, "ImagePositionPatient", 3) for tile in tiles]
+        turned = numbers(header, "ImageOrientationPatient", 6)
+        declared = _private_number(header, TILE_COUNT)
+    if not positions or (declared is not None and declared != len(positions)):
+        raise ReadError("tiles whose number or positions are not given")
+    high, wide = tile_layout(len(positions))
+    if file.rows % high or file.columns % wide:
+        raise ReadError(f"{len(positions)} tiles do not fit into {file.rows}x{file.columns} pixels")
+    whole = [_plane(file, position, turned or file.orientation, file.spacing) for position in positions]
+    return [replace(plane, rows=file.rows // high, columns=file.columns // wide) for plane in whole]
+
+
+def _private_items(header: Dataset) -> list[Dataset]:
+    """Items of the tiles' sequence; [] where there are none. Files of implicit VR do not say that it is a sequence."""
+    try:
+        found = header[TILES].value
+        found = convert_SQ(found, True, True) if isinstance(found, bytes) else found
+        return [tile for tile in found if isinstance(tile, Dataset)]
+    except Exception:  # private elements hold what their maker likes
+        return []
+
+
+def _private_number(header: Dataset, tag: BaseTag) -> int | None:
+    try:
+        found = header[tag].value
+        return int(float(found.decode("ascii") if isinstance(found, bytes) else found))
+    except Exception:  # as above
+        return None
+
+
+def tile_layout(count: int) -> tuple[int, int]:
+    """(rows, columns) of tiles that `count` of them are laid out in."""
+    wide = math.isqrt(count - 1) + 1
+    return -(-count // wide), wide
 
 
 def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:

@@ -1,0 +1,147 @@
+"""Which slices of a series belong together, where several lie at each position.
+
+Attributes are believed before numbers: an attribute deals the slices if each of its values is a whole stack.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanforge.datasets.readers.dicom.distinctions import APART, IN_TURN, Attribute
+from scanforge.datasets.readers.dicom.geometry import Grid
+from scanforge.datasets.readers.scan import ReadError
+
+Table = NDArray[np.int64]  # (positions, volumes), numbers of planes
+Codes = NDArray[np.int64]  # the same shape, values by their order
+HIGHEST = 10**7  # an instance number that dcm2niix counts with
+
+
+def dealt(
+    grid: Grid,
+    attributes: Sequence[Attribute],
+    numbers: Sequence[int],
+    more: Callable[[], list[Attribute]] = list,
+) -> Grid:
+    """`grid` with the planes of each position in the order of the volumes that they belong to.
+
+    attributes  those that differ between planes; numbers: instance number of each plane; more: all other attributes
+    that deal the planes, looked at only where those and the numbers do not suffice
+    ReadError where slices differ that must not in one volume, or nothing says which belong together.
+    """
+    table = np.asarray(grid.members, np.int64)
+    for each in attributes:
+        if each.strength == APART and not _is_whole(_codes(each, table)):
+            raise ReadError(f"mixed slices: they differ in {each.name}")
+    if grid.volumes == 1:
+        return grid
+    volumes = _Dealing(np.asarray(numbers, np.int64), more).volumes(table, attributes)
+    volumes.sort(key=lambda volume: (min(numbers[plane] for plane in volume), int(volume[0])))
+    return replace(grid, members=tuple(tuple(int(plane) for plane in place) for place in np.stack(volumes, axis=1)))
+
+
+def is_plain(grid: Grid, numbers: Sequence[int]) -> bool:
+    """Whether instance numbers run through one volume after the other, each from one end to the other.
+
+    dcm2niix trusts them more than positions: of any other order it drops slices or mixes volumes.
+    """
+    running = np.asarray(numbers, np.int64)[np.asarray(grid.members)].T  # (volumes, positions)
+    steps = np.diff(running, axis=1)
+    if running.min() < 0 or running.max() > HIGHEST or not ((steps > 0).all() or (steps < 0).all()):
+        return False
+    return bool((running[1:].min(axis=1) > running[:-1].max(axis=1)).all())
+
+
+class _Dealing:
+    def __init__(self, numbers: NDArray[np.int64], more: Callable[[], list[Attribute]]) -> None:
+        self._numbers, self._more = numbers, cache(more)
+
+    def volumes(self, table: Table, attributes: Sequence[Attribute]) -> list[Table]:
+        """The planes (positions,) of each volume in `table`. ReadError where that is open or contradictory."""
+        if table.shape[1] == 1:
+            return [table[:, 0]]
+        coded = [(each, _codes(each, table)) for each in attributes]
+        coded = [(each, codes) for each, codes in coded if _varies(codes)]
+        whole = [(each, codes) for each, codes in coded if _is_whole(codes)]
+        if whole:
+            return self._parts(table, whole, attributes)
+        for each, codes in coded:
+            if _is_nearly_whole(codes) or (each.strength == IN_TURN and not _all_differ(codes)):
+                raise ReadError(f"mixed slices: {each.name} tells acquisitions apart, but not at every position")
+        return self._in_turn(table, [(each, codes) for each, codes in coded if each.is_scale and _all_differ(codes)])
+
+    def _parts(
+        self, table: Table, whole: Sequence[tuple[Attribute, Codes]], attributes: Sequence[Attribute]
+    ) -> list[Table]:
+        """Dealt by attributes of which each value is a whole stack; together they must be so too."""
+        codes = whole[0][1]
+        for _, other in whole[1:]:
+            codes = codes * (other.max() + 1) + other
+        if not _is_whole(codes):
+            names = " and ".join(each.name for each, _ in whole)
+            raise ReadError(f"mixed slices: {names} put them together in different ways")
+        order = np.argsort(codes, axis=1, kind="stable")
+        table, codes = np.take_along_axis(table, order, 1), np.take_along_axis(codes, order, 1)[0]
+        return [one for code in np.unique(codes) for one in self.volumes(table[:, codes == code], attributes)]
+
+    def _in_turn(self, table: Table, ranked: Sequence[tuple[Attribute, Codes]]) -> list[Table]:
+        """Dealt by the order in which the slices of each position were taken."""
+        orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if _is_separate(codes)}
+        if not orders:
+            others = [each for each in self._more() if _is_whole(_codes(each, table)) and _varies(_codes(each, table))]
+            if others:
+                return self.volumes(table, others)
+            numbers = self._numbers[table]
+            if not _is_separate(numbers) and not _is_by_place(numbers):
+                raise ReadError(f"mixed slices: {table.shape[1]} at each position, and nothing tells which go together")
+            orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if each.strength == IN_TURN}
+            orders["InstanceNumber"] = np.argsort(numbers, axis=1)
+        first = next(iter(orders.values()))
+        if any(not np.array_equal(first, other) for other in orders.values()):
+            raise ReadError(f"mixed slices: {' and '.join(orders)} put them together in different ways")
+        return list(np.take_along_axis(table, first, 1).T)
+
+
+def _codes(attribute: Attribute, table: Table) -> Codes:
+    """The attribute's values by their order, (positions, volumes)."""
+    ordered = sorted(set(attribute.values), key=lambda value: [(isinstance(part, str), part) for part in value])
+    numbers = {value: number for number, value in enumerate(ordered)}
+    return np.asarray([numbers[value] for value in attribute.values], np.int64)[table]
+
+
+def _varies(codes: Codes) -> bool:
+    """Whether slices of one position differ."""
+    return bool((codes != codes[:, :1]).any())
+
+
+def _is_whole(codes: Codes) -> bool:
+    """Whether every value occurs at each position, equally often."""
+    ordered = np.sort(codes, axis=1)
+    return bool((ordered == ordered[0]).all())
+
+
+def _is_nearly_whole(codes: Codes) -> bool:
+    """Whether as many values as there are volumes occur, at most of the positions all of them, but not at each."""
+    if len(np.unique(codes)) != codes.shape[1]:
+        return False
+    return bool((np.diff(np.sort(codes, axis=1), axis=1) != 0).all(axis=1).mean() > 0.5)
+
+
+def _all_differ(codes: Codes) -> bool:
+    """Whether the slices of each position all have another value."""
+    return bool((np.diff(np.sort(codes, axis=1), axis=1) != 0).all())
+
+
+def _is_separate(codes: Codes) -> bool:
+    """Whether the first of all positions lie before the second of all positions, and so on."""
+    ordered = np.sort(codes, axis=1)
+    return _all_differ(codes) and bool((ordered[:, 1:].min(axis=0) > ordered[:, :-1].max(axis=0)).all())
+
+
+def _is_by_place(numbers: Codes) -> bool:
+    """Whether all numbers of the first position lie before (or behind) all of the second, and so on."""
+    ends = np.sort(numbers, axis=1)[:, [0, -1]]
+    rising, falling = ends[1:, 0] > ends[:-1, 1], ends[1:, 1] < ends[:-1, 0]
+    return _all_differ(numbers) and bool(rising.all() or falling.all())
