@@ -33,7 +33,8 @@ def dealt(
     """
     table = np.asarray(grid.members, np.int64)
     for each in attributes:
-        if each.strength == APART and not _is_whole(_codes(each, table)):
+        codes = _codes(each, table)
+        if (each.strength == APART and not _is_whole(codes)) or (each.name == "TriggerTime" and _is_in_halves(codes)):
             raise ReadError(f"mixed slices: they differ in {each.name}")
     if grid.volumes == 1:
         return grid
@@ -78,7 +79,7 @@ class _Dealing:
         """Dealt by attributes of which each value is a whole stack; together they must be so too."""
         codes = whole[0][1]
         for _, other in whole[1:]:
-            codes = codes * (other.max() + 1) + other
+            codes = np.unique(codes * (other.max() + 1) + other, return_inverse=True)[1].reshape(codes.shape)
         if not _is_whole(codes):
             names = " and ".join(each.name for each, _ in whole)
             raise ReadError(f"mixed slices: {names} put them together in different ways")
@@ -90,10 +91,10 @@ class _Dealing:
         """Dealt by the order in which the slices of each position were taken."""
         orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if _is_separate(codes)}
         if not orders:
-            others = [each for each in self._more() if _is_whole(_codes(each, table)) and _varies(_codes(each, table))]
+            numbers = self._numbers[table]
+            others = [] if _is_separate(numbers) else self._others(table)
             if others:
                 return self.volumes(table, others)
-            numbers = self._numbers[table]
             if not _is_separate(numbers) and not _is_by_place(numbers):
                 raise ReadError(f"mixed slices: {table.shape[1]} at each position, and nothing tells which go together")
             orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if each.strength == IN_TURN}
@@ -102,6 +103,11 @@ class _Dealing:
         if any(not np.array_equal(first, other) for other in orders.values()):
             raise ReadError(f"mixed slices: {' and '.join(orders)} put them together in different ways")
         return list(np.take_along_axis(table, first, 1).T)
+
+    def _others(self, table: Table) -> list[Attribute]:
+        """Attributes beyond the known ones of which each value is a whole stack of `table`."""
+        coded = [(each, _codes(each, table)) for each in self._more()]
+        return [each for each, codes in coded if _is_whole(codes) and _varies(codes)]
 
 
 def _codes(attribute: Attribute, table: Table) -> Codes:
@@ -120,6 +126,15 @@ def _is_whole(codes: Codes) -> bool:
     """Whether every value occurs at each position, equally often."""
     ordered = np.sort(codes, axis=1)
     return bool((ordered == ordered[0]).all())
+
+
+def _is_in_halves(codes: Codes) -> bool:
+    """Whether one slice lies at each position, and all up to some height have one value, all others another.
+
+    A time after the heart beat may be another one for each slice, or for each second one; so it is two phases.
+    """
+    changes = np.flatnonzero(np.diff(codes[:, 0])) + 1
+    return codes.shape[1] == 1 and len(changes) == 1 and 2 <= changes[0] <= len(codes) - 2
 
 
 def _is_nearly_whole(codes: Codes) -> bool:

@@ -14,14 +14,14 @@ _APART = (
     "ImageType SeriesNumber SeriesDescription ProtocolName ScanningSequence SliceThickness KVP RepetitionTime EchoTime "
     "EchoNumbers FlipAngle ConvolutionKernel ContrastBolusAgent ContrastBolusAgentPhase AcquisitionContrast "
     "ComplexImageComponent DiffusionBValue TemporalPositionIdentifier TemporalPositionIndex FrameOfReferenceUID "
-    "StackID Units FrameType EffectiveEchoTime"
+    "StackID Units FrameType EffectiveEchoTime NominalPercentageOfCardiacPhase NominalPercentageOfRespiratoryPhase"
 )
 # These change within a volume too (from slab to slab, bed to bed, beat to beat); where several slices lie at each
 # position they say which belong together.
 _IN_TURN = (
     "AcquisitionNumber TriggerTime FrameReferenceTime ActualFrameDuration InversionTime SequenceName FilterType "
     "ReconstructionMethod AttenuationCorrectionMethod DiffusionGradientOrientation NominalCardiacTriggerDelayTime "
-    "NominalPercentageOfCardiacPhase NominalPercentageOfRespiratoryPhase TemporalPositionTimeOffset"
+    "TemporalPositionTimeOffset"
 )
 # These may be too coarse to say it, and private ones may be anything: they count where they are clear.
 _AT_TIMES = "AcquisitionTime ContentTime AcquisitionDateTime SeriesTime"

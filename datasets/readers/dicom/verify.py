@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ def volumes_of(
     ReadError where a volume does not hold, plane by plane, the slices that belong together.
     """
     left = [[several[volume] for several in grid.members] for volume in range(grid.volumes)]
-    found = []
+    found, sums = [], []
     for image in images:
         for number in range(int(np.prod(image.shape[3:]))):
             planes = _Planes(image, number, grid, own_scale)
@@ -32,7 +33,18 @@ def volumes_of(
                 raise ReadError("dcm2niix puts other pixels into a slice than its file holds")
             left.remove(match)
             found.append((image, number, match[::-1] if planes.reversed else match))
+            if grid.volumes > 1:
+                sums.append(planes.checksums())
+    if _are_doubled(sums):
+        raise ReadError("mixed slices: one is there twice where another is missing")
     return found
+
+
+def _are_doubled(sums: Sequence[Sequence[int | None]]) -> bool:
+    """Whether volumes share some slices but not all. sums: of each volume, of each plane, None of a plain one."""
+    places = [[one for one in place if one is not None] for place in zip(*sums, strict=True)]
+    doubled = [len(set(place)) < len(place) for place in places if len(place) > 1]
+    return any(doubled) and not all(doubled)
 
 
 class _Planes:
@@ -51,6 +63,10 @@ class _Planes:
         middle = len(volume) // 2
         order = [middle, *range(middle), *range(middle + 1, len(volume))]
         return all(self._holds(self._stored[place], slices[volume[place]]) for place in order)
+
+    def checksums(self) -> list[int | None]:
+        """Of every plane; None of one whose pixels are all the same."""
+        return [None if (plane == plane[0, 0]).all() else crc32(plane.tobytes()) for plane in self._stored]
 
     def _holds(self, plane: NDArray, source: Slice) -> bool:
         if plane.shape != source.shape:
