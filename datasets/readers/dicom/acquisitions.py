@@ -3,19 +3,20 @@
 Attributes are believed before numbers: an attribute deals the slices if each of its values is a whole stack.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.distinctions import APART, IN_TURN, Attribute
+from scanforge.datasets.readers.dicom.distinctions import APART, AT_TIMES, IN_TURN, Attribute
 from scanforge.datasets.readers.dicom.geometry import Grid
 from scanforge.datasets.readers.scan import ReadError
 
 Table = NDArray[np.int64]  # (positions, volumes), numbers of planes
 Codes = NDArray[np.int64]  # the same shape, values by their order
+Elements = Callable[[int], Mapping[int, bytes]]
 HIGHEST = 10**7  # an instance number that dcm2niix counts with
 
 
@@ -23,12 +24,12 @@ def dealt(
     grid: Grid,
     attributes: Sequence[Attribute],
     numbers: Sequence[int],
-    more: Callable[[], list[Attribute]] = list,
+    elements: Elements = lambda plane: {},
 ) -> Grid:
     """`grid` with the planes of each position in the order of the volumes that they belong to.
 
-    attributes  those that differ between planes; numbers: instance number of each plane; more: all other attributes
-    that deal the planes, looked at only where those and the numbers do not suffice
+    attributes  those that differ between planes; numbers: instance number of each plane; elements: what else the
+    header of a plane holds, by tag, looked at only where the attributes do not suffice
     ReadError where slices differ that must not in one volume, or nothing says which belong together.
     """
     table = np.asarray(grid.members, np.int64)
@@ -38,7 +39,7 @@ def dealt(
             raise ReadError(f"mixed slices: they differ in {each.name}")
     if grid.volumes == 1:
         return grid
-    volumes = _Dealing(np.asarray(numbers, np.int64), more).volumes(table, attributes)
+    volumes = _Dealing(np.asarray(numbers, np.int64), elements).volumes(table, attributes)
     volumes.sort(key=lambda volume: (min(numbers[plane] for plane in volume), int(volume[0])))
     return replace(grid, members=tuple(tuple(int(plane) for plane in place) for place in np.stack(volumes, axis=1)))
 
@@ -48,16 +49,14 @@ def is_plain(grid: Grid, numbers: Sequence[int]) -> bool:
 
     dcm2niix trusts them more than positions: of any other order it drops slices or mixes volumes.
     """
-    running = np.asarray(numbers, np.int64)[np.asarray(grid.members)].T  # (volumes, positions)
+    running = np.asarray(numbers, np.int64)[np.asarray(grid.members)]
     steps = np.diff(running, axis=1)
-    if running.min() < 0 or running.max() > HIGHEST or not ((steps > 0).all() or (steps < 0).all()):
-        return False
-    return bool((running[1:].min(axis=1) > running[:-1].max(axis=1)).all())
+    return running.min() >= 0 and running.max() <= HIGHEST and bool((steps > 0).all()) and _runs_through(running)
 
 
 class _Dealing:
-    def __init__(self, numbers: NDArray[np.int64], more: Callable[[], list[Attribute]]) -> None:
-        self._numbers, self._more = numbers, cache(more)
+    def __init__(self, numbers: NDArray[np.int64], elements: Elements) -> None:
+        self._numbers, self._elements = numbers, cache(elements)
 
     def volumes(self, table: Table, attributes: Sequence[Attribute]) -> list[Table]:
         """The planes (positions,) of each volume in `table`. ReadError where that is open or contradictory."""
@@ -91,13 +90,13 @@ class _Dealing:
         """Dealt by the order in which the slices of each position were taken."""
         orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if _is_separate(codes)}
         if not orders:
-            numbers = self._numbers[table]
-            others = [] if _is_separate(numbers) else self._others(table)
+            others = self._others(table)
             if others:
                 return self.volumes(table, others)
-            if not _is_separate(numbers) and not _is_by_place(numbers):
-                raise ReadError(f"mixed slices: {table.shape[1]} at each position, and nothing tells which go together")
+            numbers = self._numbers[table]
             orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if each.strength == IN_TURN}
+            if not (_runs_through(numbers) or (orders and (_is_separate(numbers) or _is_by_place(numbers)))):
+                raise ReadError(f"mixed slices: {table.shape[1]} at each position, and nothing tells which go together")
             orders["InstanceNumber"] = np.argsort(numbers, axis=1)
         first = next(iter(orders.values()))
         if any(not np.array_equal(first, other) for other in orders.values()):
@@ -105,9 +104,21 @@ class _Dealing:
         return list(np.take_along_axis(table, first, 1).T)
 
     def _others(self, table: Table) -> list[Attribute]:
-        """Attributes beyond the known ones of which each value is a whole stack of `table`."""
-        coded = [(each, _codes(each, table)) for each in self._more()]
-        return [each for each, codes in coded if _is_whole(codes) and _varies(codes)]
+        """Attributes beyond the known ones of which each value is a whole stack of `table`.
+
+        Two positions show which can be: of a series of thousands of slices no more is read then.
+        """
+        sample = table[[0, len(table) // 2]]
+        tags = {tag for plane in sample.flat for tag in self._elements(int(plane))}
+        coded = [(each, _codes(each, sample)) for each in (self._attribute(tag, sample) for tag in sorted(tags))]
+        likely = [int(each.name) for each, codes in coded if _is_whole(codes) and _varies(codes)]
+        others = [self._attribute(tag, table) for tag in likely]
+        return [each for each in others if _is_whole(_codes(each, table))]
+
+    def _attribute(self, tag: int, table: Table) -> Attribute:
+        """The element `tag` of the planes in `table`; other planes have none."""
+        values = {int(plane): self._elements(int(plane)).get(tag, b"").decode("latin-1") for plane in table.flat}
+        return Attribute(str(tag), AT_TIMES, tuple((values.get(plane, ""),) for plane in range(len(self._numbers))))
 
 
 def _codes(attribute: Attribute, table: Table) -> Codes:
@@ -153,6 +164,12 @@ def _is_separate(codes: Codes) -> bool:
     """Whether the first of all positions lie before the second of all positions, and so on."""
     ordered = np.sort(codes, axis=1)
     return _all_differ(codes) and bool((ordered[:, 1:].min(axis=0) > ordered[:, :-1].max(axis=0)).all())
+
+
+def _runs_through(numbers: Codes) -> bool:
+    """Whether numbers count through one volume after the other, each from one end to the other."""
+    steps = np.diff(np.sort(numbers, axis=1), axis=0)
+    return _is_separate(numbers) and bool((steps > 0).all() or (steps < 0).all())
 
 
 def _is_by_place(numbers: Codes) -> bool:

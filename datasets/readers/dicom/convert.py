@@ -1,6 +1,7 @@
 """dcm2niix in a temporary folder: links with neutral names go in, NIfTI files come out, nothing else is kept."""
 
 import re
+import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ from tempfile import TemporaryDirectory
 import dcm2niix
 import pydicom
 
+from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
 from scanforge.datasets.readers.dicom.headers import Survey, survey
-from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.slices import Slice
 from scanforge.datasets.readers.dicom.split import Scale, split
@@ -26,6 +27,8 @@ BYTES_PER_SECOND = 1e6  # of compressed slices, on a slow machine
 _PLAIN_SYNTAXES = {"", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 # The converter decodes these too. It is given them decoded all the same: every plane is then compared at no cost.
 _KNOWN_SYNTAXES = {"1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"}
+_SYNTAX = b"\x02\0\x10\0UI"  # the element of the transfer syntax, up to its length
+_ELEMENT = 12  # bytes of a long explicit element before its value
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,40 @@ def _place(file: Survey, path: Path) -> Slice:
     if file.syntax in _PLAIN_SYNTAXES:
         path.symlink_to(file.path.resolve())
         return Slice.of_survey(file, path)
-    register()
     try:
         with quiet():
-            header = pydicom.dcmread(file.path, force=True)
-            if header["PixelData"].is_undefined_length:
-                header.decompress(as_rgb=False, generate_instance_uid=False)
-            header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            header.save_as(path, enforce_file_format=True)
+            return _decoded(file, path) if file.pixel_length < 0 < file.pixel_offset else _inflated(file, path)
     except Exception as error:  # decoders and parsers raise whatever the damage makes them
         if file.syntax not in _KNOWN_SYNTAXES:
             raise ReadError("compressed pixels cannot be decoded") from error
         path.unlink(missing_ok=True)
         path.symlink_to(file.path.resolve())
         return Slice.of_survey(file, path)
+
+
+def _decoded(file: Survey, path: Path) -> Slice:
+    """A copy of `file` with its pixels decoded. Its header is taken as it is: to parse and write it costs as much."""
+    (pixels,) = frames_of(file)
+    stored = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    with file.path.open("rb") as opened:
+        header = opened.read(file.pixel_offset - _ELEMENT)
+    at = header.index(_SYNTAX) + len(_SYNTAX)
+    (length,) = struct.unpack_from("<H", header, at)
+    plain = pydicom.uid.ExplicitVRLittleEndian.encode().ljust(length, b"\0")
+    if pixels.shape != (file.rows, file.columns) or pixels.itemsize * 8 != file.bits or len(plain) != length:
+        raise ReadError("compressed pixels of another size than declared")
+    padded = stored + b"\0" * (len(stored) % 2)
+    element = b"\xe0\x7f\x10\0OW\0\0" + struct.pack("<I", len(padded))
+    path.write_bytes(header[: at + 2] + plain + header[at + 2 + length :] + element + padded)
+    return Slice.at_the_end(path, pixels, (1.0 if file.slope is None else file.slope, file.intercept or 0.0))
+
+
+def _inflated(file: Survey, path: Path) -> Slice:
+    header = pydicom.dcmread(file.path, force=True)
+    if header["PixelData"].is_undefined_length:
+        header.decompress(as_rgb=False, generate_instance_uid=False)
+    header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    header.save_as(path, enforce_file_format=True)
     return Slice.of_survey(survey([path])[0], path)
 
 

@@ -33,7 +33,6 @@ _PRIVATE = {
     "timer (GE)": 0x0021105E,
 }
 _OF_FRAMES = ("FrameAcquisitionNumber", "ContrastBolusAgentNumber")
-_SHORT = 64  # bytes
 APART, IN_TURN, AT_TIMES = "apart", "in turn", "at times"
 
 _STRENGTHS = (
@@ -93,15 +92,6 @@ def of_frames(frames: Sequence[dict[str, Value]]) -> list[Attribute]:
         Attribute(name, _STRENGTHS.get(name, IN_TURN), tuple(frame.get(name, ()) for frame in frames)) for name in names
     ]
     return [attribute for attribute in found if len(set(attribute.values)) > 1]
-
-
-def everything(headers: Sequence[Dataset]) -> list[Attribute]:
-    """All short elements that differ between headers, private ones too: the last witness where no known one speaks."""
-    told: list[dict[str, Value]] = []
-    for header in headers:
-        raw = [each for each in header.values() if isinstance(each, RawDataElement) and each.value]
-        told.append({f"{each.tag}": (each.value.decode("latin-1"),) for each in raw if len(each.value) <= _SHORT})
-    return of_frames(told)
 
 
 def values_in(frame: Dataset, depth: int = 3) -> dict[str, Value]:

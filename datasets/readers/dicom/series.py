@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pydicom
-
 from scanforge.datasets.readers.dicom.acquisitions import dealt, is_plain
-from scanforge.datasets.readers.dicom.distinctions import APART, Attribute, attributes, everything, of_frames
+from scanforge.datasets.readers.dicom.distinctions import APART, Attribute, attributes, of_frames
+from scanforge.datasets.readers.dicom.elements import short_elements
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane, stack
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.planes import described, has_tiles
-from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.scan import ReadError
 
 
@@ -40,11 +38,6 @@ def described_by(files: Sequence[Survey], thickness: float | None) -> Described:
     else:
         numbers = [file.instance for file in files]
         told = attributes([file.told for file in files])
-        grid = dealt(stack(planes, thickness), told, numbers, lambda: _everything(files))
+        grid = dealt(stack(planes, thickness), told, numbers, lambda plane: short_elements(files[plane]))
         return Described(planes, grid, is_plain(grid, numbers))
     return Described(planes, dealt(stack(planes, thickness), told, range(len(planes))), False)
-
-
-def _everything(files: Sequence[Survey]) -> list[Attribute]:
-    with quiet():
-        return everything([pydicom.dcmread(file.path, stop_before_pixels=True, force=True) for file in files])
