@@ -318,7 +318,11 @@ def refusal(source: Source, out: Path) -> Quarantined:
     *_, result = run(Job(plan, out, b"k" * 32, "xr", "zstd"))
     assert isinstance(result, ShardResult)
     assert result.record is None
-    (line,) = result.quarantine
+    line, *others = result.quarantine
+    assert [(other.path, other.kind, other.first) for other in others] == [
+        (name, "refused", source.files[0]) for name in source.files[1:]
+    ]
+    assert {other.reason for other in others} <= {line.reason}
     return line
 
 

@@ -10,12 +10,23 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from scanforge.datasets.readers.dicom.dealing import (
+    Codes,
+    Table,
+    all_differ,
+    is_by_place,
+    is_in_halves,
+    is_nearly_whole,
+    is_separate,
+    is_whole,
+    ranks,
+    runs_through,
+    varies,
+)
 from scanforge.datasets.readers.dicom.distinctions import APART, AT_TIMES, IN_TURN, Attribute
 from scanforge.datasets.readers.dicom.geometry import Grid
 from scanforge.datasets.readers.scan import ReadError
 
-Table = NDArray[np.int64]  # (positions, volumes), numbers of planes
-Codes = NDArray[np.int64]  # the same shape, values by their order
 Elements = Callable[[int], Mapping[int, bytes]]
 HIGHEST = 10**7  # an instance number that dcm2niix counts with
 
@@ -34,8 +45,8 @@ def dealt(
     """
     table = np.asarray(grid.members, np.int64)
     for each in attributes:
-        codes = _codes(each, table)
-        if (each.strength == APART and not _is_whole(codes)) or (each.name == "TriggerTime" and _is_in_halves(codes)):
+        codes = ranks(each, table)
+        if (each.strength == APART and not is_whole(codes)) or (each.name == "TriggerTime" and is_in_halves(codes)):
             raise ReadError(f"mixed slices: they differ in {each.name}")
     if grid.volumes == 1:
         return grid
@@ -51,7 +62,7 @@ def is_plain(grid: Grid, numbers: Sequence[int]) -> bool:
     """
     running = np.asarray(numbers, np.int64)[np.asarray(grid.members)]
     steps = np.diff(running, axis=1)
-    return running.min() >= 0 and running.max() <= HIGHEST and bool((steps > 0).all()) and _runs_through(running)
+    return running.min() >= 0 and running.max() <= HIGHEST and bool((steps > 0).all()) and runs_through(running)
 
 
 class _Dealing:
@@ -62,15 +73,15 @@ class _Dealing:
         """The planes (positions,) of each volume in `table`. ReadError where that is open or contradictory."""
         if table.shape[1] == 1:
             return [table[:, 0]]
-        coded = [(each, _codes(each, table)) for each in attributes]
-        coded = [(each, codes) for each, codes in coded if _varies(codes)]
-        whole = [(each, codes) for each, codes in coded if _is_whole(codes)]
+        coded = [(each, ranks(each, table)) for each in attributes]
+        coded = [(each, codes) for each, codes in coded if varies(codes)]
+        whole = [(each, codes) for each, codes in coded if is_whole(codes)]
         if whole:
             return self._parts(table, whole, attributes)
         for each, codes in coded:
-            if _is_nearly_whole(codes) or (each.strength == IN_TURN and not _all_differ(codes)):
+            if is_nearly_whole(codes) or (each.strength == IN_TURN and not all_differ(codes)):
                 raise ReadError(f"mixed slices: {each.name} tells acquisitions apart, but not at every position")
-        return self._in_turn(table, [(each, codes) for each, codes in coded if each.is_scale and _all_differ(codes)])
+        return self._in_turn(table, [(each, codes) for each, codes in coded if each.is_scale and all_differ(codes)])
 
     def _parts(
         self, table: Table, whole: Sequence[tuple[Attribute, Codes]], attributes: Sequence[Attribute]
@@ -79,7 +90,7 @@ class _Dealing:
         codes = whole[0][1]
         for _, other in whole[1:]:
             codes = np.unique(codes * (other.max() + 1) + other, return_inverse=True)[1].reshape(codes.shape)
-        if not _is_whole(codes):
+        if not is_whole(codes):
             names = " and ".join(each.name for each, _ in whole)
             raise ReadError(f"mixed slices: {names} put them together in different ways")
         order = np.argsort(codes, axis=1, kind="stable")
@@ -88,14 +99,14 @@ class _Dealing:
 
     def _in_turn(self, table: Table, ranked: Sequence[tuple[Attribute, Codes]]) -> list[Table]:
         """Dealt by the order in which the slices of each position were taken."""
-        orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if _is_separate(codes)}
+        orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if is_separate(codes)}
         if not orders:
             others = self._others(table)
             if others:
                 return self.volumes(table, others)
             numbers = self._numbers[table]
             orders = {each.name: np.argsort(codes, axis=1) for each, codes in ranked if each.strength == IN_TURN}
-            if not (_runs_through(numbers) or (orders and (_is_separate(numbers) or _is_by_place(numbers)))):
+            if not (runs_through(numbers) or (orders and (is_separate(numbers) or is_by_place(numbers)))):
                 raise ReadError(f"mixed slices: {table.shape[1]} at each position, and nothing tells which go together")
             orders["InstanceNumber"] = np.argsort(numbers, axis=1)
         first = next(iter(orders.values()))
@@ -110,70 +121,12 @@ class _Dealing:
         """
         sample = table[[0, len(table) // 2]]
         tags = {tag for plane in sample.flat for tag in self._elements(int(plane))}
-        coded = [(each, _codes(each, sample)) for each in (self._attribute(tag, sample) for tag in sorted(tags))]
-        likely = [int(each.name) for each, codes in coded if _is_whole(codes) and _varies(codes)]
+        coded = [(each, ranks(each, sample)) for each in (self._attribute(tag, sample) for tag in sorted(tags))]
+        likely = [int(each.name) for each, codes in coded if is_whole(codes) and varies(codes)]
         others = [self._attribute(tag, table) for tag in likely]
-        return [each for each in others if _is_whole(_codes(each, table))]
+        return [each for each in others if is_whole(ranks(each, table))]
 
     def _attribute(self, tag: int, table: Table) -> Attribute:
         """The element `tag` of the planes in `table`; other planes have none."""
         values = {int(plane): self._elements(int(plane)).get(tag, b"").decode("latin-1") for plane in table.flat}
         return Attribute(str(tag), AT_TIMES, tuple((values.get(plane, ""),) for plane in range(len(self._numbers))))
-
-
-def _codes(attribute: Attribute, table: Table) -> Codes:
-    """The attribute's values by their order, (positions, volumes)."""
-    ordered = sorted(set(attribute.values), key=lambda value: [(isinstance(part, str), part) for part in value])
-    numbers = {value: number for number, value in enumerate(ordered)}
-    return np.asarray([numbers[value] for value in attribute.values], np.int64)[table]
-
-
-def _varies(codes: Codes) -> bool:
-    """Whether slices of one position differ."""
-    return bool((codes != codes[:, :1]).any())
-
-
-def _is_whole(codes: Codes) -> bool:
-    """Whether every value occurs at each position, equally often."""
-    ordered = np.sort(codes, axis=1)
-    return bool((ordered == ordered[0]).all())
-
-
-def _is_in_halves(codes: Codes) -> bool:
-    """Whether one slice lies at each position, and all up to some height have one value, all others another.
-
-    A time after the heart beat may be another one for each slice, or for each second one; so it is two phases.
-    """
-    changes = np.flatnonzero(np.diff(codes[:, 0])) + 1
-    return codes.shape[1] == 1 and len(changes) == 1 and 2 <= changes[0] <= len(codes) - 2
-
-
-def _is_nearly_whole(codes: Codes) -> bool:
-    """Whether as many values as there are volumes occur, at most of the positions all of them, but not at each."""
-    if len(np.unique(codes)) != codes.shape[1]:
-        return False
-    return bool((np.diff(np.sort(codes, axis=1), axis=1) != 0).all(axis=1).mean() > 0.5)
-
-
-def _all_differ(codes: Codes) -> bool:
-    """Whether the slices of each position all have another value."""
-    return bool((np.diff(np.sort(codes, axis=1), axis=1) != 0).all())
-
-
-def _is_separate(codes: Codes) -> bool:
-    """Whether the first of all positions lie before the second of all positions, and so on."""
-    ordered = np.sort(codes, axis=1)
-    return _all_differ(codes) and bool((ordered[:, 1:].min(axis=0) > ordered[:, :-1].max(axis=0)).all())
-
-
-def _runs_through(numbers: Codes) -> bool:
-    """Whether numbers count through one volume after the other, each from one end to the other."""
-    steps = np.diff(np.sort(numbers, axis=1), axis=0)
-    return _is_separate(numbers) and bool((steps > 0).all() or (steps < 0).all())
-
-
-def _is_by_place(numbers: Codes) -> bool:
-    """Whether all numbers of the first position lie before (or behind) all of the second, and so on."""
-    ends = np.sort(numbers, axis=1)[:, [0, -1]]
-    rising, falling = ends[1:, 0] > ends[:-1, 1], ends[1:, 1] < ends[:-1, 0]
-    return _all_differ(numbers) and bool(rising.all() or falling.all())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 
 from scanforge.datasets.readers.dicom.distinctions import TAGS, told_by
@@ -29,7 +30,7 @@ _READ = (
     "PixelRepresentation RescaleSlope RescaleIntercept PixelPaddingValue PixelPaddingRangeLimit "
     "LossyImageCompression PerFrameFunctionalGroupsSequence DirectoryRecordSequence"
 )
-_TAGS = [*_READ.split(), *TAGS]
+_TAGS = [*(int(tag_for_keyword(name) or 0) for name in _READ.split()), *TAGS]
 _LOSSY_SYNTAXES = frozenset(
     "1.2.840.10008.1.2.4." + end for end in ("50", "51", "81", "91", "93", "110", "112", "203", "204", "205")
 )

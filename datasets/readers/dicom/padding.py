@@ -32,4 +32,4 @@ def without_padding(voxels: NDArray, file: Survey) -> NDArray:
 def _is_blurred(voxels: NDArray, marked: NDArray[np.bool_], low: float, high: float) -> bool:
     """Whether values beside the mark occur too: nobody says of all files that they were compressed with loss."""
     hits = np.count_nonzero(marked)
-    return hits > 0 and np.count_nonzero((voxels >= low) & (voxels <= high)) > hits
+    return bool(hits > 0 and np.count_nonzero((voxels >= low) & (voxels <= high)) > hits)

@@ -1,22 +1,17 @@
 """The planes of a file: one of a classic slice, one per frame of an enhanced or a tomographic object, one per tile."""
 
-import math
-from dataclasses import replace
-
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag, Tag
-from pydicom.values import convert_SQ
+from pydicom.tag import Tag
 
 from scanforge.datasets.readers.dicom.distinctions import Value, values_in
 from scanforge.datasets.readers.dicom.geometry import Plane
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.kinds import NM
 from scanforge.datasets.readers.dicom.quiet import quiet
+from scanforge.datasets.readers.dicom.tiles import has_tiles, header_of, plane_of, tiles_of
 from scanforge.datasets.readers.dicom.values import items, number, numbers, value
 from scanforge.datasets.readers.scan import ReadError
 
-TILE_COUNT, TILES = Tag(0x0065, 0x1050), Tag(0x0065, 0x1051)
 # InStackPositionNumber, ImagePositionPatient, SliceLocation, ImagePositionVolume
 _IN_SPACE = frozenset((Tag(0x0020, 0x9057), Tag(0x0020, 0x0032), Tag(0x0020, 0x1041), Tag(0x0020, 0x9301)))
 
@@ -24,11 +19,6 @@ _IN_SPACE = frozenset((Tag(0x0020, 0x9057), Tag(0x0020, 0x0032), Tag(0x0020, 0x1
 def is_mosaic(file: Survey) -> bool:
     """Siemens mosaics and United Imaging's vframes: the slices of a volume lie side by side in one plane."""
     return "MOSAIC" in file.image_type or "VFRAME" in file.image_type
-
-
-def has_tiles(file: Survey) -> bool:
-    """United Imaging's vframes: mosaics without a position of their own, which give one for each tile."""
-    return "VFRAME" in file.image_type and file.position is None
 
 
 def planes_of(file: Survey) -> list[Plane]:
@@ -39,7 +29,7 @@ def planes_of(file: Survey) -> list[Plane]:
 def described(file: Survey) -> tuple[list[Plane], list[dict[str, Value]]]:
     """The planes, and of each frame of an enhanced object the attributes that may tell acquisitions apart."""
     if has_tiles(file):
-        return _tiles(file), []
+        return tiles_of(file), []
     if file.functional_groups:
         return _enhanced(file)
     return _classic(file), []
@@ -50,25 +40,12 @@ def _classic(file: Survey) -> list[Plane]:
         return _tomography(file)
     if file.frames != 1:
         raise ReadError("several frames without a position each")
-    return [_plane(file, file.position, file.orientation, file.spacing)]
-
-
-def _plane(
-    file: Survey,
-    position: tuple[float, ...] | None,
-    orientation: tuple[float, ...] | None,
-    spacing: tuple[float, ...] | None,
-) -> Plane:
-    if position is None or orientation is None:
-        raise ReadError("slices without position or orientation")
-    if spacing is None:
-        raise ReadError("slices without pixel spacing")
-    return Plane(position, orientation, spacing, file.rows, file.columns)
+    return [plane_of(file, file.position, file.orientation, file.spacing)]
 
 
 def _enhanced(file: Survey) -> tuple[list[Plane], list[dict[str, Value]]]:
     with quiet():
-        header = _header(file)
+        header = header_of(file)
         shared = (items(header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
         frames = items(header, "PerFrameFunctionalGroupsSequence")
         planes = [_frame(file, frame, shared) for frame in frames]
@@ -87,47 +64,6 @@ def _dimensions(header: Dataset, frame: Dataset) -> dict[str, Value]:
     return {f"dimension {pointer}": (place,) for pointer, place in named if pointer not in _IN_SPACE}
 
 
-def _tiles(file: Survey) -> list[Plane]:
-    """Tiles lie row by row, in ceil(sqrt(n)) columns and as many rows as they need."""
-    with quiet():
-        header = _header(file)
-        tiles = _private_items(header)
-        positions = [numbers(tile, "ImagePositionPatient", 3) for tile in tiles]
-        turned = numbers(header, "ImageOrientationPatient", 6)
-        declared = _private_number(header, TILE_COUNT)
-    if not positions or (declared is not None and declared != len(positions)):
-        raise ReadError("tiles whose number or positions are not given")
-    high, wide = tile_layout(len(positions))
-    if file.rows % high or file.columns % wide:
-        raise ReadError(f"{len(positions)} tiles do not fit into {file.rows}x{file.columns} pixels")
-    whole = [_plane(file, position, turned or file.orientation, file.spacing) for position in positions]
-    return [replace(plane, rows=file.rows // high, columns=file.columns // wide) for plane in whole]
-
-
-def _private_items(header: Dataset) -> list[Dataset]:
-    """Items of the tiles' sequence; [] where there are none. Files of implicit VR do not say that it is a sequence."""
-    try:
-        found = header[TILES].value
-        found = convert_SQ(found, True, True) if isinstance(found, bytes) else found
-        return [tile for tile in found if isinstance(tile, Dataset)]
-    except Exception:  # private elements hold what their maker likes
-        return []
-
-
-def _private_number(header: Dataset, tag: BaseTag) -> int | None:
-    try:
-        found = header[tag].value
-        return int(float(found.decode("ascii") if isinstance(found, bytes) else found))
-    except Exception:  # as above
-        return None
-
-
-def tile_layout(count: int) -> tuple[int, int]:
-    """(rows, columns) of tiles that `count` of them are laid out in."""
-    wide = math.isqrt(count - 1) + 1
-    return -(-count // wide), wide
-
-
 def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
     def find(group: str, keyword: str, count: int) -> tuple[float, ...] | None:
         for place in (frame, shared):
@@ -137,7 +73,7 @@ def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
                     return found
         return None
 
-    return _plane(
+    return plane_of(
         file,
         find("PlanePositionSequence", "ImagePositionPatient", 3),
         find("PlaneOrientationSequence", "ImageOrientationPatient", 6),
@@ -145,25 +81,18 @@ def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
     )
 
 
-def _header(file: Survey) -> Dataset:
-    try:
-        return pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
-    except Exception as error:  # whatever damage makes pydicom raise
-        raise ReadError("damaged DICOM header") from error
-
-
 def _tomography(file: Survey) -> list[Plane]:
     """Nuclear medicine gives the first slice's place, and the distance from slice to slice."""
     with quiet():
-        header = _header(file)
+        header = header_of(file)
         detector = (items(header, "DetectorInformationSequence") or [Dataset()])[0]
         position = numbers(detector, "ImagePositionPatient", 3) or file.position
         orientation = numbers(detector, "ImageOrientationPatient", 6) or file.orientation
         step = file.between or number(header, "SliceThickness")
     if step is None:
         raise ReadError("reconstructed slices without a distance between them")
-    first = _plane(file, position, orientation, file.spacing)
+    first = plane_of(file, position, orientation, file.spacing)
     a, b = first.orientation[:3], first.orientation[3:]
     normal = (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
     places = [tuple(p + n * step * k for p, n in zip(first.position, normal, strict=True)) for k in range(file.frames)]
-    return [_plane(file, place, orientation, file.spacing) for place in places]
+    return [plane_of(file, place, orientation, file.spacing) for place in places]

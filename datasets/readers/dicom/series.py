@@ -8,7 +8,8 @@ from scanforge.datasets.readers.dicom.distinctions import APART, Attribute, attr
 from scanforge.datasets.readers.dicom.elements import short_elements
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane, stack
 from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.planes import described, has_tiles
+from scanforge.datasets.readers.dicom.planes import described
+from scanforge.datasets.readers.dicom.tiles import has_tiles
 from scanforge.datasets.readers.scan import ReadError
 
 

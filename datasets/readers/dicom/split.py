@@ -16,9 +16,9 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStor
 from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
 from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.planes import has_tiles, tile_layout
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.slices import Slice
+from scanforge.datasets.readers.dicom.tiles import has_tiles, tile_layout
 from scanforge.datasets.readers.dicom.values import items, number
 from scanforge.datasets.readers.scan import ReadError
 

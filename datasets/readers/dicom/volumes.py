@@ -17,9 +17,10 @@ from scanforge.datasets.readers.dicom.matching import place
 from scanforge.datasets.readers.dicom.mosaic import refuse_foreign_tiles, refuse_mosaic
 from scanforge.datasets.readers.dicom.padding import without_padding
 from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
-from scanforge.datasets.readers.dicom.planes import has_tiles, is_mosaic
+from scanforge.datasets.readers.dicom.planes import is_mosaic
 from scanforge.datasets.readers.dicom.series import described_by
 from scanforge.datasets.readers.dicom.split import Scale, is_fine
+from scanforge.datasets.readers.dicom.tiles import has_tiles
 from scanforge.datasets.readers.dicom.tilt import corrected
 from scanforge.datasets.readers.dicom.verify import volumes_of
 from scanforge.datasets.readers.geometry import geometry
