@@ -119,10 +119,12 @@ class _Dealing:
 
         Two positions show which can be: of a series of thousands of slices no more is read then.
         """
-        sample = table[[0, len(table) // 2]]
-        tags = {tag for plane in sample.flat for tag in self._elements(int(plane))}
-        coded = [(each, ranks(each, sample)) for each in (self._attribute(tag, sample) for tag in sorted(tags))]
-        likely = [int(each.name) for each, codes in coded if is_whole(codes) and varies(codes)]
+        first, second = ([self._elements(int(plane)) for plane in table[row]] for row in (0, len(table) // 2))
+        likely = []
+        for tag in sorted({tag for plane in first for tag in plane}):
+            values = sorted(plane.get(tag, b"") for plane in first)
+            if values[0] != values[-1] and values == sorted(plane.get(tag, b"") for plane in second):
+                likely.append(tag)
         others = [self._attribute(tag, table) for tag in likely]
         return [each for each in others if is_whole(ranks(each, table))]
 
