@@ -107,9 +107,10 @@ class _Storing:
         except ReadError as error:
             self._writer.cut(before)
             kind: Kind = "skipped" if isinstance(error, NothingToStore) else "refused"
-            files = len(planned.source.files)
-            reason = f"{error} ({files} files)" if files > 1 else str(error)
+            files = [shown(name) for name in planned.source.files]
+            reason = f"{error} ({len(files)} files)" if len(files) > 1 else str(error)
             self.quarantine.append(Quarantined(path=relative, kind=kind, reason=reason))
+            self.quarantine += [Quarantined(path=f, kind=kind, reason=reason, first=relative) for f in files[1:]]
             return
         self.paths += paths
 

@@ -47,7 +47,8 @@ class Ledger:
 
     def check_ceiling(self) -> None:
         """UserError where more sources are refused than the build may leave out."""
-        refused = sorted((each for each in self.quarantine() if each.kind == "refused"), key=lambda each: each.path)
+        lines = (each for each in self.quarantine() if each.kind == "refused" and each.first is None)
+        refused = sorted(lines, key=lambda each: each.path)
         stored = sum(result.record.samples for result in self._results.values() if result.record is not None)
         read = sum(result.sources for result in self._results.values())
         total = self.total + sum(each.kind == "refused" for each in self._none)

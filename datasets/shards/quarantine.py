@@ -18,18 +18,19 @@ Kind = Literal["refused", "skipped", "duplicate", "label"]
 
 
 class Quarantined(BaseModel):
-    """One line."""
+    """One line: a file. Of a scan of several files each has one; `first` names the file that stands for the scan."""
 
     model_config = ConfigDict(frozen=True)
     path: str
     kind: Kind = "refused"
     reason: str
+    first: str | None = None  # where it is another one than `path`
 
 
 def write_quarantine(out: Path, entries: Sequence[Quarantined]) -> None:
     """All lines, by path, into the folder `out`."""
     entries = sorted(entries, key=lambda entry: (entry.path, entry.kind, entry.reason))
-    lines = [printable_json(entry.model_dump_json()).encode() + b"\n" for entry in entries]
+    lines = [printable_json(entry.model_dump_json(exclude_none=True)).encode() + b"\n" for entry in entries]
     write_atomically(out / QUARANTINE, b"".join(lines))
 
 
@@ -42,5 +43,5 @@ def read_quarantine(out: Path) -> list[Quarantined]:
 
 
 def count(entries: Sequence[Quarantined]) -> dict[str, int]:
-    """How many lines of each kind."""
-    return dict(Counter[str](entry.kind for entry in entries))
+    """How many scans are left out, by kind; files beyond the first of a scan are not counted."""
+    return dict(Counter[str](entry.kind for entry in entries if entry.first is None))

@@ -174,8 +174,8 @@ def test_one_series_in_two_folders_is_stored_once(few: BuildOptions, key_file: P
     summary = build([tmp_path / "in"], tmp_path / "out", few)
     assert (summary.sources, summary.scans, summary.patients, summary.quarantined) == (2, 1, 2, {"duplicate": 1})
     fates = left_out(tmp_path / "out")
-    assert Counter(fates.values())["skipped", SAME] == 6
-    assert {path.split("/")[0] for path, fate in fates.items() if fate == ("skipped", SAME)} == {"b"}
+    copies = {path: reason for path, (kind, reason) in fates.items() if kind == "skipped"}
+    assert copies == {f"b/c/{n:04}.dcm": f"{SAME}: a/{n:04}.dcm" for n in range(6)}
     (entry,) = DataSet(tmp_path / "out").index(DataSet(tmp_path / "out").manifest.shards[0]).samples
     key = site_key(key_file)
     assert set(entry.all_patients()) == {keyed_hash(key, "patient", name) for name in ("K-4711", "P-9")}
@@ -258,8 +258,10 @@ def test_the_command_line_says_what_happened(export: Path, key_file: Path, tmp_p
     assert "5 scans of 4 patients from 6 sources" in done.stdout
     assert "1 could not be read or trusted, see " in done.stdout
     assert "look at 1 burned_in_annotation, 1 face" in done.stdout
-    ((kind, reason),) = [fate for path, fate in left_out(tmp_path / "out").items() if "/MR/" in path]
-    assert (kind, reason[:10], reason[-11:]) == ("refused", "truncated:", " (18 files)")
+    fates = [fate for path, fate in left_out(tmp_path / "out").items() if "/MR/" in path]
+    assert len(fates) == 18  # every file of the series has a line, and the series is counted once
+    for kind, reason in fates:
+        assert (kind, reason[:10], reason[-11:]) == ("refused", "truncated:", " (18 files)")
     done = command("check", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert "all checksums right, no duplicates" in done.stdout
@@ -316,7 +318,11 @@ def refusal(source: Source, out: Path) -> Quarantined:
     *_, result = run(Job(plan, out, b"k" * 32, "xr", "zstd"))
     assert isinstance(result, ShardResult)
     assert result.record is None
-    (line,) = result.quarantine
+    line, *others = result.quarantine
+    assert [(other.path, other.kind, other.first) for other in others] == [
+        (name, "refused", source.files[0]) for name in source.files[1:]
+    ]
+    assert {other.reason for other in others} <= {line.reason}
     return line
 
 

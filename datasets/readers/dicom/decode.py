@@ -15,7 +15,8 @@ from scanforge.datasets.readers.dicom.plugin import register
 def frames_of(file: Survey) -> Iterator[NDArray]:
     """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB. Raises whatever damage makes a decoder raise."""
     register()
-    if file.syntax in pydicom.uid.AllTransferSyntaxes and file.syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
+    known = file.syntax in pydicom.uid.AllTransferSyntaxes and not file.loose_pixels
+    if known and file.syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
         yield from iter_pixels(file.path)
     else:
         yield from iter_pixels(whole_dataset(file.path))

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from scanforge.datasets.readers import UNREAD, suffix_of
+from scanforge.datasets.readers.dicom.copies import soundest
 from scanforge.datasets.readers.dicom.geometry import SAME_DIRECTION
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
 from scanforge.datasets.readers.dicom.patient import patient_of
-from scanforge.datasets.readers.dicom.pixels import why_incomplete
 from scanforge.datasets.readers.dicom.planes import is_mosaic
 from scanforge.datasets.readers.scan import Source
 
@@ -28,8 +28,8 @@ _STATES = {
 def group(surveys: Iterable[Survey], root: Path) -> tuple[list[Source], list[Refusal]]:
     """Sources and refusals; every file is in exactly one of either, by its path relative to `root`.
 
-    Slices of one series, size and orientation are one source, wherever they lie below `root`; everything else is a
-    source per file. Of the copies of one instance the first whole one is kept. Localisers are left out: they are
+    Slices of one series, kind, size and orientation are one source, wherever they lie below `root`; everything else is
+    a source per file. Of the copies of one instance the first sound one is kept. Localisers are left out: they are
     a few thick planes (MR) or projections that are no Hounsfield units (CT), planned on and never read.
     """
     refusals: list[Refusal] = []
@@ -69,16 +69,16 @@ def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) ->
         instances[_instance(file)].append(file)
     kept: list[Survey] = []
     for copies in instances.values():
-        best = copies[0] if len(copies) == 1 else next((f for f in copies if not why_incomplete(f)), copies[0])
+        best = copies[0] if len(copies) == 1 else soundest(copies)
         kept.append(best)
-        for other in copies:
-            if other is not best:
-                refusals.append((_relative(other, root), "another file holds the same instance", "skipped"))
+        reason = f"another file holds the same instance: {_relative(best, root)}"
+        refusals += [(_relative(other, root), reason, "skipped") for other in copies if other is not best]
     return kept
 
 
 def _instance(file: Survey) -> tuple[str, ...]:
-    place = (file.rows, file.columns, file.frames, file.samples, file.bits, file.instance, file.position)
+    position = None if file.position is None else tuple(number + 0.0 for number in file.position)  # -0 is 0
+    place = (file.rows, file.columns, file.frames, file.samples, file.bits, file.instance, position)
     return (file.sop, file.study, file.series, file.patient, *(str(each) for each in place))
 
 
@@ -108,13 +108,13 @@ def is_slice(file: Survey) -> bool:
 
 def _sources(members: list[Survey], root: Path) -> list[Source]:
     """The sources of one series: whole volumes, stacks of slices, and single images."""
-    stacks: dict[tuple[int, ...], list[list[Survey]]] = defaultdict(list)
+    stacks: dict[tuple[object, ...], list[list[Survey]]] = defaultdict(list)
     alone: list[Survey] = []
     for file in members:
         if is_volume(file) and not is_mosaic(file):
             alone.append(file)
         elif is_mosaic(file) or is_slice(file):
-            _put(stacks[(file.rows, file.columns, file.samples, int(is_mosaic(file)))], file)
+            _put(stacks[(file.sop_class, file.rows, file.columns, file.samples, is_mosaic(file))], file)
         else:
             alone.append(file)
     sources = [_source([file], root, "dicom-volume" if is_volume(file) else "dicom-image") for file in alone]

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import IO
 
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 
+from scanforge.datasets.readers.dicom.distinctions import TAGS, told_by
 from scanforge.datasets.readers.dicom.kinds import DICOMDIR, dicom_modality
 from scanforge.datasets.readers.dicom.quiet import quiet
 from scanforge.datasets.readers.dicom.sniff import UNDEFINED, element_length, is_dicom
@@ -25,8 +27,12 @@ _READ = (
     "ImageType SOPClassUID SOPInstanceUID Modality Manufacturer PatientID IssuerOfPatientID StudyInstanceUID "
     "SeriesInstanceUID SeriesNumber InstanceNumber ImagePositionPatient ImageOrientationPatient SamplesPerPixel "
     "PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing SpacingBetweenSlices BitsAllocated BitsStored "
-    "PixelRepresentation RescaleSlope RescaleIntercept PixelPaddingValue PerFrameFunctionalGroupsSequence "
-    "DirectoryRecordSequence"
+    "PixelRepresentation RescaleSlope RescaleIntercept PixelPaddingValue PixelPaddingRangeLimit "
+    "LossyImageCompression PerFrameFunctionalGroupsSequence DirectoryRecordSequence"
+)
+_TAGS = [*(int(tag_for_keyword(name) or 0) for name in _READ.split()), *TAGS]
+_LOSSY_SYNTAXES = frozenset(
+    "1.2.840.10008.1.2.4." + end for end in ("50", "51", "81", "91", "93", "110", "112", "203", "204", "205")
 )
 _ENDINGS = (".dcm", ".dicom", ".ima")
 
@@ -41,6 +47,9 @@ class Survey:
     position      ImagePositionPatient in mm (LPS); orientation: direction of a row, then of a column
     spacing       PixelSpacing in mm: between rows, between columns
     pixel_length  bytes of the pixel element, -1 in fragments, 0 where there is none; pixel_offset: where they start
+    loose_pixels  the pixel element is written as an implicit one in an explicit file
+    padding       stored values that mark padding: lowest and highest
+    told          what may tell acquisitions apart, see `distinctions`
     """
 
     path: Path
@@ -72,11 +81,14 @@ class Survey:
     between: float | None = None
     slope: float | None = None
     intercept: float | None = None
-    padding: int | None = None
+    padding: tuple[int, int] | None = None
+    lossy: bool = False
+    told: tuple[bytes, ...] = ()
     syntax: str = ""
     functional_groups: bool = False
     pixel_offset: int = 0
     pixel_length: int = 0
+    loose_pixels: bool = False
 
     @property
     def has_pixels(self) -> bool:
@@ -86,11 +98,12 @@ class Survey:
 
 def survey(paths: Iterable[Path]) -> list[Survey]:
     """One `Survey` per file, in order. For worker processes: hand each a chunk of the files."""
+    known: dict[bytes, bytes] = {}
     with quiet():
-        return [_look(Path(path)) for path in paths]
+        return [_look(Path(path), known) for path in paths]
 
 
-def _look(path: Path) -> Survey:
+def _look(path: Path, known: dict[bytes, bytes]) -> Survey:
     try:
         status = path.stat()
         size, modified = status.st_size, status.st_mtime_ns
@@ -101,7 +114,7 @@ def _look(path: Path) -> Survey:
             file.seek(0)
             if _is_bomb(file, size):
                 return Survey(path, "bomb", size, modified)
-            return _parse(path, file, size, modified)
+            return _parse(path, file, size, modified, known)
     except OSError as error:
         if error.errno is not None:
             return Survey(path, "unreadable")
@@ -110,13 +123,14 @@ def _look(path: Path) -> Survey:
         return Survey(path, "damaged", size, modified)
 
 
-def _parse(path: Path, file: IO[bytes], size: int, modified: int) -> Survey:
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_READ.split())
+def _parse(path: Path, file: IO[bytes], size: int, modified: int, known: dict[bytes, bytes]) -> Survey:
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+    told = told_by(header, known)
     meta = getattr(header, "file_meta", Dataset())
     sop_class = text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID")
     if "DirectoryRecordSequence" in header:
         sop_class = DICOMDIR
-    offset, length = _pixels(header, file)
+    offset, length, loose = _pixels(header, file)
     return Survey(
         path, "dicom", size, modified,
         patient=text(header, "PatientID"),
@@ -145,10 +159,13 @@ def _parse(path: Path, file: IO[bytes], size: int, modified: int) -> Survey:
         slope=number(header, "RescaleSlope"),
         intercept=number(header, "RescaleIntercept"),
         padding=_padding(header),
+        lossy=text(header, "LossyImageCompression") == "01" or text(meta, "TransferSyntaxUID") in _LOSSY_SYNTAXES,
+        told=told,
         syntax=text(meta, "TransferSyntaxUID"),
         functional_groups="PerFrameFunctionalGroupsSequence" in header,
         pixel_offset=offset,
         pixel_length=length,
+        loose_pixels=loose,
     )  # fmt: skip
 
 
@@ -173,23 +190,32 @@ def _is_bomb(file: IO[bytes], size: int) -> bool:
     return False
 
 
-def _padding(header: FileDataset) -> int | None:
+def _padding(header: FileDataset) -> tuple[int, int] | None:
     found = number(header, "PixelPaddingValue")
-    return None if found is None else int(found)
+    if found is None:
+        return None
+    limit = number(header, "PixelPaddingRangeLimit")
+    ends = (int(found), int(found if limit is None else limit))
+    return min(ends), max(ends)
 
 
-def _pixels(header: FileDataset, file: IO[bytes]) -> tuple[int, int]:
-    """(offset, length) of the pixels; pydicom has stopped in front of their element."""
+def _pixels(header: FileDataset, file: IO[bytes]) -> tuple[int, int, bool]:
+    """(offset, length, whether the element is loose) of the pixels; pydicom has stopped in front of their element."""
     if getattr(header.file_meta, "TransferSyntaxUID", "") == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        return 0, -1  # found on reading: the file as it lies says nothing of it
+        return 0, -1, False  # found on reading: the file as it lies says nothing of it
     at = file.tell()
     start = file.read(12)
     implicit, little = header.original_encoding
     order = "<" if little else ">"
     if len(start) < 12 or start[:2] != (b"\xe0\x7f" if little else b"\x7f\xe0"):
-        return 0, 0
+        return 0, 0, False
     value_at, length = element_length(start, 0, order, not implicit)
-    return (at + value_at, -1 if length == UNDEFINED else length) if value_at > 0 else (0, 0)
+    loose = value_at < 0 and not start[4:6].isalpha()  # what pydicom takes for an implicit element
+    if loose:
+        value_at, length = element_length(start, 0, order, False)
+    if value_at < 0:
+        return 0, 0, False
+    return at + value_at, -1 if length == UNDEFINED else length, loose
 
 
 def _content(path: Path) -> str:

@@ -1,7 +1,6 @@
 """Mosaics: what dcm2niix cuts out of the tiles is held against what the header says of them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.verify import stored_of
+from scanforge.datasets.readers.dicom.slices import Slice
 from scanforge.datasets.readers.geometry import LPS_TO_RAS
 from scanforge.datasets.readers.scan import ReadError
 
@@ -42,25 +41,29 @@ def refuse_mosaic(image: Any, file: Survey) -> None:
         raise ReadError("dcm2niix gives the mosaic another distance between slices than its header does")
 
 
-def refuse_foreign_tiles(images: Sequence[Any], slices: Sequence[Path]) -> None:
-    """ReadError where a plane of a converted volume is no tile of any of the mosaics in `slices`."""
-    left = [stored_of(path)[0] for path in slices]
+def refuse_foreign_tiles(images: Sequence[Any], slices: Sequence[Slice]) -> None:
+    """ReadError where the planes of a converted volume are not the tiles of one of the mosaics, one after the other."""
+    left = [one.decoded() for one in slices]
     for image in images:
-        columns, rows = image.shape[:2]
+        columns, rows, depth = image.shape[:3]
         stored = image.dataobj.get_unscaled()
         for volume in range(int(np.prod(image.shape[3:]))):
-            found = np.asarray(stored[..., volume] if len(image.shape) > 3 else stored, np.float64)
-            planes = {plane.T[::-1].tobytes() for plane in np.moveaxis(found, -1, 0)}
-            match = next((k for k, mosaic in enumerate(left) if planes <= _tiles(mosaic, rows, columns)), None)
+            found = (stored[..., volume] if len(image.shape) > 3 else stored)[:, ::-1].T
+            tiles = (_tiles(mosaic, rows, columns)[:depth] for mosaic in left)
+            match = next((k for k, tile in enumerate(tiles) if _same(found, tile) or _same(found[::-1], tile)), None)
             if match is None:
                 raise ReadError("dcm2niix puts other pixels into a slice than its mosaic holds")
             left.pop(match)
 
 
-def _tiles(mosaic: NDArray, rows: int, columns: int) -> set[bytes]:
+def _same(planes: NDArray, tiles: NDArray) -> bool:
+    return planes.shape == tiles.shape and bool((planes == tiles).all())
+
+
+def _tiles(mosaic: NDArray, rows: int, columns: int) -> NDArray:
+    """(tiles, rows, columns), row by row of tiles."""
     high, wide = mosaic.shape[0] // rows, mosaic.shape[1] // columns
-    tiles = mosaic.astype(np.float64).reshape(high, rows, wide, columns).swapaxes(1, 2)
-    return {np.ascontiguousarray(tile).tobytes() for tile in tiles.reshape(-1, rows, columns)}
+    return mosaic.reshape(high, rows, wide, columns).swapaxes(1, 2).reshape(-1, rows, columns)
 
 
 def _slices(file: Survey) -> int | None:

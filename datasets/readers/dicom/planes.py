@@ -1,14 +1,19 @@
-"""The planes of a file: one of a classic slice, one per frame of an enhanced or a tomographic object."""
+"""The planes of a file: one of a classic slice, one per frame of an enhanced or a tomographic object, one per tile."""
 
-import pydicom
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
+from scanforge.datasets.readers.dicom.distinctions import Value, values_in
 from scanforge.datasets.readers.dicom.geometry import Plane
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.kinds import NM
 from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.values import items, number, numbers
+from scanforge.datasets.readers.dicom.tiles import has_tiles, header_of, plane_of, tiles_of
+from scanforge.datasets.readers.dicom.values import items, number, numbers, value
 from scanforge.datasets.readers.scan import ReadError
+
+# InStackPositionNumber, ImagePositionPatient, SliceLocation, ImagePositionVolume
+_IN_SPACE = frozenset((Tag(0x0020, 0x9057), Tag(0x0020, 0x0032), Tag(0x0020, 0x1041), Tag(0x0020, 0x9301)))
 
 
 def is_mosaic(file: Survey) -> bool:
@@ -17,38 +22,46 @@ def is_mosaic(file: Survey) -> bool:
 
 
 def planes_of(file: Survey) -> list[Plane]:
-    """The planes of one file in the order of its frames. ReadError where their place is not given."""
+    """The planes of one file in the order of its frames or tiles. ReadError where their place is not given."""
+    return described(file)[0]
+
+
+def described(file: Survey) -> tuple[list[Plane], list[dict[str, Value]]]:
+    """The planes, and of each frame of an enhanced object the attributes that may tell acquisitions apart."""
+    if has_tiles(file):
+        return tiles_of(file), []
     if file.functional_groups:
         return _enhanced(file)
+    return _classic(file), []
+
+
+def _classic(file: Survey) -> list[Plane]:
     if file.sop_class == NM:
         return _tomography(file)
     if file.frames != 1:
         raise ReadError("several frames without a position each")
-    return [_plane(file, file.position, file.orientation, file.spacing)]
+    return [plane_of(file, file.position, file.orientation, file.spacing)]
 
 
-def _plane(
-    file: Survey,
-    position: tuple[float, ...] | None,
-    orientation: tuple[float, ...] | None,
-    spacing: tuple[float, ...] | None,
-) -> Plane:
-    if position is None or orientation is None:
-        raise ReadError("slices without position or orientation")
-    if spacing is None:
-        raise ReadError("slices without pixel spacing")
-    return Plane(position, orientation, spacing, file.rows, file.columns)
-
-
-def _enhanced(file: Survey) -> list[Plane]:
+def _enhanced(file: Survey) -> tuple[list[Plane], list[dict[str, Value]]]:
     with quiet():
-        header = _header(file)
+        header = header_of(file)
         shared = (items(header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
         frames = items(header, "PerFrameFunctionalGroupsSequence")
         planes = [_frame(file, frame, shared) for frame in frames]
+        told = [values_in(frame) | _dimensions(header, frame) for frame in frames]
     if len(planes) != file.frames:
         raise ReadError(f"{file.frames} frames declared, {len(planes)} described")
-    return planes
+    return planes, told
+
+
+def _dimensions(header: Dataset, frame: Dataset) -> dict[str, Value]:
+    """The frame's place along the object's dimensions, but for those in space. A damaged one says nothing."""
+    pointers = [value(one, "DimensionIndexPointer") for one in items(header, "DimensionIndexSequence")]
+    places = [numbers(one, "DimensionIndexValues", len(pointers)) for one in items(frame, "FrameContentSequence")]
+    found = next((place for place in places if place is not None), ())
+    named = zip(pointers, found, strict=False)
+    return {f"dimension {pointer}": (place,) for pointer, place in named if pointer not in _IN_SPACE}
 
 
 def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
@@ -60,7 +73,7 @@ def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
                     return found
         return None
 
-    return _plane(
+    return plane_of(
         file,
         find("PlanePositionSequence", "ImagePositionPatient", 3),
         find("PlaneOrientationSequence", "ImageOrientationPatient", 6),
@@ -68,25 +81,18 @@ def _frame(file: Survey, frame: Dataset, shared: Dataset) -> Plane:
     )
 
 
-def _header(file: Survey) -> Dataset:
-    try:
-        return pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
-    except Exception as error:  # whatever damage makes pydicom raise
-        raise ReadError("damaged DICOM header") from error
-
-
 def _tomography(file: Survey) -> list[Plane]:
     """Nuclear medicine gives the first slice's place, and the distance from slice to slice."""
     with quiet():
-        header = _header(file)
+        header = header_of(file)
         detector = (items(header, "DetectorInformationSequence") or [Dataset()])[0]
         position = numbers(detector, "ImagePositionPatient", 3) or file.position
         orientation = numbers(detector, "ImageOrientationPatient", 6) or file.orientation
         step = file.between or number(header, "SliceThickness")
     if step is None:
         raise ReadError("reconstructed slices without a distance between them")
-    first = _plane(file, position, orientation, file.spacing)
+    first = plane_of(file, position, orientation, file.spacing)
     a, b = first.orientation[:3], first.orientation[3:]
     normal = (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
     places = [tuple(p + n * step * k for p, n in zip(first.position, normal, strict=True)) for k in range(file.frames)]
-    return [_plane(file, place, orientation, file.spacing) for place in places]
+    return [plane_of(file, place, orientation, file.spacing) for place in places]

@@ -4,13 +4,12 @@ pydicom's own way is pylibjpeg-libjpeg, whose licence is the GPL; SimpleITK (Apa
 """
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 
 import numpy as np
 from pydicom import uid
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders import (
     JPEGExtended12BitDecoder,
@@ -68,25 +67,29 @@ def _file_of(content: bytes) -> Iterator[str]:
 
 
 def _as_file(source: bytes, runner: DecodeRunner) -> bytes:
-    """A DICOM file of this frame and nothing else; colours are left to pydicom."""
-    file = Dataset()
-    file.file_meta = FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = runner.transfer_syntax
-    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = uid.SecondaryCaptureImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = uid.UID("1.2.3")
-    file.Rows, file.Columns = runner.rows, runner.columns
-    file.SamplesPerPixel = runner.samples_per_pixel
-    file.PhotometricInterpretation = "RGB" if runner.samples_per_pixel == 3 else "MONOCHROME2"
-    if runner.samples_per_pixel == 3:
-        file.PlanarConfiguration = 0
-    file.BitsAllocated, file.BitsStored = runner.bits_allocated, runner.bits_stored
-    file.HighBit = runner.bits_stored - 1
-    file.PixelRepresentation = runner.pixel_representation
-    file.PixelData = encapsulate([source])
-    file["PixelData"].VR = "OB"
-    written = BytesIO()
-    file.save_as(written, enforce_file_format=True)
-    return written.getvalue()
+    """A DICOM file of this frame and nothing else, element by element; colours are left to pydicom."""
+    colour = runner.samples_per_pixel == 3
+    meta = [
+        (0x0002, 0x0002, b"UI", uid.SecondaryCaptureImageStorage.encode()),
+        (0x0002, 0x0003, b"UI", b"1.2.3"),
+        (0x0002, 0x0010, b"UI", runner.transfer_syntax.encode()),
+    ]
+    numbers = [(0x0002, runner.samples_per_pixel), (0x0006, 0 if colour else None), (0x0010, runner.rows)]
+    numbers += [(0x0011, runner.columns), (0x0100, runner.bits_allocated), (0x0101, runner.bits_stored)]
+    numbers += [(0x0102, runner.bits_stored - 1), (0x0103, runner.pixel_representation)]
+    image = [(0x0028, tag, b"US", struct.pack("<H", value)) for tag, value in numbers if value is not None]
+    image.append((0x0028, 0x0004, b"CS", b"RGB" if colour else b"MONOCHROME2"))
+    sop = [(0x0008, 0x0016, b"UI", uid.SecondaryCaptureImageStorage.encode()), (0x0008, 0x0018, b"UI", b"1.2.3")]
+    head = b"".join(_element(*each) for each in meta)
+    length = _element(0x0002, 0x0000, b"UL", struct.pack("<I", len(head)))
+    body = b"".join(_element(*each) for each in sop + sorted(image))
+    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + encapsulate([source])
+    return bytes(128) + b"DICM" + length + head + body + pixels + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+def _element(group: int, element: int, vr: bytes, value: bytes) -> bytes:
+    padding = b"" if len(value) % 2 == 0 else b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", group, element, vr, len(value) + len(padding)) + value + padding
 
 
 @contextmanager

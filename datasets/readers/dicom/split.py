@@ -1,14 +1,15 @@
-"""Enhanced and tomographic objects as classic slices, one file per frame.
+"""Slices as plain classic ones with neutral headers, one file per frame, numbered volume after volume.
 
-dcm2niix reads enhanced objects itself, yet where one holds several volumes it deals the frames of some makers onto the
-wrong volumes, and nothing in its output shows it. Of classic slices it needs their positions only.
+dcm2niix trusts headers that are better left out. Where an enhanced object holds several volumes it deals the frames of
+some makers onto the wrong ones; of classic slices whose instance numbers do not run through a volume it drops or mixes
+some; and slopes below 1e-7 are all the same to it. Of such slices as these it needs the positions only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pydicom
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
@@ -16,36 +17,65 @@ from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.quiet import quiet
+from scanforge.datasets.readers.dicom.slices import Slice
+from scanforge.datasets.readers.dicom.tiles import has_tiles, tile_layout
 from scanforge.datasets.readers.dicom.values import items, number
 from scanforge.datasets.readers.scan import ReadError
 
 _SERIES = "2.25.1"
+FINEST = 1e-4  # a slope that the converter tells from its neighbours
+
+Scale = tuple[float, float]  # slope, intercept
 
 
-def split(file: Survey, planes: Sequence[Plane], grid: Grid, folder: Path) -> list[Path]:
-    """One file per frame of `file` in `folder`, in the order of `planes`. ReadError where frames cannot be decoded."""
+def split(
+    files: Sequence[Survey], planes: Sequence[Plane], grid: Grid, folder: Path
+) -> tuple[list[Slice], list[Scale] | None]:
+    """One file per plane in `folder`, in the order of `planes`; and each one's scale, where it is not in the file.
+
+    ReadError where frames cannot be decoded.
+    """
     order = {plane: (k, v) for k, several in enumerate(grid.members) for v, plane in enumerate(several)}
-    paths: list[Path] = []
     try:
         with quiet():
-            header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
-            scales = list(_scales(header, file))
-            for frame, pixels in enumerate(frames_of(file)):
+            scales = [scale for file in files for scale in _scales(file, len(planes) // len(files))]
+            kept = scales if is_fine(slope for slope, _ in scales) else None
+            slices: list[Slice] = []
+            for frame, pixels in enumerate(_pixels(files, len(planes) // len(files))):
                 slice_number, volume = order[frame]
-                made = _slice(pixels, file, planes[frame], scales[frame])
+                scale = scales[frame] if kept is None else (1.0, 0.0)
+                made = _slice(pixels, files[0], planes[frame], scale)
                 made.InstanceNumber = volume * len(grid.members) + slice_number + 1
                 made.AcquisitionNumber = volume + 1
                 made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = UID(f"{_SERIES}.{frame + 1}")
-                paths.append(folder / f"{frame:06d}.dcm")
-                made.save_as(paths[-1], enforce_file_format=True)
+                path = folder / f"{frame:06d}.dcm"
+                made.save_as(path, enforce_file_format=True)
+                slices.append(Slice.at_the_end(path, pixels, scale))
     except Exception as error:  # decoders raise whatever the damage makes them
         raise ReadError("frames cannot be decoded") from error
-    if len(paths) != len(planes):
-        raise ReadError(f"{len(planes)} frames declared, {len(paths)} in the file")
-    return paths
+    if len(slices) != len(planes):
+        raise ReadError(f"{len(planes)} frames declared, {len(slices)} in the file")
+    return slices, kept
 
 
-def _slice(pixels: np.ndarray, file: Survey, plane: Plane, scale: tuple[float, float]) -> Dataset:
+def is_fine(slopes: Iterable[float]) -> bool:
+    """Whether slopes are so small that the converter takes them for equal, or for none."""
+    return any(abs(slope) < FINEST for slope in slopes)
+
+
+def _pixels(files: Sequence[Survey], tiles: int) -> Iterator[NDArray]:
+    """The planes' pixels as stored, (rows, columns)."""
+    for file in files:
+        if not has_tiles(file):
+            yield from frames_of(file)
+            continue
+        high, wide = tile_layout(tiles)
+        (mosaic,) = frames_of(file)
+        cut = mosaic.reshape(high, file.rows // high, wide, file.columns // wide).swapaxes(1, 2)
+        yield from cut.reshape(-1, *cut.shape[2:])[:tiles]
+
+
+def _slice(pixels: NDArray, file: Survey, plane: Plane, scale: Scale) -> Dataset:
     made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -67,11 +97,15 @@ def _slice(pixels: np.ndarray, file: Survey, plane: Plane, scale: tuple[float, f
     return made
 
 
-def _scales(header: Dataset, file: Survey) -> Iterator[tuple[float, float]]:
-    """(slope, intercept) of every frame."""
+def _scales(file: Survey, planes: int) -> Iterator[Scale]:
+    """(slope, intercept) of each of a file's planes."""
+    of_file = (1.0 if file.slope is None else file.slope, file.intercept or 0.0)
+    if not file.functional_groups:
+        yield from [of_file] * planes
+        return
+    header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
     shared = (items(header, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    frames = items(header, "PerFrameFunctionalGroupsSequence") or [Dataset()] * file.frames
-    for frame in frames:
+    for frame in items(header, "PerFrameFunctionalGroupsSequence"):
         found = items(frame, "PixelValueTransformationSequence") or items(shared, "PixelValueTransformationSequence")
         slope = number(found[0], "RescaleSlope") if found else file.slope
         intercept = number(found[0], "RescaleIntercept") if found else file.intercept

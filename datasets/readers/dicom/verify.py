@@ -1,70 +1,92 @@
-"""Do the converted planes hold the pixels of the slices at their places? A sample, decoded a second time by pydicom."""
+"""Do the converted planes hold the pixels of the slices at their places? Every plane, against the slice's own file."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.decode import whole_dataset
 from scanforge.datasets.readers.dicom.geometry import Grid
-from scanforge.datasets.readers.dicom.plugin import register
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.values import number
+from scanforge.datasets.readers.dicom.slices import Slice
 from scanforge.datasets.readers.scan import ReadError
 
+ROUNDING = 1e-5  # of the largest stored value times the slope: the converter computes in single precision
 
-def refuse_misplaced(images: Sequence[Any], grid: Grid, slices: Sequence[Path], own_scale: bool) -> None:
-    """ReadError where the first, middle or last plane of a volume in `images` is none of the slices given there.
 
-    slices     the files in the order of the grid's planes; each may stand for one plane only
+def volumes_of(
+    images: Sequence[Any], grid: Grid, slices: Sequence[Slice], own_scale: bool
+) -> list[tuple[Any, int, list[int]]]:
+    """(image, number of the volume in it, the slice in each of its planes) for all volumes of the converted `images`.
+
+    slices     what was converted, in the order of the grid's planes; each stands for one plane
     own_scale  the maker has private slopes that the converter prefers: values may differ by a factor and an offset
+    ReadError where a volume does not hold, plane by plane, the slices that belong together.
     """
-    for place in sorted({0, grid.shape[2] // 2, grid.shape[2] - 1}):
-        left = [values_of(slices[member]) for member in grid.members[place]]
-        for image in images:
-            for volume in range(int(np.prod(image.shape[3:]))):
-                plane = _plane(image, volume, place, grid)
-                match = next((k for k, values in enumerate(left) if _same(plane, values, own_scale)), None)
-                if match is None:
-                    raise ReadError("dcm2niix puts other pixels into a slice than its file holds")
-                left.pop(match)
+    left = [[several[volume] for several in grid.members] for volume in range(grid.volumes)]
+    found, sums = [], []
+    for image in images:
+        for number in range(int(np.prod(image.shape[3:]))):
+            planes = _Planes(image, number, grid, own_scale)
+            match = next((volume for volume in left if planes.are(volume, slices)), None)
+            if match is None:
+                raise ReadError("dcm2niix puts other pixels into a slice than its file holds")
+            left.remove(match)
+            found.append((image, number, match[::-1] if planes.reversed else match))
+            if grid.volumes > 1:
+                sums.append(planes.checksums())
+    if _are_doubled(sums):
+        raise ReadError("mixed slices: one is there twice where another is missing")
+    return found
 
 
-def _plane(image: Any, volume: int, place: int, grid: Grid) -> NDArray:
-    """The plane at a slice of the grid, (rows, columns) as the file has them."""
-    x, y, z = (float(image.affine[:3, axis] @ grid.affine[:3, axis]) < 0 for axis in range(3))
-    depth = grid.shape[2] - 1 - place if z else place
-    found = image.dataobj[..., depth, volume] if len(image.shape) > 3 else image.dataobj[..., depth]
-    plane = np.asarray(found, np.float64)
-    plane = plane[::-1] if x else plane
-    return (plane[:, ::-1] if y else plane).T
+def _are_doubled(sums: Sequence[Sequence[int | None]]) -> bool:
+    """Whether volumes share some slices but not all. sums: of each volume, of each plane, None of a plain one."""
+    places = [[one for one in place if one is not None] for place in zip(*sums, strict=True)]
+    doubled = [len(set(place)) < len(place) for place in places if len(place) > 1]
+    return any(doubled) and not all(doubled)
 
 
-def values_of(path: Path) -> NDArray:
-    """Pixels of a file as pydicom decodes them, times slope plus intercept. ReadError where it cannot."""
-    pixels, slope, intercept = stored_of(path)
-    return pixels * slope + intercept
+class _Planes:
+    """The planes of one volume, as the files have them."""
 
+    def __init__(self, image: Any, number: int, grid: Grid, own_scale: bool) -> None:
+        x, y, z = (float(image.affine[:3, axis] @ grid.affine[:3, axis]) < 0 for axis in range(3))
+        self.reversed, self._own_scale = z, own_scale
+        self._slope, self._intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+        stored = image.dataobj.get_unscaled()
+        stored = stored[..., number] if len(image.shape) > 3 else stored
+        self._stored = stored[:: -1 if x else 1, :: -1 if y else 1, :: -1 if z else 1].T  # (slices, rows, columns)
 
-def stored_of(path: Path) -> tuple[NDArray, float, float]:
-    """(pixels of a file as stored, slope, intercept). ReadError where pydicom cannot decode it."""
-    register()
-    try:
-        with quiet():
-            dataset = whole_dataset(path)
-            slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
-            return dataset.pixel_array, 1.0 if slope is None else slope, intercept or 0.0
-    except Exception as error:  # decoders raise whatever the damage makes them
-        raise ReadError("pixels cannot be decoded") from error
+    def are(self, volume: Sequence[int], slices: Sequence[Slice]) -> bool:
+        """Whether each plane holds its slice; the middle one first, which tells volumes apart."""
+        middle = len(volume) // 2
+        order = [middle, *range(middle), *range(middle + 1, len(volume))]
+        return all(self._holds(self._stored[place], slices[volume[place]]) for place in order)
 
+    def checksums(self) -> list[int | None]:
+        """Of every plane; None of one whose pixels are all the same."""
+        return [None if (plane == plane[0, 0]).all() else crc32(plane.tobytes()) for plane in self._stored]
 
-def _same(plane: NDArray, values: NDArray, own_scale: bool) -> bool:
-    if plane.shape != values.shape:
-        return False
-    if np.allclose(plane, values, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(values).max()))):
-        return True
-    if not own_scale or plane.std() == 0 or values.std() == 0:
-        return False
-    return bool(np.corrcoef(plane.ravel(), values.ravel())[0, 1] > 1 - 1e-6)
+    def _holds(self, plane: NDArray, source: Slice) -> bool:
+        if plane.shape != source.shape:
+            return False
+        raw = source.raw()
+        if raw is not None and self._same(plane, raw, source):
+            return True
+        return self._same(plane, source.decoded(), source)  # bits beyond those stored are for a decoder to judge
+
+    def _same(self, plane: NDArray, stored: NDArray, source: Slice) -> bool:
+        rounding = ROUNDING * abs(source.slope)
+        same_slope = abs(self._slope - source.slope) <= rounding
+        same_scale = same_slope and abs(self._intercept - source.intercept) <= rounding + 1e-7 * abs(source.intercept)
+        if np.array_equal(plane, stored) and (same_scale or self._own_scale):
+            return True
+        found = plane.astype(np.float64) * self._slope + self._intercept
+        expected = stored * source.slope + source.intercept
+        largest = float(np.abs(stored.astype(np.float64)).max())
+        if (np.abs(found - expected) <= rounding * largest + 1e-7 * abs(source.intercept)).all():
+            return True
+        if not self._own_scale or found.std() == 0 or expected.std() == 0:
+            return False
+        return bool(np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 1 - 1e-6)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
@@ -10,15 +11,18 @@ from numpy.typing import NDArray
 
 from scanforge.datasets.readers.dicom.convert import Conversion, converted, marks
 from scanforge.datasets.readers.dicom.facts import Known, known_of
-from scanforge.datasets.readers.dicom.geometry import Grid, stack
+from scanforge.datasets.readers.dicom.geometry import Grid
 from scanforge.datasets.readers.dicom.headers import Survey, survey
 from scanforge.datasets.readers.dicom.matching import place
 from scanforge.datasets.readers.dicom.mosaic import refuse_foreign_tiles, refuse_mosaic
 from scanforge.datasets.readers.dicom.padding import without_padding
 from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
-from scanforge.datasets.readers.dicom.planes import is_mosaic, planes_of
+from scanforge.datasets.readers.dicom.planes import is_mosaic
+from scanforge.datasets.readers.dicom.series import described_by
+from scanforge.datasets.readers.dicom.split import Scale, is_fine
+from scanforge.datasets.readers.dicom.tiles import has_tiles
 from scanforge.datasets.readers.dicom.tilt import corrected
-from scanforge.datasets.readers.dicom.verify import refuse_misplaced
+from scanforge.datasets.readers.dicom.verify import volumes_of
 from scanforge.datasets.readers.geometry import geometry
 from scanforge.datasets.readers.guard import refuse_bomb, refuse_voxels
 from scanforge.datasets.readers.nifti import compact
@@ -27,7 +31,26 @@ from scanforge.datasets.readers.scan import ReadError, Scan, Source
 _INTERPOLATED = {"Tilt", "Eq"}
 _OVERLAY = re.compile(r"ROI\d+")  # of group 6000, in an image of its own
 
-Volume = tuple[Any, int, NDArray[np.float64]]  # NIfTI image, number in it, affine
+
+@dataclass(frozen=True)
+class Volume:
+    """`number` of a converted image at `affine`; `scales` (slope, intercept) of its planes, where it holds none."""
+
+    image: Any
+    number: int
+    affine: NDArray[np.float64]
+    scales: list[Scale] | None = None
+
+    def voxels(self) -> NDArray:
+        """(x, y, z), slope applied; nothing else of a series is read."""
+        if len(self.image.shape) < 4:
+            found = np.asanyarray(self.image.dataobj).reshape(*self.image.shape, *[1] * (3 - len(self.image.shape)))
+        else:
+            found = np.asanyarray(self.image.dataobj[..., self.number])
+        if self.scales is None:
+            return found
+        slopes, intercepts = np.asarray(self.scales, np.float64).T
+        return found * slopes + intercepts
 
 
 def read_volume(source: Source) -> Iterator[Scan]:
@@ -40,13 +63,17 @@ def read_volume(source: Source) -> Iterator[Scan]:
     files = survey(source.paths)
     _refuse(files)
     known = known_of(files[0])
-    mosaic = is_mosaic(files[0])
-    planes = [] if mosaic else [plane for file in files for plane in planes_of(file)]
-    grid = None if mosaic else stack(planes, known.thickness)
-    with converted(files, planes, grid) as conversion:
-        volumes = _mosaics(files, conversion) if grid is None else _matched(grid, conversion, known)
-        for image, number, _ in volumes:
-            _refuse_uniform(_raw(image, number))
+    described = None if is_mosaic(files[0]) and not has_tiles(files[0]) else described_by(files, known.thickness)
+    if described is None:
+        conversion = converted(files, [], None)
+    else:
+        plain = described.is_plain and not any(file.loose_pixels for file in files)
+        plain = plain and not is_fine(1.0 if file.slope is None else file.slope for file in files)
+        conversion = converted(files, described.planes, described.grid, plain)
+    with conversion as made:
+        volumes = _mosaics(files, made) if described is None else _matched(described.grid, made, known)
+        for volume in volumes:
+            _refuse_uniform(volume.voxels())
         for number, volume in enumerate(volumes, 1):
             yield _scan(volume, files[0], known, str(number) if len(volumes) > 1 else "")
 
@@ -75,15 +102,17 @@ def _matched(grid: Grid, conversion: Conversion, known: Known) -> list[Volume]:
         raise ReadError(f"dcm2niix makes {slices} slices of {grid.shape[2] * grid.volumes}")
     if any(len(image.shape) < 3 or image.shape[:3] != grid.shape for image in images):
         raise ReadError("dcm2niix makes volumes of another size than the slices")
-    refuse_misplaced(images, grid, conversion.slices, known.facts.get("manufacturer") == "philips")
+    found = volumes_of(images, grid, conversion.slices, known.facts.get("manufacturer") == "philips")
     if grid.shear:
-        return corrected(grid, images, [path for path in conversion.volumes if "Tilt" in marks(path)])
+        tilted = [path for path in conversion.volumes if "Tilt" in marks(path)]
+        return [Volume(*straight) for straight in corrected(grid, images, tilted)]
     volumes: list[Volume] = []
-    for image in images:
+    for image, number, planes in found:
         affine = place(image.affine, image.shape[:3], grid)
         if affine is None:
             raise ReadError("dcm2niix places the volume elsewhere than its headers do")
-        volumes += [(image, number, affine) for number in range(_count(image))]
+        scales = None if conversion.scales is None else [conversion.scales[plane] for plane in planes]
+        volumes.append(Volume(image, number, affine, scales))
     return volumes
 
 
@@ -98,7 +127,7 @@ def _mosaics(files: Sequence[Survey], conversion: Conversion) -> list[Volume]:
     for image in images:
         refuse_mosaic(image, files[0])
     refuse_foreign_tiles(images, conversion.slices)
-    volumes = [(image, number, image.affine) for image in images for number in range(_count(image))]
+    volumes = [Volume(image, number, image.affine) for image in images for number in range(_count(image))]
     if len(volumes) != len(files):
         raise ReadError(f"dcm2niix makes {len(volumes)} volumes of {len(files)} mosaics")
     return volumes
@@ -106,13 +135,6 @@ def _mosaics(files: Sequence[Survey], conversion: Conversion) -> list[Volume]:
 
 def _count(image: Any) -> int:
     return int(np.prod(image.shape[3:]))
-
-
-def _raw(image: Any, number: int) -> NDArray:
-    """Volume `number` of the image (x, y, z), slope applied; nothing else of a series is read."""
-    if len(image.shape) < 4:
-        return np.asanyarray(image.dataobj).reshape(*image.shape, *[1] * (3 - len(image.shape)))
-    return np.asanyarray(image.dataobj[..., number])
 
 
 def _refuse_uniform(voxels: NDArray) -> None:
@@ -124,8 +146,8 @@ def _refuse_uniform(voxels: NDArray) -> None:
 
 
 def _scan(volume: Volume, file: Survey, known: Known, part: str) -> Scan:
-    image, number, affine = volume
-    voxels = compact(_raw(image, number))
+    affine = volume.affine
+    voxels = compact(volume.voxels())
     if voxels.dtype == np.float64:
         voxels = voxels.astype(np.float32)
     if known.modality == "ct":

@@ -148,7 +148,7 @@ def test_series_in_nested_folders_copies_and_localisers(tmp_path: Path, dicom: S
     assert source.kind == "dicom-volume"
     assert source.files == ("a/0000.dcm", "a/0001.dcm", "b/copy", "a/0003.dcm", "b/c/X4", "a/0005.dcm")
     assert refusals == {
-        "a/0002.dcm": ("another file holds the same instance", "skipped"),
+        "a/0002.dcm": ("another file holds the same instance: b/copy", "skipped"),
         "d/0000.dcm": ("localiser: for planning, not a scan", "skipped"),
     }
     assert source.size == sum((tmp_path / name).stat().st_size for name in source.files)

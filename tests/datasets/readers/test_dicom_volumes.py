@@ -310,6 +310,8 @@ def test_a_converter_that_drops_or_moves_slices_is_noticed(tmp_path: Path, dicom
     spoils = {
         "a = a[..., :-1]": "dcm2niix makes 5 slices of 6",
         "a = a[..., ::-1]": "dcm2niix puts other pixels into a slice than its file holds",
+        "a[..., [1, 2]] = a[..., [2, 1]]": "dcm2niix puts other pixels into a slice than its file holds",
+        "a[7, 7, 4] += 1": "dcm2niix puts other pixels into a slice than its file holds",
         "m[2, 3] += 5": "dcm2niix places the volume elsewhere than its headers do",
         "m[2, 2] *= 1.1": "dcm2niix places the volume elsewhere than its headers do",
     }

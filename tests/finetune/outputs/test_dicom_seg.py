@@ -15,7 +15,6 @@ from scipy.spatial.transform import Rotation
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers import scans_of
-from scanforge.datasets.readers.dicom.verify import values_of
 from scanforge.datasets.readers.geometry import LPS_TO_RAS
 from scanforge.datasets.shards.survey import find_dicom
 
@@ -25,6 +24,12 @@ SERIES = {  # threshold, shape, spacing (D, H, W)
     "series_tcia_pgbm001/t1post": (300.25, (25, 320, 260), (6.5, 0.6875, 0.6875)),
     "series_hippocrop/Study2": (60.25, (35, 48, 36), (1.0, 1.0, 1.0)),
 }
+
+
+def values_of(path):
+    """Pixels times slope plus intercept."""
+    dataset = pydicom.dcmread(path)
+    return dataset.pixel_array * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
 
 
 def series(folder):
