@@ -18,10 +18,9 @@ Row = dict[str, str]
 
 @dataclass
 class Found:
-    """Labels by the name of their scan or folder, and what was left out: notes for people, counts by reason."""
+    """Labels by the name of their scan, and what was left out: notes for people, counts by reason."""
 
     refs: list[tuple[str, LabelRef]] = field(default_factory=list)
-    of_folders: list[tuple[str, LabelRef]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 

@@ -57,7 +57,9 @@ def find_sources(
     UserError where two inputs hold the same one: their samples would collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
-    files, others = (_opened(files, book, none) for files in find_files(inputs))
+    files, others = find_files(inputs)
+    book.claim(files, len(others))
+    files, others = (_opened(each, book, none) for each in (files, others))
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -73,7 +75,9 @@ def find_sources(
         none += rest
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
-    planned = [_planned(source, key, patient_regex, book, studies, shared) for source in _told_apart(sources)]
+    sources = _told_apart(sources)
+    book.pair([source.relative for source in sources])
+    planned = [_planned(source, key, patient_regex, book, studies, shared) for source in sources]
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:

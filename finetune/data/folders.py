@@ -1,6 +1,5 @@
 """A folder of scans, and labels that go by their names; nnU-Net's `_0000`, `_0001`, ... are channels of one case."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,10 @@ from pathlib import Path
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import site_key
 from scanforge.datasets.labels.book import LabelBook, open_labels
-from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.labels.doubt import Doubt
+from scanforge.datasets.labels.names import whole_parts_of
 from scanforge.datasets.labels.table import Columns
+from scanforge.datasets.numbered import channel_count, numbered
 from scanforge.datasets.readers import SUFFIXES, suffix_of
 from scanforge.datasets.shards.sources import PlannedSource, find_sources
 from scanforge.datasets.shards.survey import find_dicom
@@ -19,8 +20,12 @@ from scanforge.finetune.data.cases import ScanSource
 from scanforge.finetune.data.missing import complete
 from scanforge.finetune.data.sources import FileScan
 
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 Scans = dict[str, PlannedSource]  # by path below the folder
+CHANNELS = (
+    "state the channels, as in data.path=DIR data.channels={a: 'images/*_0000.png', b: 'images/*_0001.png'} "
+    "data.labels=masks"
+)
+_DOUBT = Doubt("data.images='{images}' data.labels='{masks}'", f", or {CHANNELS}")
 
 
 def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
@@ -34,7 +39,8 @@ def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
     if unused:
         raise UserError(f"label '{unused[0]}' has no image of that name in {images}; {len(unused)} are so")
     found.left_out |= book.left_out
-    cases = grouped(scans, book)
+    cases, strays = grouped(scans, book)
+    found.drop("scans without a label that are of no channel", strays)
     numbers = sorted({number for channels in cases.values() for number in channels})
     if len(numbers) > 1:
         found.channels, found.modalities = [f"channel_{n}" for n in numbers], [""] * len(numbers)
@@ -60,10 +66,10 @@ def label_book(paths: Sequence[Path], task: Task) -> LabelBook:
             raise UserError(f"{task.name} needs a list of labels (CSV), not the folder {masks[0]}")
         return open_labels(lists, [], False, Columns(task.id_column, (task.label_column,)))
     if isinstance(task, DetectionTask):
-        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column))
+        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column), _DOUBT)
     if tables:
         raise UserError(f"segmentation needs a folder of label maps, not the file {tables[0]}")
-    return open_labels(lists, masks, False)
+    return open_labels(lists, masks, False, doubt=_DOUBT)
 
 
 def _is_mask(path: Path) -> bool:
@@ -90,24 +96,64 @@ def scans_below(root: Path, data: LabelledData, book: LabelBook, found: Gathered
     return {each.source.relative: each for each in sorted(planned, key=lambda each: each.source.files)}
 
 
-def grouped(scans: Scans, book: LabelBook) -> dict[str, dict[int, PlannedSource]]:
-    """Channels by case. `x_0001` is a channel of `x` where it has no label of its own, and `x` has one."""
+def grouped(scans: Scans, book: LabelBook) -> tuple[dict[str, dict[int, PlannedSource]], int]:
+    """Channels by case, and how many scans without a label are of no channel where there are several.
+
+    `x_0001` is a channel of `x` where `x` has a label, is no scan itself, and the cases have the same channels: numbers
+    that may as well count scans are a UserError.
+    """
+    names = _names_of(scans)
+    taken = set(names.values())
+    numbers = {name: case for name in taken if (case := _case_of(name)) is not None and case[0] not in taken}
+    members: dict[str, set[int]] = defaultdict(set)
+    for case, number in numbers.values():
+        members[case].add(number)
+    own = {case for name, (case, _) in numbers.items() if book.names_case(name)}
+    known = {case: found for case, found in members.items() if case not in own and book.names_case(case)}
+    count = channel_count(known.values())
+    if known and not count:
+        case, several = max(known.items(), key=lambda each: len(each[1]))
+        raise UserError(
+            f"'{case}_{min(several):04d}' and '{case}_{max(several):04d}' may be channels of one case '{case}', which "
+            f"has a label, or scans of their own: call the label after its scan, or {CHANNELS}"
+        )
     cases: dict[str, dict[int, PlannedSource]] = defaultdict(dict)
+    strays = 0
     for relative, scan in scans.items():
-        *folders, stem = parts_of(relative)
-        match = _NUMBERED.fullmatch(stem)
-        whole = match is not None and book.of(relative) is None
-        if match and whole and book.of("/".join((*folders, match["case"]))) is not None:
-            cases["/".join((*folders, match["case"]))][int(match["number"])] = scan
-        else:
-            name = "/".join((*folders, stem))
-            if suffix_of(relative) not in SUFFIXES and "/".join(folders) not in cases:
-                name = "/".join(folders) or name  # a DICOM series is called as its folder
-            if name in cases:
-                first = cases[name][0].source.relative
-                raise UserError(f"two images are called '{name}': {first} and {relative}")
-            cases[name][0] = scan
-    return dict(cases)
+        name = names[relative]
+        case, number = numbers.get(name, ("", 0))
+        if not (case in known or (known and case and case not in own and members[case] <= set(range(count)))):
+            case, number = name, 0
+            if count > 1 and book.of(relative) is None:
+                strays += 1
+                continue
+            if count > 1:
+                raise UserError(f"{relative} is of none of the channels 0 to {count - 1}: call it {name}_0000, ...")
+        if number in cases[case]:
+            first = cases[case][number].source.relative
+            raise UserError(f"two images are called '{case}': {first} and {relative}")
+        cases[case][number] = scan
+    return dict(cases), strays
+
+
+def _names_of(scans: Scans) -> dict[str, str]:
+    """By path. A DICOM series is called as its folder, a second one there as its first file."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for relative in scans:
+        *folders, stem = whole_parts_of(relative)
+        name = "/".join((*folders, stem))
+        if suffix_of(relative) not in SUFFIXES and "/".join(folders) not in taken:
+            name = "/".join(folders) or name
+        names[relative] = name
+        taken.add(name)
+    return names
+
+
+def _case_of(name: str) -> tuple[str, int] | None:
+    *folders, stem = name.split("/")
+    found = numbered(stem)
+    return ("/".join((*folders, found[0])), found[1]) if found else None
 
 
 def item_of(
