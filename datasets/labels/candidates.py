@@ -73,6 +73,29 @@ def plain_folders(folders: Iterable[str]) -> Parts:
     return tuple(folder for folder in kept if folder)
 
 
+@dataclass(frozen=True)
+class _Rest:
+    """What tells a name apart from others without common words; where nothing does ('p1/mask'), its folder's name."""
+
+    rest: Parts
+    folders: Parts
+    by_folder: bool
+
+    @classmethod
+    def of(cls, parts: Parts) -> "_Rest":
+        folders, rest = plain_folders(parts[:-1]), rest_of(parts[-1])
+        if not rest and folders:
+            return cls(tokens_of(folders[-1]), folders[:-1], True)
+        return cls(rest, folders, False)
+
+    def near(self, other: "_Rest") -> bool:
+        """Whether the folders may be the same. One more of a name that is not its folder's tells them apart."""
+        deeper = len(self.folders) - len(other.folders)
+        if (self.by_folder and deeper < 0) or (other.by_folder and deeper > 0):
+            return False
+        return not self.folders or not other.folders or agree(self.folders, other.folders) > 0
+
+
 class Index:
     """Numbers by path, to look up by its end."""
 
@@ -111,19 +134,19 @@ class Work:
         return whole.best(name) or bare.best(plain(name))
 
     @cached_property
-    def _by_rest(self) -> dict[Parts, list[tuple[Parts, int]]]:
-        found: dict[Parts, list[tuple[Parts, int]]] = defaultdict(list)
+    def _by_rest(self) -> dict[Parts, list[tuple["_Rest", int]]]:
+        found: dict[Parts, list[tuple[_Rest, int]]] = defaultdict(list)
         for number, scan in enumerate(self.scans):
             for name in scan.names:
-                rest, folders = rest_and_folders(name)
-                found[rest].append((folders, number))
+                each = _Rest.of(name)
+                found[each.rest].append((each, number))
         return found
 
     def alike(self, mask: MaskFile) -> list[int]:
         """The scans whose name is that of the mask but for words for masks and images."""
-        rest, folders = rest_and_folders(mask.parts)
-        near = [n for others, n in self._by_rest.get(rest, []) if not folders or not others or agree(folders, others)]
-        return list(dict.fromkeys(near)) if rest else []
+        own = _Rest.of(mask.parts)
+        near = [number for other, number in self._by_rest.get(own.rest, []) if own.near(other)]
+        return list(dict.fromkeys(near)) if own.rest else []
 
     def keep(self, found: Mapping[int, Sequence[MaskFile]]) -> None:
         """Takes pairs over."""
@@ -146,11 +169,3 @@ class Work:
     def shown(self, number: int) -> str:
         """The path of a scan."""
         return self.scans[number].relative
-
-
-def rest_and_folders(parts: Parts) -> tuple[Parts, Parts]:
-    """What tells a name apart from others without common words; where nothing does ('p1/mask'), its folder's name."""
-    folders, rest = plain_folders(parts[:-1]), rest_of(parts[-1])
-    if not rest and folders:
-        return tokens_of(folders[-1]), folders[:-1]
-    return rest, folders

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.labels.names import whole_parts_of
 from scanforge.datasets.labels.words import rest_of
 
 BUILD = "scanforge data build '{images}' --masks '{masks}'"
@@ -27,6 +28,9 @@ class Doubt:
 
     def scans(self, mask: Path, one: str, other: str) -> NoReturn:
         """A mask of two scans."""
+        if whole_parts_of(one) == whole_parts_of(other):
+            name = "/".join(whole_parts_of(one))
+            raise UserError(f"two images are called '{name}': '{one}' and '{other}'; '{mask}' is of one: take one out")
         raise UserError(f"'{mask}' may be the mask of '{one}' or of '{other}': {self.advice(one, mask)}")
 
     def masks(self, scan: str, one: Path, other: Path) -> NoReturn:

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.candidates import Index, MaskFile, Parts, Work, plain, plain_folders
 from scanforge.datasets.labels.names import whole_parts_of
 from scanforge.datasets.labels.words import is_bare, scans_named, tokens_of
@@ -16,10 +17,13 @@ def by_case(work: Work) -> None:
     """Masks of 'x' of which there are 'x_0000' and more: channels, where the cases have the same ones. Files them under
     the first channel that is there; UserError where the numbers may as well count scans."""
     cases: dict[Parts, dict[int, int]] = defaultdict(dict)
+    doubled: dict[Parts, int] = {}  # the second file of a number
     for number, scan in enumerate(work.scans):
         of_case = numbered(scan.names[0][-1]) if scan.single else None
         if of_case is not None:
-            cases[(*scan.names[0][:-1], of_case[0])][of_case[1]] = number
+            name = (*scan.names[0][:-1], of_case[0])
+            doubled |= {name: number} if of_case[1] in cases[name] else {}
+            cases[name][of_case[1]] = number
     found: dict[Parts, list[tuple[int, MaskFile]]] = defaultdict(list)
     for mask, name, behind in _masks_of_cases(work, cases):
         found[name].append((behind, mask))
@@ -31,6 +35,8 @@ def by_case(work: Work) -> None:
         work.doubt.channels(masks[0][1].path, scans[0], scans[-1])
     first = {name: cases[name][min(cases[name])] for name in found}
     for name in found:
+        if name in doubled:
+            raise UserError(f"two images of one name, '{work.shown(doubled[name])}' among them: take one out")
         if paired := next((number for number in cases[name].values() if number in work.found), None):
             work.doubt.scans(found[name][0][1].path, work.shown(first[name]), work.shown(paired))
     work.keep({first[name]: work.united(first[name], masks) for name, masks in found.items()})
@@ -113,9 +119,11 @@ def _belong_together(work: Work, scans: Sequence[int], everywhere: Sequence[tupl
     """Whether the scans of a folder are one scan, one study, or the same contrasts as in all folders with a mask."""
     if len(scans) == 1 or not any(work.scans[scan].single for scan in scans):
         return True
+    stems = [work.scans[scan].names[0][-1] for scan in scans]
+    if len(set(stems)) < len(stems):
+        return False
     if len(set(studies_of([work.shown(scan) for scan in scans]).values())) == 1:
         return True
-    stems = [work.scans[scan].names[0][-1] for scan in scans]
     if len(everywhere) < 2 or len(set(everywhere)) > 1:
         return False
     shapes = Counter(_shape(stem) for stem in stems if not is_contrast(stem))

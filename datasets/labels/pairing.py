@@ -6,14 +6,15 @@ which common words are taken out of both names (img_1, mask_1), where it pairs t
 What has two readings is a UserError.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scanforge.datasets.labels.candidates import Index, MaskFile, Named, Pairs, Work, plain
 from scanforge.datasets.labels.doubt import Doubt
 from scanforge.datasets.labels.grouped import by_case, by_folder
 from scanforge.datasets.labels.names import Parts
-from scanforge.datasets.labels.words import scans_named
+from scanforge.datasets.labels.words import is_bare, is_marked, rest_of, scans_named
 
 Hits = dict[int, list[tuple[int, MaskFile]]]
 
@@ -29,6 +30,7 @@ def pair(scans: Iterable[str], masks: Sequence[MaskFile], doubt: Doubt, whole: b
             level(work)
     if whole and work.pairs.left:
         _guessed(work)
+        _stray(work)
     return work.pairs
 
 
@@ -99,3 +101,35 @@ def _guessed(work: Work) -> None:
     if without is not None:
         work.doubt.incomplete(mask.path, work.shown(scan), f"'{work.shown(without)}' has none")
     work.keep(found)
+
+
+def _stray(work: Work) -> None:
+    """UserError for a mask that is left, but begins with a scan's whole name, or names nothing: it would be missing."""
+    names = {scan.names[0][-1] for number, scan in enumerate(work.scans) if number in work.found}
+    numbers_only = any(is_marked(name) and not _names_something(name) for name in names)  # gt_1.png is a scan
+    bare = {mask.path.parent: scan for scan, (mask, *_) in work.found.items() if is_bare(mask.parts[-1])}
+    for mask in work.pairs.left:
+        *folders, stem = mask.parts
+        if is_marked(stem) and (scan := bare.get(mask.path.parent)) is not None:
+            work.doubt.masks(work.shown(scan), work.found[scan][0].path, mask.path)
+        for scan in (scan for name in _within(stem) for scan in work.called((*folders, name))):
+            if scan in work.found:
+                work.doubt.masks(work.shown(scan), work.found[scan][0].path, mask.path)
+            work.doubt.incomplete(mask.path, work.shown(scan), "its name says more")
+        if is_marked(stem) and not _names_something(stem) and not numbers_only and work.found:
+            scan = next(iter(work.found))
+            work.doubt.incomplete(mask.path, work.shown(scan), "its name does not say so")
+
+
+def _within(stem: str) -> Iterator[str]:
+    """Names of scans that the name of a mask holds beside other words: of 'x_mask_left', 'x' is one."""
+    for match in re.finditer(r"(?<=[^\W_])[\W_]+|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)", stem):
+        before = stem[: match.start()]
+        yield from (before, *(name for name, _ in scans_named(before)))
+        behind = stem[match.end() :]
+        if is_marked(stem):
+            yield from (name for name, _ in scans_named(behind) if _names_something(name))
+
+
+def _names_something(stem: str) -> bool:
+    return any(not token.isdigit() for token in rest_of(stem))

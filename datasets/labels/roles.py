@@ -70,4 +70,11 @@ def _marked(files: Sequence[str], parts: dict[str, Parts], children: set[str], p
             f"'{strays[0]}' may be a mask, or a scan as '{marked_scans[0]}' is: keep scans and masks in folders of "
             "their own, or call each mask as its scan with '_mask' behind"
         )
+    scans: dict[Parts, str] = {}
+    for file in sorted(set(files) - set(masks)) if masks else ():
+        if (other := scans.setdefault(parts[file], file)) != file:
+            raise UserError(
+                f"'{other}' and '{file}' have one name in a folder of scans and masks: one may be the mask of the "
+                "other; move the masks into a folder of their own"
+            )
     return masks
