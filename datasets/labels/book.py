@@ -129,14 +129,16 @@ def open_labels(
     boxes_from_masks: bool,
     columns: Columns | None = None,
     doubt: Doubt | None = None,
+    images: Sequence[Path] = (),
 ) -> LabelBook:
     """Labels of files and folders, told apart by their content.
 
     labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
             mask file) as JSON; a folder of Pascal VOC XML
-    masks   folders of masks named as their scans, or single mask files: see `pairing`
+    masks   folders of masks named as their scans, or single mask files: see `pairing`; or patterns
     columns of CSV files that are named rather than found
     doubt   the words of the command, for names with two readings
+    images  the inputs: where they and `masks` are patterns, what '*' stands for is the same of a scan and its mask
     """
     book = LabelBook(doubt=doubt or Doubt())
     names: dict[str, Names] = {}
@@ -151,7 +153,7 @@ def open_labels(
     for path, content in others:
         _file(book, path, *_found(path, content, columns), boxes_from_masks)
     if masks:
-        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks)
+        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images)
         book.claimed |= book._masks.claimed
     if boxes_from_masks and not book.claimed:
         raise UserError("boxes from masks are wanted, but no masks are given")

@@ -29,7 +29,9 @@ def by_case(work: Work) -> None:
         found[name].append((behind, mask))
     if not found:
         return
-    if not channel_count({*cases[name]} for name in found):
+    # Cases without a mask show what the numbers mean where they have the same ones.
+    same = [name for name in cases if name not in found and any(cases[name].keys() == cases[f].keys() for f in found)]
+    if not channel_count({*cases[name]} for name in (*found, *same)):
         name, masks = next((each for each in found.items() if len(cases[each[0]]) > 1), next(iter(found.items())))
         scans = [work.shown(number) for _, number in sorted(cases[name].items())]
         work.doubt.channels(masks[0][1].path, scans[0], scans[-1])

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 _MARKS = "ground[ _-]?truths?|segmentations?|annotations?|masks?|labels?|msks?|lbls?|segs?|anno|gt"  # the longest first
 _BETWEEN = r"[ ._-]*"
-_BEHIND = re.compile(rf"(?i)(?P<scan>.+?)(?P<between>{_BETWEEN})(?P<mark>{_MARKS})(?:[ ._-]?(?P<number>\d+))?")
-_BEFORE = re.compile(rf"(?i)(?P<mark>{_MARKS})(?P<between>{_BETWEEN})(?P<scan>.+)")
+_BEHIND = re.compile(rf"(?i)(?P<scan>.+?){_BETWEEN}(?P<mark>{_MARKS})(?:[ ._-]?(?P<number>\d+))?")
+_BEFORE = re.compile(rf"(?i)(?P<mark>{_MARKS}){_BETWEEN}(?P<scan>.+)")
 _BARE = re.compile(rf"(?i)(?:{_MARKS})")
 
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_A-Za-z]+|[A-Z]")
@@ -17,6 +17,7 @@ _MARK_NAMES = (
 )
 _IMAGE_NAMES = "image images img imgs imaging volume volumes vol vols scan scans pic pics picture pictures"
 _MARK_WORDS, _IMAGE_WORDS = frozenset(_MARK_NAMES.split()), frozenset(_IMAGE_NAMES.split())
+_SIDES = frozenset(["tr", "ts", "va", "train", "training", "test", "testing", "val", "valid", "validation", "all"])
 WORDS = _MARK_WORDS | _IMAGE_WORDS
 
 
@@ -48,9 +49,15 @@ def rest_of(name: str) -> tuple[str, ...]:
     return tuple(token for token in tokens_of(name) if token not in WORDS)
 
 
+@lru_cache(maxsize=65536)
 def folder_kind(folder: str) -> str:
-    """'mask' or 'image' where a folder is called after what it holds ('labelsTr', 'train_images'), else ''."""
+    """'mask' or 'image' where a folder is called after what it holds and no more ('labelsTr', 'train_images'), else ''.
+
+    A patient's folder may be called 'label_01'.
+    """
     tokens = set(tokens_of(folder))
+    if not tokens <= WORDS | _SIDES:
+        return ""
     if tokens & _MARK_WORDS:
         return "mask"
     return "image" if tokens & _IMAGE_WORDS else ""
@@ -60,8 +67,7 @@ def folder_kind(folder: str) -> str:
 def scans_named(stem: str) -> tuple[tuple[str, int | None], ...]:
     """Whole names of scans that the name of a mask may carry, with the number behind the mark.
 
-    'x_mask' is of 'x', 'x_mask_1' too (number 1), 'gt_x' of 'x', 'x_seg_mask' of 'x_seg', else of 'x'. A mark that
-    touches the name counts where the name ends (begins) with a digit there, or the mark is no abbreviation.
+    'x_mask' is of 'x', 'x_mask_1' too (number 1), 'gt_x' of 'x', 'x_seg_mask' of 'x_seg', else of 'x'.
     """
     found: dict[tuple[str, int | None], None] = {}
     queue = [(stem, None)]
@@ -76,9 +82,7 @@ def scans_named(stem: str) -> tuple[tuple[str, int | None], ...]:
 
 
 def _cut_once(name: str) -> Iterator[tuple[str, int | None]]:
-    match = _BEHIND.fullmatch(name)
-    if match and (match["between"] or match["scan"][-1].isdigit() or len(match["mark"]) > 3):
+    if match := _BEHIND.fullmatch(name):
         yield match["scan"], int(match["number"]) if match["number"] else None
-    match = _BEFORE.fullmatch(name)
-    if match and (match["between"] or match["scan"][0].isdigit() or len(match["mark"]) > 3):
+    if match := _BEFORE.fullmatch(name):
         yield match["scan"], None

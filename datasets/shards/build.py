@@ -76,7 +76,7 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
     key = site_key(options.key_file)
     _keep_apart(inputs, out)
     tell = progress or (lambda what, done, total: None)
-    book = open_labels(options.labels, options.masks, options.boxes_from_masks)
+    book = open_labels(options.labels, options.masks, options.boxes_from_masks, images=inputs)
     sources, none = find_sources(
         inputs,
         key,

@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
+from scanforge.datasets.readers.pattern import split_pattern
 from scanforge.datasets.shards.address import is_url
 from scanforge.datasets.shards.format import MANIFEST
 from scanforge.finetune.config import Format, LabelledData, Task
@@ -13,7 +14,7 @@ from scanforge.finetune.data.cases import CaseList
 from scanforge.finetune.data.dataset_json import read_dataset_json
 from scanforge.finetune.data.folders import read_folders
 from scanforge.finetune.data.listed import read_list
-from scanforge.finetune.data.patterns import read_patterns
+from scanforge.finetune.data.patterns import read_pattern, read_patterns
 from scanforge.finetune.data.shards import read_shards
 
 DATASET = "dataset.json"
@@ -54,6 +55,8 @@ def kind_of(data: LabelledData, task: Task) -> Format:
     where = Path(data.where)
     if is_url(data.where):
         return "shards"
+    if _has_pattern(data):
+        return "channels"
     if not where.exists():
         raise UserError(f"the data set '{where}' does not exist")
     if data.format != "auto":
@@ -79,6 +82,8 @@ def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gath
     if kind == "list":
         return read_list(where, data, task)
     if kind == "channels":
+        if data.channels is None and data.images is not None and _has_pattern(data):
+            return read_pattern(data.images, data, task)
         if data.channels is None:
             raise UserError("data.format=channels needs data.channels: {t1: '*/t1.nii.gz', ...}")
         return read_patterns(where, data.channels, data, task)
@@ -93,6 +98,11 @@ def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gath
     if parts is None:
         return read_folders(where, data, task)
     return read_folders(parts[0], data.model_copy(update={"labels": parts[1]}), task)
+
+
+def _has_pattern(data: LabelledData) -> bool:
+    """Whether data.images or its labels are patterns ('img_*.png')."""
+    return data.images is not None and any(split_pattern(path) for path in (data.images, *data.label_paths))
 
 
 def _dataset_json(where: Path, data: LabelledData) -> Path | None:

@@ -110,7 +110,8 @@ def grouped(scans: Scans, book: LabelBook) -> tuple[dict[str, dict[int, PlannedS
         members[case].add(number)
     own = {case for name, (case, _) in numbers.items() if book.names_case(name)}
     known = {case: found for case, found in members.items() if case not in own and book.names_case(case)}
-    count = channel_count(known.values())
+    same = [found for case, found in members.items() if case not in {*known, *own} and found in known.values()]
+    count = channel_count([*known.values(), *same])
     if known and not count:
         case, several = max(known.items(), key=lambda each: len(each[1]))
         raise UserError(
