@@ -118,7 +118,7 @@ class MaskSet:
         if not self._pairs.of:
             mask = self._pairs.left[0]
             raise UserError(
-                f"{self.title}: none of its labels is of a scan here, '{mask.relative}' not of '{relatives[0]}' either: "
+                f"{self.title}: none of its labels is of a scan here, '{mask.relative}' not of '{relatives[0]}': "
                 "call each mask as its scan (x.png), or as it and a mark (x_mask.png); else "
                 f"{doubt.advice(relatives[0], mask.path)}"
             )

@@ -59,7 +59,8 @@ def _place(relative: str, channels: Sequence[str]) -> tuple[str, int] | None:
         said.append(by_name[1])
     if len(set(said)) > 1:
         raise UserError(
-            f"{relative} is channel '{channels[said[0]]}' by its number and '{channels[said[1]]}' by its name: rename it"
+            f"{relative} is channel '{channels[said[0]]}' by its number and '{channels[said[1]]}' by its name: "
+            "rename it"
         )
     return ("/".join((*folders, stem)), said[0]) if said else None
 
