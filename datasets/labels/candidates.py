@@ -121,6 +121,7 @@ class Work:
         self.scans, self.doubt = scans, doubt
         self.pairs = Pairs(left=list(masks))
         self.found: dict[int, list[MaskFile]] = {}  # by number of the scan
+        self.first_of: dict[Parts, int] = {}  # the first channel of cases with a mask
 
     @cached_property
     def by_name(self) -> tuple[Index, Index]:
@@ -132,6 +133,10 @@ class Work:
         """The scans of that name."""
         whole, bare = self.by_name
         return whole.best(name) or bare.best(plain(name))
+
+    def of_case(self, name: Parts) -> list[int]:
+        """The first channel of the case of that name."""
+        return [number for case, number in self.first_of.items() if agree(plain(case), plain(name))]
 
     @cached_property
     def _by_rest(self) -> dict[Parts, list[tuple["_Rest", int]]]:

@@ -43,6 +43,7 @@ def by_case(work: Work) -> None:
             work.doubt.scans(found[name][0][1].path, work.shown(first[name]), work.shown(paired))
     work.keep({first[name]: work.united(first[name], masks) for name, masks in found.items()})
     work.pairs.cases |= found.keys()
+    work.first_of |= first
 
 
 def _masks_of_cases(work: Work, cases: Mapping[Parts, Mapping[int, int]]) -> Iterator[tuple[MaskFile, Parts, int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.labels import LabelRef
-from scanforge.datasets.labels.names import parts_of, whole_parts_of
+from scanforge.datasets.labels.names import FIRST_CHANNEL, parts_of, whole_parts_of
 from scanforge.datasets.labels.table import Found
 from scanforge.datasets.readers import find_scans
 
@@ -55,14 +55,24 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
                 claimed.add(mask.resolve())
             else:
                 found.drop("masks listed, but not there")
+    else:
+        _refuse_two_readings(path, {whole_parts_of(name)[-1] for name, _ in found.refs})
     channels = content.get("channel_names") or content.get("modality") or {}
     more = range(1, len(channels) if isinstance(channels, dict) else 0)
-    found.refs += [
-        (f"{'/'.join(whole_parts_of(name))}_{channel:04d}", ref) for name, ref in found.refs for channel in more
-    ]
+    # A list names the first channel's file, or the case alone; the case x_0000 has files x_0000_0000, x_0000_0001.
+    of_file = {name: parts_of(name) for name, _ in found.refs if pairs and (path.parent / name).is_file()}
+    cases = [("/".join(of_file.get(name) or whole_parts_of(name)), ref) for name, ref in found.refs]
+    found.refs += [(f"{case}_{channel:04d}", ref) for case, ref in cases for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
     return found, claimed
+
+
+def _refuse_two_readings(path: Path, stems: set[str]) -> None:
+    twice = next((stem for stem in sorted(stems) if f"{stem}{FIRST_CHANNEL}" in stems), None)
+    if twice is not None:
+        other = f"{twice}{FIRST_CHANNEL}"
+        raise UserError(f"{path}: the image {other} may be of case '{twice}' or of case '{other}': rename one of them")
 
 
 def dataset_names(content: dict[str, Any], found: Found, path: Path) -> Names:

@@ -164,10 +164,11 @@ def item_of(
     task: Task,
     labels: Sequence[Path],
     images: tuple[ScanSource | None, ...] | None = None,
+    label: str | None = None,
 ) -> Item:
-    """A case of files, its label looked up by its name or that of its first channel."""
+    """A case of files, its label looked up by its first channel or its name, or that of `label` alone."""
     first = next(channel for channel in channels if channel is not None)
-    ref = book.of(first.source.relative) or book.of(name)
+    ref = book.of(label) if label is not None else book.of(first.source.relative) or book.of(name)
     known = labelled(ref)
     # In a list of boxes, a scan without a line has none; a drawing that is not there was never made.
     if ref is None and isinstance(task, DetectionTask) and labels and all(p.suffix.lower() == ".csv" for p in labels):

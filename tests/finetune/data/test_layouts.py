@@ -18,19 +18,8 @@ MARKS = ("mask", "Mask", "seg", "segmentation", "label", "labels", "gt", "GT", "
 IMAGES = ("img", "image", "IMG", "volume", "scan", "Image")
 PREFIXES = ("", "case", "p", "IMG", "patient_A", "gt", "seg_x", "label", "mask", "Köln", "vol", "s_1", "scan_mask")
 SEPARATORS = ("_", "-", "", " ", ".")
-KINDS = (
-    "apart",
-    "apart",
-    "together",
-    "together",
-    "folders",
-    "contrasts",
-    "sites",
-    "channels",
-    "inside",
-    "two",
-    "above",
-)
+KINDS = ("apart", "apart", "together", "together", "folders", "contrasts", "sites", "channels")
+KINDS += ("inside", "two", "above")  # folders in one, two folders of masks, a folder of masks that holds the images'
 IMAGE_SUFFIXES, MASK_SUFFIXES = (".png", ".PNG", ".jpg", ".nii.gz", ".NII.GZ", ".tif"), (".png", ".PNG", ".nii.gz")
 
 
