@@ -18,6 +18,7 @@ _MARK_NAMES = (
 _IMAGE_NAMES = "image images img imgs imaging volume volumes vol vols scan scans pic pics picture pictures"
 _MARK_WORDS, _IMAGE_WORDS = frozenset(_MARK_NAMES.split()), frozenset(_IMAGE_NAMES.split())
 _SIDES = frozenset(["tr", "ts", "va", "train", "training", "test", "testing", "val", "valid", "validation", "all"])
+_GLUED = ("mask", "masks", "label", "labels", "segmentation", "annotation", "groundtruth")
 WORDS = _MARK_WORDS | _IMAGE_WORDS
 
 
@@ -35,8 +36,12 @@ def tokens_of(name: str) -> tuple[str, ...]:
 
 
 def is_marked(stem: str) -> bool:
-    """Whether a word for a mask is among those of a name: 'x_seg', 'gt-1', 'maskB', 'x_mask_left'."""
-    return any(token in _MARK_WORDS for token in tokens_of(stem))
+    """Whether a word for a mask is among those of a name, or one begins or ends with it: 'x_seg', 'gt-1', 'maskcase'.
+
+    What is glued to a name has to be a whole word: 'seg' begins many.
+    """
+    tokens = tokens_of(stem)
+    return any(token in _MARK_WORDS or token.startswith(_GLUED) or token.endswith(_GLUED) for token in tokens)
 
 
 def is_bare(stem: str) -> bool:

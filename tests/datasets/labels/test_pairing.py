@@ -135,6 +135,7 @@ def test_masks_among_the_scans_of_a_folder() -> None:
     assert among("a/images/x a/masks/x") == {"a/masks/x"}
     assert among("label_01/ct label_01/seg label_02/ct") == {"label_01/seg"}  # a patient's folder
     assert among("a annamask anna") == {"annamask"}
+    assert among("case_0 maskcase_0 maskcase_0_1") == {"maskcase_0", "maskcase_0_1"}
 
 
 def test_in_a_folder_of_their_own_all_are_masks() -> None:
