@@ -37,7 +37,7 @@ class BuildOptions(Config):
 
     modality: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")] = "unknown"  # of scans whose file does not say
     labels: list[Path] = []  # CSV, COCO, VOC, dataset.json: see labels.book
-    masks: list[Path] = []  # folders of masks named like the scans
+    masks: list[Path] = []  # folders of masks named like the scans, or patterns
     boxes_from_masks: bool = False  # one per connected component
     frames: bool = False  # folders of numbered images are videos
     patient_regex: str | None = None  # see identity.patient_of
