@@ -112,8 +112,8 @@ def _stray(work: Work) -> None:
         *folders, stem = mask.parts
         if is_marked(stem) and (scan := bare.get(mask.path.parent)) is not None:
             work.doubt.masks(work.shown(scan), work.found[scan][0].path, mask.path)
-        names = [(*folders, name) for name in _within(stem)]
-        for scan in (scan for name in names for scan in work.called(name) or work.of_case(name)):
+        within = [(*folders, name) for name in _within(stem)]
+        for scan in (scan for name in within for scan in work.called(name) or work.of_case(name)):
             if scan in work.found:
                 work.doubt.masks(work.shown(scan), work.found[scan][0].path, mask.path)
             work.doubt.incomplete(mask.path, work.shown(scan), "its name says more")
