@@ -8,12 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from scanforge.datasets.numbered import MOST_CHANNELS, numbered
 from scanforge.datasets.readers import SUFFIXES, suffix_of
 
 _SUBJECT = re.compile(r"(?:^|(?<=[/_]))sub-[A-Za-z0-9]+(?=[/_.]|$)")
 _SESSION = re.compile(r"(?:^|(?<=[/_]))ses-[A-Za-z0-9]+(?=[/_.]|$)")
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
-_MOST_CHANNELS = 10
 # Contrasts and modalities as file names have them, BraTS, PI-CAI, ISLES and AutoPET among them.
 _WORDS = (
     "t1 t1w t1c t1ce t1cd t1gd t1post t1n t1wce t1km t2 t2w t2f t2star flair t2flair pd pdw dwi adc swi tof mra hbv "
@@ -52,6 +51,11 @@ def shared_studies(studies: Mapping[str, str]) -> dict[str, str]:
     return {file: study for file, study in studies.items() if sizes[study] > 1}
 
 
+def is_contrast(stem: str) -> bool:
+    """Whether a name is nothing but a contrast or modality: 't1', 'ct_pet'."""
+    return not _case(stem)
+
+
 def _stem(file: str) -> str:
     name, suffix = PurePosixPath(file).name, suffix_of(file)
     return name[: len(name) - len(suffix)] if suffix in SUFFIXES else name
@@ -72,9 +76,9 @@ def _channels(stems: list[str]) -> dict[str, str]:
     cases: dict[str, set[int]] = defaultdict(set)
     case_of: dict[str, str] = {}
     for stem in stems:
-        if match := _NUMBERED.fullmatch(stem):
-            case_of[stem] = match["case"]
-            cases[match["case"]].add(int(match["number"]))
+        if found := numbered(stem):
+            case_of[stem] = found[0]
+            cases[found[0]].add(found[1])
     count = max(map(len, cases.values()), default=0)
     alike = all(numbers == set(range(count)) for numbers in cases.values())
-    return case_of if len(cases) > 1 and 1 < count <= _MOST_CHANNELS and alike else {}
+    return case_of if len(cases) > 1 and 1 < count <= MOST_CHANNELS and alike else {}

@@ -109,8 +109,8 @@ class LabelledData(Config):
     """
 
     path: str | None = None  # what holds scans and labels: dataset.json or its folder, a list, an .npz, shards (or URL)
-    images: Path | None = None  # folder of scans whose labels lie elsewhere
-    labels: Path | list[Path] | None = None  # masks, CSV, COCO, VOC, names of mask values; with channels: a pattern
+    images: Path | None = None  # folder of scans whose labels lie elsewhere, or a pattern ('img_*.png')
+    labels: Path | list[Path] | None = None  # masks, CSV, COCO, VOC, names of mask values; a pattern
     format: Format = "auto"
     channels: dict[str, str] | None = None  # name: pattern ('*/t1.nii.gz') or folder; of a list: its column
     allow_missing: bool = False  # cases may lack channels (but never all)

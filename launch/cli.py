@@ -63,7 +63,9 @@ def data_build(
     allow_identifying: Annotated[
         bool, typer.Option("--allow-identifying", help="Store a column asked for even if it may tell a person.")
     ] = False,
-    masks: Annotated[list[Path] | None, typer.Option(help="Folder of masks named like the scans. Repeatable.")] = None,
+    masks: Annotated[
+        list[Path] | None, typer.Option(help="Folder of masks named like the scans, or a pattern. Repeatable.")
+    ] = None,
     boxes_from_masks: Annotated[bool, typer.Option(help="A box around each connected part of a mask.")] = False,
     frames: Annotated[bool, typer.Option(help="Folders of numbered images are videos.")] = False,
     patient_regex: Annotated[

@@ -8,9 +8,11 @@ from typing import Any
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.columns import INSIST
+from scanforge.datasets.labels.doubt import Doubt
 from scanforge.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanforge.datasets.labels.labels import LabelRef
-from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset, read_masks
+from scanforge.datasets.labels.mask_files import MaskSet
+from scanforge.datasets.labels.masks import Names, as_names, is_dataset, read_dataset
 from scanforge.datasets.labels.names import ByName, parts_of
 from scanforge.datasets.labels.personal import MAIL, PERSONS, telling_value
 from scanforge.datasets.labels.table import Columns, Found, read_table
@@ -21,11 +23,10 @@ Parts = tuple[str, ...]
 
 @dataclass
 class _List:
-    """One file or folder of labels: those of one scan each, and those of all scans in a folder."""
+    """One file or folder of labels that name their scans."""
 
     title: str
     scans: ByName[LabelRef] = field(default_factory=ByName)
-    folders: ByName[LabelRef] = field(default_factory=ByName)
 
     def find(self, relative: str) -> tuple[Parts, LabelRef, bool] | None:
         """(name of the label, label, whether it is of one scan alone)."""
@@ -36,12 +37,7 @@ class _List:
             for depth in range(len(folder), 0, -1):
                 if (found := self.scans.get("/".join(folder[:depth]))) is not None:
                     return *found, False
-        found = self.folders.get("/".join(folder)) if folder else None
-        return (*found, False) if found is not None else None
-
-    def names(self) -> list[Parts]:
-        """The names of all labels."""
-        return [*self.scans.names(), *self.folders.names()]
+        return None
 
 
 @dataclass
@@ -58,7 +54,33 @@ class LabelBook:
     listed: set[Path] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    doubt: Doubt = field(default_factory=Doubt)
     _lists: list[_List] = field(default_factory=list)
+    _masks: MaskSet | None = None
+
+    def claim(self, files: Sequence[tuple[Path, str]], others: int) -> None:
+        """Tells masks from scans: `files` (root, path below it) are all of the inputs, `others` may be DICOM.
+
+        UserError where nothing tells them apart.
+        """
+        roots = {root for root, _ in files}
+        self.doubt = replace(self.doubt, root=roots.pop() if len(roots) == 1 else None)
+        if self._masks is not None:
+            self.claimed -= self._masks.claimed
+            self._masks.claim(files, others, self.doubt)
+            self.claimed |= self._masks.claimed
+
+    def pair(self, relatives: Sequence[str]) -> None:
+        """Finds the labels of all scans; UserError where the names of masks have two readings."""
+        for each in self._lists:
+            each.scans.keep(relatives)
+        if self._masks is not None:
+            self._masks.pair(relatives, self.doubt)
+            self.left_out |= self._masks.left_out
+
+    def names_case(self, name: str) -> bool:
+        """Whether a label is called `name` (a path) exactly, or a mask is of the case of that name."""
+        return any(each.scans.knows(name) for each in self._lists) or bool(self._masks and self._masks.knows(name))
 
     def of(self, relative: str) -> LabelRef | None:
         """The labels of the scan at `relative` ('/' between parts), by path or stem; None where there are none.
@@ -67,6 +89,8 @@ class LabelBook:
         equally well, or lists contradict each other.
         """
         found = [match[1] for each in self._lists if (match := each.find(relative)) is not None]
+        if self._masks is not None and (mask := self._masks.of(relative)) is not None:
+            found.append(mask)
         if not found:
             return None
         merged = found[0]
@@ -102,8 +126,10 @@ class LabelBook:
                     f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix (a label "
                     f"is called '{label}', a scan '{scan}')"
                 )
-            unused += ["/".join(name) for name in each.names() if name not in owners]
+            unused += ["/".join(name) for name in each.scans.names() if name not in owners]
         mistakes.tell()
+        if self._masks is not None:
+            unused += self._masks.unused(relatives, self.doubt)
         return unused
 
 
@@ -113,16 +139,21 @@ def open_labels(
     boxes_from_masks: bool,
     columns: Columns | None = None,
     mistakes: Mistakes | None = None,
+    doubt: Doubt | None = None,
+    images: Sequence[Path] = (),
 ) -> LabelBook:
     """Labels of files and folders, told apart by their content.
 
     labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
             mask file) as JSON; a folder of Pascal VOC XML
-    masks   folders of masks named as their scans, or single mask files: see `masks.read_masks`
+    masks   folders of masks named as their scans, or single mask files: see `pairing`; or patterns
     columns of CSV files that are named rather than found; UserError where one that was asked for is in none of them
     mistakes: keeps those of single lines of CSV files, to be told with others; None: they are told at once
+    doubt   the words of the command, for names with two readings
+    images  the inputs: where they and `masks` are patterns, what '*' stands for is the same of a scan and its mask
     """
-    book = LabelBook(listed={file.resolve() for path in labels for file in _files(Path(path))})
+    listed = {file.resolve() for path in labels for file in _files(Path(path))}
+    book = LabelBook(listed=listed, doubt=doubt or Doubt())
     names: dict[str, Names] = {}
     there: list[str] = []
     others: list[tuple[Path, Any]] = []
@@ -140,8 +171,9 @@ def open_labels(
             _refuse_persons(path, found)
         _file(book, path, found, claimed, boxes_from_masks)
     _refuse_unknown(columns.asked if columns else (), there)
-    for path in map(Path, masks):
-        _file(book, path, *read_masks(path, names), boxes_from_masks)
+    if masks:
+        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images)
+        book.claimed |= book._masks.claimed
     if boxes_from_masks and not book.claimed:
         raise UserError("boxes from masks are wanted, but no masks are given")
     if names and not book.claimed:
@@ -190,9 +222,8 @@ def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes
 
 def _file(book: LabelBook, path: Path, found: Found, claimed: set[Path], boxes_from_masks: bool) -> None:
     listed = _List(str(path))
-    for into, pairs in ((listed.scans, found.refs), (listed.folders, found.of_folders)):
-        for name, ref in pairs:
-            into.add(name, replace(ref, boxes_from_mask=boxes_from_masks and ref.mask is not None))
+    for name, ref in found.refs:
+        listed.scans.add(name, replace(ref, boxes_from_mask=boxes_from_masks and ref.mask is not None))
     book._lists.append(listed)
     book.claimed |= claimed
     book.notes += found.notes

@@ -2,64 +2,28 @@
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.labels.labels import LabelRef
-from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.labels.names import FIRST_CHANNEL, parts_of, whole_parts_of
 from scanforge.datasets.labels.table import Found
 from scanforge.datasets.readers import find_scans
 
 Names = dict[int, str]
 _DIGITS = 10  # of a label: more are none
-_MARK = r"(?:mask|seg|segmentation|labels?|gt)"
-_MARKED = re.compile(rf"(?i)(?:(?P<scan>.+?)[ ._-]+)?{_MARK}(?:[ ._-]?(?P<number>\d+))?")
 
 
-def read_masks(path: Path, names: dict[str, Names]) -> tuple[Found, set[Path]]:
-    """The masks under a folder, or of one file, by the name of their scan; and their files.
-
-    A mask is called as its scan (x.png), or as its scan with '_mask', '_seg', '_label' or '_gt' behind; one called by
-    such a word alone (seg.nii.gz) is of all scans in its folder. A folder that holds marked and unmarked names holds
-    scans too: only the marked ones are masks then. Numbered ones (x_mask.png, x_mask_1.png: one file per lesion) are
-    united. UserError for two masks of one scan without such numbers.
-    """
+def masks_below(path: Path) -> tuple[Path, list[str]]:
+    """The absolute folder of masks, or that of a single one, and the readable files below it; UserError for none."""
     if not path.exists():
         raise UserError(f"the masks '{path}' do not exist")
     files = [relative for _, relative in find_scans([path]) if not relative.lower().endswith(".npz")]
     if not files:
         raise UserError(f"no readable mask in '{path}'")
-    root = (path if path.is_dir() else path.parent).absolute()
-    marks = {file: _MARKED.fullmatch(parts_of(file)[-1]) for file in files}
-    masks = [file for file in files if marks[file]] or files
-    found = Found()
-    for (folder, stem), group in _groups(masks, marks).items():
-        if len({number for number, _ in group}) < len(group):
-            raise UserError(f"two masks of one scan in {path}: {group[0][1]} and {group[1][1]}")
-        paths = tuple(root / file for _, file in group)
-        ref = LabelRef(mask=paths[0], more_masks=paths[1:], names=names_of(names, group[0][1]))
-        if stem:
-            found.refs.append(("/".join((*folder, stem)), ref))
-        else:
-            found.of_folders.append((paths[0].parent.as_posix(), ref))
-    return found, {(root / file).resolve() for file in masks}
-
-
-Marks = Mapping[str, re.Match[str] | None]
-
-
-def _groups(masks: list[str], marks: Marks) -> dict[tuple[tuple[str, ...], str], list[tuple[int, str]]]:
-    """(number, file) of the masks by (folder, stem of the scan); the stem is '' where a mask is of the whole folder."""
-    groups: dict[tuple[tuple[str, ...], str], list[tuple[int, str]]] = {}
-    for file in masks:
-        *folder, stem = parts_of(file)
-        mark = marks[file]
-        number = int(mark["number"] or 0) if mark else -1
-        groups.setdefault((tuple(folder), (mark["scan"] or "") if mark else stem), []).append((number, file))
-    return {scan: sorted(group) for scan, group in groups.items()}
+    return (path if path.is_dir() else path.parent).absolute(), files
 
 
 def is_dataset(content: Any) -> bool:
@@ -80,9 +44,9 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
     names = dataset_names(content, found, path)
     for each in ("labelsTr", "labelsTs"):
         if (path.parent / each).is_dir():
-            masks, files = read_masks(path.parent / each, {"": names})
-            found.refs += masks.refs
-            claimed |= files
+            root, files = masks_below(path.parent / each)
+            found.refs += [(file, LabelRef(mask=root / file, names=names)) for file in files]
+            claimed |= {(root / file).resolve() for file in files}
     listed = content.get("training")
     pairs = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     if pairs:
@@ -96,12 +60,24 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
                 claimed.add(mask.resolve())
             else:
                 found.drop("masks listed, but not there" if pair.get("label") else "cases listed without a mask")
+    else:
+        _refuse_two_readings(path, {whole_parts_of(name)[-1] for name, _ in found.refs})
     channels = content.get("channel_names") or content.get("modality") or {}
     more = range(1, len(channels) if isinstance(channels, dict | list) else 0)
-    found.refs += [(f"{'/'.join(parts_of(name))}_{channel:04d}", ref) for name, ref in found.refs for channel in more]
+    # A list names the first channel's file, or the case alone; the case x_0000 has files x_0000_0000, x_0000_0001.
+    of_file = {name: parts_of(name) for name, _ in found.refs if pairs and os.path.isfile(path.parent / name)}
+    cases = [("/".join(of_file.get(name) or whole_parts_of(name)), ref) for name, ref in found.refs]
+    found.refs += [(f"{case}_{channel:04d}", ref) for case, ref in cases for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
     return found, claimed
+
+
+def _refuse_two_readings(path: Path, stems: set[str]) -> None:
+    twice = next((stem for stem in sorted(stems) if f"{stem}{FIRST_CHANNEL}" in stems), None)
+    if twice is not None:
+        other = f"{twice}{FIRST_CHANNEL}"
+        raise UserError(f"{path}: the image {other} may be of case '{twice}' or of case '{other}': rename one of them")
 
 
 def dataset_names(content: dict[str, Any], found: Found, path: Path) -> Names:

@@ -18,13 +18,12 @@ ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is th
 
 @dataclass
 class Found:
-    """Labels by the name of their scan or folder, and what was left out: notes for people, counts by reason.
+    """Labels by the name of their scan, and what was left out: notes for people, counts by reason.
 
     columns: those of a list, by which one may have been asked for
     """
 
     refs: list[tuple[str, LabelRef]] = field(default_factory=list)
-    of_folders: list[tuple[str, LabelRef]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.readers.bounds import refuse_spacing
+from scanforge.datasets.readers.pattern import cases_of, split_pattern
 from scanforge.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
 
 __all__ = [
@@ -142,7 +143,7 @@ def read(path: Path, mask: bool = False) -> list[Scan]:
 
 
 def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Files under `inputs` (folders or files) whose suffix has a reader, and all others.
+    """Files under `inputs` (folders, files, or patterns with '*') whose suffix has a reader, and all others.
 
     A file is (root, path relative to the root with '/'), sorted; an input that is a file has its folder as root.
     Hidden files and folders are left alone, links to folders followed once; a folder that cannot be listed stands
@@ -156,6 +157,9 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[tup
             candidates = [(path.parent, _header_beside(path.parent, path.name) or path.name)]
         elif path.is_dir():
             candidates = [(path, relative) for relative in _walk(path)]
+        elif (pattern := split_pattern(path)) is not None and pattern[0].is_dir():
+            root = pattern[0]
+            candidates = [(root, relative) for relative in cases_of(pattern[1], _walk(root)).values()]
         else:
             raise UserError(f"input '{given}' does not exist")
         for root, relative in candidates:

@@ -43,7 +43,7 @@ class BuildOptions(Config):
     labels: list[Path] = []  # CSV, COCO, VOC, dataset.json: see labels.book
     label_columns: list[str] = []  # of CSV files, to store beside those called class, label, ...: see labels.choice
     allow_identifying: bool = False  # store such a column even where it tells a person
-    masks: list[Path] = []  # folders of masks named like the scans
+    masks: list[Path] = []  # folders of masks named like the scans, or patterns
     boxes_from_masks: bool = False  # one per connected component
     frames: bool = False  # folders of numbered images are videos
     patient_regex: str | None = None  # see identity.patient_of
@@ -83,7 +83,7 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
     _keep_apart(inputs, out)
     tell = progress or (lambda what, done, total: None)
     columns = Columns(asked=tuple(options.label_columns), insist=options.allow_identifying)
-    book = open_labels(options.labels, options.masks, options.boxes_from_masks, columns)
+    book = open_labels(options.labels, options.masks, options.boxes_from_masks, columns, images=inputs)
     sources, none = find_sources(
         inputs,
         key,

@@ -59,7 +59,9 @@ def find_sources(
     collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
-    files, others = (_opened(files, book, none) for files in find_files(inputs))
+    files, others = find_files(inputs)
+    book.claim(files, len(others))
+    files, others = (_opened(each, book, none) for each in (files, others))
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -75,8 +77,10 @@ def find_sources(
         none += [_told(each, root, book) for each in rest]
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
+    sources = _told_apart(sources)
+    book.pair([source.relative for source in sources])
     mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
-    for source in _told_apart(sources):
+    for source in sources:
         with mistakes.each():
             planned.append(_planned(source, key, patient_regex, book, studies, shared))
     planned.sort(key=lambda each: each.order)

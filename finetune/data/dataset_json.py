@@ -1,6 +1,5 @@
 """nnU-Net's and the Decathlon's `dataset.json`: channels, modalities, names of labels, and which files are cases."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,8 @@ from scanforge.configs.errors import UserError
 from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.book import LabelBook, open_labels
 from scanforge.datasets.labels.masks import is_dataset
-from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.labels.names import whole_parts_of
+from scanforge.datasets.numbered import numbered
 from scanforge.datasets.readers import suffix_of
 from scanforge.datasets.shards.sources import PlannedSource
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, SegmentationTask, Task
@@ -18,8 +18,6 @@ from scanforge.finetune.data.folders import Scans, item_of, scans_below
 from scanforge.finetune.data.missing import complete
 from scanforge.finetune.data.modality import modality_named
 from scanforge.finetune.data.sources import FileScan
-
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 
 
 def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) -> Gathered:
@@ -93,17 +91,18 @@ def _cases(scans: Scans, book: LabelBook, channels: int) -> dict[str, dict[int, 
     """Files by case and channel, of those with a mask; -1: all channels in one file of several volumes."""
     cases: dict[str, dict[int, PlannedSource]] = {}
     for relative, scan in scans.items():
-        *folders, stem = parts_of(relative)  # without _0000
-        if book.of(relative) is None:
-            match = _CHANNEL.fullmatch(stem)
-            if match and book.of("/".join((*folders, match["case"]))) is not None:
-                raise UserError(f"{relative} is channel {int(match['number'])}, but dataset.json names {channels}")
-            continue
-        numbered = "_0000." in relative
-        match = _CHANNEL.fullmatch(stem) if channels > 1 and not numbered else None
-        number = int(match["number"]) if match else 0 if numbered or channels == 1 else -1
-        name = "/".join((*folders, match["case"] if match else stem))
-        cases.setdefault(name, {})[number] = scan
+        *folders, stem = whole_parts_of(relative)
+        name = "/".join((*folders, stem))
+        found = numbered(stem)
+        case = "/".join((*folders, found[0])) if found else ""
+        # The book knows the mask of x by x_0001, too; amos_0001 is a case of its own where none is called amos.
+        own = book.names_case(name) and not (found and 0 < found[1] < channels)
+        if found and not own and book.names_case(case):
+            if found[1] >= channels:
+                raise UserError(f"{relative} is channel {found[1]}, but dataset.json names {channels}")
+            cases.setdefault(case, {})[found[1]] = scan
+        elif book.of(name) is not None:
+            cases.setdefault(name, {})[0 if channels == 1 else -1] = scan
     return cases
 
 
@@ -117,10 +116,11 @@ def _item(name: str, parts: dict[int, PlannedSource], channels: list[str], book:
     volumes: tuple[ScanSource | None, ...] | None = None
     if whole is not None:
         volumes = tuple(FileScan(whole.source, number) for number in range(len(channels)))
-    item = item_of(name, planned, book, task, [], volumes)
+    item = item_of(name, planned, book, task, [], volumes, label=name)
     return Item(**{**vars(item), "split": "test" if "imagesTs" in name.split("/") else "train"})
 
 
 def _unmatched(book: LabelBook, scans: Scans) -> list[str]:
     # The book also files the mask of x under x_0001, ...: those are no labels of their own.
-    return [name for name in book.unused(list(scans)) if not _CHANNEL.fullmatch(name)]
+    names = [(name, numbered(name)) for name in book.unused(list(scans))]
+    return [name for name, found in names if not (found and found[1] and book.names_case(found[0]))]

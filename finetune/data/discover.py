@@ -7,6 +7,7 @@ from scanforge.configs.errors import UserError
 from scanforge.configs.json_file import load_json
 from scanforge.datasets.labels.drawn import is_coco
 from scanforge.datasets.labels.masks import as_names, is_dataset
+from scanforge.datasets.readers.pattern import split_pattern
 from scanforge.datasets.shards.address import is_url
 from scanforge.datasets.shards.format import MANIFEST
 from scanforge.finetune.config import Format, LabelledData, Task
@@ -17,7 +18,7 @@ from scanforge.finetune.data.dataset_json import read_dataset_json
 from scanforge.finetune.data.entries import is_case_list
 from scanforge.finetune.data.folders import read_folders
 from scanforge.finetune.data.listed import read_list
-from scanforge.finetune.data.patterns import read_patterns
+from scanforge.finetune.data.patterns import read_pattern, read_patterns
 from scanforge.finetune.data.shards import read_shards
 
 DATASET = "dataset.json"
@@ -66,6 +67,8 @@ def kind_of(data: LabelledData, task: Task) -> Format:
     where = Path(data.where)
     if is_url(data.where):
         return "shards"
+    if _has_pattern(data):
+        return "channels"
     if not where.exists():
         raise UserError(f"the data set '{where}' does not exist")
     if data.format != "auto":
@@ -97,6 +100,8 @@ def _gathered(kind: Format, where: Path, data: LabelledData, task: Task) -> Gath
     if kind == "list":
         return read_list(_list_of_images(data) or where, data, task, where if where.is_dir() else where.parent)
     if kind == "channels":
+        if data.channels is None and data.images is not None and _has_pattern(data):
+            return read_pattern(data.images, data, task)
         if data.channels is None:
             raise UserError("data.format=channels needs data.channels: {t1: '*/t1.nii.gz', ...}")
         return read_patterns(where, data.channels, data, task)
@@ -123,6 +128,11 @@ def _list_of_images(data: LabelledData) -> Path | None:
     content = load_json(given[0], "the labels ")
     known = is_coco(content) or is_dataset(content) or as_names(content) is not None
     return given[0] if not known and is_case_list(content) else None
+
+
+def _has_pattern(data: LabelledData) -> bool:
+    """Whether data.images or its labels are patterns ('img_*.png')."""
+    return data.images is not None and any(split_pattern(path) for path in (data.images, *data.label_paths))
 
 
 def _dataset_json(where: Path, data: LabelledData) -> Path | None:

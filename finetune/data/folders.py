@@ -1,6 +1,5 @@
 """A folder of scans, and labels that go by their names; nnU-Net's `_0000`, `_0001`, ... are channels of one case."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,10 @@ from pathlib import Path
 from scanforge.configs.errors import Mistakes, UserError
 from scanforge.datasets.identity import site_key
 from scanforge.datasets.labels.book import LabelBook, open_labels
-from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.labels.doubt import Doubt
+from scanforge.datasets.labels.names import whole_parts_of
 from scanforge.datasets.labels.table import Columns
+from scanforge.datasets.numbered import channel_count, numbered
 from scanforge.datasets.readers import SUFFIXES, suffix_of
 from scanforge.datasets.shards.sources import PlannedSource, find_sources
 from scanforge.datasets.shards.survey import find_dicom
@@ -19,8 +20,12 @@ from scanforge.finetune.data.cases import ScanSource
 from scanforge.finetune.data.missing import complete
 from scanforge.finetune.data.sources import FileScan
 
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 Scans = dict[str, PlannedSource]  # by path below the folder
+CHANNELS = (
+    "state the channels, as in data.path=DIR data.channels={a: 'images/*_0000.png', b: 'images/*_0001.png'} "
+    "data.labels=masks"
+)
+_DOUBT = Doubt("data.images='{images}' data.labels='{masks}'", f", or {CHANNELS}")
 
 
 def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
@@ -34,7 +39,8 @@ def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
         found.mistakes.add(f"label '{name}' has no image of that name in {images}{_near(name, scans, found)}")
     for reason, count in book.left_out.items():
         found.drop(reason, count)
-    cases = grouped(scans, book, found.mistakes)
+    cases, strays = grouped(scans, book, found.mistakes)
+    found.drop("scans without a label that are of no channel", strays)
     numbers = sorted({number for channels in cases.values() for number in channels})
     if len(numbers) > 1:
         found.channels, found.modalities = [f"channel_{n}" for n in numbers], [""] * len(numbers)
@@ -49,9 +55,9 @@ def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
 def _near(name: str, scans: Scans, found: Gathered) -> str:
     """Why a label has no scan: its file cannot be read, or is called so in another case."""
     for path, reason in found.refused.items():
-        if "/".join(parts_of(path)).endswith(name):
+        if "/".join(whole_parts_of(path)).endswith(name):
             return f" ({path} is there, but: {reason})"
-    near = next((each for each in scans if "/".join(parts_of(each)).casefold().endswith(name.casefold())), None)
+    near = next((each for each in scans if "/".join(whole_parts_of(each)).casefold().endswith(name.casefold())), None)
     return "" if near is None else f" (there is {near}: names must agree in case too)"
 
 
@@ -69,10 +75,10 @@ def label_book(paths: Sequence[Path], task: Task, mistakes: Mistakes | None = No
             raise UserError(f"{task.name} needs a list of labels (CSV), not the folder {masks[0]}")
         return open_labels(lists, [], False, Columns(task.id_column, (task.label_column,)), mistakes)
     if isinstance(task, DetectionTask):
-        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column), mistakes)
+        return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column), mistakes, _DOUBT)
     if tables:
         raise UserError(f"segmentation needs a folder of label maps, not the file {tables[0]}")
-    return open_labels(lists, masks, False)
+    return open_labels(lists, masks, False, doubt=_DOUBT)
 
 
 def _is_mask(path: Path) -> bool:
@@ -100,28 +106,66 @@ def scans_below(root: Path, data: LabelledData, book: LabelBook, found: Gathered
     return {each.source.relative: each for each in sorted(planned, key=lambda each: each.source.files)}
 
 
-def grouped(scans: Scans, book: LabelBook, mistakes: Mistakes) -> dict[str, dict[int, PlannedSource]]:
-    """Channels by case. `x_0001` is a channel of `x` where it has no label of its own, and `x` has one.
+def grouped(scans: Scans, book: LabelBook, mistakes: Mistakes) -> tuple[dict[str, dict[int, PlannedSource]], int]:
+    """Channels by case, and how many scans without a label are of no channel where there are several.
 
-    Two images of one name are kept in `mistakes`.
+    `x_0001` is a channel of `x` where `x` has a label, is no scan itself, and the cases have the same channels: numbers
+    that may as well count scans are a UserError; two images of one name are kept in `mistakes`.
     """
+    names = _names_of(scans)
+    taken = set(names.values())
+    numbers = {name: case for name in taken if (case := _case_of(name)) is not None and case[0] not in taken}
+    members: dict[str, set[int]] = defaultdict(set)
+    for case, number in numbers.values():
+        members[case].add(number)
+    own = {case for name, (case, _) in numbers.items() if book.names_case(name)}
+    known = {case: found for case, found in members.items() if case not in own and book.names_case(case)}
+    same = [found for case, found in members.items() if case not in {*known, *own} and found in known.values()]
+    count = channel_count([*known.values(), *same])
+    if known and not count:
+        case, several = max(known.items(), key=lambda each: len(each[1]))
+        raise UserError(
+            f"'{case}_{min(several):04d}' and '{case}_{max(several):04d}' may be channels of one case '{case}', which "
+            f"has a label, or scans of their own: call the label after its scan, or {CHANNELS}"
+        )
     cases: dict[str, dict[int, PlannedSource]] = defaultdict(dict)
+    strays = 0
     for relative, scan in scans.items():
-        *folders, stem = parts_of(relative)
-        match = _NUMBERED.fullmatch(stem)
-        whole = match is not None and book.of(relative) is None
-        if match and whole and book.of("/".join((*folders, match["case"]))) is not None:
-            cases["/".join((*folders, match["case"]))][int(match["number"])] = scan
-        else:
-            name = "/".join((*folders, stem))
-            if suffix_of(relative) not in SUFFIXES and "/".join(folders) not in cases:
-                name = "/".join(folders) or name  # a DICOM series is called as its folder
-            if name in cases:
-                first = cases[name][0].source.relative
-                mistakes.add(f"two images are called '{name}': {first} and {relative}")
+        name = names[relative]
+        case, number = numbers.get(name, ("", 0))
+        if not (case in known or (known and case and case not in own and members[case] <= set(range(count)))):
+            case, number = name, 0
+            if count > 1 and book.of(relative) is None:
+                strays += 1
                 continue
-            cases[name][0] = scan
-    return dict(cases)
+            if count > 1:
+                raise UserError(f"{relative} is of none of the channels 0 to {count - 1}: call it {name}_0000, ...")
+        if number in cases[case]:
+            first = cases[case][number].source.relative
+            mistakes.add(f"two images are called '{case}': {first} and {relative}")
+            continue
+        cases[case][number] = scan
+    return dict(cases), strays
+
+
+def _names_of(scans: Scans) -> dict[str, str]:
+    """By path. A DICOM series is called as its folder, a second one there as its first file."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for relative in scans:
+        *folders, stem = whole_parts_of(relative)
+        name = "/".join((*folders, stem))
+        if suffix_of(relative) not in SUFFIXES and "/".join(folders) not in taken:
+            name = "/".join(folders) or name
+        names[relative] = name
+        taken.add(name)
+    return names
+
+
+def _case_of(name: str) -> tuple[str, int] | None:
+    *folders, stem = name.split("/")
+    found = numbered(stem)
+    return ("/".join((*folders, found[0])), found[1]) if found else None
 
 
 def item_of(
@@ -131,10 +175,11 @@ def item_of(
     task: Task,
     labels: Sequence[Path],
     images: tuple[ScanSource | None, ...] | None = None,
+    label: str | None = None,
 ) -> Item:
-    """A case of files, its label looked up by its name or that of its first channel."""
+    """A case of files, its label looked up by its first channel or its name, or that of `label` alone."""
     first = next(channel for channel in channels if channel is not None)
-    ref = book.of(first.source.relative) or book.of(name)
+    ref = book.of(label) if label is not None else book.of(first.source.relative) or book.of(name)
     known = labelled(ref)
     # In a list of boxes, a scan without a line has none; a drawing that is not there was never made.
     if ref is None and isinstance(task, DetectionTask) and labels and all(p.suffix.lower() == ".csv" for p in labels):

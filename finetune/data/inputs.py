@@ -1,15 +1,16 @@
 """Scans to predict on, put together to cases of several channels by the names of their files."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.numbered import numbered
 from scanforge.datasets.readers import ReadError, suffix_of
 from scanforge.datasets.readers.nifti import header_of
 from scanforge.finetune.data.cases import ScanSource
 from scanforge.finetune.data.sources import FileScan
 
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 Images = tuple[ScanSource | None, ...]
 
 
@@ -21,7 +22,7 @@ def group_channels(
     scans: by path below the input folder. A file is of channel c where its name ends with nnU-Net's number (x_0001)
     or with the channel's name (x_flair), is that name (x/flair), or lies in a folder of that name (flair/x). A 4D NIfTI
     with as many volumes holds them all. With one channel each file is a case. Where two files are the same channel of a
-    case, none of its files is taken.
+    case, none of its files is taken; nor is one whose number says another channel than its name.
     """
     if len(channels) == 1:
         return {relative: (source,) for relative, source in scans.items()}, {}
@@ -33,13 +34,12 @@ def group_channels(
             name = "/".join(parts_of(relative))
             found: list[tuple[str, int, ScanSource]] = [(name, number, part) for number, part in enumerate(volumes)]
         else:
-            place = _place(relative, channels)
+            place, why = _place(relative, channels)
             found = [(*place, source)] if place is not None else []
         if not found:
-            names = ", ".join(channels)
-            file = relative.rpartition("/")[2]
-            strange[relative] = f"{file} is of none of the channels {names}: call it x_0000, x_0001 or x_NAME"
+            strange[relative] = why
         for name, number, part in found:
+            name = unicodedata.normalize("NFC", name)  # as another file of the case may be called
             images = cases.setdefault(name, [None] * len(channels))
             if images[number] is not None:
                 doubled[name] = f"case '{name}' has two files for channel '{channels[number]}'"
@@ -51,20 +51,37 @@ def group_channels(
     return {name: tuple(images) for name, images in cases.items()}, strange
 
 
-def _place(relative: str, channels: Sequence[str]) -> tuple[str, int] | None:
-    """(name of the case, number of the channel) of a file."""
-    *folders, stem = relative.removesuffix(suffix_of(relative)).split("/")
-    match = _NUMBERED.fullmatch(stem)
-    if match and int(match["number"]) < len(channels):
-        return "/".join((*folders, match["case"])), int(match["number"])
+def _place(relative: str, channels: Sequence[str]) -> tuple[tuple[str, int] | None, str]:
+    """(name of the case, number of the channel) of a file, or why it is of none."""
+    *folders, stem = relative[: len(relative) - len(suffix_of(relative))].split("/")
+    said: list[int] = []
+    if (found := numbered(stem)) and found[1] < len(channels):
+        stem, number = found
+        said.append(number)
+    by_name = _named(stem, folders, channels)
+    if by_name is not None:
+        *folders, stem = by_name[0]
+        said.append(by_name[1])
+    file = relative.rpartition("/")[2]
+    if len(set(said)) > 1:
+        by_number, by_name_too = channels[said[0]], channels[said[1]]
+        return None, f"{file} is channel '{by_number}' by its number and '{by_name_too}' by its name: rename it"
+    if not said:
+        names = ", ".join(channels)
+        return None, f"{file} is of none of the channels {names}: call it x_0000, x_0001 or x_NAME"
+    return ("/".join((*folders, stem)), said[0]), ""
+
+
+def _named(stem: str, folders: Sequence[str], channels: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
+    """(path of the case, number of the channel) by the channel's name; the longest that fits."""
     lower = [name.lower() for name in channels]
     for number in sorted(range(len(channels)), key=lambda n: -len(lower[n])):
         if stem.lower() == lower[number] and folders:
-            return "/".join(folders), number
+            return tuple(folders), number
         if re.search(rf"[-_. ]{re.escape(lower[number])}$", stem.lower()):
-            return "/".join((*folders, stem[: -len(lower[number]) - 1])), number
+            return (*folders, stem[: -len(lower[number]) - 1]), number
         if lower[number] in (part.lower() for part in folders):
-            return "/".join([part for part in folders if part.lower() != lower[number]] + [stem]), number
+            return (*(part for part in folders if part.lower() != lower[number]), stem), number
     return None
 
 

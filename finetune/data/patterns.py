@@ -1,19 +1,25 @@
 """Channels by pattern: `t1: "*/t1.nii.gz"`, or by folder: `t1: images_t1`. What the wildcards stand for is the case."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.book import LabelBook
-from scanforge.datasets.labels.names import parts_of
-from scanforge.datasets.readers import find_scans, suffix_of
+from scanforge.datasets.labels.names import FIRST_CHANNEL, whole_parts_of
+from scanforge.datasets.readers import find_scans
+from scanforge.datasets.readers.pattern import cases_of, split_pattern
 from scanforge.datasets.shards.sources import PlannedSource
 from scanforge.finetune.config import ClassificationTask, LabelledData, RegressionTask, Task
 from scanforge.finetune.data.assemble import Gathered, Item, labelled
 from scanforge.finetune.data.folders import label_book, scans_below
 from scanforge.finetune.data.missing import complete
 from scanforge.finetune.data.sources import FileScan, scan_file
+
+
+def read_pattern(images: Path, data: LabelledData, task: Task) -> Gathered:
+    """The cases of `data.images` and `data.labels` of which at least one is a pattern ('img_*.png', 'mask_*.png')."""
+    root, pattern = split_pattern(images) or (images, ".")
+    return read_patterns(root, {"image": pattern}, data, task)
 
 
 def read_patterns(root: Path, channels: Mapping[str, str], data: LabelledData, task: Task) -> Gathered:
@@ -23,17 +29,19 @@ def read_patterns(root: Path, channels: Mapping[str, str], data: LabelledData, t
     """
     found = Gathered([], list(channels), [""] * len(channels))
     masks, book = _labels(root, data, task)
-    claimed = {(root / relative).resolve() for relative in masks.values()}
+    claimed = {path.resolve() for path in masks.values()}
     scans = scans_below(root, data, LabelBook(claimed=claimed), found)
     matched = [_matches(root, pattern, scans) for pattern in channels.values()]
     names = sorted({name for each in matched for name in each})
     unknown = sorted(masks.keys() - set(names)) if book is None else book.unused(names)
+    images = f"'{data.images}' finds" if data.images is not None else f"data.channels finds in {root}"
     for each in unknown:
-        found.mistakes.add(f"label '{masks.get(each, each)}' is of no case that data.channels finds in {root}")
+        label = _below(masks[each], root) if each in masks else each
+        found.mistakes.add(f"label '{label}' is of no case that {images}")
     items = []
     for name in names:
         of_case = [scans[each[name]] if name in each else None for each in matched]
-        known = {"mask": scan_file(root / masks[name])} if name in masks else {}
+        known = {"mask": scan_file(masks[name])} if name in masks else {}
         if book is not None:
             known = labelled(book.of(name))
         items.append(_item(name, of_case, known))
@@ -49,7 +57,7 @@ def _item(name: str, channels: list[PlannedSource | None], known: dict) -> Item:
     return Item(name, first.order, first.patient, files, **known)
 
 
-def _labels(root: Path, data: LabelledData, task: Task) -> tuple[dict[str, str], LabelBook | None]:
+def _labels(root: Path, data: LabelledData, task: Task) -> tuple[dict[str, Path], LabelBook | None]:
     """Masks by case, or labels of a list."""
     paths = data.label_paths
     if not paths:
@@ -57,49 +65,48 @@ def _labels(root: Path, data: LabelledData, task: Task) -> tuple[dict[str, str],
     if isinstance(task, ClassificationTask | RegressionTask) or all(path.is_file() for path in paths):
         return {}, label_book(paths, task)
     if len(paths) > 1:
-        raise UserError("with data.channels, data.labels is one pattern or folder below data.path")
+        raise UserError("with patterns of images, data.labels is one pattern or folder")
     pattern = paths[0]
-    if pattern.is_absolute():
+    if data.images is not None:  # both are given from here
+        root, inside = split_pattern(pattern) or (pattern, ".")
+        if not root.is_dir():
+            raise UserError(f"the folder of labels '{root}' does not exist")
+        pattern = Path(inside)
+    elif pattern.is_absolute():
         if not pattern.is_relative_to(root):
             raise UserError(f"data.labels '{pattern}' is not below data.path '{root}', as data.channels asks")
         pattern = pattern.relative_to(root)
-    return _matches(root, pattern.as_posix(), [relative for _, relative in find_scans([root])]), None
+    files = _matches(root, pattern.as_posix(), [relative for _, relative in find_scans([root])])
+    return {name: root / relative for name, relative in files.items()}, None
 
 
 def _matches(root: Path, pattern: str, relatives: Iterable[str]) -> dict[str, str]:
-    """Path by case, of the `relatives` that `pattern` describes."""
-    matches: dict[str, str] = {}
-    folder = pattern.rstrip("/") if (root / pattern).is_dir() else None
-    expression = None if folder else _expression(pattern.removesuffix(".*"))
-    for relative in sorted(relatives):
-        if folder is not None:
-            inside = relative.startswith(f"{folder}/")
-            name = "/".join(parts_of(relative.removeprefix(f"{folder}/"))) if inside else ""
-        else:
-            # A '*' at the end stands for a name, not for its suffix.
-            text = relative.removesuffix(suffix_of(relative)) if pattern.endswith("*") else relative
-            match = expression.fullmatch(text) if expression else None
-            name = _case(match.groups()) if match else ""
-        if not name:
-            continue
-        if name in matches:
-            raise UserError(f"'{pattern}' finds two files of case '{name}': {matches[name]} and {relative}")
-        matches[name] = relative
+    """Path by case, of the `relatives` that `pattern` describes; those below it, where it is a folder."""
+    if (root / pattern).is_dir():
+        prefix = "" if pattern == "." else f"{pattern.rstrip('/')}/"
+        matches = _by_path(pattern, prefix, [each for each in relatives if each.startswith(prefix)])
+    else:
+        matches = cases_of(pattern, relatives)
     if not matches:
         raise UserError(f"'{pattern}' finds no scan in {root}; patterns are relative to it, as in '*/t1.nii.gz'")
     return matches
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    if "*" not in pattern:
-        raise UserError(f"'{pattern}' is no folder and holds no '*' that tells the cases apart")
-    return re.compile("".join("([^/]*)" if part == "*" else re.escape(part) for part in re.split(r"(\*)", pattern)))
+def _by_path(pattern: str, prefix: str, relatives: Sequence[str]) -> dict[str, str]:
+    """By the path below the folder `prefix`, without nnU-Net's `_0000` where all have it."""
+    names = {relative: "/".join(whole_parts_of(relative.removeprefix(prefix))) for relative in relatives}
+    if all(name.endswith(FIRST_CHANNEL) for name in names.values()):
+        names = {relative: name.removesuffix(FIRST_CHANNEL) for relative, name in names.items()}
+    matches: dict[str, str] = {}
+    for relative, name in sorted(names.items()):
+        if name in matches:
+            raise UserError(f"'{pattern}' finds two files of case '{name}': {matches[name]} and {relative}")
+        matches[name] = relative
+    return matches
 
 
-def _case(groups: tuple[str, ...]) -> str:
-    """What the wildcards stand for; the same text twice in a row ('x/x_t1.nii.gz') counts once."""
-    kept = [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
-    return "/".join(kept)
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _say_whose(found: Gathered, cases: list[list[PlannedSource]]) -> None:

@@ -26,15 +26,22 @@ def cases(folder: str, channels: int) -> list[dict[str, Any]]:
     if channels == 1:
         found = [[str(path)] for path in files]
     else:
-        found = [
-            [str(path).replace("_0000.", f"_{i:04d}.") for i in range(channels)]
-            for path in files
-            if "_0000." in path.name
-        ]
+        parts = [(path, *_first_channel(path)) for path in files]
+        found = [[str(path.with_name(f"{n}_{i:04d}{s}")) for i in range(channels)] for path, n, s in parts if n]
+        rest = {str(path) for path in files} - {name for group in found for name in group}
+        if found and rest:
+            raise ValueError(f"{min(rest)} is of no case of {channels} channels: NAME_0000 to NAME_{channels - 1:04d}")
     missing = [name for group in found for name in group if not Path(name).is_file()]
     if missing or not found:
         raise ValueError(f"no scan in {folder}" if not found else f"{missing[0]} is missing")
     return [{"image": group[0] if channels == 1 else group} for group in found]
+
+
+def _first_channel(path: Path) -> tuple[str, str]:
+    """The case of 'NAME_0000.nii.gz' and its suffix; '' where it is no first channel."""
+    suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+    stem = path.name[: -len(suffix)]
+    return stem.removesuffix("_0000") if stem.endswith("_0000") else "", path.name[-len(suffix) :]
 
 
 class Network(nn.Module):

@@ -1,14 +1,16 @@
 """What there is to predict on: files and DICOM series under the inputs, and a name for the output of each."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.identity import keyed_hash, site_key
-from scanforge.datasets.labels.names import parts_of
+from scanforge.datasets.labels.names import parts_of, stem_of
+from scanforge.datasets.numbered import numbered
 from scanforge.datasets.readers import SUFFIXES, ReadError, Source, file_source, find_files, suffix_of
 from scanforge.datasets.shards.quarantine import Quarantined
 from scanforge.datasets.shards.sources import File, regular_files, shown
@@ -55,7 +57,8 @@ def find_items(inputs: Sequence[Path]) -> tuple[list[Item], list[Quarantined]]:
     inputs = [path for path in inputs if path.is_file() or path.is_dir() or not os.path.lexists(path)]
     files, others = (regular_files(found, refused, "refused") for found in find_files(inputs))
     sources = _sources(files, refused)
-    items = [Item(source, _name_of_file(source.relative)) for source in sources]
+    names = _names_of_files([source.relative for source in sources])
+    items = [Item(source, name) for source, name in zip(sources, names, strict=True)]
     taken = {(source.root, name) for source in sources for name in source.files}  # a header's voxels
     for root in sorted({root for root, _ in others}):
         names = [relative for each, relative in others if each == root and (root, relative) not in taken]
@@ -133,8 +136,15 @@ def _no_dicom(channels: Sequence[str]) -> str:
     )
 
 
-def _name_of_file(relative: str) -> str:
-    return "/".join(parts_of(relative))
+def _names_of_files(relatives: Sequence[str]) -> list[str]:
+    """nnU-Net's `_0000` is left out, but where its number is one of several: then it may count scans."""
+    numbers = [numbered("/".join((*PurePosixPath(r).parts[:-1], stem_of(PurePosixPath(r).name)))) for r in relatives]
+    times = Counter(found[0] for found in numbers if found)
+    names = []
+    for relative, found in zip(relatives, numbers, strict=True):
+        kept = parts_of(relative) if not found or times[found[0]] == 1 else (f"{found[0]}_{found[1]:04d}",)
+        names.append("/".join(kept))
+    return names
 
 
 def _name_of_series(source: Source) -> str:

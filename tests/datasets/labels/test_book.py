@@ -243,7 +243,7 @@ def test_marked_masks_beside_their_scans(tmp_path: Path) -> None:
     assert found.of("b.png") == LabelRef(mask=folder / "b_seg.png")
     pngs(folder, "b_mask.png")
     with pytest.raises(UserError, match="two masks of one scan"):
-        book(masks=(folder,))
+        book(masks=(folder,)).of("b.png")
 
 
 def test_a_mask_of_all_scans_in_its_folder(tmp_path: Path) -> None:

@@ -201,3 +201,19 @@ def test_labels_without_an_image_are_counted(nnunet, save, cube):
     save(nnunet / "labelsTr" / "lost.nii.gz", cube(1))
     save(nnunet / "imagesTr" / "new_0000.nii.gz", cube(1))
     assert found(nnunet).left_out == {"labels without an image": 1}
+
+
+def test_numbered_cases_of_which_some_are_labelled(tmp_path, save, cube):
+    for k in range(4):
+        save(tmp_path / "imagesTr" / f"gt_{k:04d}.nii.gz", cube(k + 1))
+    for k in (0, 2):
+        save(tmp_path / "labelsTr" / f"gt_{k:04d}.nii.gz", cube(0, True))
+    cases = found(describe(tmp_path, channel_names={"0": "CT"}))
+    assert [int(case.image.read().voxels.max()) for case in cases.cases] == [1, 3]
+    for channel in (0, 1):  # the same as cases of two channels
+        for k in range(4):
+            save(tmp_path / "imagesTr" / f"gt_{k:04d}_{channel:04d}.nii.gz", cube(10 * k + channel))
+    for k in range(4):
+        (tmp_path / "imagesTr" / f"gt_{k:04d}.nii.gz").unlink()
+    cases = found(describe(tmp_path))
+    assert [[int(image.read().voxels.max()) for image in case.images] for case in cases.cases] == [[0, 1], [20, 21]]

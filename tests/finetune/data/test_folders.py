@@ -1,5 +1,6 @@
 import shutil
 
+import numpy as np
 import pytest
 
 from scanforge.configs.errors import UserError, UserErrors
@@ -108,3 +109,45 @@ def test_a_label_whose_image_cannot_be_read(slices, tmp_path):
     listed = LabelledData(images=tmp_path / "images", labels=tmp_path / "l.csv", modality="us")
     with pytest.raises(UserError, match=r"s02\.dcm is there, but: named as DICOM"):
         discover(listed, ClassificationTask(classes=["a", "b"]))
+
+
+def numbered(root, save, images, masks):
+    for folder, names in (("images", images), ("masks", masks)):
+        for name in names.split():
+            save(root / folder / f"{name}.png", np.ones((8, 8)))
+    return LabelledData(path=str(root), modality="us")
+
+
+def test_numbers_of_scans_are_no_channels(tmp_path, save):
+    names = " ".join(f"IMG_{k:04d}" for k in range(12))
+    found = discover(numbered(tmp_path, save, names, names[: 5 * 9]), SegmentationTask())
+    assert (found.channels, len(found.cases), len(found.unlabelled)) == (["image"], 5, 7)
+    assert all(str(case.image)[-8:] == str(case.target)[-8:] for case in found.cases)
+
+
+def test_channels_are_numbered_alike(tmp_path, save):
+    images = "a_0000 a_0001 b_0000 b_0001 c_0000 c_0001 topogram"
+    found = discover(numbered(tmp_path, save, images, "a b"), SegmentationTask())
+    assert found.channels == ["channel_0", "channel_1"]
+    assert [[str(image)[-10:] for image in case.images] for case in found.cases] == [
+        ["a_0000.png", "a_0001.png"],
+        ["b_0000.png", "b_0001.png"],
+    ]
+    assert len(found.unlabelled) == 1
+    assert found.left_out == {"images without a label": 1, "scans without a label that are of no channel": 1}
+
+
+@pytest.mark.parametrize("images", ["a_0000 a_0001 a_0002 b_0005", "a_0000 a_0001", "a_2020 a_2021 b_2020"])
+def test_numbers_that_may_be_channels_or_scans_are_asked_about(tmp_path, save, images):
+    with pytest.raises(UserError, match=r"may be the mask of .*data\.channels=\{a: "):
+        discover(numbered(tmp_path, save, images, "a" if "b" not in images else "a b"), SegmentationTask())
+
+
+def test_classes_of_numbered_scans(tmp_path, save):
+    names = [f"IMG_{k:04d}" for k in range(6)]
+    for name in names:
+        save(tmp_path / "images" / f"{name}.png", np.ones((8, 8)))
+    (tmp_path / "l.csv").write_text("id,class\n" + "".join(f"{name},{name[-1] > '1'}\n" for name in names[:4]))
+    listed = LabelledData(images=tmp_path / "images", labels=tmp_path / "l.csv", modality="us")
+    found = discover(listed, ClassificationTask())
+    assert (found.channels, len(found.cases)) == (["image"], 4)

@@ -60,3 +60,20 @@ def test_volumes_of_a_4d_file_are_its_channels(tmp_path, save, cube):
     cases, strange = group_channels({"x.nii.gz": scan_file(path)}, ["a", "b"])
     assert [int(image.read().voxels.max()) for image in cases["x"]] == [1, 2]
     assert strange == {}
+
+
+def test_suffixes_in_capitals_and_decomposed_names_are_the_same_case():
+    assert grouped("x_T1.NII.GZ", "x_t1gd.nii.gz")[0] == {"x": ["x_T1.NII.GZ", "x_t1gd.nii.gz", None]}
+    composed, decomposed = "Ko\u0308ln_t1.nii.gz", "K\u00f6ln_flair.nii.gz"
+    assert grouped(composed, decomposed)[0] == {"K\u00f6ln": [composed, None, decomposed]}
+
+
+def test_a_number_and_a_name_may_not_say_different_channels():
+    for file in ("x_flair_0000.nii.gz", "flair/x_0000.nii.gz", "x/flair_0000.nii.gz"):
+        assert "is channel 't1' by its number and 'flair' by its name" in grouped(file)[1][file]
+    both = ("t1/x_0000.nii.gz", "flair/x_0002.nii.gz")
+    assert grouped(*both) == ({"x": [both[0], None, both[1]]}, {})
+
+
+def test_numbers_beyond_the_channels_are_of_none():
+    assert grouped("x_0000.png", "x_0001.png", "x_0002.png", "x_0003.png")[1].keys() == {"x_0003.png"}

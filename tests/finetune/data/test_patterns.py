@@ -108,3 +108,34 @@ def test_mistakes(studies, tmp_path):
     shutil.copy(studies / "P1_1990" / "t1.nii.gz", studies / "P1_1990" / "t1.nii")
     with pytest.raises(UserError, match="finds two files of case 'P1_1990'"):
         found(studies, channels={"t1": "*/t1.*"})
+
+
+def test_patterns_of_images_and_labels(tmp_path, save):
+    for k in range(4):
+        image = save(tmp_path / "d" / f"p{k}" / f"IMG_{k}.png", np.full((8, 8), k + 1))
+        image.rename(image.with_suffix(".PNG"))
+        if k < 3:
+            save(tmp_path / "d" / f"p{k}" / f"mask_{k}.png", np.eye(8))
+    data = {"images": tmp_path / "d" / "*" / "IMG_*.png", "labels": tmp_path / "d" / "*" / "mask_*.png"}
+    cases = discover(LabelledData.model_validate(data | {"modality": "us"}), SegmentationTask())
+    assert {int(case.image.read().voxels.max()): str(case.target)[-10:] for case in cases.cases} == {
+        1: "mask_0.png",
+        2: "mask_1.png",
+        3: "mask_2.png",
+    }
+    assert cases.left_out == {"images without a label": 1}
+    with pytest.raises(UserError, match=r"state it with patterns, as in data\.images="):
+        discover(LabelledData(images=tmp_path / "d", labels=tmp_path / "d", modality="us"), SegmentationTask())
+    (tmp_path / "d" / "p0" / "IMG_0.PNG").unlink()
+    with pytest.raises(UserError, match=r"label '.*mask_0\.png' is of no case that '.*IMG_\*\.png' finds"):
+        discover(LabelledData.model_validate(data | {"modality": "us"}), SegmentationTask())
+
+
+def test_a_folder_of_images_and_a_pattern_of_labels(tmp_path, save):
+    for k in range(3):
+        save(tmp_path / "images" / f"x{k}.png", np.full((8, 8), k + 1))
+        save(tmp_path / "masks" / f"manual1_x{k}.png", np.eye(8))
+        save(tmp_path / "masks" / f"manual2_x{k}.png", np.eye(8))
+    data = LabelledData(images=tmp_path / "images", labels=tmp_path / "masks" / "manual2_*.png", modality="us")
+    cases = discover(data, SegmentationTask())
+    assert [str(case.target)[-14:] for case in cases.cases] == [f"manual2_x{k}.png"[-14:] for k in range(3)]

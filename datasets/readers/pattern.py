@@ -1,0 +1,49 @@
+"""Paths with '*', and what it stands for: the name of a case."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from scanforge.configs.errors import UserError
+
+
+def split_pattern(path: Path) -> tuple[Path, str] | None:
+    """'d/img_*.png' is ('d', 'img_*.png'): a folder, and a pattern below it; None for a path without '*', or a file."""
+    parts = path.parts
+    first = next((number for number, part in enumerate(parts) if "*" in part), None)
+    if first is None or path.exists():
+        return None
+    return Path(*parts[:first]), "/".join(parts[first:])
+
+
+def cases_of(pattern: str, relatives: Iterable[str]) -> dict[str, str]:
+    """Path by case, of the `relatives` that `pattern` describes; UserError for two of one case.
+
+    A '*' stands for any text without '/', at the end for a name without its suffix; the same text twice in a row
+    ('x/x_t1.nii.gz') counts once. Suffixes may be in capitals.
+    """
+    from scanforge.datasets.readers import suffix_of  # which looks for files by pattern itself
+
+    found: dict[str, str] = {}
+    suffix = suffix_of(pattern)  # in small letters
+    expression = _expression((pattern[: len(pattern) - len(suffix)] + suffix).removesuffix(".*"))
+    for relative in sorted(relatives):
+        suffix = suffix_of(relative)
+        stem = unicodedata.normalize("NFC", relative[: len(relative) - len(suffix)])
+        match = expression.fullmatch(stem if pattern.endswith("*") else stem + suffix)
+        if match is None:
+            continue
+        groups = match.groups()
+        name = "/".join(group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1])
+        if name in found:
+            raise UserError(f"'{pattern}' finds two files of case '{name}': {found[name]} and {relative}")
+        found[name] = relative
+    return found
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    if "*" not in pattern:
+        raise UserError(f"'{pattern}' is no folder and holds no '*' that tells the cases apart")
+    parts = re.split(r"(\*)", unicodedata.normalize("NFC", pattern))
+    return re.compile("".join("([^/]*)" if part == "*" else re.escape(part) for part in parts))
