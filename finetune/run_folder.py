@@ -35,11 +35,17 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # a person'
 def taken(config: FinetuneConfig) -> Iterator[None]:
     """Holds the run folder. UserError where it is something else's, another configuration's, or in use."""
     refuse_another(config)
+    fresh = not config.run_dir.exists()
     with held(config.run_dir, ALONE, PATIENCE):
         refuse_another(config)  # whoever was at work may just have ended
         for leftover in config.run_dir.glob("**/.*.part"):
             leftover.unlink(missing_ok=True)  # of a writer that was killed
-        yield
+        try:
+            yield
+        finally:
+            if fresh and {path.name for path in config.run_dir.iterdir()} <= {LOCK}:  # a mistake, before any work
+                (config.run_dir / LOCK).unlink(missing_ok=True)
+                config.run_dir.rmdir()
 
 
 def refuse_another(config: FinetuneConfig) -> None:

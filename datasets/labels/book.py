@@ -121,7 +121,7 @@ class LabelBook:
                     )
                 owners[name] = relative
             if not owners:
-                label, scan = "/".join(next(iter(each.names()), ())), next(iter(relatives), "")
+                label, scan = "/".join(next(iter(each.scans.names()), ())), next(iter(relatives), "")
                 mistakes.add(
                     f"{each.title}: none of its labels is of a scan here; names must agree up to the suffix (a label "
                     f"is called '{label}', a scan '{scan}')"

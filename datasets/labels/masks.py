@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,27 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
         _refuse_two_readings(path, {whole_parts_of(name)[-1] for name, _ in found.refs})
     channels = content.get("channel_names") or content.get("modality") or {}
     more = range(1, len(channels) if isinstance(channels, dict | list) else 0)
-    # A list names the first channel's file, or the case alone; the case x_0000 has files x_0000_0000, x_0000_0001.
-    of_file = {name: parts_of(name) for name, _ in found.refs if pairs and os.path.isfile(path.parent / name)}
-    cases = [("/".join(of_file.get(name) or whole_parts_of(name)), ref) for name, ref in found.refs]
-    found.refs += [(f"{case}_{channel:04d}", ref) for case, ref in cases for channel in more]
+    if more:
+        firsts = _first_channels(path.parent, [name for name, _ in found.refs]) if pairs else set()
+        found.refs = [("/".join(parts_of(name)) if name in firsts else name, ref) for name, ref in found.refs]
+        cases = [("/".join(whole_parts_of(name)), ref) for name, ref in found.refs]
+        found.refs += [(f"{case}_{channel:04d}", ref) for case, ref in cases for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
     return found, claimed
+
+
+def _first_channels(root: Path, names: Sequence[str]) -> set[str]:
+    """Those of the listed files that are a case's first channel: x_0000 where x_0001 lies there and is no case."""
+    listed = {"/".join(whole_parts_of(name)) for name in names}
+    found = set()
+    for name in names:
+        whole = "/".join(whole_parts_of(name))
+        second = f"{whole.removesuffix(FIRST_CHANNEL)}_0001"
+        there = os.path.isfile(root / "_0001".join(name.rsplit(FIRST_CHANNEL, 1)))
+        if whole.endswith(FIRST_CHANNEL) and there and second not in listed:
+            found.add(name)
+    return found
 
 
 def _refuse_two_readings(path: Path, stems: set[str]) -> None:

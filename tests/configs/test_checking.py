@@ -86,7 +86,7 @@ def test_one_reading_is_taken(word, key, value):
         (["schedule=5"], "schedule: 5 is not a mapping"),
         (["plan.patch=[32,32]"], "plan.patch.2: a value is missing"),
         (["plan.patch=32"], "plan.patch: 32 is not a list"),
-        (["task.classes=[0,1]"], "task.classes.1: 1 is not a text (in quotes)"),
+        (["task.classes=[no,yes]"], "task.classes: YAML reads one of these names as False: put"),
         (["backbone.name=vit", "backbone.siz=S"], "unknown key 'backbone.siz'; did you mean 'size'?"),
         (["lora.rank=3"], "lora.rank does nothing here: it is for recipe 'lora'"),
         (["validation.patience=2"], "no cases are held back"),
