@@ -29,7 +29,7 @@ def read_one(path: Path) -> Scan:
     return scan_file(path).read()
 
 
-def read_mask(source: ScanSource, image: Scan, cut: bool = True) -> Raw:
+def read_numbers(source: ScanSource, image: Scan, cut: bool = True) -> Raw:
     """The numbers (D, H, W) of a mask that lies on `image`'s grid; UserError, naming the source, where it does not.
 
     cut: greys that are clearly black and white are 0 and 255.
@@ -42,19 +42,32 @@ def read_mask(source: ScanSource, image: Scan, cut: bool = True) -> Raw:
         raise UserError(f"{source}: {error}") from error
 
 
+def read_mask(source: ScanSource, image: Scan) -> npt.NDArray[np.unsignedinteger]:
+    """A mask (D, H, W) of whole numbers that lies on `image`'s grid; UserError, naming the source, where it does not.
+
+    A picture of the two values 0 and 255 is read as 0 and 1.
+    """
+    scan = source.read()
+    try:
+        check_grid(image, scan)
+        return as_mask(scan)
+    except ReadError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
 def read_labels(source: ScanSource, image: Scan, values: LabelValues | None = None) -> npt.NDArray[np.uint8]:
     """A label map (D, H, W) of classes, and IGNORE, as `values` says; UserError, naming the source, for another number.
 
     Without `values`: the numbers as they are, up to 254; of an image in 0 and 255, 0 and 1.
     """
-    scan = source.read()
-    try:
-        check_grid(image, scan)
-        if values is not None:
+    if values is not None:
+        scan = source.read()
+        try:
+            check_grid(image, scan)
             return values.encode(raw_of(scan, not values.nearest).numbers, is_image(scan))
-        labels = as_mask(scan)
-    except ReadError as error:
-        raise UserError(f"{source}: {error}") from error
+        except ReadError as error:
+            raise UserError(f"{source}: {error}") from error
+    labels = read_mask(source, image)
     if labels.max() > MOST:
         raise UserError(f"{source}: label {labels.max()}: without task.values, labels are numbers from 0 to {MOST}")
     return labels.astype(np.uint8)

@@ -18,7 +18,7 @@ from scanforge.finetune.data.label_values import IGNORE, LabelValues
 from scanforge.finetune.data.looks import Look, look_of
 from scanforge.finetune.data.meaning import decide, refuse_as_findings
 from scanforge.finetune.data.seen import Seen
-from scanforge.finetune.volumes import read_mask
+from scanforge.finetune.volumes import read_numbers
 
 
 @dataclass
@@ -103,7 +103,7 @@ class _Walk:
                 self.found.scan_marks[case.key] = _mark(voxels)
                 return
             assert not isinstance(case.target, int | float | tuple)
-            raw = read_mask(case.target, first, cut=not self._given)
+            raw = read_numbers(case.target, first, cut=not self._given)
             self._seen.add(case.target, raw, is_image(first))
             self._keys.append(case.key)
             target = raw.numbers

@@ -16,7 +16,7 @@ from scanforge.finetune.config import DetectionTask
 from scanforge.finetune.data.cases import Case, LabelledBox
 from scanforge.finetune.data.label_values import of_names
 from scanforge.finetune.data.seen import Seen
-from scanforge.finetune.volumes import read_mask
+from scanforge.finetune.volumes import read_numbers
 
 
 def findings(
@@ -35,7 +35,7 @@ def findings(
         return _within(case, scan)
     assert case.target is not None
     assert not isinstance(case.target, int | float)
-    raw = read_mask(case.target, scan)
+    raw = read_numbers(case.target, scan)
     if seen is not None:
         seen.add(case.target, raw, is_image(scan))
     mask = raw.numbers
