@@ -63,9 +63,10 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
         _check_rows(data, number, entries, table[table["shard"] == number])
         summary.add(entries)
     found = {name: report.scans for name, report in summary.modalities().items()}
-    totals = (summary.scans, found, len(summary.patients), sorted(also), dict(summary.warnings))
-    manifest = data.manifest
-    if totals != (manifest.scans, manifest.modalities, manifest.patients, manifest.also, manifest.warnings):
+    counts = (dict(summary.warnings), dict(summary.greys))
+    totals = (summary.scans, found, len(summary.patients), sorted(also), *counts)
+    said = data.manifest
+    if totals != (said.scans, said.modalities, said.patients, said.also, said.warnings, said.greys):
         raise UserError(
             f"{folder}: its shards hold {found} of {len(summary.patients)} patients, its manifest says otherwise"
         )

@@ -57,6 +57,7 @@ class Summary:
         self.contents: set[bytes] = set()
         self.warnings: Counter[str] = Counter()
         self.labels: Counter[str] = Counter()
+        self.greys: Counter[str] = Counter()
         self._modalities: dict[str, ModalityReport] = {}
 
     def add(self, entries: Iterable[SampleEntry]) -> None:
@@ -73,6 +74,7 @@ class Summary:
     def _count_labels(self, entry: SampleEntry) -> None:
         self.labels["mask"] += entry.mask is not None
         if entry.mask is not None and entry.mask.greys:
+            self.greys[entry.mask.greys] += 1
             self.labels["mask of 0 and 255, as 0 and 1"] += 1
             if entry.mask.greys == "cut":
                 self.labels["mask of greys, cut at half"] += 1

@@ -114,20 +114,14 @@ def grouped(scans: Scans, book: LabelBook, mistakes: Mistakes) -> tuple[dict[str
     """
     names = _names_of(scans)
     taken = set(names.values())
-    numbers = {name: case for name in taken if (case := _case_of(name)) is not None and case[0] not in taken}
+    numbers = {name: of for name in taken if (of := _case_of(name)) is not None and of[0] not in taken}
     members: dict[str, set[int]] = defaultdict(set)
-    for case, number in numbers.values():
-        members[case].add(number)
-    own = {case for name, (case, _) in numbers.items() if book.names_case(name)}
-    known = {case: found for case, found in members.items() if case not in own and book.names_case(case)}
-    same = [found for case, found in members.items() if case not in {*known, *own} and found in known.values()]
-    count = channel_count([*known.values(), *same])
-    if known and not count:
-        case, several = max(known.items(), key=lambda each: len(each[1]))
-        raise UserError(
-            f"'{case}_{min(several):04d}' and '{case}_{max(several):04d}' may be channels of one case '{case}', which "
-            f"has a label, or scans of their own: call the label after its scan, or {CHANNELS}"
-        )
+    for each, place in numbers.values():
+        members[each].add(place)
+    own = {of[0] for name, of in numbers.items() if book.names_case(name)}
+    known = {each: found for each, found in members.items() if each not in own and book.names_case(each)}
+    same = [found for each, found in members.items() if each not in {*known, *own} and found in known.values()]
+    count = _count_of_channels(known, same)
     cases: dict[str, dict[int, PlannedSource]] = defaultdict(dict)
     strays = 0
     for relative, scan in scans.items():
@@ -146,6 +140,18 @@ def grouped(scans: Scans, book: LabelBook, mistakes: Mistakes) -> tuple[dict[str
             continue
         cases[case][number] = scan
     return dict(cases), strays
+
+
+def _count_of_channels(known: dict[str, set[int]], same: list[set[int]]) -> int:
+    """How many channels the cases have; UserError where their numbers may as well count scans."""
+    count = channel_count([*known.values(), *same])
+    if known and not count:
+        case, several = max(known.items(), key=lambda each: len(each[1]))
+        raise UserError(
+            f"'{case}_{min(several):04d}' and '{case}_{max(several):04d}' may be channels of one case '{case}', which "
+            f"has a label, or scans of their own: call the label after its scan, or {CHANNELS}"
+        )
+    return count
 
 
 def _names_of(scans: Scans) -> dict[str, str]:

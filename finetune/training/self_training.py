@@ -60,7 +60,9 @@ class SelfTraining:
     def state(self, labelled: Sequence[Sample[Any]]) -> Part:
         """When scans were labelled, and how at last, for a snapshot."""
         if not self._packed:
-            self._packed = {str(number): as_tensor(sample.target) for number, sample in enumerate(labelled)}
+            for number, sample in enumerate(labelled):
+                assert sample.target is not None
+                self._packed[str(number)] = as_tensor(sample.target)
         return self._packed, {"begin": self._begin, "steps": self.steps}
 
     def restore(self, part: Part) -> list[Sample[Any]]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import dcm2niix
 import numpy as np
 import pytest
 from pydicom.fileset import FileSet
@@ -332,7 +332,7 @@ def test_reasons_repeat_nothing_of_an_unforeseen_error(tmp_path: Path, monkeypat
     for name in ("disk", "bug"):
         (tmp_path / name).mkdir()
     with monkeypatch.context() as patched:
-        patched.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        patched.setattr(dcm2niix, "bin", str(tmp_path / "gone"))
         assert refusal(source, tmp_path / "disk").reason == "cannot be read: No such file or directory (4 files)"
     # A kind of source that its reader was not made for.
     line = refusal(replace(source, kind="dicom-image"), tmp_path / "bug")

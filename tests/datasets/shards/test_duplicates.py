@@ -163,7 +163,8 @@ def site(fixed_key: Callable[[str], Path]) -> Path:
 def builder(cohort: Path, site: Path, tmp_path_factory: pytest.TempPathFactory) -> Builder:
     def run(**changes: object) -> Built:
         out = tmp_path_factory.mktemp("built") / "out"
-        given = {"labels": [cohort / "labels.csv"], "patient_regex": r"p\d", "key_file": site, "shard_mb": 1e-6}
+        given = {"labels": [cohort / "labels.csv"], "label_columns": ["age"], "patient_regex": r"p\d"}
+        given |= {"key_file": site, "shard_mb": 1e-6}
         return out, build([cohort / "in"], out, BuildOptions(**(given | {"workers": 1} | changes)))
 
     return run
@@ -300,7 +301,7 @@ def test_a_scan_is_held_out_with_any_of_its_patients(apart: Built) -> None:
 
 def test_without_labels(builder: Builder, keys: dict[str, str]) -> None:
     """Of twins without labels, the first in the order of the build stays."""
-    out, summary = builder(labels=[])
+    out, summary = builder(labels=[], label_columns=[])
     scans = scans_of(out)
     assert (summary.scans, summary.warnings) == (10, {})
     for names in FILES.values():

@@ -257,6 +257,7 @@ def test_check_tells_every_change_of_the_manifest(damage: Callable, whole: Path)
         "also": ["0" * 32],
         "modalities": {"ct": 3, "mq": 3},
         "warnings": {"face": 1},
+        "greys": {"cut": 1},
         "samples_sha256": "0" * 64,
         "shards": [],
         "version": 3,
