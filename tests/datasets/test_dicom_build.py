@@ -1,5 +1,6 @@
 """DICOM among everything else, the whole way: from a folder as hospitals export them to shards, plan and batches."""
 
+import errno
 import os
 import re
 import runpy
@@ -13,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
-import dcm2niix
 import numpy as np
 import pytest
 from pydicom.fileset import FileSet
@@ -25,7 +26,7 @@ from scanforge.datasets.identity import keyed_hash, site_key
 from scanforge.datasets.loader import CropLoader
 from scanforge.datasets.plan import DataConfig, SamplingPlan, SourceConfig
 from scanforge.datasets.readers import Source, scans_of
-from scanforge.datasets.readers.dicom import group, survey
+from scanforge.datasets.readers.dicom import convert, group, survey
 from scanforge.datasets.shards.build import BuildOptions, BuildSummary, build
 from scanforge.datasets.shards.check import check
 from scanforge.datasets.shards.job import Job, ShardResult, run, sample_key
@@ -332,7 +333,8 @@ def test_reasons_repeat_nothing_of_an_unforeseen_error(tmp_path: Path, monkeypat
     for name in ("disk", "bug"):
         (tmp_path / name).mkdir()
     with monkeypatch.context() as patched:
-        patched.setattr(dcm2niix, "bin", str(tmp_path / "gone"))
+        gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(tmp_path / "Meier"))
+        patched.setattr(convert, "scratch_folder", Mock(side_effect=gone))
         assert refusal(source, tmp_path / "disk").reason == "cannot be read: No such file or directory (4 files)"
     # A kind of source that its reader was not made for.
     line = refusal(replace(source, kind="dicom-image"), tmp_path / "bug")
