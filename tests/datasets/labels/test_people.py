@@ -19,7 +19,7 @@ _OTHERS = {
     "days": "44-04-044|26 de septiembre de 2013|26SEP2013|26. Oktober 1931|26 septembre 2013|2013-09|2013年9月26日",
     "years of birth": "born 1931|geb. 1944|née en 1950",
     "telephone numbers": "555.123.4567",
-    "record numbers or days": "MRN44040|44 04 044 1|PID 771",
+    "record numbers or days": "MRN44040|44 14 344|PID 771",
     "identifiers": "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
     "addresses": "Hauptstraße 9|12 Main Street|Rosenweg 12|rue de la Paix 12",
     "several fields or lines": "{'name': 'x'}|benign\nZwiebelmann",
