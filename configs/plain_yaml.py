@@ -38,9 +38,9 @@ def _content(text: str) -> Any:
         if node is None:
             return None
         _refuse_twice(loader, node)
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _refuse_twice(loader: yaml.SafeLoader, root: yaml.Node) -> None:
@@ -63,7 +63,7 @@ def _refuse_twice(loader: yaml.SafeLoader, root: yaml.Node) -> None:
             waiting.append(value)
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
-            name, line = loader.construct_object(key), key.start_mark.line + 1  # type: ignore[no-untyped-call]
+            name, line = loader.construct_object(key), key.start_mark.line + 1
             if name in lines:
                 where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
                 raise ValueError(f"'{key.value}' stands twice in one mapping ({where}); keep one of them")
