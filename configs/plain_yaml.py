@@ -12,12 +12,13 @@ MOST = 100_000  # values in one, where its aliases are written out
 def plain_yaml(text: str) -> Any:
     """What YAML says, in plain values. ValueError, in any wording, for what is none or would cost more than it says.
 
-    Aliases may name a part again, but not until it unfolds without end (a, b: [*a, *a], c: [*b, *b] ...).
+    Aliases may name a part again, but not until it unfolds without end (a, b: [*a, *a], c: [*b, *b] ...). A key that
+    stands twice in one mapping is none, where the parser alone would let the last one win in silence.
     """
     if len(text) > LONGEST:
         raise ValueError(f"more than {LONGEST} characters")
     try:
-        content = yaml.safe_load(text)
+        content = _content(text)
         places = _places(content, 0)
     except RecursionError:
         raise ValueError("it is nested too deeply, or contains itself") from None
@@ -28,6 +29,45 @@ def plain_yaml(text: str) -> Any:
     if places > MOST:
         raise ValueError(f"its aliases unfold to more than {MOST} values")
     return content
+
+
+def _content(text: str) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice(loader, node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_twice(loader: yaml.SafeLoader, root: yaml.Node) -> None:
+    """ValueError for a key that stands twice in one mapping; what `<<` brings may be said again.
+
+    It looks at what is written, before `<<` is replaced by what it brings. 1, 1.0 and true are one key, as in Python.
+    """
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        lines: dict[Any, int] = {}
+        for key, value in node.value:
+            waiting.append(value)
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = loader.construct_object(key), key.start_mark.line + 1
+            if name in lines:
+                where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
+                raise ValueError(f"'{key.value}' stands twice in one mapping ({where}); keep one of them")
+            lines[name] = line
 
 
 def _places(value: Any, level: int) -> int:

@@ -35,6 +35,7 @@ ALLOWED: dict[str, Any] = {
 # Classes of the dtypes that `numpy.dtype` makes; torch asks for them when their byte order is set.
 DTYPES = tuple(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))
 AGAIN = "download it again"
+MOST_LISTED = 1 << 23  # bytes of a safetensors file's list, some 80,000 tensors
 MOST_PICKLED = 1 << 26  # bytes of a pickle inside a torch file: weights lie beside it
 
 
@@ -77,7 +78,16 @@ def _what(head: bytes) -> str:
     return f"is neither a safetensors nor a torch file: {AGAIN}, or give another file"
 
 
+def refuse_long_header(path: Path, opened: Path) -> None:
+    """UserError for a safetensors file that lists more tensors than any weights have; that alone takes minutes."""
+    with opened.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if MOST_LISTED < length <= opened.stat().st_size:
+        raise UserError(f"{path} refused: its list of tensors takes more than {MOST_LISTED} bytes; give other weights")
+
+
 def _read_safetensors(path: Path, opened: Path) -> dict[str, torch.Tensor]:
+    refuse_long_header(path, opened)
     try:
         return load_file(opened)
     except (SafetensorError, OSError, ValueError) as error:

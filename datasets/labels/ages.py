@@ -1,6 +1,7 @@
 """Ages above 89 are told as 90, as de-identification rules ask: so few people are that old that an age names them."""
 
 import re
+from collections.abc import Sequence
 
 from scanforge.datasets.labels.personal import words_of
 
@@ -26,6 +27,11 @@ def is_age(column: str) -> bool:
     if _NO_PERSON.intersection(words):
         return False
     return bool(_AGE.intersection(words)) or _JOINED.fullmatch("".join(words)) is not None
+
+
+def are_ages(cells: Sequence[str]) -> bool:
+    """Whether all of a column's values are written as DICOM writes ages ('095Y', '11M'), whatever it is called."""
+    return all(re.fullmatch(r"\d{2,4}[YMWD]", cell) for cell in cells)
 
 
 def oldest_of(column: str, highest: float) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
-from scanforge.datasets.labels.ages import capped_text, is_age, oldest_of
+from scanforge.datasets.labels.ages import are_ages, capped_text, is_age, oldest_of
 from scanforge.datasets.labels.columns import INSIST, agreed, kind_of, why_not
 
 _SHOWN = 3  # values of a column that is taken
@@ -84,7 +84,7 @@ def _judged(column: str, cells: Cells, insist: bool) -> tuple[str, str, str]:
 
 
 def _oldest(column: str, kind: str, cells: Sequence[str]) -> float | None:
-    if not is_age(column):
+    if not is_age(column) and not (kind == "class" and are_ages([cell for cell in cells if cell])):
         return None
     return oldest_of(column, max(float(cell) for cell in cells if cell)) if kind == "target" else 0.0
 

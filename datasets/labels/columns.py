@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from scanforge.datasets.labels.personal import number, telling_name, telling_value, telling_values
 
 MAX_CLASSES = 64
+_NO_CLASS = 10_000  # a number that nobody gives to a class
 # A column of one of these names is what the scans are labelled with, in whatever list; no other one travels by itself.
 _AGREED = (
     "class classes classname classlabel classid label labels labelname labelid imagelabel target targets category "
@@ -52,6 +53,8 @@ def why_not(name: str, cells: Sequence[str], kind: str) -> str:
     found = telling_values(known)
     if kind == "class":
         found = found or next((what for cell in distinct if (what := telling_value(cell))), "")
+        if not found and any((each := number(cell)) is not None and each >= _NO_CLASS for cell in distinct):
+            found = "record numbers or postcodes"
     if found:
         return f"looks as if it held {found}"
     if kind == "class" and len(distinct) > MAX_CLASSES:

@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from scanforge.datasets.labels.people import are_persons, speaks_of_person
+
 MAX_TEXT = 64
 FEW = 8  # values; fewer say nothing about whether they recur
 _NAMES = (
@@ -41,18 +43,29 @@ _JOINT = re.compile(r"(?<=[a-zß-öø-ÿ])(?=[A-ZÀ-ÖØ-Þ])|(?<=[A-ZÀ-ÖØ-Þ
 _WORDS = re.compile(r"[^\W\d_]+|\d+")
 
 PERSONS, MAIL = "names of persons", "e-mail addresses"
-_MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
-_TITLES = "Dr|Prof|Mr|Mrs|Ms|Herrn?|Frau|Mme|Monsieur|Madame|Sra|Dott"
+_MONTHS = (
+    "jan|feb|fév|mar|mär|mrt|apr|avr|abr|may|mai|maj|mei|mag|jun|juin|giu|jul|juil|lug|aug|août|ago|sep|set|oct|okt|out|"
+    "ott|nov|dec|déc|dez|dic|ene|gen"
+)
+_YEAR = r"(?:1[89]|20)\d\d"
+_STREETS = r"straße|strasse|gasse|allee|platz|straat|laan|gracht|[^\W\d_]{2}weg|[^\W\d_]str\."
 _TELLING = (  # any one value is enough
     (PERSONS, re.compile(r"[^\W\d_]\.?\s*\^+\s*[^\W\d_]|^[^\W\d_]+\^+$")),
-    (PERSONS, re.compile(rf"\b({_TITLES})\b\.?\s+[A-ZÄÖÜ]")),
     (MAIL, re.compile(r"@")),
     ("days", re.compile(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}")),
     ("days", re.compile(rf"\b\d{{1,2}}(st|nd|rd|th|\.)?[ -]({_MONTHS})[a-zä]*\.?,?[ -]?\d{{2,4}}\b", re.IGNORECASE)),
     ("days", re.compile(rf"\b({_MONTHS})[a-zä]*\.?[ -]\d{{1,2}}(st|nd|rd|th)?,?[ -]\d{{2,4}}\b", re.IGNORECASE)),
-    ("telephone numbers", re.compile(r"\+\d[\d ()/-]{6,}|\b0\d[\d ()/-]{5,}\d\b|\(?\b\d{3}\)?[ -]\d{3}[ -]\d{4}\b")),
-    ("record numbers or days", re.compile(r"\d{6,}")),
+    ("days", re.compile(rf"\b\d{{1,2}}\.?[ -]?(de )?({_MONTHS})[^\W\d_]*\.?( de)?[ ,-]*{_YEAR}\b", re.IGNORECASE)),
+    ("days", re.compile(rf"\b{_YEAR}-\d\d\b|{_YEAR}\s?年|\d\s?月\s?\d")),
+    ("years of birth", re.compile(rf"\b(born|birth|geb|geboren|née?|nacid[oa]|nat[oa])\b.*\b{_YEAR}\b", re.IGNORECASE)),
+    ("telephone numbers", re.compile(r"\+\d[\d ()/-]{6,}|\b0\d[\d ()/-]{5,}\d\b|\(?\b\d{3}\)?[ .-]\d{3}[ .-]\d{4}\b")),
+    ("record numbers or days", re.compile(r"\d{6,}|[^\W\d_][-_ #]?\d{5,}|\b\d{2,4}([ -]\d{2,4}){2,}\b")),
+    ("record numbers or days", re.compile(r"\b(mrn|pid|pat|nhs|ssn|kis)[-_ #:]*\d{2,}", re.IGNORECASE)),
+    ("identifiers", re.compile(r"\b[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}\b|\b\d{1,3}(\.\d+){4,}", re.IGNORECASE)),
+    ("addresses", re.compile(rf"({_STREETS}) ?\d|\b\d+ [^\W\d_]+ (st|street|ave|avenue|road)\b", re.IGNORECASE)),
+    ("addresses", re.compile(r"\b(rue|calle|via|avenida|plaza|piazza)\b.*\d", re.IGNORECASE)),
     ("paths or files", re.compile(r"[/\\]|\.(png|jpe?g|tiff?|dcm|nii|gz)$", re.IGNORECASE)),
+    ("several fields or lines", re.compile(r"^\s*[{\[]\s*[\"'{\[]|[\n\r]")),
 )  # fmt: skip
 _SURNAME_FIRST = re.compile(r"[^\W\d_][\w'’-]+( [\w'’-]+)?, ?[^\W\d_][\w'’.-]*( [\w'’.-]+)?")
 
@@ -73,7 +86,8 @@ def telling_name(name: str) -> bool:
 
 def telling_value(cell: str) -> str:
     """What one text seems to be ('days', 'names of persons', ...); '' where it seems to be none of these."""
-    return next((what for what, pattern in _TELLING if pattern.search(cell)), "")
+    found = next((what for what, pattern in _TELLING if pattern.search(cell)), "")
+    return found or (PERSONS if speaks_of_person(cell) else "")
 
 
 def telling_values(cells: Sequence[str]) -> str:
@@ -89,7 +103,7 @@ def telling_values(cells: Sequence[str]) -> str:
         return "long text"
     if found := next((what for cell in distinct if (what := telling_value(cell))), ""):
         return found
-    if sum(_SURNAME_FIRST.fullmatch(cell) is not None for cell in distinct) > len(cells) // 2:
+    if are_persons(distinct) or sum(_SURNAME_FIRST.fullmatch(cell) is not None for cell in distinct) > len(cells) // 2:
         return PERSONS
     if len(cells) >= FEW and len(distinct) > 0.9 * len(cells):
         return f"text that does not recur ({len(distinct)} values in {len(cells)} rows)"

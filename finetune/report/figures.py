@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from scanforge.configs.text import printable
 from scanforge.finetune.cells import CellResult
 from scanforge.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
 from scanforge.finetune.metrics.intervals import Record
@@ -133,8 +134,9 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A class's name as matplotlib shows it: between two dollar signs it would be a formula."""
-    return name.replace("\\", "/").replace("$", r"\$")
+    """A class's name as matplotlib shows it: between two dollar signs it would be a formula, a control character has no
+    glyph."""
+    return printable(name).replace("\\", "/").replace("$", r"\$")
 
 
 def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:

@@ -36,6 +36,9 @@ def contents_of(path: Path) -> Contents:
 def _safetensors(path: Path) -> Contents:
     from safetensors import SafetensorError, safe_open
 
+    from scanforge.backbones.foreign.safe import refuse_long_header
+
+    refuse_long_header(path, path)
     try:
         with safe_open(path, "pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)

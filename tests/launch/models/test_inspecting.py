@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from scanforge.backbones.foreign.safe import read_foreign
 from scanforge.backbones.registry import build
 from scanforge.backbones.release import ReleaseInfo, SourceRecord, save_release
 from scanforge.backbones.vit import ViTConfig
@@ -245,3 +246,13 @@ def test_at_the_command_line_it_is_one_line_and_exit_code_2(tmp_path):
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
     assert not mark.exists()
+
+
+def test_a_list_of_tensors_without_end_is_refused_before_it_is_read(tmp_path):
+    entry = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(f'"a{number}":{entry}' for number in range(150_000)) + "}").encode()
+    path = tmp_path / "many.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (contents_of, read_foreign):
+        with pytest.raises(UserError, match="its list of tensors takes more than 8388608 bytes"):
+            read(path)
