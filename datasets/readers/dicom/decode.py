@@ -8,12 +8,17 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import iter_pixels
 
+from scanforge.datasets.readers.dicom.codestream import refuse_large_frames
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.plugin import register
 
 
 def frames_of(file: Survey) -> Iterator[NDArray]:
-    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB. Raises whatever damage makes a decoder raise."""
+    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB. Raises whatever damage makes a decoder raise.
+
+    FrameTooLargeError before any decoder sees a frame that is far larger than its header declares.
+    """
+    refuse_large_frames(file)
     register()
     known = file.syntax in pydicom.uid.AllTransferSyntaxes and not file.loose_pixels
     if known and file.syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
