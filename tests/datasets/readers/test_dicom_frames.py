@@ -150,3 +150,19 @@ def test_a_whole_frame_in_pieces_is_read(tmp_path: Path, dicom: SimpleNamespace)
         data.save_as(path)
     (scan,), _ = dicom.load(tmp_path)
     assert np.array_equal(scan.voxels, whole.voxels)
+
+
+@pytest.mark.parametrize("make", [series, capture, copies, enhanced])
+def test_a_frame_that_makes_a_decoder_panic_is_refused(
+    tmp_path: Path, dicom: SimpleNamespace, capfd: pytest.CaptureFixture[str], make: Callable[..., list[Path]]
+) -> None:
+    """The RLE decoder's panic is no Exception: it ended a build, and a batch, with a traceback."""
+    runs = b"\x81\x07" * 20  # 2560 bytes, of 40 x 36 in each of two segments
+    stream = struct.pack("<16I", 2, 64, 64 + len(runs), *[0] * 13) + runs + runs
+    files = make(tmp_path, dicom)
+    for path in files:
+        replaced(path, uid.RLELossless, stream)
+    with pytest.raises(ReadError, match="cannot be decoded"):
+        list(frames_of(survey([files[-1]])[0]))
+    assert all("decoded" in reason or "dcm2niix" in reason for reason in all_read(tmp_path))
+    assert "panicked" not in capfd.readouterr().err
