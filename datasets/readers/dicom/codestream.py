@@ -37,9 +37,11 @@ def refuse_large_frames(file: Survey) -> None:
         return
     with file.path.open("rb") as opened:
         for frame in _frames(opened, file):
-            reason = why_too_large(BytesIO(frame), 0, file)
-            if reason or not values_of(BytesIO(frame), 0):
-                raise FrameTooLargeError(reason or "compressed pixels cannot be decoded")
+            if reason := why_too_large(BytesIO(frame), 0, file):
+                raise FrameTooLargeError(reason)
+            if not values_of(BytesIO(frame), 0):
+                known = frame.startswith((b"\xff\xd8", _SIZE, _JP2))
+                raise (FrameTooLargeError if known else ReadError)("compressed pixels cannot be decoded")
 
 
 def _frames(opened: IO[bytes], file: Survey) -> Iterator[bytes]:

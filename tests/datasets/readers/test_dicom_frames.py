@@ -121,11 +121,12 @@ def test_a_frame_larger_than_declared_reaches_no_decoder(
         replaced(path, syntax, stream)
     reasons = all_read(tmp_path)
     assert reasons
-    assert all("frame" in reason or "be decoded" in reason for reason in reasons), reasons
+    assert all(any(word in reason for word in ("frame", "be decoded", "dcm2niix makes")) for reason in reasons), reasons
     assert max([length for length in seen if length], default=0) == 0
-    with pytest.raises(FrameTooLargeError):
+    unknown = name == "nothing that is known"  # a rotten start, which is no decoder's: the converter counts its slices
+    with pytest.raises(ReadError if unknown else FrameTooLargeError):
         list(frames_of(survey([files[-1]])[0]))
-    assert seen == []
+    assert unknown or seen == []
 
 
 @pytest.mark.parametrize("how", [{"fragments": 3}, {"length": True}])
