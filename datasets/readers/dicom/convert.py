@@ -12,6 +12,7 @@ from pathlib import Path
 import dcm2niix
 import pydicom
 
+from scanforge.datasets.readers.dicom.codestream import FrameTooLargeError
 from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
 from scanforge.datasets.readers.dicom.headers import Survey, survey
@@ -85,6 +86,8 @@ def _place(file: Survey, path: Path) -> Slice:
     try:
         with quiet():
             return _decoded(file, path) if file.pixel_length < 0 < file.pixel_offset else _inflated(file, path)
+    except FrameTooLargeError:
+        raise
     except Exception as error:  # decoders and parsers raise whatever the damage makes them
         if file.syntax not in _KNOWN_SYNTAXES:
             raise ReadError("compressed pixels cannot be decoded") from error

@@ -1,6 +1,7 @@
 """Frames out of a file by pydicom, one after the other."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,41 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import iter_pixels
 
+from scanforge.datasets.readers.dicom.codestream import refuse_large_frames
 from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.plugin import register
+from scanforge.datasets.readers.dicom.plugin import register, silent
+from scanforge.datasets.readers.scan import ReadError
 
 
 def frames_of(file: Survey) -> Iterator[NDArray]:
-    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB. Raises whatever damage makes a decoder raise."""
+    """Frames (H, W) or (H, W, 3) as stored, YBR turned into RGB. Raises whatever damage makes a decoder raise.
+
+    FrameTooLargeError before any decoder sees a frame that is far larger than its header declares.
+    """
+    refuse_large_frames(file)
     register()
+    frames = _decoded(file)
+    while True:
+        with without_panic(file.syntax == pydicom.uid.RLELossless):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+
+
+@contextmanager
+def without_panic(is_rle: bool = True) -> Iterator[None]:
+    """The RLE decoder is written in Rust: a frame that it does not expect ends in what is no Exception, and is told."""
+    try:
+        with silent() if is_rle else nullcontext():
+            yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ReadError("compressed pixels cannot be decoded") from None
+
+
+def _decoded(file: Survey) -> Iterator[NDArray]:
     known = file.syntax in pydicom.uid.AllTransferSyntaxes and not file.loose_pixels
     if known and file.syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
         yield from iter_pixels(file.path)

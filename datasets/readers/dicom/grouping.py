@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from scanforge.datasets.readers import UNREAD, suffix_of
-from scanforge.datasets.readers.dicom.copies import soundest
+from scanforge.datasets.readers.dicom.copies import read_for
 from scanforge.datasets.readers.dicom.geometry import SAME_DIRECTION
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
@@ -29,7 +29,7 @@ def group(surveys: Iterable[Survey], root: Path) -> tuple[list[Source], list[Ref
     """Sources and refusals; every file is in exactly one of either, by its path relative to `root`.
 
     Slices of one series, kind, size and orientation are one source, wherever they lie below `root`; everything else is
-    a source per file. Of the copies of one instance the first sound one is kept. Localisers are left out: they are
+    a source per file. Of the copies of one picture the first sound one is kept. Localisers are left out: they are
     a few thick planes (MR) or projections that are no Hounsfield units (CT), planned on and never read.
     """
     refusals: list[Refusal] = []
@@ -63,16 +63,22 @@ def _why_not(file: Survey) -> tuple[str, str]:
 
 
 def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) -> list[Survey]:
-    """One file per instance. Files that share the UID but not shape or place are no copies: anonymisers share UIDs."""
+    """One file per instance. What shares the UID but not shape, place or a slice's pixels is no copy of it.
+
+    Anonymisers share UIDs. Two slices of one place are then told apart as all are, or their series is refused.
+    """
     instances: dict[tuple[str, ...], list[Survey]] = defaultdict(list)
     for file in files:
         instances[_instance(file)].append(file)
     kept: list[Survey] = []
     for copies in instances.values():
-        best = copies[0] if len(copies) == 1 else soundest(copies)
-        kept.append(best)
-        reason = f"another file holds the same instance: {_relative(best, root)}"
-        refusals += [(_relative(other, root), reason, "skipped") for other in copies if other is not best]
+        instead = copies if len(copies) == 1 else read_for(copies)
+        for file, read in zip(copies, instead, strict=True):
+            if read is file:
+                kept.append(file)
+            else:
+                reason = f"another file holds the same instance: {_relative(read, root)}"
+                refusals.append((_relative(file, root), reason, "skipped"))
     return kept
 
 

@@ -4,6 +4,8 @@ import os
 import struct
 from typing import IO
 
+import pydicom
+
 from scanforge.datasets.readers.dicom.codestream import why_too_large
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.scan import ReadError
@@ -32,11 +34,24 @@ def why_incomplete(file: Survey) -> str:
     if file.pixel_length < 0:
         with file.path.open("rb") as opened:
             return _fragments(opened, file)
+    if not _is_plain(file) and _begins_as_fragments(file):
+        return "compressed pixels in an element that declares a length, as only plain ones have"
     if file.size < file.pixel_offset + file.pixel_length:
         return f"truncated: {file.pixel_length} bytes of pixels declared, {file.size - file.pixel_offset} in the file"
     if file.pixel_length < expected_bytes(file):
         return f"truncated: {expected_bytes(file)} bytes of pixels expected, {file.pixel_length} in the file"
     return ""
+
+
+def _is_plain(file: Survey) -> bool:
+    known = file.syntax in pydicom.uid.AllTransferSyntaxes
+    return not known or not pydicom.uid.UID(file.syntax).is_encapsulated
+
+
+def _begins_as_fragments(file: Survey) -> bool:
+    with file.path.open("rb") as opened:
+        opened.seek(file.pixel_offset)
+        return opened.read(4) == _ITEM
 
 
 def refuse_incomplete(file: Survey) -> None:

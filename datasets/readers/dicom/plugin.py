@@ -45,7 +45,7 @@ def _decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
         reader = SimpleITK.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(path)
-        with _silent():
+        with silent():
             pixels = SimpleITK.GetArrayFromImage(reader.Execute())
     kind = np.dtype(f"<{'i' if runner.pixel_representation else 'u'}{runner.bits_allocated // 8}")
     runner.set_option("planar_configuration", 0)
@@ -93,7 +93,7 @@ def _element(group: int, element: int, vr: bytes, value: bytes) -> bytes:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """GDCM tries 8, 12 and 16 bits in turn, and libjpeg complains on the error stream of each that does not fit."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

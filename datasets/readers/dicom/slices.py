@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.decode import whole_dataset
+from scanforge.datasets.readers.dicom.decode import whole_dataset, without_panic
 from scanforge.datasets.readers.dicom.headers import Survey
 from scanforge.datasets.readers.dicom.plugin import register
 from scanforge.datasets.readers.dicom.quiet import quiet
@@ -53,7 +53,7 @@ class Slice:
         """The stored values as pydicom decodes them. ReadError where it cannot."""
         register()
         try:
-            with quiet():
+            with quiet(), without_panic():
                 return whole_dataset(self.path).pixel_array
         except Exception as error:  # decoders raise whatever the damage makes them
             raise ReadError("pixels cannot be decoded") from error

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
+from scanforge.datasets.readers.dicom.codestream import FrameTooLargeError
 from scanforge.datasets.readers.dicom.decode import frames_of
 from scanforge.datasets.readers.dicom.geometry import Grid, Plane
 from scanforge.datasets.readers.dicom.headers import Survey
@@ -51,6 +52,8 @@ def split(
                 path = folder / f"{frame:06d}.dcm"
                 made.save_as(path, enforce_file_format=True)
                 slices.append(Slice.at_the_end(path, pixels, scale))
+    except FrameTooLargeError:
+        raise
     except Exception as error:  # decoders raise whatever the damage makes them
         raise ReadError("frames cannot be decoded") from error
     if len(slices) != len(planes):

@@ -303,6 +303,65 @@ def test_a_damaged_copy_that_comes_first_displaces_none(tmp_path: Path, dicom: S
     )
 
 
+def two_of_one_uid(root: Path, dicom: SimpleNamespace, **values: list[Any]) -> list[list[np.ndarray]]:
+    """Two acquisitions whose slices share places, numbers and UIDs, as some anonymisers write them; names are mixed."""
+    pixels = [[dicom.texture(40, 36, 20 * a + k) for k in range(5)] for a in range(2)]
+    for a in range(2):
+        told = {name: several[a] for name, several in values.items()}
+        paths = dicom.slices(root / "x", line(5), pixels=lambda k, a=a: pixels[a][k], SOPInstanceUID="1.2.3", **told)
+        for k, path in enumerate(paths):
+            path.rename(root / f"{k}{(a + k) % 2}.dcm")
+    return pixels
+
+
+@pytest.mark.parametrize("intercepts", [[-1024, -1024], [-1024, -1000]])
+def test_slices_that_share_a_uid_and_a_place_are_no_copies(
+    tmp_path: Path, dicom: SimpleNamespace, intercepts: list[int]
+) -> None:
+    two_of_one_uid(tmp_path, dicom, RescaleIntercept=intercepts)
+    assert "at each position" in refused(tmp_path) or "rescale" in refused(tmp_path)
+
+
+def test_slices_that_share_a_uid_are_dealt_by_what_tells_them_apart(tmp_path: Path, dicom: SimpleNamespace) -> None:
+    pixels = two_of_one_uid(tmp_path, dicom, ConvolutionKernel=["B30f", "B70f"])
+    scans, refusals = dicom.load(tmp_path)
+    assert refusals == []
+    found = [[plane_at(scan, place).tolist() for place in line(5)] for scan in scans]
+    assert sorted(found) == sorted([(one - 1024).tolist() for one in several] for several in pixels)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEG2000])
+def test_copies_in_another_syntax_are_copies(tmp_path: Path, dicom: SimpleNamespace, syntax: str) -> None:
+    """A lossy copy stands back behind the other, wherever it lies."""
+    for number, path in enumerate(dicom.slices(tmp_path / "b", line(5))):
+        data = pydicom.dcmread(path)
+        quality = {"j2k_cr": [4]} if syntax == JPEG2000 else {}
+        data.compress(syntax, generate_instance_uid=False, **quality)
+        (tmp_path / "a").mkdir(exist_ok=True)
+        data.save_as(tmp_path / "a" / f"{number}.dcm")
+    (scan,), refusals = dicom.load(tmp_path)
+    for number, place in enumerate(line(5)):
+        assert np.array_equal(plane_at(scan, place), dicom.texture(40, 36, number) - 1024)
+    assert len(refusals) == 5
+
+
+def test_a_copy_with_a_hole_stands_back(tmp_path: Path, dicom: SimpleNamespace) -> None:
+    """Blocks that a transfer lost are zeros in the middle; the slice itself ends in zeros too."""
+
+    def dark(number: int) -> np.ndarray:
+        pixels = dicom.texture(40, 36, number)
+        pixels[30:] = 0
+        return pixels
+
+    files = dicom.slices(tmp_path / "b", line(5), pixels=dark)
+    content = bytearray(files[2].read_bytes())
+    content[-2400:-1900] = bytes(500)
+    (tmp_path / "a.dcm").write_bytes(content)
+    (scan,), refusals = dicom.load(tmp_path)
+    assert np.array_equal(plane_at(scan, line(5)[2]), dark(2) - 1024)
+    assert refusals == [("a.dcm", "another file holds the same instance: b/0002.dcm", "skipped")]
+
+
 def round_view(number: int) -> np.ndarray:
     """A CT's round field of view: padding of -3024 HU outside."""
     y, x = np.mgrid[:64, :64]
