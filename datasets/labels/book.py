@@ -98,6 +98,10 @@ class LabelBook:
             merged = _merged(merged, other, relative)
         return merged
 
+    def advice(self, relatives: Sequence[str]) -> str:
+        """What to type where masks are of no scan; '' where that is no question of patterns."""
+        return self._masks.advice(relatives, self.doubt) if self._masks is not None else ""
+
     def unused(self, relatives: Sequence[str]) -> list[str]:
         """Labels that are of none of the scans `relatives`.
 

@@ -1,14 +1,13 @@
 """What is said where names have two readings: two candidates, and what to type."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NoReturn
 
 from scanforge.configs.errors import UserError
 from scanforge.datasets.labels.names import whole_parts_of
-from scanforge.datasets.labels.words import rest_of
+from scanforge.datasets.labels.stated import patterns_of
 
 BUILD = "scanforge data build '{images}' --masks '{masks}'"
 
@@ -19,12 +18,17 @@ class Doubt:
 
     spelling     how patterns of images and masks are given there, with {images} and {masks}
     of_channels  how channels are
+    of_lists     how a list of both is, where the command takes one
     root         the folder of the scans
+    scans_known, masks_known: all there are, below `root` and as (folder, path below it)
     """
 
     spelling: str = BUILD
     of_channels: str = ""
+    of_lists: str = ""
     root: Path | None = None
+    scans_known: Sequence[str] = ()
+    masks_known: Sequence[tuple[Path, str]] = ()
 
     def scans(self, mask: Path, one: str, other: str) -> NoReturn:
         """A mask of two scans."""
@@ -56,24 +60,16 @@ class Doubt:
 
     def advice(self, scan: str, mask: Path) -> str:
         """What to type."""
-        images, masks = _patterns(scan, mask.name) or ("img_*.png", "mask_*.png")
-        inside = self.root / PurePosixPath(scan).parent if self.root is not None else PurePosixPath(scan).parent
-        text = self.spelling.format(images=inside / images, masks=mask.parent / masks)
-        return f"state it with patterns, as in {text} (what '*' stands for must be the same in both)"
+        found = self.patterns(scan, mask)
+        images, masks = found or (Path("DIR/img_*.png"), Path("DIR/mask_*.png"))
+        text = self.spelling.format(images=images, masks=masks)
+        return f"state it with patterns, as in {text} (what '*' stands for must be the same in both){self.of_lists}"
 
-
-def _patterns(scan: str, mask: str) -> tuple[str, str] | None:
-    """Two names with '*' for what both share: ('img_*.png', 'mask_*.png'); None where nothing simple shows it."""
-    name = PurePosixPath(scan).name
-    rest = rest_of(mask.split(".")[0])
-    if not rest:
-        return None
-    both = [_starred(each, rest) for each in (name, mask)]
-    if None in both or both[0][0] != both[1][0]:  # type: ignore[index]
-        return None
-    return both[0][1], both[1][1]  # type: ignore[index]
-
-
-def _starred(name: str, tokens: Sequence[str]) -> tuple[str, str] | None:
-    match = re.search(r"[\W_]*".join(map(re.escape, tokens)), name, re.IGNORECASE)
-    return (match[0], f"{name[: match.start()]}*{name[match.end() :]}") if match else None
+    def patterns(self, scan: str, mask: Path) -> tuple[Path, Path] | None:
+        """Patterns of images and masks, `scan` and `mask` perhaps among them; None where none pairs them."""
+        root = next((root for root, relative in self.masks_known if root / relative == mask), mask.parent)
+        masks = [relative for each, relative in self.masks_known if each == root] or [mask.name]
+        shared = self.root is not None and self.root.resolve() == root.resolve()
+        one = (scan, mask.relative_to(root).as_posix())
+        found = patterns_of(self.scans_known or [scan], masks, one, shared)
+        return found and ((self.root or Path()) / found[0], root / found[1])

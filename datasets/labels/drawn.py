@@ -1,5 +1,6 @@
 """Boxes of images as annotation tools write them: COCO (JSON) and Pascal VOC (a folder of XML)."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,13 +30,15 @@ def read_coco(path: Path, content: dict[str, Any]) -> Found:
         for what, ids in (("categories", names), ("images", files)):
             if len(ids) < len(content.get(what, [])):
                 mistakes.add(f"{path}: two of its {what} have one id")
+        _refuse_ids(path, content, files, mistakes)
         for each in content["annotations"]:
             if each["image_id"] not in boxes:
                 found.drop("boxes of no image")
             elif each.get("iscrowd"):
                 found.drop("regions of a crowd")
             else:
-                x, y, width, height = (float(number) for number in each["bbox"])
+                where = f"an annotation of '{files[each['image_id']]}'"
+                x, y, width, height = _bbox(each, f"{path} is no COCO list of boxes: {where}")
                 label = names.get(each.get("category_id"), f"category {each.get('category_id')}")
                 if names and each.get("category_id") not in names:
                     mistakes.add(f"{path}: a box of '{files[each['image_id']]}' is of {label}, which it does not name")
@@ -50,6 +53,30 @@ def read_coco(path: Path, content: dict[str, Any]) -> Found:
         raise UserError(f"{path} is no COCO list of boxes: {type(error).__name__} {error}") from error
     mistakes.tell()
     return found
+
+
+def _refuse_ids(path: Path, content: dict[str, Any], files: dict[Any, str], mistakes: Mistakes) -> None:
+    """Keeps files that are listed twice. UserError where no annotation is of an image."""
+    for name, count in Counter(files.values()).items():
+        if count > 1:
+            mistakes.add(f"{path}: two of its images have the file_name '{name}'")
+    given = [each["image_id"] for each in content["annotations"]]
+    if given and not any(each in files for each in given):
+        raise UserError(
+            f"{path}: no annotation is of one of its images: 'image_id' is {given[0]!r} there, 'id' of an image "
+            f"{next(iter(files), None)!r}"
+        )
+
+
+def _bbox(annotation: dict[str, Any], where: str) -> tuple[float, float, float, float]:
+    """x, y, width, height; UserError where the annotation has no four numbers."""
+    given = annotation.get("bbox")
+    if given is None:
+        raise UserError(f"{where} has no 'bbox': [x, y, width, height] in pixels")
+    if not isinstance(given, list) or len(given) != 4 or not all(isinstance(each, int | float) for each in given):
+        raise UserError(f"{where} has the 'bbox' {given}; four numbers are needed: x, y, width, height")
+    x, y, width, height = map(float, given)
+    return x, y, width, height
 
 
 def read_voc(folder: Path) -> Found:

@@ -1,6 +1,6 @@
 """Masks of more than one file: of a case with numbered channels, and of the scans of a folder."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from scanforge.configs.errors import UserError
@@ -10,7 +10,7 @@ from scanforge.datasets.labels.words import is_bare, scans_named, tokens_of
 from scanforge.datasets.numbered import channel_count, numbered
 from scanforge.datasets.study import is_contrast, studies_of
 
-_SIDES = frozenset(("left", "right", "l", "r", "lt", "rt"))
+_DIXON = frozenset(("water", "fat", "in", "out", "opp", "opposed", "phase", "inphase", "outphase"))
 
 
 def by_case(work: Work) -> None:
@@ -80,14 +80,13 @@ def by_folder(work: Work) -> None:
                 work.doubt.masks("/".join(mask.parts[:-1]) or ".", masks[folder].path, mask.path)
             masks[folder] = mask
     held = _scans_of_folders(work, masks)
-    stems = [tuple(sorted({work.scans[scan].names[0][-1] for scan in scans})) for scans in held.values()]
     found: dict[int, list[MaskFile]] = {}
     for folder, scans in held.items():
         mask = masks[folder]
         for scan in scans:
             if others := work.found.get(scan) or found.get(scan):
                 work.doubt.masks(work.shown(scan), others[0].path, mask.path)
-        if not _belong_together(work, scans, stems):
+        if not _belong_together(work, scans):
             work.doubt.scans(mask.path, work.shown(scans[0]), work.shown(scans[1]))
         found |= {scan: [mask] for scan in scans}
     work.keep(found)
@@ -118,8 +117,8 @@ def _scans_of_folders(work: Work, masks: Mapping[Parts, MaskFile]) -> dict[Parts
     return held
 
 
-def _belong_together(work: Work, scans: Sequence[int], everywhere: Sequence[tuple[str, ...]]) -> bool:
-    """Whether the scans of a folder are one scan, one study, or the same contrasts as in all folders with a mask."""
+def _belong_together(work: Work, scans: Sequence[int]) -> bool:
+    """Whether the scans of a folder are one scan, or by their names the contrasts of one study."""
     if len(scans) == 1 or not any(work.scans[scan].single for scan in scans):
         return True
     stems = [work.scans[scan].names[0][-1] for scan in scans]
@@ -127,12 +126,7 @@ def _belong_together(work: Work, scans: Sequence[int], everywhere: Sequence[tupl
         return False
     if len(set(studies_of([work.shown(scan) for scan in scans]).values())) == 1:
         return True
-    if len(everywhere) < 2 or len(set(everywhere)) > 1:
-        return False
-    shapes = Counter(_shape(stem) for stem in stems if not is_contrast(stem))
-    return max(shapes.values(), default=0) < 2 and not any(_SIDES & {*tokens_of(stem)} for stem in stems)
-
-
-def _shape(stem: str) -> tuple[str, ...]:
-    """A name without what counts: numbers and single letters."""
-    return tuple("" if token.isdigit() or len(token) == 1 else token for token in tokens_of(stem))
+    # Names that differ in words for contrasts alone; 'img' and 'img2', 'left' and 'right', 'pre' and 'post' do not.
+    words = [tokens_of(stem.casefold()) for stem in stems]
+    common = set(words[0]).intersection(*words[1:])
+    return all(set(each) <= common | _DIXON or is_contrast(stem) for each, stem in zip(words, stems, strict=True))

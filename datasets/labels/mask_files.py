@@ -1,6 +1,7 @@
 """The masks of a build or a study: which files are masks, and of which scans."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scanforge.configs.errors import UserError
@@ -67,11 +68,18 @@ class MaskSet:
         self._take(masks)
         if self._masks and files and not others and self.claimed >= resolved.keys():
             one, other = (*resolved.values(), *resolved.values())[:2]
-            advice = doubt.advice(one, self._masks[0].root / other)
-            raise UserError(f"nothing tells images from masks in {self.title} ('{one}', '{other}'): {advice}")
+            advice = self._knowing(doubt, [*resolved.values()]).advice(one, self._masks[-1].path)
+            both = f"'{one}', '{other}'"
+            raise UserError(
+                f"nothing tells images from masks in {self.title} ({both}): {advice}, or the other way round"
+            )
+
+    def _knowing(self, doubt: Doubt, relatives: Sequence[str]) -> Doubt:
+        return replace(doubt, scans_known=relatives, masks_known=[(mask.root, mask.relative) for mask in self._masks])
 
     def pair(self, relatives: Sequence[str], doubt: Doubt) -> None:
         """Finds the masks of all scans; UserError where their names have two readings."""
+        doubt = self._knowing(doubt, relatives)
         self._pairs = pairs = pair(relatives, self._masks, doubt)
         found = [mask for masks in pairs.of.values() for mask in masks]
         if found and all(is_marked(mask.parts[-1]) for mask in found):
@@ -120,9 +128,20 @@ class MaskSet:
             raise UserError(
                 f"{self.title}: none of its labels is of a scan here, '{mask.relative}' not of '{relatives[0]}': "
                 "call each mask as its scan (x.png), or as it and a mark (x_mask.png); else "
-                f"{doubt.advice(relatives[0], mask.path)}"
+                f"{self._knowing(doubt, relatives).advice(relatives[0], mask.path)}"
             )
         return ["/".join(mask.parts) for mask in self._pairs.left]
+
+    def advice(self, relatives: Sequence[str], doubt: Doubt) -> str:
+        """What to type where the masks of no scan are none, by patterns that leave them out; '' where none do."""
+        if self._pairs is None or not self._pairs.of:
+            return ""
+        scan, (mask, *_) = next(iter(self._pairs.of.items()))
+        knowing = self._knowing(doubt, relatives)
+        found = knowing.patterns(scan, mask.path)
+        if found is None or not {*_stated([found[1]]).values()}.isdisjoint(self._pairs.left):
+            return ""
+        return knowing.advice(scan, mask.path)
 
 
 def _stated(patterns: Sequence[Path]) -> dict[str, MaskFile]:

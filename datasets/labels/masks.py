@@ -42,10 +42,12 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
     """
     found, claimed = Found(), set()
     names = dataset_names(content, found, path)
-    for each in ("labelsTr", "labelsTs"):
+    for each, images in (("labelsTr", "imagesTr"), ("labelsTs", "imagesTs")):
         if (path.parent / each).is_dir():
             root, files = masks_below(path.parent / each)
-            found.refs += [(file, LabelRef(mask=root / file, names=names)) for file in files]
+            # Predictions of the same names may lie beside the images.
+            beside = f"{images}/" if (path.parent / images).is_dir() else ""
+            found.refs += [(f"{beside}{file}", LabelRef(mask=root / file, names=names)) for file in files]
             claimed |= {(root / file).resolve() for file in files}
     listed = content.get("training")
     pairs = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []

@@ -106,7 +106,7 @@ def _guessed(work: Work) -> None:
 def _stray(work: Work) -> None:
     """UserError for a mask that is left, but begins with a scan's whole name, or names nothing: it would be missing."""
     names = {scan.names[0][-1] for number, scan in enumerate(work.scans) if number in work.found}
-    numbers_only = any(is_marked(name) and not _names_something(name) for name in names)  # gt_1.png is a scan
+    numbers_only = any(not _names_something(name) for name in names)  # 1.png or gt_1.png is a scan
     bare = {mask.path.parent: scan for scan, (mask, *_) in work.found.items() if is_bare(mask.parts[-1])}
     for mask in work.pairs.left:
         *folders, stem = mask.parts

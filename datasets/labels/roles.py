@@ -59,6 +59,11 @@ def _marked(files: Sequence[str], parts: dict[str, Parts], children: set[str], p
         if kinds:
             if kinds[-1] == "mask":
                 masks.append(file)
+        elif by_folder and (folder := next((each for each in parts[file][:-1] if is_marked(each)), None)):
+            raise UserError(
+                f"'{file}' may be a mask, as its folder '{folder}' says, or a scan: call it 'masks' or 'images', or "
+                "give images and masks as patterns with '*'"
+            )
         elif file in children and file in parents:
             raise UserError(f"'{file}' is called as the mask of one file and as the scan of another: rename it")
         elif file in children or (is_marked(parts[file][-1]) and file not in parents):

@@ -17,7 +17,8 @@ _MARK_NAMES = (
 )
 _IMAGE_NAMES = "image images img imgs imaging volume volumes vol vols scan scans pic pics picture pictures"
 _MARK_WORDS, _IMAGE_WORDS = frozenset(_MARK_NAMES.split()), frozenset(_IMAGE_NAMES.split())
-_SIDES = frozenset(["tr", "ts", "va", "train", "training", "test", "testing", "val", "valid", "validation", "all"])
+_SIDE_NAMES = "tr ts va train training test testing val valid validation trainval all"
+_SIDES = frozenset(_SIDE_NAMES.split())
 _GLUED = ("mask", "masks", "label", "labels", "segmentation", "annotation", "groundtruth")
 WORDS = _MARK_WORDS | _IMAGE_WORDS
 
@@ -33,6 +34,11 @@ def tokens_of(name: str) -> tuple[str, ...]:
         else:
             joined.append(token)
     return tuple(joined)
+
+
+def spans_of(name: str) -> list[tuple[int, int]]:
+    """Where the words and numbers of a name begin and end."""
+    return [match.span() for match in _TOKEN.finditer(name)]
 
 
 def is_marked(stem: str) -> bool:

@@ -39,6 +39,7 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
     book = open_labels([path], [], False)
     scans = _of_ending(path, scans_below(root, data, book, found), content.get("file_ending"), found)
     cases = _cases(scans, book, len(found.channels))
+    _refuse_shared(path, cases, book, found)
     if len(found.channels) > 1 and all(parts.keys() == {0} and _is_picture(parts[0]) for parts in cases.values()):
         found.channels, found.modalities = ["image"], [""]  # nnU-Net's colours: one file of three channels
     found.drop("labels without an image", len(_unmatched(book, scans)))
@@ -72,6 +73,16 @@ def _channels(path: Path, content: dict[str, Any]) -> Gathered:
     doubled = len(set(channels)) < len(channels)
     unique = [f"{name}_{number}" if doubled else name for number, name in enumerate(channels)]
     return Gathered([], unique, [modality_named(name) for name in channels])
+
+
+def _refuse_shared(path: Path, cases: dict[str, dict[int, PlannedSource]], book: LabelBook, found: Gathered) -> None:
+    """Keeps the mistake that a mask is of two cases, which then are scans of one name in two folders."""
+    owners: dict[Path, str] = {}
+    for name in cases:
+        with found.mistakes.each():
+            ref = book.of(name)
+            if ref is not None and ref.mask is not None and (other := owners.setdefault(ref.mask, name)) != name:
+                raise UserError(f"{path}: '{other}' and '{name}' would both have the mask {ref.mask}: take one out")
 
 
 def _of_ending(path: Path, scans: Scans, ending: Any, found: Gathered) -> Scans:

@@ -25,7 +25,11 @@ CHANNELS = (
     "state the channels, as in data.path=DIR data.channels={a: 'images/*_0000.png', b: 'images/*_0001.png'} "
     "data.labels=masks"
 )
-_DOUBT = Doubt("data.images='{images}' data.labels='{masks}'", f", or {CHANNELS}")
+_DOUBT = Doubt(
+    "data.images='{images}' data.labels='{masks}'",
+    f", or {CHANNELS}",
+    ", or in a list with the columns image and mask: data.path=list.csv",
+)
 
 
 def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
@@ -35,8 +39,11 @@ def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
     found = Gathered([])
     book = label_book(data.label_paths, task, found.mistakes)
     scans = scans_below(images, data, book, found)
-    for name in book.unused(list(scans)):
-        found.mistakes.add(f"label '{name}' has no image of that name in {images}{_near(name, scans, found)}")
+    for number, name in enumerate(book.unused(list(scans))):
+        hint = _near(name, scans, found)
+        if not number and not hint and (advice := book.advice(list(scans))):
+            hint = f"; if it is none of them, {advice}"
+        found.mistakes.add(f"label '{name}' has no image of that name in {images}{hint}")
     for reason, count in book.left_out.items():
         found.drop(reason, count)
     cases, strays = grouped(scans, book, found.mistakes)

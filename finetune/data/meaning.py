@@ -121,9 +121,12 @@ def _refuse_two_readings(seen: Seen, others: Sequence[int], ignored: Sequence[in
     """255 beside others: 'not looked at' to many, a class to some."""
     if WHITE in others and len(others) > 1 and WHITE - 1 not in others and WHITE not in ignored:
         beside = _listed([value for value in others if value != WHITE])
+        never = all(WHITE not in each or not {*each} - {0, WHITE} for each in seen.counts)
+        same = ", ".join(f"{value}: foreground" for value in others)
+        same = f", where both are one class: task.values: {{{same}}}" if never and len(others) == 2 else ""
         raise UserError(
             f"{seen.holding(WHITE)}: the label maps hold 255 beside {beside}; where it says that nobody looked, set "
-            f"task.ignore=255, where it is a class: {_mapping(others)}"
+            f"task.ignore=255, where it is a class: {_mapping(others)}{same}"
         )
 
 

@@ -1,5 +1,7 @@
 """Which mask is of which scan, by names alone; and a build's masks, voxel by voxel."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -103,6 +105,10 @@ def test_the_mask_of_a_case_is_of_its_first_channel() -> None:
         ("a b", "seg_a a_seg", "two masks of one scan"),
         ("p/img1 p/img2 q/img1 q/img2", "p/seg q/seg", "may be the mask of 'p/img1.png' or of 'p/img2.png'"),
         ("p/left p/right q/left q/right", "p/seg q/seg", "may be the mask of 'p/left.png' or of 'p/right.png'"),
+        ("p/img p/img2 q/img q/img2", "p/mask q/mask", "may be the mask of 'p/img.png' or of 'p/img2.png'"),
+        ("p/pre p/post q/pre q/post", "p/seg q/seg", "may be the mask of 'p/pre.png' or of 'p/post.png'"),
+        ("p/ct p/scout q/ct q/scout", "p/seg q/seg", "may be the mask of 'p/ct.png' or of 'p/scout.png'"),
+        ("p/t1 p/t1_2 q/t1 q/t1_2", "p/seg q/seg", "may be the mask of 'p/t1.png' or of 'p/t1_2.png'"),
         ("p/ct q/ct", "p/seg p/seg_1 q/seg", "two masks of one scan"),
         ("IMG_0000 IMG_0001 IMG_0002", "IMG", "a case whose channels are 'IMG_0000.png' to 'IMG_0002.png'"),
         ("a_0000 a_0001 b_0003", "a b", "or of a case whose channels are"),
@@ -169,9 +175,12 @@ def squares(folder: Path, count: int) -> dict[str, int]:
     return {k + 1: 10 + k for k in range(count)}
 
 
-def built(out: Path, inputs: Sequence[Path], masks: Sequence[Path]) -> dict[int, int]:
+def built(out: Path, inputs: Sequence[Path], masks: Sequence[Path], labels: Sequence[Path] = ()) -> dict[int, int]:
     """Foreground voxels by the value of the image; 0 without a mask."""
-    build(inputs, out, BuildOptions(masks=list(masks), workers=1, modality="us", key_file=out.parent / "key"))
+    options = BuildOptions(
+        masks=list(masks), labels=list(labels), workers=1, modality="us", key_file=out.parent / "key"
+    )
+    build(inputs, out, options)
     data = DataSet(out)
     found = {}
     for shard in data.manifest.shards:
@@ -215,3 +224,18 @@ def test_a_folder_where_nothing_tells_scans_from_masks(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing tells images from masks in"):
         built(tmp_path / "out", [tmp_path / "in"], [tmp_path / "in"])
     assert len(built(tmp_path / "out", [tmp_path / "in" / "a_*.png"], [tmp_path / "in" / "b_*.png"])) == 2
+
+
+def test_a_build_gives_the_masks_of_nnunet_to_its_images_not_to_predictions_beside(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    expected = squares(root, 3)
+    for folder in ("imagesTr", "labelsTr", "predictions"):
+        (root / folder).mkdir()
+    for number in range(3):
+        shutil.copy(root / f"mask_{number}.png", root / "predictions" / f"c{number}.png")
+        (root / f"mask_{number}.png").rename(root / "labelsTr" / f"c{number}.png")
+        (root / f"img_{number}.png").rename(root / "imagesTr" / f"c{number}_0000.png")
+    names = {"channel_names": {"0": "us"}, "labels": {"background": 0, "a": 255}, "file_ending": ".png"}
+    (root / "dataset.json").write_text(json.dumps(names))
+    found = built(tmp_path / "out", [root], [], [root / "dataset.json"])
+    assert found == expected | {255: 0}

@@ -63,6 +63,25 @@ def test_coco_keeps_scans_without_a_box_and_leaves_out_crowds(pictures):
         found(pictures, coco(pictures), DetectionTask(classes=["mass"]))
 
 
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"annotations": [{"image_id": "0", "bbox": [1, 2, 3, 4]}]}, "'image_id' is '0' there, 'id' of an image 0"),
+        ({"annotations": [{"image_id": 0, "segmentation": [[1, 2, 3]]}]}, "an annotation of 'a.png' has no 'bbox'"),
+        ({"annotations": [{"image_id": 0, "bbox": [1, None, 3, 4]}]}, "four numbers are needed"),
+        ({"annotations": [{"image_id": 0, "bbox": [1, 3, 4]}]}, "four numbers are needed"),
+        (
+            {"images": [{"id": i, "file_name": "a.png"} for i in range(2)]},
+            "two of its images have the file_name 'a.png'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_coco_file_is_said(pictures, others, said):
+    with pytest.raises(UserError, match=said) as refused:
+        found(pictures, coco(pictures, **others))
+    assert "Error" not in str(refused.value)
+
+
 def test_boxes_of_another_size_are_refused(pictures):
     images = [{"id": 0, "file_name": "a.png", "height": 40, "width": 60}]
     cases = found(pictures, coco(pictures, images=images))

@@ -217,3 +217,19 @@ def test_numbered_cases_of_which_some_are_labelled(tmp_path, save, cube):
         (tmp_path / "imagesTr" / f"gt_{k:04d}.nii.gz").unlink()
     cases = found(describe(tmp_path))
     assert [[int(image.read().voxels.max()) for image in case.images] for case in cases.cases] == [[0, 1], [20, 21]]
+
+
+def test_files_of_the_same_names_beside_the_images_are_no_cases(nnunet, save, cube):
+    for name in ("a", "b"):
+        save(nnunet / "predictions" / f"{name}.nii.gz", cube(0, True))
+    cases = found(nnunet)
+    assert sorted(cases.names.values()) == ["imagesTr/a", "imagesTr/b", "imagesTr/c", "imagesTs/z"]
+
+
+def test_one_mask_of_scans_in_two_folders_is_a_mistake(tmp_path, save, cube):
+    save(tmp_path / "scans" / "a_0000.nii.gz", cube(9))
+    save(tmp_path / "predictions" / "a.nii.gz", cube(0, True))
+    save(tmp_path / "labelsTr" / "a.nii.gz", cube(0, True))
+    describe(tmp_path, channel_names={"0": "CT"})
+    with pytest.raises(UserError, match="'predictions/a' and 'scans/a' would both have the mask"):
+        found(tmp_path)

@@ -269,6 +269,15 @@ def test_instances_are_findings_and_no_classes(maps):
         check(folder)
 
 
+def test_pictures_of_0_and_255_beside_0_and_1_are_one_class_when_typed_so(maps):
+    folder = maps(values_in(lambda k: square(k) * (255 if k == 4 else 1)))
+    with pytest.raises(UserError, match=r"task\.values: \{1: foreground, 255: foreground\}"):
+        check(folder)
+    values, voxels = classes_of(folder, values={1: "foreground", 255: "foreground"})["foreground"]
+    assert values == [1, 255]
+    assert voxels == sum(int(square(k).sum()) for k in range(5))
+
+
 def test_masks_of_findings_in_a_lossy_file(maps):
     folder = maps([Image.fromarray((square(k) * 255).astype(np.uint8)) for k in range(5)], ".jpg")
     found, checked = check(folder, detect=True)
