@@ -9,13 +9,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch and numpy both take
 
 
 class Config(BaseModel):
-    """Strict and frozen: an unknown key is refused, a value never changes after it was checked.
+    """Strict and frozen: an unknown key and an infinite number are refused, a value never changes after it was checked.
 
     rivals: {key: {other: (keys, ...)}}: where `key` is typed on the command line and the file says `other`, the file's
     `keys` give way. Without a command line such a pair is refused by whoever declares it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 
     @classmethod

@@ -171,7 +171,9 @@ def _names(model: type[BaseModel], loc: tuple[int | str, ...], which: str) -> li
         inner = {m for owner in models if part in owner.model_fields
                  for m in _models_in(owner.model_fields[str(part)].annotation)}  # fmt: skip
         models = inner or models
-    return sorted(str(owner.model_fields[which].default) for owner in models if which in owner.model_fields)
+    fields = [owner.model_fields[which] for owner in models if which in owner.model_fields]
+    return sorted(str(typing.get_args(field.annotation)[0] if field.is_required() else field.default)
+                  for field in fields)  # fmt: skip
 
 
 def _tag(model: type[BaseModel]) -> Any:

@@ -52,7 +52,9 @@ def _read(annotation: Any, value: Any) -> Any:
     models = [kind for kind in kinds if is_model(kind)]
     sequences = [kind for kind in kinds if typing.get_origin(kind) in (list, tuple)]
     if isinstance(value, str) and len(models) > 1 and len(models) == len(kinds):
-        return {"name": value}
+        return {"kind" if all("kind" in kind.model_fields for kind in models) else "name": value}
+    if isinstance(value, bool) and {int, float} & set(kinds) and bool not in kinds and str not in kinds:
+        return str(value).lower()  # yes is no number, though Python takes it for 1
     if isinstance(value, dict) and (model := chosen(models, value)) is not None:
         return read_as_meant(model, value)
     if not sequences or len(sequences) < len([kind for kind in kinds if not is_model(kind)]):

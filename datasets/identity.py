@@ -101,7 +101,10 @@ def patient_of(relative_path: str, regex: str | None = None, study: str | None =
     must never be on both sides of a split), else the path without its extension (each file a patient).
     """
     if regex is not None:
-        found = re.search(regex, relative_path)
+        try:
+            found = re.search(regex, relative_path)
+        except re.error as error:
+            raise UserError(f"the patient pattern '{regex}' is no regular expression: {error}") from error
         if found is None:
             raise UserError(f"the patient pattern '{regex}' does not match '{relative_path}'")
         return found.group(1) or "" if found.re.groups else found.group(0)

@@ -78,10 +78,10 @@ class CellResult(BaseModel):
 
 
 def digest(config: FinetuneConfig, spec: Spec, arm: Arm, cases: CellCases, checked: Checked, weights: str) -> str:
-    """Changes with anything that changes a cell's result; the run folder and the report's options do not."""
+    """Changes with anything that changes a cell's result; run folder, device and the report's options do not."""
     others = {
         "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
-        "plan", "checkpoint_minutes",
+        "plan", "checkpoint_minutes", "device",
     }  # fmt: skip
     parts = [
         config.model_dump(mode="json", exclude=others),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from scanforge.backbones.registry import BackboneConfig
 from scanforge.configs.base import Config, Seed
@@ -15,7 +15,7 @@ from scanforge.finetune.training.budget import Seconds
 from scanforge.finetune.training.losses import LossConfig
 from scanforge.finetune.training.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
 
-Size = tuple[int, int, int]
+Size = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 def _class_names(value: Any) -> Any:
@@ -236,7 +236,7 @@ class PlanOverrides(Config):
 
     patch: Size | None = None
     batch: int | None = Field(default=None, ge=1)
-    spacing: tuple[float, float, float] | None = None
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
 
 
 class InferenceConfig(Config):

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from scanforge.backbones.protocol import Encoder
 from scanforge.configs.base import Config
+from scanforge.configs.checking import explain
 from scanforge.configs.errors import UserError
 from scanforge.configs.files import write_json
 from scanforge.finetune.config import PlanOverrides, Size
@@ -84,8 +85,9 @@ def settle_plan(path: Path, images: Sequence[ScanSource], overrides: PlanOverrid
     if path.exists():
         try:
             stored = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, OSError, ValidationError) as error:
-            raise UserError(f"{path} is not a plan: {' '.join(str(error).split())[:200]}; mend or delete it") from error
+        except (ValueError, OSError) as error:
+            why = "; ".join(explain(Plan, error)) if isinstance(error, ValidationError) else str(error)
+            raise UserError(f"{path} is not a plan: {' '.join(why.split())[:200]}; mend or delete it") from error
         kept = {"spacing": stored.spacing, "patch": stored.patch, "batch": stored.batch}
         given = overrides.model_dump(exclude_none=True)
         plan = make_plan(stored.fingerprint, PlanOverrides.model_validate(kept | given), encoder)

@@ -218,7 +218,7 @@ class _Runner:
     def _run(self, name: CellName, marked: "Marked", display: Display) -> CellResult:
         study, config, cases = self._study, self._study.config, marked.cases
         shown = display.begin(name.folder, None if config.budget else config.schedule.steps, len(cases.test))
-        mark = code_mark(marked.mark)
+        mark = code_mark(f"{marked.mark} {self._device.type}")
         saved = Saved(marked.folder / PROGRESS, mark, config.checkpoint_minutes, self._stop, display.say)
         if self._budget:
             self._budget.spent_before(saved.spent_before)

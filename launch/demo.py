@@ -9,6 +9,7 @@ from scanforge.configs.loading import check, find, override, read_yaml
 from scanforge.datasets.modality import settled
 
 PATIENTS = 24  # per modality in the made-up cohort
+OURS = {"cohort", "shards", "pretrain", "finetune"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ def run_demo(data: Path | None, out: Path, modality: str = "unknown") -> Path:
 
     With `data`, a folder with imagesTr and labelsTr of one `modality`; otherwise a cohort is made up below `out`.
     """
+    _refuse_another(out)
     sources, labelled = _real(data, modality) if data is not None else _made_up(out)
     recipe = read_yaml(find("demo", "pretrain"))
     recipe["data"]["sources"] = [_shards(source, out) for source in sources]
@@ -33,6 +35,18 @@ def run_demo(data: Path | None, out: Path, modality: str = "unknown") -> Path:
     run_dir = _pretrain(recipe, out / "pretrain")
     words = [f"run_dir={out / 'finetune'}", f"checkpoint={run_dir}", *labelled]
     return _finetune(words)
+
+
+def _refuse_another(out: Path) -> None:
+    """UserError for a folder of something else, such as a home directory; an earlier start of a demo goes on."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; choose a folder")
+    others = sorted(path.name for path in out.iterdir() if path.name not in OURS) if out.is_dir() else []
+    if others:
+        raise UserError(
+            f"{out} is no folder of a demo: it holds {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}; "
+            "choose a new or an empty folder for --out"
+        )
 
 
 def _made_up(out: Path) -> tuple[list[Source], list[str]]:

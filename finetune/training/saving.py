@@ -148,7 +148,7 @@ class Saved:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata()
                 if metadata["mark"] != self._mark:
-                    foreign = True
+                    foreign |= _crc32(path) == int(path.stem.rsplit("-", 1)[1], 16)  # else damaged: `read` will say so
                     continue
                 self.spent_before = max(self.spent_before, json.loads(metadata["facts"])["spent"])
                 self._count = max(self._count, int(path.stem.split("-")[-2]))

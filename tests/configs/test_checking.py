@@ -130,3 +130,25 @@ def test_a_configuration_that_a_run_wrote_is_read_again(tmp_path):
             path.write_text(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
             assert load(model, path, kind, []) == made
     assert load(FinetuneConfig, tmp_path / "finetune-demo.yaml", "finetune", ["budget=1h"]).budget == 3600
+
+
+@pytest.mark.parametrize("key", ["shots", "seeds", "schedule.steps", "schedule.lr", "plan.batch"])
+@pytest.mark.parametrize("word", ["yes", "false"])
+def test_yes_is_no_number(key, word):
+    with pytest.raises(UserError, match=f"{key}.*'(true|false)' is not a (whole )?number"):
+        study("demo", f"{key}={word}")
+
+
+@pytest.mark.parametrize(
+    "word", ["schedule.lr=.inf", "checkpoint_minutes=.nan", "plan.patch=[0, 8, 8]", "plan.spacing=[1, -1, 1]"]
+)
+def test_numbers_that_no_study_can_have(word):
+    with pytest.raises(UserError, match=word.partition("=")[0]):
+        study("demo", word)
+
+
+def test_a_probe_by_its_kind_says_what_else_it_needs():
+    with pytest.raises(UserError, match=r"probes.*data.* is missing"):
+        run("demo", "probes=knn")
+    with pytest.raises(UserError, match="'knn', 'linear', 'segmentation'"):
+        run("demo", "probes=[{every: 3}]")

@@ -117,11 +117,8 @@ class Lives:
 
 
 @pytest.fixture
-def lives(tmp_path, volumes, site_key_file, monkeypatch):
-    key = site_key_file.with_name("kills.key")  # the same patients to test on each time
-    key.write_text("5" * 64)
-    key.chmod(0o600)
-    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(key))
+def lives(tmp_path, volumes, site_key_file, fixed_key, monkeypatch):
+    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(fixed_key("kills")))  # the same patients to test on each time
     made = Lives(tmp_path, volumes)
     yield made
     made.process.stdin.close()

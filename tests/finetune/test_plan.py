@@ -50,3 +50,6 @@ def test_an_edited_plan_is_read_back_and_overrides_win(volumes, tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="not a plan"):
         settle_plan(path, images, PlanOverrides(), ENCODER)
+    path.write_text('{"patch": [8, 8, 8]}')
+    with pytest.raises(UserError, match=r"plan\.json is not a plan: spacing: is missing; .*; mend or delete it"):
+        settle_plan(path, images, PlanOverrides(), ENCODER)

@@ -1,12 +1,17 @@
 """The command line as a person meets it: help, wrong words, wrong files."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+with io.BytesIO() as stream:
+    np.save(stream, np.zeros((8, 8), np.uint8))
+    SCAN = stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -23,10 +28,15 @@ SCANFORGE = str(Path(sys.executable).parent / "scanforge")
         (["finetune", "hippocampus_segmentation", "shosts=3"], "did you mean 'shots'?"),
         (["predict", "--model", "EMPTY", "--input", "EMPTY", "--out", "OUT"], "EMPTY"),
         (["demo", "--data", "EMPTY", "--out", "OUT"], "imagesTr"),
+        (["demo", "--out", "HOME"], "HOME is no folder of a demo: it holds scan.npy, thesis.tex"),
+        (["data", "build", "HOME", "--out", "OUT", "--patient-regex", "(a"], "'(a' is no regular expression"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words: list[str], said: str):
-    (tmp_path / "EMPTY").mkdir()
+    for name in ("EMPTY", "HOME"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "HOME" / "thesis.tex").write_text("x")
+    (tmp_path / "HOME" / "scan.npy").write_bytes(SCAN)
     done = subprocess.run([SCANFORGE, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
