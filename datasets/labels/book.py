@@ -17,6 +17,7 @@ from scanforge.datasets.labels.names import ByName, parts_of
 from scanforge.datasets.labels.personal import MAIL, PERSONS, telling_value
 from scanforge.datasets.labels.table import Columns, Found, read_table
 from scanforge.datasets.readers import SUFFIXES, suffix_of
+from scanforge.datasets.readers.real_paths import RealPaths
 
 Parts = tuple[str, ...]
 
@@ -55,6 +56,7 @@ class LabelBook:
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     doubt: Doubt = field(default_factory=Doubt)
+    real: RealPaths = field(default_factory=RealPaths)
     _lists: list[_List] = field(default_factory=list)
     _masks: MaskSet | None = None
 
@@ -176,7 +178,7 @@ def open_labels(
         _file(book, path, found, claimed, boxes_from_masks)
     _refuse_unknown(columns.asked if columns else (), there)
     if masks:
-        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images)
+        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images, book.real)
         book.claimed |= book._masks.claimed
     if boxes_from_masks and not book.claimed:
         raise UserError("boxes from masks are wanted, but no masks are given")

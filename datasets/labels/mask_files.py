@@ -15,6 +15,7 @@ from scanforge.datasets.labels.roles import masks_among
 from scanforge.datasets.labels.words import is_marked
 from scanforge.datasets.readers import find_scans
 from scanforge.datasets.readers.pattern import cases_of, split_pattern
+from scanforge.datasets.readers.real_paths import RealPaths
 
 
 class MaskSet:
@@ -25,12 +26,18 @@ class MaskSet:
     """
 
     def __init__(
-        self, folders: Sequence[Path], names: dict[str, Names], boxes: bool, images: Sequence[Path] = ()
+        self,
+        folders: Sequence[Path],
+        names: dict[str, Names],
+        boxes: bool,
+        images: Sequence[Path] = (),
+        real: RealPaths | None = None,
     ) -> None:
         """`boxes`: one around each connected part is wanted; `images`: the inputs, which may be patterns, too.
 
         UserError for a folder that is not there, or holds no readable file.
         """
+        self._real = real or RealPaths()
         self.title = " and ".join(map(str, folders))
         self._stated = _stated([path for path in folders if split_pattern(path)])
         self._patterns = [split[1] for path in images if (split := split_pattern(path))]
@@ -47,19 +54,20 @@ class MaskSet:
 
     def _take(self, masks: Mapping[Path, Sequence[str]]) -> None:
         self._masks = [MaskFile(root, file) for root, files in masks.items() for file in files]
-        self.claimed = {mask.path.resolve() for mask in (*self._masks, *self._stated.values())}
+        self.claimed = {self._real.of(mask.root, mask.relative) for mask in (*self._masks, *self._stated.values())}
 
     def claim(self, files: Sequence[tuple[Path, str]], others: int, doubt: Doubt) -> None:
         """Tells masks from scans by all files (root, path below it) of the inputs and the number of files that may be
         DICOM. UserError where nothing tells them apart."""
-        resolved = {(root / relative).resolve(): relative for root, relative in files}
-        ours = {(root / file).resolve() for root, each in self._files.items() for file in each}
+        real = self._real.of
+        resolved = {real(root, relative): relative for root, relative in files}
+        ours = {real(root, file) for root, each in self._files.items() for file in each}
         scans = [relative for path, relative in resolved.items() if path not in ours]
         roots = {root.resolve() for root, _ in files}
         masks = {}
         for root, each in self._files.items():
-            inside = [file for file in each if (root / file).resolve() in resolved]
-            outside = [file for file in each if (root / file).resolve() not in resolved]
+            inside = [file for file in each if real(root, file) in resolved]
+            outside = [file for file in each if real(root, file) not in resolved]
             if outside and inside and masks_among(inside, [], True) == inside:
                 masks[root] = masks_among(outside, [*scans, *inside], False)
             else:

@@ -112,7 +112,7 @@ def _opened(files: Sequence[File], book: LabelBook, none: list[Quarantined]) -> 
     opened = regular_files(files, none)
     if not book.claimed:
         return opened
-    return [(root, relative) for root, relative in opened if (root / relative).resolve() not in book.claimed]
+    return [(root, relative) for root, relative in opened if book.real.of(root, relative) not in book.claimed]
 
 
 def regular_files(files: Sequence[File], none: list[Quarantined], kind: Kind = "skipped") -> list[File]:
