@@ -14,6 +14,7 @@ from scanforge.configs.text import printable
 
 # Colour, title and cursor of a terminal; a forged line; a turned direction; a byte that is no UTF-8.
 EVIL = "a\x1b[31m\x1b]0;owned\x07\r\nscanforge: all is well\u202egnp\x9b2J"
+ONE_LINE = EVIL.replace("\r\n", "")  # names in a list that go over several lines are refused: is a quote not closed?
 NOT_UTF8 = os.fsdecode(b"b\xff\xfe\x1b[2J")
 
 
@@ -35,12 +36,13 @@ def scanforge(*words: str | Path) -> tuple[int, list[str]]:
 @pytest.fixture
 def ward(tmp_path: Path) -> Path:
     image(tmp_path / "in" / f"{EVIL}.png", 1)
+    image(tmp_path / "in" / f"{ONE_LINE}.png", 4)
     image(tmp_path / "in" / f"{NOT_UTF8}.png", 2)
     image(tmp_path / "in" / "plain.png", 3)
     (tmp_path / "in" / f"z{EVIL}.nii.gz").write_bytes(b"no NIfTI")
     (tmp_path / "in" / f"z{NOT_UTF8}.nii").write_bytes(b"no NIfTI")
     header = f'file,class,"note {EVIL}"\n'
-    rows = [f'"{EVIL}.png","{EVIL[:20]}",x', "plain.png,benign,y", f'"gone {EVIL}.png",benign,z']
+    rows = [f'"{ONE_LINE}.png","{EVIL[:20]}",x', "plain.png,benign,y", f'"gone {ONE_LINE}.png",benign,z']
     (tmp_path / "list.csv").write_text(header + "\n".join(rows), encoding="utf-8", newline="")
     return tmp_path
 
