@@ -15,7 +15,7 @@ from scanforge.configs.files import write_text
 from scanforge.configs.loading import read_yaml
 from scanforge.finetune.config import FinetuneConfig
 from scanforge.pretrain.distributed import ALONE
-from scanforge.pretrain.run_folder import LOCK, held
+from scanforge.pretrain.run_folder import HARMLESS, LOCK, held, names_in
 
 CONFIG = "config.yaml"
 OURS = "plan.json"  # what the first start of a study writes first
@@ -25,8 +25,6 @@ FREE_TO_CHANGE = {
     "device",
 }  # fmt: skip
 PLACES = {"path", "images", "labels", "key_file"}
-# Beside the first start: a configuration, a job's log, a file that was being written when a start before was killed.
-HARMLESS = {".yaml", ".yml", ".log", ".out", ".err", ".part"}
 PATIENCE = 3.0  # seconds that a study waits for one that is about to end
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # a person's to mend
 
@@ -51,12 +49,7 @@ def taken(config: FinetuneConfig) -> Iterator[None]:
 def refuse_another(config: FinetuneConfig) -> None:
     """UserError where the folder holds no study, or one that computes something else."""
     folder = config.run_dir
-    try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    except NotADirectoryError as error:
-        raise UserError(f"run_dir {folder} is a file; choose a folder") from error
-    except OSError as error:
-        raise UserError(f"cannot read the run folder {folder}: {error.strerror}") from error
+    names = names_in(folder)
     theirs = _of_a_study(folder / CONFIG) if CONFIG in names else None
     if theirs is None and OURS not in names:
         others = sorted(name for name in names - {LOCK} if name == CONFIG or Path(name).suffix not in HARMLESS)

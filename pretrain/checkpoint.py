@@ -17,6 +17,7 @@ from isal import isal_zlib
 
 from scanforge.backbones.tensor_file import Written
 from scanforge.configs.errors import UserError
+from scanforge.configs.files import sync_folder
 from scanforge.datasets.plan import Position
 from scanforge.pretrain.distributed import ALONE, World, all_ranks_agree, barrier, gather_objects
 
@@ -169,10 +170,10 @@ def _seal(temporary: Path, final: Path, content: dict[str, Any], everything: lis
         json.dump({"format": FORMAT, **content, "files": files}, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
-    _sync_folder(temporary)
+    sync_folder(temporary)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -185,11 +186,3 @@ def _crc32(path: Path) -> int:
         while chunk := handle.read(1 << 22):
             value = isal_zlib.crc32(chunk, value)
     return value
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -79,14 +79,19 @@ OURS = {LOCK, "jobs", "checkpoints", "metrics.jsonl", "pictures", "sweep.json"}
 HARMLESS = {".yaml", ".yml", ".log", ".out", ".err", ".part"}
 
 
-def _refuse_no_run(folder: Path) -> None:
-    """UserError for a folder of something else: a home directory, a data set, a study of fine-tuning."""
+def names_in(folder: Path) -> set[str]:
+    """Names of what lies in a run folder, none where it is not there; UserError where it cannot be read."""
     try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        return {path.name for path in folder.iterdir()} if folder.exists() else set()
     except NotADirectoryError as error:
         raise UserError(f"run_dir {folder} is a file; choose a folder") from error
     except OSError as error:
         raise UserError(f"cannot read the run folder {folder}: {error.strerror}") from error
+
+
+def _refuse_no_run(folder: Path) -> None:
+    """UserError for a folder of something else: a home directory, a data set, a study of fine-tuning."""
+    names = names_in(folder)
     if "config.yaml" in names:
         try:
             content = read_yaml(folder / "config.yaml")
