@@ -30,7 +30,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 demo: install
-	$(BIN)/scanforge demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
+	$(BIN)/scanfoundry demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
 
 test: dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
@@ -42,11 +42,11 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy wants the namespace as a folder: link the packages below build/types/scanforge.
+# mypy wants the namespace as a folder: link the packages below build/types/scanfoundry.
 types: dev
-	rm -rf build/types && mkdir -p build/types/scanforge
-	for p in configs backbones datasets pretrain finetune launch; do ln -s ../../../$$p build/types/scanforge/$$p; done
-	$(BIN)/mypy -p scanforge
+	rm -rf build/types && mkdir -p build/types/scanfoundry
+	for p in configs backbones datasets pretrain finetune launch; do ln -s ../../../$$p build/types/scanfoundry/$$p; done
+	$(BIN)/mypy -p scanfoundry
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scanforge.backbones.protocol import Encoder
-    from scanforge.backbones.release import Release, ReleaseInfo
+    from scanfoundry.backbones.models.release import Release, ReleaseInfo
+    from scanfoundry.backbones.protocol import Encoder
 
 
 def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
     """A pre-trained encoder and what it is.
 
     name_or_file: a run folder, its `model.safetensors`, the name of a model under `models_folder()`, or a file that
-    others released (see `scanforge.backbones.foreign`, which also takes options): what became of its keys is then
+    others released (see `scanfoundry.backbones.foreign`, which also takes options): what became of its keys is then
     printed to stderr. Raises UserError where there is none, or where it is damaged.
     """
-    from scanforge.backbones.release import load_encoder  # torch is imported only when it is needed
+    from scanfoundry.backbones.models.release import load_encoder  # torch is imported only when it is needed
 
     path = find(name_or_file)
     return load_encoder(path) if is_release(path) else _foreign(path)
@@ -30,7 +30,7 @@ def read_release(name_or_file: str | Path) -> Release:
 
     Whom a file of others was trained on is unknown: its list is empty.
     """
-    from scanforge.backbones.release import Release, load_release
+    from scanfoundry.backbones.models.release import Release, load_release
 
     path = find(name_or_file)
     if is_release(path):
@@ -40,13 +40,13 @@ def read_release(name_or_file: str | Path) -> Release:
 
 
 def models_folder() -> Path:
-    """Where installed models lie: $SCANFORGE_MODELS, or ~/.cache/scanforge/models."""
-    return Path(os.environ.get("SCANFORGE_MODELS") or Path.home() / ".cache" / "scanforge" / "models")
+    """Where installed models lie: $SCANFOUNDRY_MODELS, or ~/.cache/scanfoundry/models."""
+    return Path(os.environ.get("SCANFOUNDRY_MODELS") or Path.home() / ".cache" / "scanfoundry" / "models")
 
 
 def find(name_or_file: str | Path) -> Path:
     """The path that a name stands for: itself, or a model under `models_folder()`; UserError where neither exists."""
-    from scanforge.configs.errors import UserError
+    from scanfoundry.configs.errors import UserError
 
     for path in (Path(name_or_file), models_folder() / name_or_file):
         if path.exists():
@@ -61,13 +61,13 @@ def _how_to_get(name: str) -> str:
     """What to do about a name that stands for nothing here: install it, or correct it."""
     from importlib.resources import files
 
-    from scanforge.configs.checking import near
-    from scanforge.configs.loading import read_yaml
+    from scanfoundry.configs.loading import read_yaml
+    from scanfoundry.configs.parsing.checking import near
 
-    entries = read_yaml(Path(str(files("scanforge.configs"))) / "models.yaml")["models"]
+    entries = read_yaml(Path(str(files("scanfoundry.configs"))) / "models.yaml")["models"]
     names = {each for entry in entries for each in (entry["name"], *entry.get("also_known_as", []))}
     if name in names:
-        return f"'scanforge models get {name}' installs it"
+        return f"'scanfoundry models get {name}' installs it"
     here = models_folder()
     installed = {path.name for path in here.iterdir()} if here.is_dir() else set()
     hint = "" if "/" in name else near(name, sorted(names | installed))
@@ -76,13 +76,13 @@ def _how_to_get(name: str) -> str:
 
 def is_release(path: Path) -> bool:
     """Whether a path is a release of ours, or would be one if it were whole."""
-    from scanforge.backbones.release import INFO, WEIGHTS
+    from scanfoundry.backbones.models.release import INFO, WEIGHTS
 
     return path.is_dir() or path.name == INFO or (path.name == WEIGHTS and (path.parent / INFO).exists())
 
 
 def _foreign(path: Path) -> tuple[Encoder, ReleaseInfo]:
-    from scanforge.backbones.foreign import load_foreign
+    from scanfoundry.backbones.foreign import load_foreign
 
     encoder, info, report = load_foreign(path)
     print(report, file=sys.stderr)  # nothing that happens to weights is silent

@@ -8,9 +8,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
-from scanforge.backbones.stunet import DepthFreeConv3d, check_normalisable
-from scanforge.configs.base import Config
+from scanfoundry.backbones.protocol import Encoder, Walk, masked_mean
+from scanfoundry.backbones.stunet import DepthFreeConv3d, check_normalisable
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.geometry import Size3D
 
 WIDTH, LEVELS = 32, 5
 # Expansion ratios and blocks of the nine stages: enc_block_0..3, bottleneck, dec_block_3..0.
@@ -132,11 +133,11 @@ class MedNeXtEncoder(Encoder):
         """`masked_mean` of the deepest level: (B, pooled_dim)."""
         return masked_mean(self.forward(x)[-1], valid)
 
-    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """Cumulative strides (D, H, W) of the five levels; the depth stays 1 in 2D."""
         return tuple((1 if is_2d else 2**level, 2**level, 2**level) for level in range(LEVELS))
 
-    def check_input(self, shape: Triple) -> None:
+    def check_input(self, shape: Size3D) -> None:
         """Refuse sizes that leave one voxel at the deepest level, which has no variance to normalise by."""
         total = self.feature_strides(is_2d=shape[0] == 1)[-1]
         check_normalisable(shape, total, "MedNeXt", "take a larger crop")

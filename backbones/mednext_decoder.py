@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.mednext import (
+from scanfoundry.backbones.mednext import (
     LEVELS,
     Expansion,
     MedNeXtEncoder,
@@ -15,7 +15,7 @@ from scanforge.backbones.mednext import (
     encoder_features,
     encoder_stages,
 )
-from scanforge.backbones.protocol import Triple
+from scanfoundry.configs.geometry import Size3D
 
 
 class DepthFreeConvTranspose3d(nn.ConvTranspose3d):
@@ -26,7 +26,7 @@ class DepthFreeConvTranspose3d(nn.ConvTranspose3d):
         if x.shape[2] != 1:
             return super().forward(x, output_size)
         weight = self.weight[:, :, self.kernel_size[0] // 2]
-        stride, padding = self.stride[1:], cast(Triple, self.padding)[1:]
+        stride, padding = self.stride[1:], cast(Size3D, self.padding)[1:]
         return F.conv_transpose2d(x.squeeze(2), weight, self.bias, stride, padding, groups=self.groups).unsqueeze(2)
 
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Triple
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
 
 
-def patch_voxels(x: Tensor, patch: Triple, keep: Tensor | None = None) -> Tensor:
+def patch_voxels(x: Tensor, patch: Size3D, keep: Tensor | None = None) -> Tensor:
     """(B, C, D, H, W) -> (B, n, C * voxels): all patches in d, h, w order (w fastest), or those of `keep`.
 
     keep: (B, n) int64 indices. A patch's voxels are in the order of a convolution's flattened kernel.
@@ -27,7 +27,7 @@ def patch_voxels(x: Tensor, patch: Triple, keep: Tensor | None = None) -> Tensor
     return grid[row, keep // (h * w), keep // w % h, keep % w].flatten(2)
 
 
-def check_divides(shape: Triple, patch: Triple) -> None:
+def check_divides(shape: Size3D, patch: Size3D) -> None:
     """UserError where scans of (D, H, W) are no whole number of patches."""
     if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
         raise UserError(

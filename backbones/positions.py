@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Triple
+from scanfoundry.configs.geometry import Size3D
 
 
 def axis_positions(length: int, pairs: int) -> Tensor:
@@ -16,7 +16,7 @@ def axis_positions(length: int, pairs: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def sincos_positions(grid: Triple, dim: int, is_2d: bool) -> Tensor:
+def sincos_positions(grid: Size3D, dim: int, is_2d: bool) -> Tensor:
     """Positions (d*h*w, dim) float64 of a grid, rows in d, h, w order (w fastest).
 
     The columns go to the axes w, h in 2D and w, h, d in 3D, in that order (w first is what MAE's code does).
@@ -35,12 +35,12 @@ def sincos_positions(grid: Triple, dim: int, is_2d: bool) -> Tensor:
     return torch.cat(columns, dim=-1).flatten(0, 2)
 
 
-def positions_like(grid: Triple, dim: int, is_2d: bool, like: Tensor) -> Tensor:
+def positions_like(grid: Size3D, dim: int, is_2d: bool, like: Tensor) -> Tensor:
     """`sincos_positions` in the type and on the device of `like`, made once for each."""
     return _positions_on(grid, dim, is_2d, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
-def _positions_on(grid: Triple, dim: int, is_2d: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _positions_on(grid: Size3D, dim: int, is_2d: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a table first asked for in a prediction serves training too
         return sincos_positions(grid, dim, is_2d).to(device, dtype)

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanforge.backbones.patch_embedding import PatchEmbedding, check_divides, patch_voxels
-from scanforge.backbones.protocol import Encoder, Triple, masked_mean
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.configs.base import Config
+from scanfoundry.backbones.patch_embedding import PatchEmbedding, check_divides, patch_voxels
+from scanfoundry.backbones.protocol import Encoder, masked_mean
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.geometry import Size3D
 
 WIDTH_DEPTH_HEADS = {"S": (396, 12, 6), "B": (792, 12, 12), "M": (864, 16, 12), "L": (1056, 24, 16)}
 MLP_RATIO, LAYER_SCALE, INIT_STD = 8 / 3, 0.1, 0.02
@@ -60,7 +61,7 @@ def eva_blocks(dim: int, depth: int, heads: int, drop_path: float) -> nn.ModuleL
 
 
 @lru_cache(maxsize=64)
-def rotary_table(grid: Triple, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def rotary_table(grid: Size3D, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sines and cosines (d*h*w, 2 * dim) that timm's attention turns heads of `dim` features by, rows w fastest.
 
     The angle of pair i of an axis's dim / 6 pairs is position / 10000^(6 i / dim).
@@ -75,7 +76,7 @@ def rotary_table(grid: Triple, dim: int, dtype: torch.dtype, device: torch.devic
 class VolumeEmbedding(PatchEmbedding):
     """Patches of a volume to tokens; a scan of depth 1 counts as repeated through the patch."""
 
-    def __init__(self, channels: int, dim: int, patch: Triple) -> None:
+    def __init__(self, channels: int, dim: int, patch: Size3D) -> None:
         super().__init__(channels, dim, patch, dual_norm=False)
         nn.init.kaiming_normal_(self.weight, a=0.01)
         nn.init.zeros_(self.bias)
@@ -106,17 +107,17 @@ class PrimusEncoder(Encoder):
         self.norm = nn.LayerNorm(dim)
         nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
 
-    def patch(self, is_2d: bool) -> Triple:
+    def patch(self, is_2d: bool) -> Size3D:
         """The patch (D, H, W) in voxels of the scan."""
         return (1, *self.config.patch[1:]) if is_2d else self.config.patch
 
-    def grid(self, shape: Triple) -> Triple:
+    def grid(self, shape: Size3D) -> Size3D:
         """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
         self.check_input(shape)
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
         return d, h, w
 
-    def positions(self, grid: Triple) -> Tensor:
+    def positions(self, grid: Size3D) -> Tensor:
         """The learned positions (1, d*h*w, F) for a grid, trilinearly interpolated where it is not theirs."""
         own = self.config.grid
         if grid == own:
@@ -138,10 +139,10 @@ class PrimusEncoder(Encoder):
         """`masked_mean` of the patch tokens: (B, F)."""
         return masked_mean(self.forward(x)[0], valid)
 
-    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """The patch (D, H, W): there is one level."""
         return (self.patch(is_2d),)
 
-    def check_input(self, shape: Triple) -> None:
+    def check_input(self, shape: Size3D) -> None:
         """Refuse sizes that are not a multiple of the patch."""
         check_divides(shape, self.patch(is_2d=shape[0] == 1))

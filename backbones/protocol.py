@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.configs.base import Config
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.geometry import Size3D
 
-Triple = tuple[int, int, int]  # (D, H, W)
 # Another computation with a module's weights: `module(x, walk)` gives `walk(x)`. Through the module's own call it gets
 # what is attached to that: hooks, by which ZeRO 3 gathers weights and lets them go, and activation checkpointing.
 Walk = Callable[[Tensor], Tensor]
@@ -18,13 +18,13 @@ Walk = Callable[[Tensor], Tensor]
 class Encoder(nn.Module, ABC):
     """A backbone that turns scans (B, C, D, H, W) into feature maps; 2D is depth 1, on the same weights."""
 
-    config: Config  # what `scanforge.backbones.registry.build` needs to make this encoder again
+    config: Config  # what `scanfoundry.backbones.registry.build` needs to make this encoder again
     in_channels: int
     feature_channels: tuple[int, ...]  # finest level first
     pooled_dim: int
 
     @abstractmethod
-    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """Voxels per feature voxel on each axis, from the input, finest level first."""
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Encoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def check_input(self, shape: Triple) -> None:
+    def check_input(self, shape: Size3D) -> None:
         """Raise UserError, naming the size allowed, where scans of this (D, H, W) cannot be encoded."""
 
     def recomputable(self) -> Iterator[nn.Module]:
@@ -49,7 +49,7 @@ class Encoder(nn.Module, ABC):
         """
         return iter(())
 
-    def size_divisor(self, is_2d: bool) -> Triple:
+    def size_divisor(self, is_2d: bool) -> Size3D:
         """Sizes (D, H, W) that are a multiple of this lose nothing at any level."""
         return self.feature_strides(is_2d)[-1]
 

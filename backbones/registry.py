@@ -4,12 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanforge.backbones.primus import PrimusConfig, PrimusEncoder
-from scanforge.backbones.protocol import Encoder
-from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
-from scanforge.backbones.vit import ViTConfig, ViTEncoder
+from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.primus import PrimusConfig, PrimusEncoder
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
+from scanfoundry.backbones.stunet import STUNetConfig, STUNetEncoder
+from scanfoundry.backbones.vit import ViTConfig, ViTEncoder
 
 BACKBONES: dict[str, type[Encoder]] = {
     "mednext": MedNeXtEncoder,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
-from scanforge.backbones.stunet import (
+from scanfoundry.backbones.protocol import Encoder, Walk, masked_mean
+from scanfoundry.backbones.stunet import (
     LEAK,
     DepthFreeConv3d,
     Stride,
@@ -21,7 +21,8 @@ from scanforge.backbones.stunet import (
     cumulative,
     init_he,
 )
-from scanforge.configs.base import Config
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.geometry import Size3D
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -50,7 +51,7 @@ class ConvNorm(nn.Module):
     """Convolution with same padding, then InstanceNorm."""
 
     def __init__(
-        self, channels: int, out_channels: int, kernel: int = 3, stride: Triple = (1, 1, 1), bias: bool = True
+        self, channels: int, out_channels: int, kernel: int = 3, stride: Size3D = (1, 1, 1), bias: bool = True
     ) -> None:
         super().__init__()
         self.conv = DepthFreeConv3d(channels, out_channels, kernel, stride, kernel // 2, bias=bias)
@@ -76,7 +77,7 @@ class ShortcutPool(nn.Module):
     the same. A depth of 1 stays.
     """
 
-    def __init__(self, stride: Triple) -> None:
+    def __init__(self, stride: Size3D) -> None:
         super().__init__()
         self.stride = stride
 
@@ -89,7 +90,7 @@ class ShortcutPool(nn.Module):
 class BasicBlockD(nn.Module):
     """conv, norm, LeakyReLU, conv, norm, plus the input (averaged and projected where shapes differ), LeakyReLU."""
 
-    def __init__(self, channels: int, out_channels: int, stride: Triple = (1, 1, 1)) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: Size3D = (1, 1, 1)) -> None:
         super().__init__()
         self.conv1 = ConvNormAct(channels, out_channels, stride=stride)
         self.conv2 = ConvNorm(out_channels, out_channels)
@@ -120,7 +121,7 @@ class Stem(nn.Module):
 class ResidualStage(nn.Module):
     """A block that changes channels and size, then `count - 1` that keep them."""
 
-    def __init__(self, channels: int, out_channels: int, count: int, stride: Triple) -> None:
+    def __init__(self, channels: int, out_channels: int, count: int, stride: Size3D) -> None:
         super().__init__()
         first = BasicBlockD(channels, out_channels, stride)
         self.blocks = nn.Sequential(first, *(BasicBlockD(out_channels, out_channels) for _ in range(count - 1)))
@@ -143,7 +144,7 @@ class ResEncEncoder(Encoder):
         self.pooled_dim = features[-1]
         self.stem = Stem(config.in_channels, features[0])
         inputs = (features[0], *features[:-1])
-        strides: tuple[Triple, ...] = ((1, 1, 1), *config.strides)
+        strides: tuple[Size3D, ...] = ((1, 1, 1), *config.strides)
         levels = zip(inputs, features, config.blocks, strides, strict=True)
         self.stages = nn.ModuleList(ResidualStage(i, o, count, stride) for i, o, count, stride in levels)
         init_he(self.modules())
@@ -156,11 +157,11 @@ class ResEncEncoder(Encoder):
         """`masked_mean` of the deepest level: (B, pooled_dim)."""
         return masked_mean(self.forward(x)[-1], valid)
 
-    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """Cumulative strides (D, H, W) of the levels; the depth stays 1 in 2D."""
         return cumulative(self.config.strides, is_2d)
 
-    def check_input(self, shape: Triple) -> None:
+    def check_input(self, shape: Size3D) -> None:
         """Refuse sizes that leave one voxel at the deepest level, which InstanceNorm cannot normalise."""
         total = self.feature_strides(is_2d=shape[0] == 1)[-1]
         check_normalisable(shape, total, "ResEnc", "take a larger crop or smaller strides")

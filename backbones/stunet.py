@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple, Walk, masked_mean
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.protocol import Encoder, Walk, masked_mean
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
 
 Stride = tuple[Literal[1, 2], Literal[1, 2], Literal[1, 2]]
 LEAK = 0.01
@@ -53,7 +54,7 @@ class DepthFreeConv3d(nn.Conv3d):
         if x.shape[2] != 1:
             return super().forward(x)
         weight = self.weight[:, :, self.kernel_size[0] // 2]
-        padding = cast(Triple, self.padding)[1:]
+        padding = cast(Size3D, self.padding)[1:]
         y = F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding, groups=self.groups)
         return y.unsqueeze(2)
 
@@ -71,7 +72,7 @@ class DepthFreeConv3d(nn.Conv3d):
 class BasicResBlock(nn.Module):
     """conv, norm, LeakyReLU, conv, norm, plus the input (as it is or through a 1x1x1 conv), LeakyReLU."""
 
-    def __init__(self, channels: int, out_channels: int, stride: Triple = (1, 1, 1), project: bool = False) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: Size3D = (1, 1, 1), project: bool = False) -> None:
         super().__init__()
         self.conv1 = DepthFreeConv3d(channels, out_channels, 3, stride, 1)
         self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
@@ -89,7 +90,7 @@ class BasicResBlock(nn.Module):
         return F.leaky_relu(y + shortcut, LEAK, inplace=True)
 
 
-def res_stage(channels: int, out_channels: int, depth: int, stride: Triple = (1, 1, 1)) -> nn.Sequential:
+def res_stage(channels: int, out_channels: int, depth: int, stride: Size3D = (1, 1, 1)) -> nn.Sequential:
     """One block that changes channels and size, then `depth - 1` that keep them."""
     first = BasicResBlock(channels, out_channels, stride, project=True)
     return nn.Sequential(first, *(BasicResBlock(out_channels, out_channels) for _ in range(depth - 1)))
@@ -116,7 +117,7 @@ class STUNetEncoder(Encoder):
         self.feature_channels = config.channels
         self.pooled_dim = config.channels[-1]
         inputs = (config.in_channels, *config.channels[:-1])
-        strides: tuple[Triple, ...] = ((1, 1, 1), *config.strides)
+        strides: tuple[Size3D, ...] = ((1, 1, 1), *config.strides)
         self.conv_blocks_context = nn.ModuleList(
             res_stage(i, o, config.depth, s) for i, o, s in zip(inputs, config.channels, strides, strict=True)
         )
@@ -130,26 +131,26 @@ class STUNetEncoder(Encoder):
         """Mean over space of the deepest level, over the valid voxels (B, 1, D, H, W) alone: (B, pooled_dim)."""
         return masked_mean(self.forward(x)[-1], valid)
 
-    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """Cumulative strides (D, H, W) of the six levels; the depth stays 1 in 2D."""
         return cumulative(self.config.strides, is_2d)
 
-    def check_input(self, shape: Triple) -> None:
+    def check_input(self, shape: Size3D) -> None:
         """Refuse sizes that leave one voxel at the deepest level, which InstanceNorm cannot normalise."""
         total = self.feature_strides(is_2d=shape[0] == 1)[-1]
         check_normalisable(shape, total, "STU-Net", "take a larger crop or smaller strides")
 
 
-def cumulative(strides: Iterable[Triple], is_2d: bool) -> tuple[Triple, ...]:
+def cumulative(strides: Iterable[Size3D], is_2d: bool) -> tuple[Size3D, ...]:
     """Of levels that are each the one before at a stride (D, H, W), the strides from the input; in 2D depth stays 1."""
-    levels: list[Triple] = [(1, 1, 1)]
+    levels: list[Size3D] = [(1, 1, 1)]
     for d, h, w in strides:
         depth, height, width = levels[-1]
         levels.append((1 if is_2d else depth * d, height * h, width * w))
     return tuple(levels)
 
 
-def check_normalisable(shape: Triple, total: Triple, network: str, advice: str) -> None:
+def check_normalisable(shape: Size3D, total: Size3D, network: str, advice: str) -> None:
     """UserError where a scan (D, H, W) leaves one voxel at the total stride: a norm over space then has no variance."""
     if all(size <= stride for size, stride in zip(shape, total, strict=True)):
         axes = zip("DHW", shape, total, strict=True)

@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanforge.backbones.patch_embedding import PatchEmbedding, check_divides
-from scanforge.backbones.positions import positions_like
-from scanforge.backbones.protocol import Encoder, Triple, masked_mean
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.configs.base import Config
+from scanfoundry.backbones.patch_embedding import PatchEmbedding, check_divides
+from scanfoundry.backbones.positions import positions_like
+from scanfoundry.backbones.protocol import Encoder, masked_mean
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.geometry import Size3D
 
 WIDTH_DEPTH_HEADS = {
     "Ti": (192, 12, 3),
@@ -92,11 +93,11 @@ class ViTEncoder(Encoder):
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=INIT_STD)
 
-    def patch(self, is_2d: bool) -> Triple:
+    def patch(self, is_2d: bool) -> Size3D:
         """The patch (D, H, W) in voxels."""
         return (1, *self.config.patch_2d) if is_2d else self.config.patch_3d
 
-    def grid(self, shape: Triple) -> Triple:
+    def grid(self, shape: Size3D) -> Size3D:
         """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
         self.check_input(shape)
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
@@ -138,10 +139,10 @@ class ViTEncoder(Encoder):
         """
         return masked_mean(self.forward(x)[0], valid)
 
-    def feature_strides(self, is_2d: bool) -> tuple[Triple, ...]:
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """The patch (D, H, W): a ViT has one level."""
         return (self.patch(is_2d),)
 
-    def check_input(self, shape: Triple) -> None:
+    def check_input(self, shape: Size3D) -> None:
         """Refuse sizes that are not a multiple of the patch."""
         check_divides(shape, self.patch(is_2d=shape[0] == 1))

@@ -1,4 +1,4 @@
-"""Views per second: scanforge's batched augmentation against MONAI's dictionary transforms, sample by sample.
+"""Views per second: scanfoundry's batched augmentation against MONAI's dictionary transforms, sample by sample.
 
 command: python benchmarks/augment.py --data ../shared/data [--out augment]
 
@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from record import record
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.draw import Drawer
-from scanforge.datasets.augment.pipeline import Augment
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.intensity import IntensityConfig, normalise, statistics
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.draw import Drawer
+from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.intensity import IntensityConfig, normalise, statistics
 
 CASES = {"2d 224^2, batch 32": (32, (1, 224, 224)), "3d 96^3, batch 4": (4, (96, 96, 96))}
 ROUNDS, VIEWS = 5, 8
@@ -109,7 +109,7 @@ def compare(batch: Batch, config: AugmentConfig, transform: mt.Compose) -> dict[
         theirs.append(milliseconds(lambda: [one_by_one(transform, batch) for _ in range(VIEWS)]) / VIEWS)
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return {
-        "scanforge_ms": round(median(ours), 1),
+        "scanfoundry_ms": round(median(ours), 1),
         "monai_ms": round(median(theirs), 1),
         "faster": round(median(ratios), 2),
         "faster_min": round(min(ratios), 2),
@@ -133,7 +133,7 @@ def main() -> None:
     np.random.seed(0)
     result: dict[str, object] = {"threads": torch.get_num_threads(), "draw_32_samples_ms": draw_milliseconds()}
     print(f"{torch.get_num_threads()} threads; draws of 32 samples: {result['draw_32_samples_ms']} ms")
-    print(f"{'ms per batch':32}{'scanforge':>10}{'MONAI':>10}{'faster':>8}{'range':>14}")
+    print(f"{'ms per batch':32}{'scanfoundry':>10}{'MONAI':>10}{'faster':>8}{'range':>14}")
     for name, (count, shape) in CASES.items():
         batch = scans(arguments.data, count, shape)
         space = shape[1:] if batch.is_2d else shape
@@ -145,7 +145,7 @@ def main() -> None:
             result[f"{name}, {kind}"] = row
             spread = f"{row['faster_min']}-{row['faster_max']}"
             print(
-                f"{name + ', ' + kind:32}{row['scanforge_ms']:>10}{row['monai_ms']:>10}{row['faster']:>8}{spread:>14}"
+                f"{name + ', ' + kind:32}{row['scanfoundry_ms']:>10}{row['monai_ms']:>10}{row['faster']:>8}{spread:>14}"
             )
     if arguments.out:
         record(arguments.out, result)

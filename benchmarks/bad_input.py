@@ -18,23 +18,23 @@ from typing import Any
 
 from record import record
 
-from scanforge.datasets.identity import site_key
-from scanforge.datasets.labels.book import open_labels
-from scanforge.datasets.readers import ReadError, scans_of
-from scanforge.datasets.shards.job import sample_key
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet
-from scanforge.datasets.shards.sources import PlannedSource, find_sources
-from scanforge.datasets.shards.survey import find_dicom
-from scanforge.datasets.shards.writer import content_hash
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.discovery.scan_headers import find_dicom
+from scanfoundry.datasets.discovery.sources import PlannedSource, find_sources
+from scanfoundry.datasets.identity import site_key
+from scanfoundry.datasets.labels.label_index import open_labels
+from scanfoundry.datasets.readers import ReadError, scans_of
+from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.datasets.shards.shard_worker import sample_key
+from scanfoundry.datasets.shards.writer import content_hash
 
 SECONDS = 900  # of a build or a check; what takes longer hangs
 _SEVERAL = re.compile(r" \(\d+ files\)$")
 
 
 def command(*words: str | Path) -> None:
-    """One `scanforge data` command; it must end in time, well, and without a traceback."""
-    line = [str(Path(sys.executable).with_name("scanforge")), "data", *map(str, words)]
+    """One `scanfoundry data` command; it must end in time, well, and without a traceback."""
+    line = [str(Path(sys.executable).with_name("scanfoundry")), "data", *map(str, words)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), (words, done.stderr)
 

@@ -23,8 +23,8 @@ BUILDS = {  # the words of `data build`; {data} is the folder of real scans
 }
 LOAD = """
 import sys
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, SourceConfig
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, SourceConfig
 path, kind, batches = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sizes = {"crop_3d": (32, 32, 32), "batch_3d": 16} if kind == "3d" else {"crop_2d": (128, 128), "batch_2d": 32}
 loader = CropLoader(DataConfig(sources=[SourceConfig(name="scans", path=path)], workers=1, **sizes), seed=0)
@@ -53,7 +53,7 @@ def build(python: str, words: list[str], out: Path) -> float:
     """One build into an empty folder, in one process."""
     shutil.rmtree(out, ignore_errors=True)
     command = ["data", "build", *words, "--out", str(out), "--workers", "1", "--key-file", str(out.parent / "key")]
-    return cpu_seconds([str(Path(python).parent / "scanforge"), *command])
+    return cpu_seconds([str(Path(python).parent / "scanfoundry"), *command])
 
 
 def load(python: str, kind: str, shards: Path) -> float:
@@ -66,7 +66,7 @@ def load(python: str, kind: str, shards: Path) -> float:
 def demo(python: str, out: Path) -> float:
     """`make demo` without the installation."""
     shutil.rmtree(out, ignore_errors=True)
-    return cpu_seconds([str(Path(python).parent / "scanforge"), "demo", "--out", str(out)])
+    return cpu_seconds([str(Path(python).parent / "scanfoundry"), "demo", "--out", str(out)])
 
 
 def main() -> None:

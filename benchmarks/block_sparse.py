@@ -2,7 +2,7 @@
 
 command: python benchmarks/block_sparse.py [--rounds 5] [--backbone stunet|mednext] [--device cpu|cuda] [--bf16]
 encoder: forward and backward of the encoder at 128^3 with blocks of 32^3, at 75% and 60% masked, and in 2D:
-  packed      visible blocks alone (scanforge.pretrain.sparse)
+  packed      visible blocks alone (scanfoundry.pretrain.sparse)
   multiplied  the dense encoder, every convolution's output multiplied by the mask and every norm over gathered
               visible voxels, as the public SparK and nnssl do
   unmasked    the dense encoder as it is; `unmasked_last` the same on channels-last memory
@@ -27,17 +27,17 @@ import torch.nn.functional as F
 from record import record
 from torch import Tensor, nn
 
-from scanforge.backbones.mednext import MedNeXtConfig
-from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.backbones.protocol import Encoder
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import DepthFreeConv3d, STUNet, STUNetConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.masking import block_mask, enlarge
-from scanforge.pretrain.objectives.spark import SparkConfig
-from scanforge.pretrain.sparse import convolution
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.encoders import packed_features
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import DepthFreeConv3d, STUNet, STUNetConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.masking import block_mask, enlarge
+from scanfoundry.pretrain.objectives.spark import SparkConfig
+from scanfoundry.pretrain.sparse import convolution
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.encoders import packed_features
 
 KINDS = {"3d": (1, (128, 128, 128), (32, 32, 32)), "2d": (4, (1, 512, 512), (1, 32, 32))}  # batch, crop, block
 BACKBONES = {

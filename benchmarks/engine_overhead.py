@@ -4,7 +4,7 @@ command: python benchmarks/engine_overhead.py [--rounds 7] [--stages 0 1 2 3] [-
 
 The plain loop is what one would write without any framework: forward, backward, clip_grad_norm_, AdamW, and reading
 the loss. Both start from the same weights, see the same batches and must give the same losses; they take turns, and
-the ratio is the median of the rounds' own ratios. With --shards, `scanforge pretrain` is started for one step, twice:
+the ratio is the median of the rounds' own ratios. With --shards, `scanfoundry pretrain` is started for one step, twice:
 the time from the command to the first logged step, first and later.
 """
 
@@ -23,16 +23,16 @@ import torch
 from record import record
 from torch import nn
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import World, join
-from scanforge.pretrain.engine import Engine, EngineConfig
-from scanforge.pretrain.objectives import Objective
-from scanforge.pretrain.objectives.mae import MAEConfig
-from scanforge.pretrain.objectives.spark import SparkConfig
-from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser, learning_rate
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import World, join
+from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser, learning_rate
+from scanfoundry.pretrain.objectives import Objective
+from scanfoundry.pretrain.objectives.mae import MAEConfig
+from scanfoundry.pretrain.objectives.spark import SparkConfig
 
 CASES = {
     "spark STU-Net-S 64^3": ((2, 64, 64, 64), lambda: SparkConfig().build(build(STUNetConfig(size="S")))),
@@ -97,14 +97,14 @@ def compare(name: str, stage: int, rounds: int, world: World, clock: Callable[[]
 
 
 def starts(shards: Path) -> list[float]:
-    """Seconds from `scanforge pretrain` to its first logged step, in a fresh process each."""
+    """Seconds from `scanfoundry pretrain` to its first logged step, in a fresh process each."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(3):
             run = Path(folder) / str(number)
             words = [f"run_dir={run}", f"data.sources.0.path={shards}", "steps=1", "optimiser.warmup_steps=0"]
             words += ["monitor_crops=0", "data.crop_3d=[32,32,32]", "data.batch_3d=1", "objective.block_3d=[16,16,16]"]
-            command = [str(Path(sys.executable).parent / "scanforge"), "pretrain", "spark_stunet_volumes", *words]
+            command = [str(Path(sys.executable).parent / "scanfoundry"), "pretrain", "spark_stunet_volumes", *words]
             started = time.time()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():

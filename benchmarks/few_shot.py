@@ -13,7 +13,7 @@ from typing import Any
 
 from record import record
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     arguments, words = parser.parse_known_args()
     run_dir = Path(next(word for word in words if word.startswith("run_dir=")).partition("=")[2])
-    subprocess.run([SCANFORGE, "finetune", arguments.recipe, *words], check=True)
+    subprocess.run([SCANFOUNDRY, "finetune", arguments.recipe, *words], check=True)
     results = json.loads((run_dir / "results.json").read_text())
     table = [
         {"arm": row["arm"], "shots": row["shots"], "train_cases": row["train_cases"], **shorten(row["metrics"])}

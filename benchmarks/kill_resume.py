@@ -17,7 +17,7 @@ from pathlib import Path
 
 from record import record
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def steps_done(run_dir: Path) -> int:
@@ -42,7 +42,7 @@ def main() -> None:
     arguments, words = parser.parse_known_args()
     run_dir = Path(next(word for word in words if word.startswith("run_dir=")).partition("=")[2])
     killed_dir = run_dir.with_name(run_dir.name + "-killed")
-    base = [SCANFORGE, "pretrain", arguments.recipe, *words]
+    base = [SCANFOUNDRY, "pretrain", arguments.recipe, *words]
     seconds = run(base)
     total = steps_done(run_dir)
     points = sorted(random.sample(range(2, total - 1), arguments.kills))

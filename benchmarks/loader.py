@@ -16,15 +16,15 @@ from peers.process import BENCHMARKS, Contender
 from record import RESULTS, record
 from scans import SIZES, large, small
 
-from scanforge.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.build import BuildOptions, build
 
 CODECS = ("zstd", "lz4hc")
 # The fastest way found to use each; other ways are in peers/, and were slower.
 PEERS = ("litdata:tensor", "mosaic:b2nd", "monai:cache", "webdataset:b2nd", "blosc2:lz4hc", "blosc2:zstd")
 BOUNDS = ("bounds:empty", "bounds:memcpy1", "bounds:memcpy2")
 OURS = {
-    "scanforge zstd": ("both", "zstd"),
-    "scanforge lz4hc": ("both", "lz4hc"),
+    "scanfoundry zstd": ("both", "zstd"),
+    "scanfoundry lz4hc": ("both", "lz4hc"),
     "partial read alone, zstd": ("partial", "zstd"),
     "partial read alone, lz4hc": ("partial", "lz4hc"),
     "ring alone, zstd": ("ring", "zstd"),
@@ -41,7 +41,7 @@ def shards(scans: Path, out: Path, codec: str, modality: str) -> Path:
 
 
 def ours(variant: str, data: Path, crop: Triple, per_visit: int, batch: int, prefetch: int) -> Contender:
-    """scanforge's own process."""
+    """scanfoundry's own process."""
     words = ["--crop", *crop, "--per-visit", per_visit, "--batch", batch, "--prefetch", prefetch]
     return Contender([sys.executable, str(BENCHMARKS / "ours.py"), "serve", variant, str(data), *map(str, words)])
 
@@ -115,7 +115,7 @@ def main() -> None:
     if "small" in given.only:
         folders = small(given.data, given.work / "scans" / "small")
         for name, modality, crop in (("volumes", "mr", (32, 48, 32)), ("images", "us", (1, 256, 256))):
-            names = {"peers": [*PEERS, "bounds:empty"], "ours": ["scanforge zstd", "scanforge lz4hc"]}
+            names = {"peers": [*PEERS, "bounds:empty"], "ours": ["scanfoundry zstd", "scanfoundry lz4hc"]}
             speeds = contest(folders[name], given.work / name, modality, crop, 1, 32, names, given.rounds,
                              given.seconds)  # fmt: skip
             title = f"small {name} {crop}"

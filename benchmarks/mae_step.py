@@ -27,13 +27,13 @@ from record import record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scanforge.backbones.positions import sincos_positions
-from scanforge.backbones.registry import build
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.masking import block_mask
-from scanforge.pretrain.objectives.mae import MAE, MAEConfig
+from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.masking import block_mask
+from scanfoundry.pretrain.objectives.mae import MAE, MAEConfig
 
 RATIO, PATCH, SIDE = 0.75, 16, 224
 DECODER = (512, 8, 16)  # width, depth, heads
@@ -179,10 +179,10 @@ def compare(size: str, side: int, count: int, rounds: int, bf16: bool, device: s
     batch = scans(count, (1, side, side), device)
     agree(ours, plain, batch)
     steps = {
-        "scanforge_ms": step(ours, lambda: ours(batch)[0], bf16, device),
+        "scanfoundry_ms": step(ours, lambda: ours(batch)[0], bf16, device),
         "plain_ms": step(plain, lambda: plain(batch.voxels[:, :, 0]), bf16, device),
     }
-    flops = counted(steps["scanforge_ms"])
+    flops = counted(steps["scanfoundry_ms"])
     for call in steps.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -196,9 +196,9 @@ def compare(size: str, side: int, count: int, rounds: int, bf16: bool, device: s
         "faster_min": round(min(ratios), 3),
         "faster_max": round(max(ratios), 3),
     }
-    reached = flops / (1e-3 * row["scanforge_ms"])
+    reached = flops / (1e-3 * row["scanfoundry_ms"])
     row["of_matmul"] = round(reached / matmul_flops(bf16, device, quick), 3)
-    row["scans_per_s"] = round(count / (1e-3 * row["scanforge_ms"]), 2)
+    row["scans_per_s"] = round(count / (1e-3 * row["scanfoundry_ms"]), 2)
     return row
 
 
@@ -268,7 +268,7 @@ def main() -> None:
         arguments = (given.size, given.side, given.batch, given.rounds, precision == "bf16", given.device, given.quick)
         result[f"2d {precision}"] = row = compare(*arguments)
         print(f"2d {precision}: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        for case in () if given.compare_only else ("2d scanforge", "2d plain", *VOLUME_PATCHES):
+        for case in () if given.compare_only else ("2d scanfoundry", "2d plain", *VOLUME_PATCHES):
             result[f"{case} {precision}, alone"] = row = child(case, precision)
             print(
                 f"{case} {precision}, alone: " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True

@@ -1,4 +1,4 @@
-"""Memory per rank of real engine steps at every ZeRO stage, against what `scanforge launch --dry-run` estimates.
+"""Memory per rank of real engine steps at every ZeRO stage, against what `scanfoundry launch --dry-run` estimates.
 
 command: python benchmarks/memory.py [--device cpu|cuda] [--nets stunet_l stunet_h vit_l] [--worlds 1 2]
                                      [--stages 0 1 2 3] [--recompute off on] [--bucket 50000000] [--limit-gb 10]
@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 from record import record
 
-import scanforge.pretrain.engine as engine_module
-from scanforge.backbones.registry import build
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import join, leave
-from scanforge.pretrain.engine import Engine
-from scanforge.pretrain.memory import estimate
-from scanforge.pretrain.memory.measured import Allocated, Resident
+import scanfoundry.pretrain.engine.engine as engine_module
+from scanfoundry.backbones.registry import build
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import join, leave
+from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.memory import estimate
+from scanfoundry.pretrain.memory.measured import Allocated, Resident
 
 STUNET_CROP, VIT_CROP = [64, 64, 64], [64, 64, 64]
 SPARK = {"name": "spark"}

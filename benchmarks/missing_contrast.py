@@ -2,7 +2,7 @@
 
 command: python benchmarks/missing_contrast.py brain_tumour_segmentation --name NAME run_dir=DIR data.path=DIR
              checkpoint=RUN (or backbone=...) [augmentation.channel_dropout=0.3 ...]
-The words are those of `scanforge finetune`. For each patient a study is trained on all others, with the recipe's
+The words are those of `scanfoundry finetune`. For each patient a study is trained on all others, with the recipe's
 channel dropout and without any, and tested with all channels and with each one missing.
 """
 
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from record import record
 
-from scanforge.configs.loading import check, find, override, read_yaml
-from scanforge.finetune.cells import CellName
-from scanforge.finetune.config import FinetuneConfig
-from scanforge.finetune.data import CaseList, discover
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.metrics.weighted import Record
-from scanforge.finetune.modelfile import load_model, pick_device
-from scanforge.finetune.running import Study, prepare, run
+from scanfoundry.configs.loading import check, find, override, read_yaml
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.formats import CaseList, discover
+from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.model_file import load_model, pick_device
+from scanfoundry.finetune.run_study import Study, prepare, run
+from scanfoundry.finetune.study.trials import TrialName
 
 
 def left_out(found: CaseList, patient: str, folder: Path) -> Path:
@@ -41,7 +41,7 @@ def without(case: Case, channel: int | None) -> Case:
     return Case(case.key, case.patient, images, case.target, case.drawn_on)
 
 
-def tested(study: Study, name: CellName) -> dict[str, list[Record]]:
+def tested(study: Study, name: TrialName) -> dict[str, list[Record]]:
     """Records of the test cases by the channel that is hidden, or 'none'."""
     adapter, members = load_model(study.config.run_dir / "cells" / name.folder)
     records: dict[str, list[Record]] = {}

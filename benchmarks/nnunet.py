@@ -2,7 +2,7 @@
 
 command: python benchmarks/nnunet.py RECIPE --python PYTHON_OF_NNUNET --work DIR --shots 10 --minutes 20 --name NAME
              [--peer-only | --ours-only] key=value ...
-RECIPE and the words are those of `scanforge finetune`, with the data; `schedule.minutes` is set to `--minutes`, and
+RECIPE and the words are those of `scanfoundry finetune`, with the data; `schedule.minutes` is set to `--minutes`, and
 shots and seed to one each. nnU-Net lives in a Python of its own (pip install nnunetv2==2.8.1), so that its pins and
 ours stay apart. Nothing else may run beside it: both sides take both cores, one after the other.
 """
@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from record import record
 
-from scanforge.configs.loading import check, find, override, read_yaml
-from scanforge.finetune.config import FinetuneConfig
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.data.sources import scan_file
-from scanforge.finetune.metrics.dice import dice, mean_defined
-from scanforge.finetune.metrics.intervals import interval
-from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.running import Study, prepare, run
-from scanforge.finetune.split import shots
-from scanforge.finetune.tasks.adapter import Adapter
-from scanforge.finetune.volumes import read_labels
+from scanfoundry.configs.loading import check, find, override, read_yaml
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.cases.sources import scan_file
+from scanfoundry.finetune.cases.volumes import read_labels
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.metrics.dice import dice, mean_defined
+from scanfoundry.finetune.metrics.intervals import interval
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.run_study import Study, prepare, run
+from scanfoundry.finetune.study.split import shots
+from scanfoundry.finetune.task import Adapter
 
 PEER = Path(__file__).parent / "peers" / "nnunet_peer.py"
 

@@ -1,8 +1,8 @@
 """Every objective for a few minutes on real shards of five kinds in one run, images and volumes: does it learn?
 
 command: python benchmarks/objectives.py --shards runs/shards4 --work runs/objectives [--seconds 240] [--only NAME ...]
---shards holds what `scanforge data build` made of ../shared/data: hippocampus and tumour (MR), ct, us, xr.
-Each run is `scanforge pretrain` in a process of its own with one thread, --jobs of them at a time, stopped by SIGTERM
+--shards holds what `scanfoundry data build` made of ../shared/data: hippocampus and tumour (MR), ct, us, xr.
+Each run is `scanfoundry pretrain` in a process of its own with one thread, --jobs of them at a time, stopped by SIGTERM
 when its time is up. Written down: losses by kind and by modality (means of the first and last 20 steps
 of a kind), RankMe and feature deviation at the first and the last look, steps, crops per second.
 """
@@ -50,7 +50,7 @@ RUNS: dict[str, tuple[dict, dict, dict]] = {  # backbone, objective, data
 
 
 def configuration(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One run, as `scanforge pretrain` reads it."""
+    """One run, as `scanfoundry pretrain` reads it."""
     backbone, objective, data = RUNS[name]
     sources = [{"name": each, "path": str(args.shards / each)} for each in ("hippocampus", "tumour", "ct", "us", "xr")]
     return {
@@ -71,7 +71,7 @@ def train(name: str, args: argparse.Namespace) -> Path:
     page = args.work / f"{name}.yaml"
     page.write_text(yaml.safe_dump(configuration(name, args)))
     shutil.rmtree(args.work / name, ignore_errors=True)
-    command = [str(Path(sys.executable).parent / "scanforge"), "pretrain", str(page)]
+    command = [str(Path(sys.executable).parent / "scanfoundry"), "pretrain", str(page)]
     process = subprocess.Popen(command, stderr=(args.work / f"{name}.log").open("w"))
     deadline = time.monotonic() + args.seconds
     while process.poll() is None and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""scanforge's loader as a contender: `python ours.py serve VARIANT SHARDS --crop D H W --per-visit N ...`.
+"""scanfoundry's loader as a contender: `python ours.py serve VARIANT SHARDS --crop D H W --per-visit N ...`.
 
 `both`: partial reads straight into the ring, as it is used. For the ablation: `partial`, partial reads handed over by
 torch's DataLoader; `ring`, whole scans decoded by the ring's workers, crops copied out of them.
@@ -18,10 +18,10 @@ from peers.common import Request, endless_map, random_generator, tensor, window
 from peers.protocol import BatchRounds, serve
 from torch.utils.data import Dataset
 
-from scanforge.datasets import crew, worker
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, SourceConfig
-from scanforge.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, SourceConfig
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.workers import worker, worker_pool
 
 VARIANTS = ("both", "partial", "ring", "float")
 
@@ -74,7 +74,7 @@ def batches(request: Request, variant: str) -> Iterator[torch.Tensor]:
     if variant == "partial":
         return endless_map(Partial(request), request)
     if variant == "ring":
-        crew._FACTORY = "ours:whole_worker"
+        worker_pool._FACTORY = "ours:whole_worker"
     flat = request.crop[0] == 1
     sizes = {"crop_2d": request.crop[1:], "batch_2d": request.batch} if flat else {}
     config = DataConfig(

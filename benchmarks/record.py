@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("scanforge", "torch", "deepspeed", "monai", "timm", "blosc2", "numpy")
+PACKAGES = ("scanfoundry", "torch", "deepspeed", "monai", "timm", "blosc2", "numpy")
 
 
 def record(name: str, result: dict[str, Any]) -> Path:

@@ -1,7 +1,8 @@
 """Two nodes of a real SLURM cluster: every loss of runs that are cut short again and again, against undisturbed ones.
 
 command: bash tests/slurm/start_slurm.sh
-         scanforge data build ../shared/data/msd_task04_hippocampus/imagesTr --out runs/shards/hippocampus --modality mr
+         scanfoundry data build ../shared/data/msd_task04_hippocampus/imagesTr --out runs/shards/hippocampus \
+             --modality mr
          python benchmarks/requeue.py --shards runs/shards/hippocampus --work runs/requeue --name requeue
 Each case (STU-Net-S with SparK, ViT-Ti with MAE; ZeRO 2 and 3) runs once undisturbed in the partition that nobody
 preempts, and once in the other with a limit of one minute: at least three ends by that real limit, one preemption by
@@ -25,7 +26,7 @@ from typing import Any
 import yaml
 from record import record
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 MODELS: dict[str, dict[str, Any]] = {
     "stunet_s_spark": {
         "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2},
@@ -72,7 +73,7 @@ def launch(config: Path, defaults: dict[str, Any], work: Path, *words: str) -> s
     """Submit; gives the job's id."""
     site = work / "site.yaml"
     site.write_text(yaml.safe_dump({"nodes": 2, **defaults}))
-    command = [SCANFORGE, "launch", str(config), "--defaults", str(site), *words]
+    command = [SCANFOUNDRY, "launch", str(config), "--defaults", str(site), *words]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return said.split()[1].rstrip(";")
 

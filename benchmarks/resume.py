@@ -17,9 +17,9 @@ from pathlib import Path
 
 from record import record
 
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, Position, SamplingPlan, SourceConfig
-from scanforge.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, Position, SamplingPlan, SourceConfig
+from scanfoundry.datasets.shards.build import BuildOptions, build
 
 FOLDERS = {"mr": "msd_task04_hippocampus/imagesTr", "us": "busi_breast_ultrasound/images",
            "xr": "nih_chestxray8_2class/images"}  # fmt: skip

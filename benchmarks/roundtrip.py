@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 from record import record
 
-from scanforge.datasets.identity import site_key
-from scanforge.datasets.labels.book import open_labels
-from scanforge.datasets.shards.build import BuildOptions, build
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.job import sample_key
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
-from scanforge.datasets.shards.sources import find_sources
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.discovery.sources import find_sources
+from scanfoundry.datasets.identity import site_key
+from scanfoundry.datasets.labels.label_index import open_labels
+from scanfoundry.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.shards.shard_worker import sample_key
 
 FOLDERS = {
     "hippocampus": ("msd_task04_hippocampus/imagesTr", "mr"),

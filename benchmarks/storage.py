@@ -20,7 +20,7 @@ import numpy as np
 from record import record
 from scans import SIZES, large, small
 
-from scanforge.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.build import BuildOptions, build
 
 CODECS = ("zstd", "lz4hc")
 
@@ -46,10 +46,10 @@ JOB = """
 import resource, sys, time
 from pathlib import Path
 import blosc2, webdataset
-import scanforge.datasets.labels.attach, scanforge.datasets.readers.nifti
-from scanforge.datasets.labels.book import open_labels
-from scanforge.datasets.shards.job import PARTIAL, Job, run
-from scanforge.datasets.shards.sources import deal, find_sources
+import scanfoundry.datasets.labels.attach, scanfoundry.datasets.readers.nifti
+from scanfoundry.datasets.labels.label_index import open_labels
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, Job, run
+from scanfoundry.datasets.discovery.sources import deal, find_sources
 scans, out, codec = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 blosc2.set_nthreads(1)
 book, no_dicom = open_labels([], [], False), lambda root, files: ([], [])

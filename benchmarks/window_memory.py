@@ -23,11 +23,11 @@ def measure(way: str, length: int, classes: int) -> dict[str, float]:
     """Peak in MB and seconds of one core; run in a fresh process."""
     import torch
 
-    from scanforge.finetune.inference.segmented import segment_volume
-    from scanforge.finetune.inference.windows import Tiling
-    from scanforge.finetune.monai_parts import compute_importance_map  # noqa: F401  # imports MONAI in the right order
-    from scanforge.finetune.volumes import resize
-    from scanforge.pretrain.memory.measured import Resident
+    from scanfoundry.finetune.cases.volumes import resize
+    from scanfoundry.finetune.inference.segmented import segment_volume
+    from scanfoundry.finetune.inference.windows import Tiling
+    from scanfoundry.finetune.monai_parts import compute_importance_map  # noqa: F401  # imports MONAI in the right order
+    from scanfoundry.pretrain.memory.measured import Resident
 
     torch.set_num_threads(1)
     network, cpu = torch.nn.Conv3d(1, classes, 1), torch.device("cpu")

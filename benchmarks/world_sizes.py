@@ -27,16 +27,21 @@ from typing import Any
 import yaml
 from record import record
 
-from scanforge.configs.loading import check
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, Position
-from scanforge.launch.cli import main as main_of_scanforge
+from scanfoundry.configs.loading import check
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, Position
+from scanfoundry.launch.cli.main import main as main_of_scanfoundry
 
 # The ranks of a run are forked from a process that has loaded what they need: most of the time of so few steps.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     # monai_parts makes torchvision loadable, which timm imports
-    ["deepspeed", "scanforge.pretrain.loop", "scanforge.finetune.monai_parts", "timm.models.vision_transformer"]
+    [
+        "deepspeed",
+        "scanfoundry.pretrain.training.loop",
+        "scanfoundry.finetune.monai_parts",
+        "timm.models.vision_transformer",
+    ]
 )
 STUNET = {
     "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2},
@@ -97,11 +102,11 @@ def part(path: Path, run_dir: Path, size: int, until: int | None) -> None:
 
 
 def pretrain(path: Path, env: dict[str, str]) -> None:
-    """`scanforge pretrain` in this process, which must be a new one."""
+    """`scanfoundry pretrain` in this process, which must be a new one."""
     os.environ.update(env)
     os.dup2(2, 1)  # the results are what is printed
-    sys.argv = ["scanforge", "pretrain", str(path)]
-    main_of_scanforge()
+    sys.argv = ["scanfoundry", "pretrain", str(path)]
+    main_of_scanfoundry()
 
 
 def keys(data: DataConfig, seed: int, size: int, start: int, stop: int) -> list[list[str]]:

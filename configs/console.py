@@ -7,7 +7,7 @@ import rich.console
 from rich.segment import Segment
 from rich.text import Text
 
-from scanforge.configs.text import printable
+from scanfoundry.configs.text import printable
 
 
 class Console(rich.console.Console):

@@ -1,13 +1,14 @@
 """Files that are either whole or not there: a reader, or whoever comes after a kill, sees the old or the new."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
 
 
 @contextmanager
@@ -78,3 +79,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that any reader takes: nan is refused (ValueError), so an undefined number must be None."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`content` at `path`, whole or not at all, also after a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_anew(draft)
+    with open(draft, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(draft, path)
+
+
+def sha256_of(file: Path | IO[bytes]) -> str:
+    """Hexadecimal SHA-256 of a file: the one at a path, or an open one from its start, wherever that was read to."""
+    with nullcontext(file) if not isinstance(file, Path) else open(file, "rb") as stream:
+        stream.seek(0)
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]

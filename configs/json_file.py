@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
 
 
 def load_json(path: Path, what: str = "") -> Any:

@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from scanforge.configs.checking import check, near
-from scanforge.configs.errors import UserError
-from scanforge.configs.plain_yaml import LONGEST, plain_yaml
-from scanforge.configs.typed import give_way, parsed
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.parsing.checking import check, near
+from scanfoundry.configs.parsing.command_line import give_way, parsed
+from scanfoundry.configs.parsing.plain_yaml import LONGEST, plain_yaml
 
 __all__ = ["check", "find", "load", "override", "read_yaml", "recipes"]
 
@@ -18,7 +18,7 @@ T = TypeVar("T", bound=BaseModel)
 
 def recipes(kind: str) -> dict[str, Path]:
     """Recipe names of one kind ('pretrain', 'finetune', 'cluster') and where they lie."""
-    folder = Path(str(files("scanforge.configs"))) / kind
+    folder = Path(str(files("scanfoundry.configs"))) / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.shards.foreground import cell_edges
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.shards.foreground import cell_edges
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue
-Triple = tuple[int, int, int]  # D, H, W
 Slices = tuple[slice, slice, slice]
 
 
@@ -41,12 +41,12 @@ def permutation(seed: int, count: int) -> NDArray[np.int64]:
 class Place:
     """A crop in a scan: `start` is negative along axes where the scan is smaller, and centred in, the crop."""
 
-    start: Triple
+    start: Size3D
     flips: tuple[bool, bool, bool]  # along D, H, W
 
 
 def place(
-    seed: int, scan: Triple, crop: Triple, bitmap: NDArray[np.bool_], foreground: float, axes: Sequence[int]
+    seed: int, scan: Size3D, crop: Size3D, bitmap: NDArray[np.bool_], foreground: float, axes: Sequence[int]
 ) -> Place:
     """The crop that `seed` stands for.
 
@@ -73,7 +73,7 @@ def place(
     return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
-def near(first: Place, seed: int, scan: Triple, crop: Triple, share: float, axes: Sequence[int]) -> Place:
+def near(first: Place, seed: int, scan: Size3D, crop: Size3D, share: float, axes: Sequence[int]) -> Place:
     """Another crop of the scan, at least `share` (over 0) of whose voxels lie in the crop `first`.
 
     Every start within reach is as likely; the reach is the same fraction of the crop along each axis.
@@ -92,7 +92,7 @@ def near(first: Place, seed: int, scan: Triple, crop: Triple, share: float, axes
     return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
-def overlap(start: Triple, scan: Triple, crop: Triple) -> tuple[Slices, Slices]:
+def overlap(start: Size3D, scan: Size3D, crop: Size3D) -> tuple[Slices, Slices]:
     """The part of the scan that lies in the crop: as slices of the scan, and as slices of the crop."""
     low = [max(0, begin) for begin in start]
     high = [min(length, begin + size) for begin, length, size in zip(start, scan, crop, strict=True)]

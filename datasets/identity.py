@@ -14,7 +14,7 @@ import stat
 from itertools import pairwise
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
 
 _LONGEST = 1024  # bytes of a key's file that are looked at
 _DISTINCT = 16  # different bytes among 32: of random ones there are 30, and never fewer than 16
@@ -24,18 +24,18 @@ _BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
 
 
 def site_key(path: Path | None = None) -> bytes:
-    """The site's key (32 bytes) from `path`, else $SCANFORGE_KEY_FILE, else ~/.config/scanforge/site.key.
+    """The site's key (32 bytes) from `path`, else $SCANFOUNDRY_KEY_FILE, else ~/.config/scanfoundry/site.key.
 
     Made with mode 0600 where the file is missing; UserError where it cannot be read or made, is no key, is no secret
     (bytes that repeat), or where others than its owner may read it.
     """
-    given = path or os.environ.get("SCANFORGE_KEY_FILE")
-    file = Path(given) if given else Path.home() / ".config" / "scanforge" / "site.key"
+    given = path or os.environ.get("SCANFOUNDRY_KEY_FILE")
+    file = Path(given) if given else Path.home() / ".config" / "scanfoundry" / "site.key"
     try:
         if not file.exists():
             _create(file)
         with open(file, "rb") as stream:  # one file for the look at it and for its content
-            _refuse_shared(file, os.fstat(stream.fileno()))
+            _check_unshared(file, os.fstat(stream.fileno()))
             key = bytes.fromhex(stream.read(_LONGEST).decode("ascii").strip())
     except OSError as error:
         raise UserError(f"cannot use the site key {file}: {error.strerror}; name another with --key-file") from error
@@ -51,7 +51,7 @@ def site_key(path: Path | None = None) -> bytes:
     return key
 
 
-def _refuse_shared(file: Path, status: os.stat_result) -> None:
+def _check_unshared(file: Path, status: os.stat_result) -> None:
     """UserError where others can read or change the key, or it is not this user's; a pipe (of a vault) may be any's."""
     if os.name != "posix" or not stat.S_ISREG(status.st_mode):
         return

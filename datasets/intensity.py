@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import field_validator
 
-from scanforge.configs.base import Config
+from scanfoundry.configs.base import Config
 
 LOW, HIGH = (0.0, 0.5, 1.0, 2.0, 5.0), (95.0, 98.0, 99.0, 99.5, 100.0)
 _SAMPLE = 1 << 18  # voxels that percentiles and threshold are estimated from; smaller scans are used whole

@@ -7,14 +7,14 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch, Crops
-from scanforge.datasets.crew import Crew, InProcess
-from scanforge.datasets.crop import mix
-from scanforge.datasets.plan import DataConfig, Draw, Position, SamplingPlan
-from scanforge.datasets.ring import Ring, bits_of, buffer_size, view_of
-from scanforge.datasets.shards.prefetch import Prefetcher, Wanted
-from scanforge.datasets.worker import Filled, Setup, SourceSetup, Task
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch, Crops
+from scanfoundry.datasets.crop import mix
+from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
+from scanfoundry.datasets.storage.prefetch import Prefetcher, Wanted
+from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, view_of
+from scanfoundry.datasets.workers.worker import Filled, Setup, SourceSetup, Task
+from scanfoundry.datasets.workers.worker_pool import InProcess, WorkerPool
 
 _GROWTH = 4  # times the configured ring
 _OPEN_SHARDS = 64  # that a worker keeps open
@@ -55,10 +55,10 @@ class CropLoader:
             buffer_size(kind.crop, rows * kind.batch // self._shares, config.channels, excluding)
             for kind in self.plan.kinds
         ]
-        self._ring = Ring(max(sizes), config.ring, _GROWTH * config.ring)
+        self._ring = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
         setup = self._setup(world_size)
         self._crew = (
-            Crew(setup, self._ring, config.workers, config.timeout_s)
+            WorkerPool(setup, self._ring, config.workers, config.timeout_s)
             if config.workers
             else InProcess(setup, self._ring)
         )

@@ -13,19 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.crop import Triple, mix
-from scanforge.datasets.excluded import Excluded, require
-from scanforge.datasets.identity import fraction
-from scanforge.datasets.intensity import IntensityConfig
-from scanforge.datasets.mixture import Mixture
-from scanforge.datasets.modality import meant
-from scanforge.datasets.pairs import Companions
-from scanforge.datasets.shards.reader import DataSet
-from scanforge.datasets.shards.store import CacheConfig
-from scanforge.datasets.shuffle import WindowShuffle
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.crop import mix
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.datasets.intensity import IntensityConfig
+from scanfoundry.datasets.modality import meant
+from scanfoundry.datasets.sampling.excluded import Excluded, require
+from scanfoundry.datasets.sampling.mixture import Mixture
+from scanfoundry.datasets.sampling.pairs import Companions
+from scanfoundry.datasets.sampling.shuffle import WindowShuffle
+from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.datasets.storage.store import CacheConfig
 
 _STEPS, _VISITS = 64, 256  # block lengths of the mixtures of kinds and of sources
 PROJECTED = "xr"  # modality of a volume's projection
@@ -34,7 +35,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class SourceConfig(Config):
-    """One data set in the mixture: a folder that `scanforge data build` made, or the URL of one."""
+    """One data set in the mixture: a folder that `scanfoundry data build` made, or the URL of one."""
 
     name: str
     path: Annotated[str, BeforeValidator(str)]
@@ -124,7 +125,7 @@ class Draw(NamedTuple):
 class Kind:
     """Steps of one crop shape."""
 
-    crop: Triple
+    crop: Size3D
     batch: int  # of all ranks together
     streams: list[int]
     mixture: Mixture
@@ -146,7 +147,7 @@ class _Rows(NamedTuple):
     """Scans of one source that serve one kind; those of one group share its mass."""
 
     source: int
-    crop: Triple
+    crop: Size3D
     group: str
     table: NDArray[np.void]
 
@@ -168,7 +169,7 @@ class SamplingPlan:
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self._patients: set[str] = set()
         self.streams: list[Stream] = []
-        kinds: dict[Triple, list[int]] = {}
+        kinds: dict[Size3D, list[int]] = {}
         for crop, stream in self._all_streams():
             kinds.setdefault(crop, []).append(len(self.streams))
             self.streams.append(stream)
@@ -192,12 +193,12 @@ class SamplingPlan:
                 hint = f"did you mean '{code}'?" if code in known and code != name else f"there are {', '.join(known)}"
                 raise UserError(f"data.augment.modalities: no source has '{name}'; {hint}")
 
-    def _kind(self, crop: Triple, streams: list[int]) -> Kind:
+    def _kind(self, crop: Size3D, streams: list[int]) -> Kind:
         batch = self.config.batch_2d if crop[0] == 1 else self.config.batch_3d
         mixture = Mixture([self.streams[s].share for s in streams], _VISITS, mix(self.seed, 2, *crop))
         return Kind(crop, batch, streams, mixture)
 
-    def _all_streams(self) -> list[tuple[Triple, Stream]]:
+    def _all_streams(self) -> list[tuple[Size3D, Stream]]:
         """All streams with their crop shape; a stream's share is its group's mass, in proportion to its scans."""
         found: list[_Rows] = []
         for number in range(len(self.data)):

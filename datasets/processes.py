@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
 
 # A terminal's or a scheduler's signal is for the parent to answer; the workers end with their pipe.
 _PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 _GRACE = 5.0  # seconds for a worker to end by itself
 
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 Handler = Callable[[Any], Iterable[Any]]
 
 
@@ -46,7 +47,7 @@ class Worker:
         self.connection, remote = Pipe(duplex=True)
         command = (
             f"from {module} import {function} as factory; "
-            f"from scanforge.datasets.processes import serve; serve(factory, {remote.fileno()})"
+            f"from scanfoundry.datasets.processes import serve; serve(factory, {remote.fileno()})"
         )
         one_thread = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "BLOSC_NTHREADS": "1"}
         # Blocked here, the signals stay blocked in the child from its first instruction on.

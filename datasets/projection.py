@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.crop import mix
-from scanforge.datasets.plan import PROJECTED
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.crop import mix
+from scanfoundry.datasets.plan import PROJECTED
 
 How = Literal["mean", "max"]
 _SALT = 0x9A0E

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scanforge.finetune.config import FinetuneConfig
-    from scanforge.finetune.running import RunResult
+    from scanfoundry.finetune.config.study import FinetuneConfig
+    from scanfoundry.finetune.run_study import RunResult
 
 __all__ = ["predict", "run"]
 
 
 def run(config: "FinetuneConfig") -> "RunResult":
     """Run the few-shot study that `config` describes; see `running.run`."""
-    from scanforge.finetune.running import run as run_study  # heavy imports wait until they are needed
+    from scanfoundry.finetune.run_study import run as run_study  # heavy imports wait until they are needed
 
     return run_study(config)
 
@@ -29,6 +29,6 @@ def predict(
     force: bool = False,
 ) -> list[Path]:
     """Apply a fine-tuned model to scans and write the predictions; see `prediction.predict`."""
-    from scanforge.finetune.inference.prediction import predict as predict_scans
+    from scanfoundry.finetune.predict.prediction import predict as predict_scans
 
     return predict_scans(model, inputs, out, device, format, probabilities, uncertainty, force=force)

@@ -4,7 +4,7 @@
 import before, which beside a CPU-only torch takes `ensure_torchvision`.
 """
 
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 
 ensure_torchvision()
 

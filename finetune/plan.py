@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field, ValidationError
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.configs.base import Config
-from scanforge.configs.checking import explain
-from scanforge.configs.errors import UserError
-from scanforge.configs.files import write_json
-from scanforge.finetune.config import PlanOverrides, Size
-from scanforge.finetune.data.cases import ScanSource
-from scanforge.finetune.volumes import target_shape
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import write_json
+from scanfoundry.configs.geometry import PositiveSize3D
+from scanfoundry.configs.parsing.checking import explain
+from scanfoundry.finetune.cases.cases import ScanSource
+from scanfoundry.finetune.cases.volumes import target_shape
+from scanfoundry.finetune.config.study import PlanOverrides
 
 PATCH_3D, PATCH_2D = 96**3, 256**2  # voxels of a patch, at most, where the user asks for no other
 BATCH_VOXELS_3D, BATCH_VOXELS_2D = 2 * 96**3, 12 * 256**2
@@ -34,7 +35,7 @@ class Plan(Config):
     """What the run is trained at. Edit `plan.json` and start again: changed cells are trained anew."""
 
     spacing: tuple[float, float, float]  # segmentation is resampled to it where an axis differs by over 10%
-    patch: Size  # cropped, or (classification, detection of large findings) what scans are scaled to fit
+    patch: PositiveSize3D  # cropped, or (classification, detection of large findings) what scans are scaled to fit
     batch: int = Field(ge=1)
     fingerprint: Fingerprint
 
@@ -70,7 +71,7 @@ def make_plan(found: Fingerprint, overrides: PlanOverrides, encoder: Encoder) ->
     axes = 2 if found.is_2d else 3
     shrink = min(1.0, (budget / median.prod()) ** (1 / axes))
     sizes = np.maximum(1, np.ceil(median * np.where(median > 1, shrink, 1.0) / divisor - 1e-6)) * divisor
-    patch: Size = overrides.patch or (int(sizes[0]), int(sizes[1]), int(sizes[2]))
+    patch: PositiveSize3D = overrides.patch or (int(sizes[0]), int(sizes[1]), int(sizes[2]))
     if any(size % step for size, step in zip(patch, divisor, strict=True)) or (patch[0] == 1) != found.is_2d:
         kind = "(1, H, W)" if found.is_2d else "(D, H, W)"
         raise UserError(f"plan.patch {patch} must be {kind} in multiples of {tuple(int(x) for x in divisor)}")

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scanforge.pretrain.config import PretrainConfig
-    from scanforge.pretrain.loop import RunResult
+    from scanfoundry.pretrain.config.run import PretrainConfig
+    from scanfoundry.pretrain.training.loop import RunResult
 
 
 def run(config: "PretrainConfig") -> "RunResult":
     """Pre-train as `config` says, continuing from the run folder's newest complete checkpoint if there is one."""
-    from scanforge.pretrain.loop import run as run_loop  # heavy imports wait until they are needed
+    from scanfoundry.pretrain.training.loop import run as run_loop  # heavy imports wait until they are needed
 
     return run_loop(config)

@@ -6,7 +6,8 @@ Blocks are counted in d, h, w order (w fastest) everywhere: in the masks, in the
 import torch
 from torch import Tensor
 
-Triple = tuple[int, int, int]  # (D, H, W)
+from scanfoundry.configs.geometry import Size3D
+
 _BITS = 2**64
 
 
@@ -25,7 +26,7 @@ def masked_count(blocks: int, ratio: float) -> int:
     return min(max(round(blocks * ratio), 1), blocks - 1)
 
 
-def block_mask(seeds: Tensor, grid: Triple, ratio: float) -> Tensor:
+def block_mask(seeds: Tensor, grid: Size3D, ratio: float) -> Tensor:
     """Random masks (B, 1, d, h, w) bool on the CPU, True where hidden; the same number in every sample.
 
     seeds: (B,) int64. A sample's mask is a function of its own seed alone, so it is the same at any world
@@ -48,7 +49,7 @@ def visible_indices(mask: Tensor) -> Tensor:
     return flat.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
 
 
-def enlarge(mask: Tensor, factor: Triple) -> Tensor:
+def enlarge(mask: Tensor, factor: Size3D) -> Tensor:
     """Each cell of (B, 1, d, h, w) repeated into `factor` cells: (B, 1, d*fd, h*fh, w*fw)."""
     for axis, repeats in enumerate(factor, start=2):
         if repeats > 1:
@@ -56,7 +57,7 @@ def enlarge(mask: Tensor, factor: Triple) -> Tensor:
     return mask
 
 
-def patchify(x: Tensor, patch: Triple) -> Tensor:
+def patchify(x: Tensor, patch: Size3D) -> Tensor:
     """(B, C, D, H, W) -> (B, L, V, C): L patches of V voxels each; the sizes are multiples of the patch."""
     b, c, d, h, w = x.shape
     pd, ph, pw = patch
@@ -64,7 +65,7 @@ def patchify(x: Tensor, patch: Triple) -> Tensor:
     return x.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(b, -1, pd * ph * pw, c)
 
 
-def unpatchify(patches: Tensor, grid: Triple, patch: Triple) -> Tensor:
+def unpatchify(patches: Tensor, grid: Size3D, patch: Size3D) -> Tensor:
     """(B, L, V, C) -> (B, C, D, H, W): the inverse of `patchify`."""
     b, c = patches.shape[0], patches.shape[-1]
     x = patches.reshape(b, *grid, *patch, c).permute(0, 7, 1, 4, 2, 5, 3, 6)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.augment.pipeline import Augment
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.crop import Triple
-from scanforge.datasets.plan import DataConfig
-from scanforge.datasets.projection import project
-from scanforge.pretrain.objectives import Objective
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.plan import DataConfig
+from scanfoundry.datasets.projection import project
+from scanfoundry.pretrain.objectives import Objective
 
 
 class Views:
@@ -35,7 +35,7 @@ class Views:
         return tuple(self._augment.views(batch, self._count))
 
 
-def check_views(config: DataConfig, objective: Objective, crops: Iterable[Triple], modalities: Iterable[str]) -> None:
+def check_views(config: DataConfig, objective: Objective, crops: Iterable[Size3D], modalities: Iterable[str]) -> None:
     """UserError where the stream's crops (D, H, W) and their views cannot be trained on by the objective."""
     crops = list(crops)
     if objective.views == 1 and config.positives != "views":
@@ -51,19 +51,19 @@ def check_views(config: DataConfig, objective: Objective, crops: Iterable[Triple
                 for viewer in objective.viewers(view):
                     viewer.check_shape(shape)
         if objective.views > 1:
-            _refuse_identical(config, crop, modalities)
+            _check_distinct(config, crop, modalities)
 
 
-def view_shapes(config: DataConfig, crop: Triple, view: int) -> list[Triple]:
+def view_shapes(config: DataConfig, crop: Size3D, view: int) -> list[Size3D]:
     """The shapes (D, H, W) that a view of crops may have: one, or for a projection one for each axis."""
     depth, height, width = crop
     if view == 0 or depth == 1 or config.positives != "projection":
         return [_augmented(config, crop)]
-    planes: list[Triple] = [(1, height, width), (1, depth, width), (1, depth, height)]
+    planes: list[Size3D] = [(1, height, width), (1, depth, width), (1, depth, height)]
     return list(dict.fromkeys(_augmented(config, plane) for plane in planes))
 
 
-def _augmented(config: DataConfig, shape: Triple) -> Triple:
+def _augmented(config: DataConfig, shape: Size3D) -> Size3D:
     """The size of an augmented view of a scan of (D, H, W)."""
     size_2d, size_3d = config.augment.size_2d, config.augment.size_3d
     if shape[0] == 1:
@@ -71,7 +71,7 @@ def _augmented(config: DataConfig, shape: Triple) -> Triple:
     return size_3d or shape
 
 
-def _refuse_identical(config: DataConfig, crop: Triple, modalities: Iterable[str]) -> None:
+def _check_distinct(config: DataConfig, crop: Size3D, modalities: Iterable[str]) -> None:
     """UserError where two views of a crop would be the same: nothing to learn, and the loss would not tell."""
     apart = config.positives in ("crops", "study") and config.min_overlap < 1
     if apart or (config.positives == "projection" and crop[0] > 1):

@@ -33,7 +33,7 @@ def real_data() -> Path:
 def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A site key of the tests' own, so that none of the user's is touched."""
     path = tmp_path_factory.getbasetemp() / "site.key"
-    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(path))
+    monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(path))
     return path
 
 
@@ -66,7 +66,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from PIL import Image
     from scipy import ndimage
 
-    from scanforge.datasets.shards.build import BuildOptions, build
+    from scanfoundry.datasets.shards.build import BuildOptions, build
 
     root = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)

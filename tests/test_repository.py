@@ -10,8 +10,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = {"configs": 0, "backbones": 1, "datasets": 1, "pretrain": 2, "finetune": 3, "launch": 4}
-ALONE = {"deepspeed": "pretrain/engine.py", "wandb": "pretrain/tracking.py", "submitit": "launch/cluster.py"}
+LAYERS = {"configs": 0, "backbones": 1, "datasets": 1, "pretrain": 2, "finetune": 2, "launch": 3}
+ALONE = {
+    "deepspeed": "pretrain/engine/engine.py",
+    "wandb": "pretrain/logging/tracker.py",
+    "submitit": "launch/cluster/submit.py",
+}
+
+
+# The folders (and files in the root) of each package, from the lowest to the highest: each may import those before it.
+ORDER = {
+    "configs": "errors text base geometry files json_file console parsing loading",
+    "backbones": "protocol patch_embedding torchvision_cpu positions probes stunet primus vit resenc mednext registry "
+    "mednext_decoder transfer models foreign",
+    "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "
+    "sampling plan projection workers loader",
+    "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
+    "training",
+    "finetune": "monai_parts config cases losses plan checks formats boxes metrics task heads inference training tasks "
+    "model_file study predict export report run_study",
+    "launch": "cluster build_summary zoo demo cli",
+}
 
 
 def sources() -> list[Path]:
@@ -31,7 +50,7 @@ def imports(path: Path) -> set[str]:
 
 def test_every_package_on_disk_is_listed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    on_disk = {"scanforge." + ".".join(path.parent.relative_to(ROOT).parts) for path in sources()}
+    on_disk = {"scanfoundry." + ".".join(path.parent.relative_to(ROOT).parts) for path in sources()}
     assert listed == on_disk
     assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
 
@@ -40,7 +59,7 @@ def test_every_package_on_disk_is_listed():
 def test_imports_point_down_only(path: Path):
     layer = path.relative_to(ROOT).parts[0]
     for name in imports(path):
-        if name.startswith("scanforge."):
+        if name.startswith("scanfoundry."):
             other = name.split(".")[1]
             assert other == layer or LAYERS[other] < LAYERS[layer], f"{path} imports {name}"
         root = name.split(".")[0]
@@ -48,8 +67,29 @@ def test_imports_point_down_only(path: Path):
             assert path == ROOT / ALONE[root], f"{root} is imported outside {ALONE[root]}"
 
 
+def room(package: str, module: str) -> str:
+    """The folder or file in the root of `package` that a module lies in; empty for the package itself."""
+    return module.split(".")[2] if module.startswith(f"scanfoundry.{package}.") else ""
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_folders_of_a_package_import_downwards_only(package: str):
+    order = ORDER[package].split()
+    on_disk = {path.relative_to(ROOT / package).parts[0].removesuffix(".py") for path in sources()
+               if path.is_relative_to(ROOT / package)}  # fmt: skip
+    assert on_disk - {"__init__"} == set(order)
+    for path in (ROOT / package).rglob("*.py"):
+        here = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        for name in imports(path):
+            there = room(package, name)
+            if there in order:
+                assert order.index(there) <= order.index(here), f"{path} imports {name}, which lies above it"
+
+
 def test_help_answers_in_half_a_second():
-    command = [str(Path(sys.executable).parent / "scanforge"), "--help"]
+    command = [str(Path(sys.executable).parent / "scanfoundry"), "--help"]
     seconds = []
     for _ in range(5):
         started = time.perf_counter()

@@ -91,7 +91,7 @@ class _Reader:
         elif name in ("SETITEM", "SETITEMS"):
             items = self._marked() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
             for key in items[::2]:
-                _refuse_deep(key)
+                _check_depth(key)
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif name in ("REDUCE", "NEWOBJ"):
@@ -197,12 +197,12 @@ def _is_deep(value: Any) -> bool:
     return isinstance(value, tuple) and any(isinstance(inner, tuple) for inner in value)
 
 
-def _refuse_deep(key: Any) -> None:
+def _check_depth(key: Any) -> None:
     if _is_deep(key):
         raise Unbounded("its pickle has keys of tuples in tuples, which weights do not need")
 
 
-def refuse_unfolding(content: Any) -> None:
+def check_unfolded_size(content: Any) -> None:
     """Unbounded where what was unpickled goes in circles, nests without end, or shares its parts so that whoever walks
     through all of it passes more than `MOST` places."""
     unfolded: dict[int, int] = {}  # places in a container, itself counted, each time that one is met in it
@@ -238,7 +238,7 @@ def _inside(value: Any) -> list[Any] | None:
     return list(vars(value).values()) if isinstance(value, Namespace) else None
 
 
-def refuse_unbounded(stream: IO[bytes], size: int, stored: Callable[[str], int | None]) -> None:
+def check_bounded(stream: IO[bytes], size: int, stored: Callable[[str], int | None]) -> None:
     """Unbounded where the pickle that begins here would cost more than weights of a file of `size` bytes do.
 
     stored: bytes of a storage by its key; None where only the file's size bounds it. Other exceptions of a damaged

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scanforge.backbones.foreign import (
+from scanfoundry.backbones.foreign import (
     mednext_official,
     openmind,
     openmind_primus,
@@ -13,14 +13,15 @@ from scanforge.backbones.foreign import (
     stunet_v1,
     timm_mae,
 )
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.weights import Weights, read_weights
-from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.release import ReleaseInfo, sha256
-from scanforge.backbones.stunet import Stride, STUNet
-from scanforge.configs.errors import UserError
-from scanforge.configs.files import opened_once
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.weights import Weights, read_weights
+from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.models.release import ReleaseInfo, sha256
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.stunet import Stride, STUNet
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import opened_once
+from scanfoundry.configs.geometry import Size3D
 
 KEYS_SHOWN = 8
 TOTALSEGMENTATOR_CLASSES = 105  # of STU-Net's released weights, background included
@@ -42,7 +43,7 @@ def load_foreign(
     in_channels: int | None = None,
     strides: tuple[Stride, ...] | None = None,
     patch_2d: tuple[int, int] | None = None,
-    patch_3d: Triple | None = None,
+    patch_3d: Size3D | None = None,
 ) -> tuple[Encoder, ReleaseInfo, Report]:
     """The encoder in a file that others released, what is known about it, and what became of every key.
 

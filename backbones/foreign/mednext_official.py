@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from functools import partial
 
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanforge.backbones.mednext import BLOCKS, LEVELS, RATIOS, WIDTH, MedNeXtConfig, MedNeXtEncoder
-from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
+from scanfoundry.backbones.mednext import BLOCKS, LEVELS, RATIOS, WIDTH, MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.configs.errors import UserError
 
 STEM, FIRST, HEAD = "stem.weight", "enc_block_0.0.conv1.weight", "out_0.conv_out.weight"
 ENCODER = ("stem.", "enc_block_", "down_", "bottleneck.")

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scanforge.backbones.foreign.weights import Weights
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.weights import Weights
+from scanfoundry.configs.errors import UserError
 
 PLAN = "nnssl_adaptation_plan"
 UNKNOWN = "who trained it, on what and under which licence is not in the file"

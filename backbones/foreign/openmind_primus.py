@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from scanforge.backbones.foreign import openmind
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill, widened
-from scanforge.backbones.primus import WIDTH_DEPTH_HEADS, PrimusConfig, PrimusEncoder
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign import openmind
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill, widened
+from scanfoundry.backbones.primus import WIDTH_DEPTH_HEADS, PrimusConfig, PrimusEncoder
+from scanfoundry.configs.errors import UserError
 
 PATCHES, TABLE = "down_projection.proj.weight", "eva.pos_embed"
 ARCHITECTURES = ("PrimusS", "PrimusB", "PrimusM", "PrimusL")

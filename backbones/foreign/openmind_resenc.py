@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanforge.backbones.foreign import openmind
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanforge.backbones.stunet import Stride
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign import openmind
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
+from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
+from scanfoundry.backbones.stunet import Stride
+from scanfoundry.configs.errors import UserError
 
 STEM = "stem.convs.0.conv.weight"
 FIRST = "stages.{}.blocks.{}.conv1.conv.weight"

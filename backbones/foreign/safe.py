@@ -21,8 +21,8 @@ from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from scanforge.backbones.foreign.bounded import Unbounded, refuse_unbounded, refuse_unfolding
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.bounded import Unbounded, check_bounded, check_unfolded_size
+from scanfoundry.configs.errors import UserError
 
 # What training records hold beside tensors: numpy scalars (nnU-Net v1's curves), argparse's options (MAE).
 ALLOWED: dict[str, Any] = {
@@ -78,7 +78,7 @@ def _what(head: bytes) -> str:
     return f"is neither a safetensors nor a torch file: {AGAIN}, or give another file"
 
 
-def refuse_long_header(path: Path, opened: Path) -> None:
+def check_header_length(path: Path, opened: Path) -> None:
     """UserError for a safetensors file that lists more tensors than any weights have; that alone takes minutes."""
     with opened.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -87,7 +87,7 @@ def refuse_long_header(path: Path, opened: Path) -> None:
 
 
 def _read_safetensors(path: Path, opened: Path) -> dict[str, torch.Tensor]:
-    refuse_long_header(path, opened)
+    check_header_length(path, opened)
     try:
         return load_file(opened)
     except (SafetensorError, OSError, ValueError) as error:
@@ -107,10 +107,10 @@ def _read_torch(path: Path, opened: Path) -> Any:
         )
     allowed: list[Any] = [*((value, name) for name, value in ALLOWED.items()), *DTYPES]
     try:
-        _refuse_costly(opened)
+        _check_cost(opened)
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(allowed):
             content = torch.load(opened, map_location="cpu", weights_only=True, mmap=True)
-        refuse_unfolding(content)
+        check_unfolded_size(content)
     except Unbounded as error:
         raise UserError(f"{path} refused: {error}; have its author save the weights alone (state_dict)") from error
     except Exception as error:  # a damaged pickle can fail in any way
@@ -118,14 +118,14 @@ def _read_torch(path: Path, opened: Path) -> Any:
     return content
 
 
-def _refuse_costly(opened: Path) -> None:
+def _check_cost(opened: Path) -> None:
     """Unbounded where unpickling would take more memory or time than weights do."""
     with zipfile.ZipFile(opened) as archive:
         (pickled,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
         folder = pickled.filename.removesuffix("data.pkl") + "data/"
         sizes = {info.filename.removeprefix(folder): info.file_size for info in archive.infolist()}
         stream = io.BytesIO(archive.read(pickled))
-        refuse_unbounded(stream, opened.stat().st_size, lambda key: sizes.get(key, 0))
+        check_bounded(stream, opened.stat().st_size, lambda key: sizes.get(key, 0))
 
 
 def _check_zip(path: Path, opened: Path) -> None:

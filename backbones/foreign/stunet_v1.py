@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanforge.backbones.stunet import WIDTHS_AND_DEPTHS, Stride, STUNet, STUNetConfig, STUNetEncoder
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, Stride, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.configs.errors import UserError
 
 Strides = tuple[Stride, Stride, Stride, Stride, Stride]
 RELEASED_STRIDES: Strides = ((2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 2))

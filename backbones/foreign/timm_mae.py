@@ -14,14 +14,14 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill, joined
-from scanforge.backbones.positions import sincos_positions
-from scanforge.backbones.protocol import Triple
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.backbones.transfer import inflate_kernels
-from scanforge.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig, ViTEncoder
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill, joined
+from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.transfer.inflate import inflate_kernels
+from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig, ViTEncoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
 
 PATCHES = "patch_embed.proj.weight"
 TRUNK = re.compile(
@@ -45,7 +45,7 @@ def load_encoder(
     weights: Weights,
     in_channels: int | None = None,
     patch_2d: tuple[int, int] | None = None,
-    patch_3d: Triple | None = None,
+    patch_3d: Size3D | None = None,
 ) -> tuple[ViTEncoder, Report]:
     """The encoder for images and volumes. Raises UserError where the weights are not a plain ViT of a known size.
 
@@ -68,7 +68,7 @@ def load_encoder(
 
 
 def vit_config(
-    weights: Weights, in_channels: int | None, patch_2d: tuple[int, int] | None, patch_3d: Triple | None
+    weights: Weights, in_channels: int | None, patch_2d: tuple[int, int] | None, patch_3d: Size3D | None
 ) -> ViTConfig:
     """Size and options from the shapes, the rest as given; UserError where they are no ViT of ours."""
     tensors, path = weights.tensors, weights.path

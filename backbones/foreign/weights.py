@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from scanforge.backbones.foreign.report import Report
-from scanforge.backbones.foreign.safe import count_tensors, read_foreign
-from scanforge.backbones.stem import repeat_channels
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.safe import count_tensors, read_foreign
+from scanfoundry.backbones.transfer.stem import repeat_channels
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 C = TypeVar("C", bound=Config)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from scanforge.configs.base import Config
-from scanforge.datasets.augment.presets import PRESETS
-from scanforge.datasets.augment.transforms import Preset, Transforms
-from scanforge.datasets.modality import Modality
+from scanfoundry.configs.base import Config
+from scanfoundry.datasets.augment.presets import PRESETS
+from scanfoundry.datasets.augment.transforms import Preset, Transforms
+from scanfoundry.datasets.modality import Modality
 
 Side = Annotated[int, Field(ge=1)]
 _ANY_OTHER = "any other modality"  # a name that no modality can have

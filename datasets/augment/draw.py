@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.transforms import KINDS
-from scanforge.datasets.crop import mix
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.transforms import KINDS
+from scanfoundry.datasets.crop import mix
 
 _SALT = 0x5CA17  # parts these draws from those of masks, which have the same seeds
 _PLACE = 3  # uniform numbers for the window's place

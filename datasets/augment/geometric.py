@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.augment.draw import Drawn
-from scanforge.datasets.crop import Triple
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.draw import Drawn
 
 _TURN = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])  # a quarter turn: view (d, h, w) shows crop (d, w, -h)
 
@@ -33,10 +33,10 @@ class Geometry:
     side: NDArray[np.float64]
     flips: NDArray[np.bool_]
     turns: NDArray[np.int64]
-    size: Triple
+    size: Size3D
 
 
-def plan(drawn: Drawn, crop: Triple, size: Triple) -> Geometry:
+def plan(drawn: Drawn, crop: Size3D, size: Size3D) -> Geometry:
     """The geometry of views of `size` out of crops of shape `crop`; never out of the plane where a crop is 2D."""
     flips = drawn.on["flip"][:, None] & (drawn.values["flip"] < 0.5)
     turns = np.where(drawn.on["quarter_turn"], 1 + (3 * drawn.values["quarter_turn"][:, 0]).astype(np.int64), 0)
@@ -75,7 +75,7 @@ def _windows(drawn: Drawn, crop: NDArray, size: NDArray) -> tuple[NDArray[np.flo
     )
 
 
-def _affine(drawn: Drawn, crop: Triple) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _affine(drawn: Drawn, crop: Size3D) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Linear part (B, 3, 3) and shift (B, 3) in voxels of the affine, identity where it is off."""
     values = np.where(drawn.on["affine"][:, None], drawn.values["affine"], 0.0)
     turn, tilt_h, tilt_w, scale = values[:, :4].T

@@ -9,7 +9,7 @@ import torch
 from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 
-from scanforge.datasets.augment.transforms import BIAS_TERMS
+from scanfoundry.datasets.augment.transforms import BIAS_TERMS
 
 
 def window(voxels: torch.Tensor, width: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from scanforge.datasets.augment.smooth import Operators, smoothed
+from scanfoundry.datasets.augment.smooth import Operators, smoothed
 
 _CPU_CHUNK = 1 << 20  # normals at a time: what stays in the cache is twice as fast
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scanforge.datasets.augment import geometric, intensity, noise, resample, smooth
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.draw import Drawer, Drawn
-from scanforge.datasets.augment.transforms import MAX_HOLES
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.crop import Triple
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment import geometric, intensity, noise, resample, smooth
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.draw import Drawer, Drawn
+from scanfoundry.datasets.augment.transforms import MAX_HOLES
+from scanfoundry.datasets.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Part:
     values: NDArray[np.float64]  # (n, k)
 
     @property
-    def shape(self) -> Triple:
+    def shape(self) -> Size3D:
         depth, height, width = self.voxels.shape[2:]
         return depth, height, width
 
@@ -46,7 +46,7 @@ def _low_resolution(part: _Part) -> torch.Tensor:
     return smooth.smoothed(part.voxels, part.valid, smooth.coarse(zoom, part.shape, part.voxels.device))
 
 
-def low_resolution_zoom(values: NDArray[np.float64], shape: Triple) -> NDArray[np.float64]:
+def low_resolution_zoom(values: NDArray[np.float64], shape: Size3D) -> NDArray[np.float64]:
     """Zooms (n, 3) along D, H, W out of the draws of `LowResolution` (n, 5)."""
     zoom = np.exp(values[:, 2:])
     if shape[0] == 1:
@@ -116,7 +116,7 @@ class Augment:
             self._intensities(voxels, valid, low, high, batch.modalities, drawn)
         return replace(batch, voxels=voxels, valid=valid), torch.from_numpy(geometry.matrices)
 
-    def _size(self, batch: Batch) -> Triple:
+    def _size(self, batch: Batch) -> Size3D:
         if batch.is_2d and self.config.size_2d:
             return (1, *self.config.size_2d)
         if not batch.is_2d and self.config.size_3d:

@@ -4,7 +4,7 @@ Flips stand only where either side is as plausible. A CT, a chest X-ray and an M
 that matter, and ultrasound has its probe at the top, so that at most W is mirrored there.
 """
 
-from scanforge.datasets.augment.transforms import (
+from scanfoundry.datasets.augment.transforms import (
     Affine,
     BiasField,
     Blur,

@@ -5,9 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import grid_sample
 
-from scanforge.datasets.augment.geometric import Geometry
-from scanforge.datasets.augment.smooth import Operators, gaussian, smoothed, through
-from scanforge.datasets.crop import Triple, overlap
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.geometric import Geometry
+from scanfoundry.datasets.augment.smooth import Operators, gaussian, smoothed, through
+from scanfoundry.datasets.crop import overlap
 
 _COARSE = 1.3  # steps of more voxels than this are low-passed first, against aliasing
 _EDGE = 1e-5
@@ -98,7 +99,7 @@ def _turn(
     return _sample(source, grid), inside
 
 
-def _triple(tensor: torch.Tensor) -> Triple:
+def _triple(tensor: torch.Tensor) -> Size3D:
     depth, height, width = tensor.shape[-3:]
     return depth, height, width
 
@@ -109,7 +110,7 @@ def _low_passed(voxels: torch.Tensor, mask: torch.Tensor | None, matrices: NDArr
     return smoothed(voxels, mask, gaussian(sigma, _triple(voxels), voxels.device))
 
 
-def _grid(matrices: NDArray[np.float64], crop: Triple, size: Triple, device: torch.device) -> torch.Tensor:
+def _grid(matrices: NDArray[np.float64], crop: Size3D, size: Size3D, device: torch.device) -> torch.Tensor:
     """Where each voxel of the views lies in the crop: (n, 3, D, H, W) in [-1, 1] inside, ordered w, h, d."""
     scale = 2 / np.array(crop)
     middle = matrices[:, :3, :3] @ ((np.array(size) - 1) / 2) + matrices[:, :3, 3]

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scanforge.datasets.crop import Triple
+from scanfoundry.configs.geometry import Size3D
 
 Operators = list[torch.Tensor | None]  # along D, H, W: (n, out, in), or None where nothing happens in any sample
 _TAIL = 1e-6
 
 
-def gaussian(sigma: NDArray[np.float64], shape: Triple, device: torch.device) -> Operators:
+def gaussian(sigma: NDArray[np.float64], shape: Size3D, device: torch.device) -> Operators:
     """Gaussian blur by `sigma` (n, 3) voxels; 0 leaves a sample as it is."""
     return [_gaussian(sigma[:, axis], shape[axis], device) for axis in range(3)]
 
@@ -29,7 +29,7 @@ def _gaussian(sigma: NDArray[np.float64], length: int, device: torch.device) -> 
     return weight / weight.sum(2, keepdim=True)
 
 
-def coarse(zoom: NDArray[np.float64], shape: Triple, device: torch.device) -> Operators:
+def coarse(zoom: NDArray[np.float64], shape: Size3D, device: torch.device) -> Operators:
     """Voxels averaged to ones `zoom` (n, 3) times as long, then interpolated back; 1 leaves a sample as it is."""
     return [_coarse(zoom[:, axis], shape[axis], device) for axis in range(3)]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from scanforge.configs.base import Config
+from scanfoundry.configs.base import Config
 
 Range = tuple[float, float]
 _ORDER = 3  # of the bias field's polynomials

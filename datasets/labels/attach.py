@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scanforge.datasets.labels.boxes import boxes_of_mask, fit_boxes
-from scanforge.datasets.labels.greys import are_greys
-from scanforge.datasets.labels.labels import IGNORED, Greys, LabelRef, Labels
-from scanforge.datasets.labels.values import Mask, is_image, is_white, raw_of, whole_numbers
-from scanforge.datasets.readers import read
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanfoundry.datasets.readers import read
+from scanfoundry.datasets.readers.box_labels import boxes_of_mask, fit_boxes
+from scanfoundry.datasets.readers.grey_levels import are_greys
+from scanfoundry.datasets.readers.label_values import Mask, is_image, is_white, raw_of, whole_numbers
+from scanfoundry.datasets.readers.labels import IGNORED, Greys, LabelRef, Labels
+from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 
 def attach(scan: Scan, ref: LabelRef) -> Labels:

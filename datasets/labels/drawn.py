@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from scanforge.configs.errors import Mistakes, UserError
-from scanforge.datasets.labels.boxes import why_no_voxels
-from scanforge.datasets.labels.labels import Box, LabelRef
-from scanforge.datasets.labels.table import Found
+from scanfoundry.configs.errors import Mistakes, UserError
+from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.readers.box_labels import why_no_voxels
+from scanfoundry.datasets.readers.labels import Box, LabelRef
 
 
 def is_coco(content: Any) -> bool:
@@ -30,7 +30,7 @@ def read_coco(path: Path, content: dict[str, Any]) -> Found:
         for what, ids in (("categories", names), ("images", files)):
             if len(ids) < len(content.get(what, [])):
                 mistakes.add(f"{path}: two of its {what} have one id")
-        _refuse_ids(path, content, files, mistakes)
+        _check_ids(path, content, files, mistakes)
         for each in content["annotations"]:
             if each["image_id"] not in boxes:
                 found.drop("boxes of no image")
@@ -55,7 +55,7 @@ def read_coco(path: Path, content: dict[str, Any]) -> Found:
     return found
 
 
-def _refuse_ids(path: Path, content: dict[str, Any], files: dict[Any, str], mistakes: Mistakes) -> None:
+def _check_ids(path: Path, content: dict[str, Any], files: dict[Any, str], mistakes: Mistakes) -> None:
     """Keeps files that are listed twice. UserError where no annotation is of an image."""
     for name, count in Counter(files.values()).items():
         if count > 1:

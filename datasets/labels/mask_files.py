@@ -4,18 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.labels.candidates import MaskFile, Pairs
-from scanforge.datasets.labels.doubt import Doubt
-from scanforge.datasets.labels.labels import LabelRef
-from scanforge.datasets.labels.masks import Names, masks_below, names_of
-from scanforge.datasets.labels.names import whole_parts_of
-from scanforge.datasets.labels.pairing import pair
-from scanforge.datasets.labels.roles import masks_among
-from scanforge.datasets.labels.words import is_marked
-from scanforge.datasets.readers import find_scans
-from scanforge.datasets.readers.pattern import cases_of, split_pattern
-from scanforge.datasets.readers.real_paths import RealPaths
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.labels.masks import Names, masks_below, names_of
+from scanfoundry.datasets.labels.pairing.candidates import MaskFile, Pairs
+from scanfoundry.datasets.labels.pairing.doubt import Doubt
+from scanfoundry.datasets.labels.pairing.names import whole_parts_of
+from scanfoundry.datasets.labels.pairing.pairing import pair
+from scanfoundry.datasets.labels.pairing.roles import masks_among
+from scanfoundry.datasets.labels.pairing.vocabulary import is_marked
+from scanfoundry.datasets.readers import find_scans
+from scanfoundry.datasets.readers.labels import LabelRef
+from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
+from scanfoundry.datasets.readers.real_paths import RealPaths
 
 
 class MaskSet:

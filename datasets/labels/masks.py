@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scanforge.configs.errors import Mistakes, UserError
-from scanforge.datasets.labels.labels import LabelRef
-from scanforge.datasets.labels.names import FIRST_CHANNEL, parts_of, whole_parts_of
-from scanforge.datasets.labels.table import Found
-from scanforge.datasets.readers import find_scans
+from scanfoundry.configs.errors import Mistakes, UserError
+from scanfoundry.datasets.labels.pairing.names import FIRST_CHANNEL, parts_of, whole_parts_of
+from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.readers import find_scans
+from scanfoundry.datasets.readers.labels import LabelRef
 
 Names = dict[int, str]
 _DIGITS = 10  # of a label: more are none
@@ -63,7 +63,7 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
             else:
                 found.drop("masks listed, but not there" if pair.get("label") else "cases listed without a mask")
     else:
-        _refuse_two_readings(path, {whole_parts_of(name)[-1] for name, _ in found.refs})
+        _check_one_reading(path, {whole_parts_of(name)[-1] for name, _ in found.refs})
     channels = content.get("channel_names") or content.get("modality") or {}
     more = range(1, len(channels) if isinstance(channels, dict | list) else 0)
     if more:
@@ -89,7 +89,7 @@ def _first_channels(root: Path, names: Sequence[str]) -> set[str]:
     return found
 
 
-def _refuse_two_readings(path: Path, stems: set[str]) -> None:
+def _check_one_reading(path: Path, stems: set[str]) -> None:
     twice = next((stem for stem in sorted(stems) if f"{stem}{FIRST_CHANNEL}" in stems), None)
     if twice is not None:
         other = f"{twice}{FIRST_CHANNEL}"

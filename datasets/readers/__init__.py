@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.readers.bounds import refuse_spacing
-from scanforge.datasets.readers.pattern import cases_of, split_pattern
-from scanforge.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
+from scanfoundry.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
 
 __all__ = [
     "KINDS",
@@ -102,7 +102,7 @@ def _beside(root: Path, relative: str, suffixes: Sequence[str]) -> str | None:
 
 def _voxel_files(root: Path, relative: str) -> list[str]:
     """The files beside a header that hold its voxels; none where the header is damaged, which its reader will say."""
-    from scanforge.datasets.readers.itk_header import data_files
+    from scanfoundry.datasets.readers.itk_header import data_files
 
     if suffix_of(relative) in (".hdr", ".hdr.gz"):
         voxels = _beside(root, relative, _VOXELS)
@@ -119,14 +119,14 @@ def scans_of(source: Source, mask: bool = False) -> Iterator[Scan]:
     """The scans of a source, one at a time; ReadError (the reason) where it holds none that can be used.
 
     mask: it is read for its label numbers, not to be looked at. No scan leaves with a spacing that is none of a scan:
-    `refuse_spacing`.
+    `check_spacing`.
     """
     reads = _OF_MASKS.get(source.kind, KINDS[source.kind]) if mask else KINDS[source.kind]
     module, function = reads.split(":")
     reader: Callable[[Source], Iterator[Scan]] = getattr(import_module(f"{__name__}.{module}"), function)
     try:
         for scan in reader(source):
-            refuse_spacing(scan.spacing)
+            check_spacing(scan.spacing)
             yield scan
             del scan  # not beside the next one in memory
     except MemoryError as error:

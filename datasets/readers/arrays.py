@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.labels.labels import Greys, Labels
-from scanforge.datasets.labels.values import exact, is_white, whole_numbers
-from scanforge.datasets.readers.guard import reason_of, refuse_voxels
-from scanforge.datasets.readers.member import Member, check_member, open_file, open_member, refuse_packed
-from scanforge.datasets.readers.nifti import compact
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.guard import check_voxels, reason_of
+from scanfoundry.datasets.readers.label_values import exact, is_white, whole_numbers
+from scanfoundry.datasets.readers.labels import Greys, Labels
+from scanfoundry.datasets.readers.member import ArchiveMember, check_member, check_not_packed, open_file, open_member
+from scanfoundry.datasets.readers.nifti import compact
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 MIN_SIDE = 8  # what is smaller along height or width is an affine or a list, not an image
 MAX_LABELS = 64  # per entry
@@ -42,7 +42,7 @@ def read_array(source: Source) -> Iterator[Scan]:
                 yield _scan(open_file(path, stream).whole())
             return
         with zipfile.ZipFile(path) as archive:
-            refuse_packed(archive, path.stat().st_size)
+            check_not_packed(archive, path.stat().st_size)
             names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
             if len(set(names)) < len(names):
                 raise ReadError("holds two arrays of one name")
@@ -87,13 +87,13 @@ def _single(archive: zipfile.ZipFile, names: list[str]) -> Iterator[Scan]:
         yield _scan(open_member(archive, name).whole(), name if len(found) > 1 else "")
 
 
-def _can_be_image(member: Member) -> bool:
+def _can_be_image(member: ArchiveMember) -> bool:
     sides = [side for side in member.shape if side > 4]
     return member.dtype.kind in "iufb" and len(member.shape) > 1 and len(sides) > 1 and min(sides[-2:]) >= MIN_SIDE
 
 
 def _scan(array: NDArray, part: str = "", beside: Any = (), patient: str = "", split: str = "") -> Scan:
-    refuse_voxels(array)
+    check_voxels(array)
     channels = array.ndim > 2 and array.shape[-1] in (1, 3)
     shape = array.shape[:-1] if channels else array.shape
     if not 2 <= len(shape) <= 3 or (not channels and shape[-1] <= 4 and len(shape) == 3):
@@ -114,7 +114,7 @@ def _labels(beside: list[NDArray], shape: tuple[int, ...]) -> Labels:
     targets: dict[str, float] = {}
     for values in beside:
         if values.shape == shape or values.shape == (*shape, 1):
-            refuse_voxels(values)
+            check_voxels(values)
             numbers = exact(values.reshape(shape if len(shape) == 3 else (1, *shape)))
             mask, greys = whole_numbers(numbers, image=True), "white" if is_white(numbers) else ""
         elif values.ndim > 1 or values.size > MAX_LABELS or values.dtype.kind not in "iubfUS":

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.scan import ReadError
 
 FINEST, COARSEST = 1e-3, 100.0  # mm; beyond lies a unit that was mistaken, and a grid of terabytes
 _ROUNDING = 1e-5  # relative: headers hold float32
 
 
-def refuse_spacing(spacing: Sequence[float], unit: str = "") -> None:
+def check_spacing(spacing: Sequence[float], unit: str = "") -> None:
     """ReadError where a step of `spacing` (D, H, W) in mm lies outside `FINEST` to `COARSEST`.
 
     unit: what the header gives its lengths in, for the message; '' where it does not say.

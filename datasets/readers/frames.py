@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from scanforge.datasets.readers.image import read_image
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.image import read_image
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 MIN_FRAMES = 8
 PART_BYTES = 256 * 2**20  # of a long video in memory at once

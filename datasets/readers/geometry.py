@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.scan import ReadError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.scan import ReadError
 
 MAX_BYTES = 16 * 2**30  # one scan in memory
 # Deflate reaches 1032; label maps and shape masks 230; what is denser and large holds next to nothing.
@@ -16,7 +16,7 @@ RATIO_FROM_BYTES = 2**30
 _POINTER = re.compile(r"\w+\((0x)?[0-9a-fA-F]{6,}\):\s*")
 
 
-def refuse_voxels(array: NDArray) -> None:
+def check_voxels(array: NDArray) -> None:
     """ReadError where `array` is empty, no real numbers, or holds NaN or infinity."""
     if array.dtype.kind not in "iufb":
         raise ReadError(f"voxels of type {array.dtype} are not supported")
@@ -26,14 +26,14 @@ def refuse_voxels(array: NDArray) -> None:
         raise ReadError("holds NaN or infinite voxels")
 
 
-def refuse_bomb(declared: int, stored: int) -> None:
+def check_expansion(declared: int, stored: int) -> None:
     """ReadError where `declared` bytes of voxels are too many, as such or for the `stored` bytes they come from."""
     if declared > MAX_BYTES:
         raise ReadError(f"declares {declared / 2**30:.1f} GiB of voxels; at most {MAX_BYTES / 2**30:.0f} are read")
-    refuse_ratio(declared, stored)
+    check_ratio(declared, stored)
 
 
-def refuse_ratio(declared: int, stored: int) -> None:
+def check_ratio(declared: int, stored: int) -> None:
     """ReadError where `stored` bytes blow up beyond what images do; for what is never in memory as a whole."""
     if declared > RATIO_FROM_BYTES and declared > MAX_RATIO * max(1, stored):
         raise ReadError(f"{stored} bytes declare {declared}: refused as a decompression bomb")

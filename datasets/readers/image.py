@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from scanforge.datasets.readers.guard import reason_of
-from scanforge.datasets.readers.orientation import ORIENTATION, turned
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.guard import reason_of
+from scanfoundry.datasets.readers.orientation import ORIENTATION, turned
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _LOSSY = ("JPEG", "MPO")
 _SEVERAL = b"\x02\x04\x06"  # colour types of PNG's header that have several channels: RGB, grey with alpha, RGBA

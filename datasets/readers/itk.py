@@ -10,11 +10,11 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.geometry import LPS_TO_RAS, geometry
-from scanforge.datasets.readers.guard import reason_of, refuse_voxels
-from scanforge.datasets.readers.itk_header import Header, check_stream, read_header
-from scanforge.datasets.readers.nifti import compact
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.geometry import LPS_TO_RAS, geometry
+from scanfoundry.datasets.readers.guard import check_voxels, reason_of
+from scanfoundry.datasets.readers.itk_header import Header, check_stream, read_header
+from scanfoundry.datasets.readers.nifti import compact
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 MAX_CHANNELS = 4  # more components than colours are a series (directions of diffusion, times)
 _MM = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "cm": 10.0, "m": 1e3, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
@@ -66,7 +66,7 @@ def _scans(reader: sitk.ImageFileReader, header: Header) -> Iterator[Scan]:
     modality = _MODALITIES.get(reader.GetMetaData("Modality") if reader.HasMetaDataKey("Modality") else "", "")
     series = reader.GetDimension() == 4 or (affine is not None and reader.GetNumberOfComponents() > MAX_CHANNELS)
     for number, (array, frames) in enumerate(_arrays(reader)):
-        refuse_voxels(array)
+        check_voxels(array)
         part = str(number) if series else ""
         yield Scan(compact(array), step, affine, orientation, modality, part=part, frames=frames)
 

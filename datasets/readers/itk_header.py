@@ -8,8 +8,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from scanforge.datasets.readers.guard import refuse_bomb
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.guard import check_expansion
+from scanfoundry.datasets.readers.scan import ReadError
 
 MAX_HEADER_BYTES = 2**20
 MAX_LINE = 250
@@ -56,19 +56,19 @@ def check_stream(path: Path, header: Header, expected: int) -> None:
     file = path if header.data_file is None else path.parent / header.data_file
     stored = file.stat().st_size - header.offset
     if not header.packed:
-        refuse_bomb(expected, expected)
+        check_expansion(expected, expected)
         if stored < expected:
             raise ReadError(f"cut short: {max(0, stored)} of {expected} bytes of voxels")
         return
-    refuse_bomb(expected, stored)
+    check_expansion(expected, stored)
     found, packed = _inflated(file, header.offset, expected)
     if found != expected:
         raise ReadError(f"compressed data hold {'more than ' if found > expected else ''}{found} of {expected} bytes")
     if "elementdatafile" in header.fields:
-        _refuse_size(header, packed, stored)
+        _check_size(header, packed, stored)
 
 
-def _refuse_size(header: Header, packed: int, stored: int) -> None:
+def _check_size(header: Header, packed: int, stored: int) -> None:
     """MetaIO takes memory for as many compressed bytes as the header says, reads no more of them, and says nothing.
 
     packed: bytes that there are of them; stored: of the file behind the header.
@@ -118,7 +118,7 @@ def _metaimage(start: bytes) -> Header:
     data_file = fields.get("elementdatafile")
     if data_file is None or "dimsize" not in fields:
         raise ReadError("no header of a NRRD or MetaImage")
-    _refuse_overflow(fields, lines)
+    _check_overflow(fields, lines)
     if fields.get("binarydata", "true").lower() not in {"true", "t", "1"}:
         raise ReadError("MetaImage with voxels as text is not supported")
     slope, shift = (fields.get(f"elementtointensityfunction{name}") for name in ("slope", "offset"))
@@ -131,7 +131,7 @@ def _metaimage(start: bytes) -> Header:
     return Header(fields, data_file, foreign, packed)
 
 
-def _refuse_overflow(fields: dict[str, str], lines: list[str]) -> None:
+def _check_overflow(fields: dict[str, str], lines: list[str]) -> None:
     """MetaIO writes what the header says into arrays of fixed length, unchecked: 83 dimensions end the process."""
     if fields.get("objecttype", "Image") != "Image" or fields.get("ndims") not in {"2", "3", "4"}:
         raise ReadError("no MetaImage of 2, 3 or 4 dimensions")

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.guard import refuse_bomb, refuse_ratio
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.guard import check_expansion, check_ratio
+from scanfoundry.datasets.readers.scan import ReadError
 
 _CHUNK = 2**20
 
 
-class Member:
+class ArchiveMember:
     """The head of an array, read; its entries still in the stream. ReadError for objects and for lengths that lie."""
 
     def __init__(self, stream: IO[bytes], size: int, stored: int) -> None:
@@ -30,12 +30,12 @@ class Member:
         declared = math.prod(self.shape) * self.dtype.itemsize
         if declared != size - stream.tell():
             raise ReadError(f"its head declares {declared} bytes of values, it holds {size - stream.tell()}")
-        refuse_ratio(declared, stored)
+        check_ratio(declared, stored)
         self._stream, self._stored = stream, stored
 
     def whole(self) -> NDArray:
         """The array; ReadError where it is too large to be in memory."""
-        refuse_bomb(math.prod(self.shape) * self.dtype.itemsize, self._stored)
+        check_expansion(math.prod(self.shape) * self.dtype.itemsize, self._stored)
         return self._next(self.shape)
 
     def entries(self) -> Iterator[NDArray]:
@@ -44,7 +44,7 @@ class Member:
             yield from self.whole()
             return
         shape = self.shape[1:]
-        refuse_bomb(math.prod(shape) * self.dtype.itemsize, math.prod(shape) * self.dtype.itemsize)
+        check_expansion(math.prod(shape) * self.dtype.itemsize, math.prod(shape) * self.dtype.itemsize)
         for _ in range(self.shape[0]):
             yield self._next(shape)
 
@@ -62,26 +62,26 @@ class Member:
         return np.frombuffer(content, self.dtype).reshape(shape, order="F" if self._fortran else "C")
 
 
-def open_file(path: Path, stream: IO[bytes]) -> Member:
+def open_file(path: Path, stream: IO[bytes]) -> ArchiveMember:
     """The array of an NPY file that is open as `stream`."""
     size = path.stat().st_size
-    return Member(stream, size, size)
+    return ArchiveMember(stream, size, size)
 
 
-def open_member(archive: zipfile.ZipFile, name: str) -> Member:
+def open_member(archive: zipfile.ZipFile, name: str) -> ArchiveMember:
     """The array `name` of an NPZ."""
     info = archive.getinfo(f"{name}.npy")
-    return Member(archive.open(info), info.file_size, info.compress_size)
+    return ArchiveMember(archive.open(info), info.file_size, info.compress_size)
 
 
-def refuse_packed(archive: zipfile.ZipFile, size: int) -> None:
+def check_not_packed(archive: zipfile.ZipFile, size: int) -> None:
     """ReadError, before anything is unpacked, where a member or all of them blow up beyond what images do.
 
     size: of the archive in bytes. Members may lie on one another, each of them small: their sum tells.
     """
     for info in archive.infolist():
-        refuse_ratio(info.file_size, min(size, info.compress_size))
-    refuse_ratio(sum(info.file_size for info in archive.infolist()), size)
+        check_ratio(info.file_size, min(size, info.compress_size))
+    check_ratio(sum(info.file_size for info in archive.infolist()), size)
 
 
 def check_member(archive: zipfile.ZipFile, name: str) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 
-from scanforge.datasets.readers.geometry import geometry
-from scanforge.datasets.readers.guard import reason_of
-from scanforge.datasets.readers.nifti import DAMAGE, opened
-from scanforge.datasets.readers.pair import Geometry, scans
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.geometry import geometry
+from scanfoundry.datasets.readers.guard import reason_of
+from scanfoundry.datasets.readers.nifti import DAMAGE, opened
+from scanfoundry.datasets.readers.pair import Geometry, scans
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _HEADER = 284  # bytes; the voxels follow
 _DAMAGE: tuple[type[Exception], ...] = (*DAMAGE, MGHError)

@@ -15,10 +15,10 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.geometry import geometry
-from scanforge.datasets.readers.guard import reason_of, refuse_bomb, refuse_ratio
-from scanforge.datasets.readers.nifti_geometry import affine_of, refuse_sizes
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.geometry import geometry
+from scanfoundry.datasets.readers.guard import check_expansion, check_ratio, reason_of
+from scanfoundry.datasets.readers.nifti_geometry import affine_of, check_sizes
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _SLAB = 1 << 20  # voxels that are scaled at a time
 _DEFLATE = 1100  # times its size is the most that deflated data can grow
@@ -72,15 +72,15 @@ def _scans(stream: BinaryIO, size: int) -> Iterator[Scan]:
     header = _header(stream)
     affine = affine_of(header)
     spacing, orientation = geometry(affine)
-    refuse_sizes(header, spacing)
+    check_sizes(header, spacing)
     shape, count, dtype = array_of(header)
     voxels = int(np.prod([int(length) for length in shape]))
     if isinstance(stream, bz2.BZ2File):  # which makes a million bytes of one
-        refuse_bomb(voxels * count * dtype.itemsize, size)
+        check_expansion(voxels * count * dtype.itemsize, size)
     elif voxels * count * dtype.itemsize > _DEFLATE * size:
         raise ReadError(f"{size} bytes cannot hold the shape {header.get_data_shape()} of its header")
-    refuse_bomb(voxels * dtype.itemsize, voxels * dtype.itemsize)  # volumes are in memory one at a time
-    refuse_ratio(voxels * count * dtype.itemsize, size)
+    check_expansion(voxels * dtype.itemsize, voxels * dtype.itemsize)  # volumes are in memory one at a time
+    check_ratio(voxels * count * dtype.itemsize, size)
     for volume in range(count):
         raw = exactly(stream, voxels * dtype.itemsize).view(dtype).reshape(shape[::-1])
         if volume == count - 1:
@@ -132,7 +132,7 @@ def _to_the_end(stream: BinaryIO, size: int) -> None:
     found = 0
     while got := len(stream.read(_PIECE)):
         found += got
-        refuse_ratio(found, size)
+        check_ratio(found, size)
 
 
 def exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.bounds import refuse_spacing
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.datasets.readers.scan import ReadError
 
 _UNIT = 0b111  # the bits of xyzt_units that are of space
 _UNITS = {1: ("metres", 1e3), 2: ("millimetres", 1.0), 3: ("microns", 1e-3)}
@@ -32,10 +32,10 @@ def affine_of(header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def refuse_sizes(header: Any, spacing: tuple[float, float, float]) -> None:
+def check_sizes(header: Any, spacing: tuple[float, float, float]) -> None:
     """ReadError where `spacing` (D, H, W) in mm is none of a scan, or pixdim speaks of other voxels than the sform."""
     unit, millimetres = unit_of(header)
-    refuse_spacing(spacing, unit)
+    check_spacing(spacing, unit)
     if int(header["sform_code"]) <= 0:
         return
     sizes = np.asarray(header["pixdim"][1:4], np.float64) * millimetres

@@ -10,12 +10,12 @@ import numpy as np
 from nibabel import nifti1, nifti2
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.bounds import refuse_spacing
-from scanforge.datasets.readers.geometry import geometry
-from scanforge.datasets.readers.guard import reason_of, refuse_bomb, refuse_ratio
-from scanforge.datasets.readers.nifti import DAMAGE, array_of, exactly, opened, scaled
-from scanforge.datasets.readers.nifti_geometry import affine_of, refuse_sizes
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.datasets.readers.geometry import geometry
+from scanfoundry.datasets.readers.guard import check_expansion, check_ratio, reason_of
+from scanfoundry.datasets.readers.nifti import DAMAGE, array_of, exactly, opened, scaled
+from scanfoundry.datasets.readers.nifti_geometry import affine_of, check_sizes
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _UNITS = {"mm": 1.0, "cm": 10.0, "um": 1e-3}  # of Analyze, where somebody has filled it in
 
@@ -47,9 +47,9 @@ def scans(stream: BinaryIO, header: Any, offset: int, place: Geometry, size: int
     plain = isinstance(stream, io.BufferedReader) and type(stream.raw) is io.FileIO
     if offset < 0 or (plain and offset + volume * count > size):
         raise ReadError(f"cut short: {max(0, size - offset)} of {volume * count} bytes of voxels")
-    refuse_bomb(volume, volume)
+    check_expansion(volume, volume)
     if not plain:
-        refuse_ratio(volume * count, size)
+        check_ratio(volume * count, size)
     spacing, affine, orientation = place
     while offset > 0:  # in pieces: a header that lies does not get the memory
         offset -= len(exactly(stream, min(offset, 1 << 20)))
@@ -68,7 +68,7 @@ def _check_end(stream: BinaryIO, size: int) -> None:
     left = 0
     while piece := stream.read(1 << 20):
         left += len(piece)
-        refuse_ratio(left, size)
+        check_ratio(left, size)
 
 
 def _header(path: Path) -> Any:
@@ -90,10 +90,10 @@ def _geometry(header: Any) -> Geometry:
     if not isinstance(header, nib.Spm2AnalyzeHeader):
         affine = affine_of(header)
         spacing, orientation = geometry(affine)
-        refuse_sizes(header, spacing)
+        check_sizes(header, spacing)
         return spacing, affine, orientation
     unit = bytes(header["vox_units"]).split(b"\0")[0].decode("latin-1").strip().lower()
     x, y, z = (abs(float(step)) * _UNITS.get(unit, 1.0) for step in header["pixdim"][1:4])
     z = z if len(header.get_data_shape()) > 2 and z else 1.0
-    refuse_spacing((z, y, x), unit if unit in _UNITS else "")
+    check_spacing((z, y, x), unit if unit in _UNITS else "")
     return (z, y, x), None, ""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.labels.labels import Labels
+from scanfoundry.datasets.readers.labels import Labels
 
 
 class ReadError(Exception):

@@ -121,7 +121,7 @@ def _remove(folder: Path) -> None:
 
 def _of_the_system() -> Path:
     """The user's folder in the temporary one, cleared once by each process."""
-    root = Path(tempfile.gettempdir(), f"scanforge-{os.getuid()}")
+    root = Path(tempfile.gettempdir(), f"scanfoundry-{os.getuid()}")
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
         raise PermissionError(1, "belongs to somebody else", str(root))

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFileError
 
-from scanforge.datasets.readers.guard import reason_of, refuse_bomb, refuse_voxels
-from scanforge.datasets.readers.nifti import compact
-from scanforge.datasets.readers.orientation import turned, upright_by
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
-from scanforge.datasets.readers.tiff_spacing import has_slices, spacing_of
+from scanfoundry.datasets.readers.guard import check_expansion, check_voxels, reason_of
+from scanfoundry.datasets.readers.nifti import compact
+from scanfoundry.datasets.readers.orientation import turned, upright_by
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.tiff_spacing import has_slices, spacing_of
 
 MAX_CHANNELS = 4
 _SCAN = "SCZYX"  # axes within a scan: samples, channels, slices, rows, columns
@@ -86,7 +86,7 @@ def _axes(tiff: TiffFile, image: Any) -> str:
 def _scans(tiff: TiffFile, image: Any, number: int) -> Iterator[Scan]:
     page, axes = image.keyframe, _axes(tiff, image)
     size = tiff.filehandle.size
-    refuse_bomb(image.nbytes, size)
+    check_expansion(image.nbytes, size)
     if page.compression == COMPRESSION.NONE and image.nbytes > size * 8 // page.bitspersample * image.dtype.itemsize:
         raise ReadError(f"cut short: declares {image.nbytes} bytes of voxels, has {size} in all")
     if any(0 in one.databytecounts for one in image.pages if one is not None):
@@ -106,7 +106,7 @@ def _scans(tiff: TiffFile, image: Any, number: int) -> Iterator[Scan]:
         else:
             stored = raw[place].reshape(channels, -1, *raw.shape[-2:])
         voxels = turned(_colours(stored, page), _orientation(page))
-        refuse_voxels(voxels)
+        check_voxels(voxels)
         if len(voxels) > MAX_CHANNELS:
             raise ReadError(f"{len(voxels)} channels; at most {MAX_CHANNELS} are read")
         # A copy: a map would end with the file.

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from tifffile import TiffFile
 
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.scan import ReadError
 
 _MM = {
     "m": 1000.0,

@@ -1,4 +1,4 @@
-"""`scanforge data build`: folders of scans into a data set, in parallel, resumable, to the same bytes every time."""
+"""`scanfoundry data build`: folders of scans into a data set, in parallel, resumable, to the same bytes every time."""
 
 import os
 from collections import Counter, deque
@@ -9,28 +9,28 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import site_key
-from scanforge.datasets.labels.book import open_labels
-from scanforge.datasets.labels.table import Columns
-from scanforge.datasets.modality import Modality
-from scanforge.datasets.processes import Died, Worker, ready
-from scanforge.datasets.readers import SUFFIXES, plain_suffix
-from scanforge.datasets.readers.frames import find_frame_folders
-from scanforge.datasets.shards.encode import Codec
-from scanforge.datasets.shards.finish import close, finish
-from scanforge.datasets.shards.format import Manifest
-from scanforge.datasets.shards.job import Job, Reading
-from scanforge.datasets.shards.ledger import Ledger, Progress
-from scanforge.datasets.shards.quarantine import Quarantined, count, read_quarantine, write_quarantine
-from scanforge.datasets.shards.resume import begin, finished_shards, locked, parameters_of
-from scanforge.datasets.shards.sizes import SHARD_MB
-from scanforge.datasets.shards.sources import deal, find_sources
-from scanforge.datasets.shards.survey import find_dicom
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.discovery.quarantine import Quarantined, count, read_quarantine, write_quarantine
+from scanfoundry.datasets.discovery.scan_headers import find_dicom
+from scanfoundry.datasets.discovery.sources import deal, find_sources
+from scanfoundry.datasets.identity import site_key
+from scanfoundry.datasets.labels.label_index import open_labels
+from scanfoundry.datasets.labels.tables.table import Columns
+from scanfoundry.datasets.modality import Modality
+from scanfoundry.datasets.processes import Died, Progress, Worker, ready
+from scanfoundry.datasets.readers import SUFFIXES, plain_suffix
+from scanfoundry.datasets.readers.frames import find_frame_folders
+from scanfoundry.datasets.shards.build_progress import BuildProgress
+from scanfoundry.datasets.shards.encode import Codec
+from scanfoundry.datasets.shards.finalize import close, finish
+from scanfoundry.datasets.shards.format import Manifest
+from scanfoundry.datasets.shards.resume import begin, finished_shards, locked, parameters_of
+from scanfoundry.datasets.shards.shard_worker import Job, Reading
+from scanfoundry.datasets.shards.sizes import SHARD_MB
 
 _ATTEMPTS = 2  # at a source whose worker dies
-_FACTORY = "scanforge.datasets.shards.job:worker"
+_FACTORY = "scanfoundry.datasets.shards.shard_worker:worker"
 
 # Those that a scheduler left to this process, where the system can tell.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,7 +100,7 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
         complete = begin(out, parameters, sources)
         done = finished_shards(out, plans)
         if complete is None:
-            ledger = Ledger(out, len(sources), options.max_bad, done, none, tell)
+            ledger = BuildProgress(out, len(sources), options.max_bad, done, none, tell)
             jobs = [Job(plan, out, key, options.modality, options.codec) for plan in plans if plan.name not in done]
             _run(jobs, options.workers, ledger)
             complete, duplicates = finish(out, parameters, ledger.finished(), options.codec)
@@ -151,7 +151,7 @@ def _keep_apart(inputs: Sequence[Path], out: Path) -> None:
             raise UserError(f"the output folder {out} lies in the input folder {given}; put it elsewhere")
 
 
-def _run(jobs: Sequence[Job], count: int, ledger: Ledger) -> None:
+def _run(jobs: Sequence[Job], count: int, ledger: BuildProgress) -> None:
     waiting, deaths = deque(jobs), Counter[tuple[str, int]]()
     busy: dict[Worker, Job] = {}
     idle: list[Worker] = []

@@ -1,4 +1,4 @@
-"""`scanforge data check`: is every byte of a data set what was built, and what does it hold."""
+"""`scanfoundry data check`: is every byte of a data set what was built, and what does it hold."""
 
 import hashlib
 import os
@@ -15,21 +15,14 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.shards.contact_sheet import draw_contact_sheet
-from scanforge.datasets.shards.format import (
-    INDEX_KEY,
-    Member,
-    SampleEntry,
-    ShardRecord,
-    index_name,
-    sha256_of,
-    to_json,
-)
-from scanforge.datasets.shards.reader import DataSet, ShardReader, read_index
-from scanforge.datasets.shards.summary import ModalityReport, Summary
-from scanforge.datasets.shards.table import differs, rows_of
-from scanforge.datasets.shards.writer import content_hash
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sha256_of
+from scanfoundry.datasets.shards.contact_sheet import draw_contact_sheet
+from scanfoundry.datasets.shards.format import INDEX_KEY, Member, SampleEntry, ShardRecord, index_name, to_json
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
+from scanfoundry.datasets.shards.summary import ModalityReport, Summary
+from scanfoundry.datasets.shards.table import differs, rows_of
+from scanfoundry.datasets.shards.writer import content_hash
 
 
 @dataclass(frozen=True)

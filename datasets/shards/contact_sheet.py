@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from scanforge.datasets.shards.format import SampleEntry
-from scanforge.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.shards.format import SampleEntry
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
 
 _SCANS = 64
 _TILE, _GAP, _CAPTION = 192, 8, 20  # pixels

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scanforge.datasets.shards.format import SampleEntry, ScanFacts
+from scanfoundry.datasets.shards.format import SampleEntry, ScanFacts
 
 Place = tuple[int, int]  # shard, sample
 Walk = Callable[[], Iterator[tuple[Place, SampleEntry]]]

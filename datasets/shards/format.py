@@ -7,20 +7,15 @@ which says of each scan what the sampling plan needs, so that a million scans ar
 """
 
 import base64
-import hashlib
-import os
-from contextlib import nullcontext
-from pathlib import Path
-from typing import IO, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from scanforge.configs.errors import UserError
-from scanforge.configs.files import make_anew
-from scanforge.datasets.labels.labels import Greys
-from scanforge.datasets.shards.encode import Levels
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.readers.labels import Greys
+from scanfoundry.datasets.shards.encode import Levels
 
 VERSION: Literal[2] = 2
 BLOCK = 512  # of a tar: every header is one, every payload is padded to whole ones
@@ -181,24 +176,6 @@ def parse(model: type[T], content: bytes, name: str) -> T:
         raise UserError(
             f"{name} is damaged ({place or 'content'}: {first['msg']}); build the data set again"
         ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """`content` at `path`, whole or not at all, also after a power cut."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    make_anew(draft)
-    with open(draft, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, path)
-
-
-def sha256_of(file: Path | IO[bytes]) -> str:
-    """Hexadecimal SHA-256 of a file: the one at a path, or an open one from its start, wherever that was read to."""
-    with nullcontext(file) if not isinstance(file, Path) else open(file, "rb") as stream:
-        stream.seek(0)
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def pack_bits(bitmap: NDArray[np.bool_]) -> str:

@@ -14,10 +14,10 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.labels import Box, Labels
-from scanforge.datasets.shards.encode import restore, single_block, summed
-from scanforge.datasets.shards.format import (
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.labels import Box, Labels
+from scanfoundry.datasets.shards.encode import restore, single_block, summed
+from scanfoundry.datasets.shards.format import (
     MANIFEST,
     SAMPLES,
     LabelRecord,
@@ -29,8 +29,8 @@ from scanforge.datasets.shards.format import (
     index_name,
     parse,
 )
-from scanforge.datasets.shards.store import CacheConfig, FolderStore, Store, Unavailable
-from scanforge.datasets.shards.table import parse_table
+from scanfoundry.datasets.shards.table import parse_table
+from scanfoundry.datasets.storage.store import CacheConfig, FolderStore, Store, Unavailable
 
 _OPEN_SCANS = 4  # kept open: consecutive crops are often of the same scan
 _WHOLE = 1 << 18  # bytes of a member that is read at once; of a larger one, only what a crop touches is
@@ -55,7 +55,7 @@ class DataSet:
             content = self.store.small(MANIFEST)
         except Unavailable as error:
             raise UserError(
-                f"{self.store.shown('')} is not a complete data set ({error}); make it by 'scanforge data build'"
+                f"{self.store.shown('')} is not a complete data set ({error}); make it by 'scanfoundry data build'"
             ) from error
         self.manifest = parse(Manifest, content, name)
         self.manifest_hash = hashlib.sha256(content).hexdigest()

@@ -11,14 +11,15 @@ from typing import Any
 
 import blosc2
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import keyed_hash, site_fingerprint
-from scanforge.datasets.readers.scratch import clear
-from scanforge.datasets.shards.finish import final_path
-from scanforge.datasets.shards.format import MANIFEST, Manifest, index_name, parse, write_atomically
-from scanforge.datasets.shards.job import PARTIAL, ShardResult, result_path
-from scanforge.datasets.shards.locks import open_lock
-from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import write_atomically
+from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan
+from scanfoundry.datasets.identity import keyed_hash, site_fingerprint
+from scanfoundry.datasets.readers.scratch import clear
+from scanfoundry.datasets.shards.finalize import final_path
+from scanfoundry.datasets.shards.format import MANIFEST, Manifest, index_name, parse
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult, result_path
+from scanfoundry.datasets.storage.locks import open_lock
 
 _BUILD = "build.json"
 _LOCK = ".lock"
@@ -39,7 +40,7 @@ def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key
         "sources": len(sources),
         "sources_hash": keyed_hash(key, "sources", listing),
         "labels_hash": keyed_hash(key, "labels", labels),
-        "scanforge": version("scanforge"),
+        "scanfoundry": version("scanfoundry"),
         "blosc2": blosc2.__version__,
     }
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from scanforge.datasets.shards.format import SampleEntry
+from scanfoundry.datasets.shards.format import SampleEntry
 
 Range = tuple[float, float]
 # Upper ends of the bins of the spacing histogram, mm; the last bin is open.

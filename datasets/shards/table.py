@@ -8,9 +8,9 @@ from numpy.lib import format as npy
 from numpy.lib.recfunctions import repack_fields
 from numpy.typing import NDArray
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import fraction
-from scanforge.datasets.shards.format import SampleEntry, ShardRecord
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord
 
 ROW = np.dtype(
     [

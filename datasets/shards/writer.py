@@ -9,14 +9,14 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from scanforge.configs.files import make_anew
-from scanforge.datasets.intensity import normalisable, statistics
-from scanforge.datasets.labels import Labels
-from scanforge.datasets.labels.labels import Greys
-from scanforge.datasets.readers.scan import FACTS, ReadError, Scan
-from scanforge.datasets.shards.encode import Codec, Encoded, encode
-from scanforge.datasets.shards.foreground import foreground_bitmap
-from scanforge.datasets.shards.format import (
+from scanfoundry.configs.files import make_anew, sha256_of, write_atomically
+from scanfoundry.datasets.intensity import normalisable, statistics
+from scanfoundry.datasets.labels import Labels
+from scanfoundry.datasets.readers.labels import Greys
+from scanfoundry.datasets.readers.scan import FACTS, ReadError, Scan
+from scanfoundry.datasets.shards.encode import Codec, Encoded, encode
+from scanfoundry.datasets.shards.foreground import foreground_bitmap
+from scanfoundry.datasets.shards.format import (
     BLOCK,
     INDEX_KEY,
     VERSION,
@@ -30,9 +30,7 @@ from scanforge.datasets.shards.format import (
     index_name,
     pack_bits,
     padded,
-    sha256_of,
     to_json,
-    write_atomically,
 )
 
 EncodedMask = tuple[Encoded, str, Greys]  # with the dtype of its values, and how they were drawn

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from scipy.optimize import differential_evolution
 from sklearn.cluster import KMeans
 
-from scanforge.backbones.protocol import Triple
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
 
 PER_LEVEL = 3  # anchors of each place; the heads are shared, so every level has as many
 OUTLIERS = (0.5, 99.5)  # percentiles of each side outside of which a box is not planned for (nnDetection)
@@ -62,7 +62,7 @@ def fit_anchors(sizes: Sizes, n: int) -> tuple[Sizes, float]:
     return best, mean_max_iou(sizes, best)
 
 
-def plan_anchors(sizes: Sizes, strides: Sequence[Triple]) -> tuple[Anchors, float]:
+def plan_anchors(sizes: Sizes, strides: Sequence[Size3D]) -> tuple[Anchors, float]:
     """Sizes (N, A) of the training boxes -> PER_LEVEL anchors for each stride, and their mean best IoU with the boxes.
 
     Each level is fitted to the boxes of up to LEVEL_CELLS of its cells along a side that no finer level has; one
@@ -90,7 +90,7 @@ def plan_anchors(sizes: Sizes, strides: Sequence[Triple]) -> tuple[Anchors, floa
     return [level.tolist() for level in anchors], mean_max_iou(usual, np.concatenate(anchors))
 
 
-def plan_strides(sizes: Sizes, available: Sequence[Triple], patch: Triple) -> list[Triple]:
+def plan_strides(sizes: Sizes, available: Sequence[Size3D], patch: Size3D) -> list[Size3D]:
     """Strides (D, H, W) of the pyramid's levels, finest first, for boxes (N, A) at the plan's grid.
 
     available: what the encoder can start from, finest first. The start is the coarsest of a stride up to
@@ -102,7 +102,7 @@ def plan_strides(sizes: Sizes, available: Sequence[Triple], patch: Triple) -> li
     side = np.exp(np.log(sizes).mean(1))
     small, large = np.percentile(side, 5), np.percentile(side, 95)
 
-    def fits(stride: Triple) -> bool:
+    def fits(stride: Size3D) -> bool:
         return float(np.prod([size / s for size, s in zip(patch, stride, strict=True)])) <= CELLS
 
     possible = [s for s in available if fits(s) and step(s) <= COARSEST_START] or [s for s in available if fits(s)]
@@ -115,11 +115,11 @@ def plan_strides(sizes: Sizes, available: Sequence[Triple], patch: Triple) -> li
     return strides
 
 
-def _mean_step(stride: Triple, axes: int) -> float:
+def _mean_step(stride: Size3D, axes: int) -> float:
     return float(np.exp(np.log(np.array(stride[3 - axes :], float)).mean()))
 
 
-def _doubled(stride: Triple, patch: Triple) -> Triple:
+def _doubled(stride: Size3D, patch: Size3D) -> Size3D:
     d, h, w = (s if s >= size else 2 * s for s, size in zip(stride, patch, strict=True))
     return d, h, w
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.boxes.geometry import Boxes
+from scanfoundry.finetune.boxes.geometry import Boxes
 
 
 class Findings(NamedTuple):

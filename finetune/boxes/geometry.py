@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.training.sampling import Window
+from scanfoundry.finetune.cases.patches import Window
 
 Boxes = npt.NDArray[np.float64]  # (N, 2A)
 KEPT_SHARE = 0.25  # a box of which less is left inside the patch is dropped

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scanforge.finetune.boxes.geometry import at_scan, mirrored
-from scanforge.finetune.boxes.wbc import Found, Views, cluster
-from scanforge.finetune.boxes.windows import looked_at, trust
-from scanforge.finetune.training.sampling import Window, extract
+from scanfoundry.finetune.boxes.geometry import at_scan, mirrored
+from scanfoundry.finetune.boxes.wbc import Found, Views, cluster
+from scanfoundry.finetune.boxes.windows import looked_at, trust
+from scanfoundry.finetune.cases.patches import Window, extract
 
 # Measured on blood cells in windows, AP at IoU 0.5: 0.33 at 0.1, 0.50 at 0.3, 0.56 from 0.4 to 0.6, 0.53 at 0.7, and
 # 0.51 for plain suppression. Low values draw neighbours together, high ones leave one finding in pieces.

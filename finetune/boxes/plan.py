@@ -6,28 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.backbones.protocol import Triple
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.finetune.boxes.anchors import Anchors, plan_anchors, plan_strides
-from scanforge.finetune.boxes.findings import Findings
-from scanforge.finetune.boxes.geometry import sides
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.finetune.boxes.anchors import Anchors, plan_anchors, plan_strides
+from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.boxes.geometry import sides
+from scanfoundry.finetune.config.detection import LEAST_SAMPLED, DetectionPlan
 
 MIN_SIDE = 8.0  # voxels: a scan is not scaled to fit the patch where small findings would get smaller than this
 MUCH_LARGER = 4.0  # nor where it is so many times the patch along an axis
 SCALED = 0.8  # a milder scaling is not what makes a finding small
-LEAST_SAMPLED, SAMPLED_PER_BOX = 32, 24  # a third of them are positive: room for 8 anchors of every box
-
-
-class DetectionPlan(Config):
-    """Settled from the training cases of one cell; part of `model.json`."""
-
-    whole_scan: bool  # scaled to fit the patch; otherwise patches at the plan's spacing, and sliding windows
-    reason: str  # why
-    strides: list[tuple[int, int, int]]  # (D, H, W) of the pyramid's levels, finest first
-    boxes: int  # that it was planned from
-    anchor_iou: float  # mean over them of the best anchor's IoU
-    sampled: int = LEAST_SAMPLED  # anchors of an image that the loss looks at
+SAMPLED_PER_BOX = 24  # anchors for each box: a third of them are positive, which leaves room for 8 of every box
 
 
 class Measured(NamedTuple):
@@ -40,7 +29,7 @@ class Measured(NamedTuple):
 
 
 def plan_detection(
-    cases: Sequence[Measured], patch: Triple, available: Sequence[Triple], wanted: bool | None
+    cases: Sequence[Measured], patch: Size3D, available: Sequence[Size3D], wanted: bool | None
 ) -> tuple[DetectionPlan, Anchors]:
     """The plan and the anchors (level, anchor, size) for these training cases; UserError where none has a box.
 
@@ -70,7 +59,7 @@ def plan_detection(
     return plan, anchors
 
 
-def _rule(cases: Sequence[Measured], patch: Triple, windows: npt.NDArray, whole: npt.NDArray) -> tuple[bool, str]:
+def _rule(cases: Sequence[Measured], patch: Size3D, windows: npt.NDArray, whole: npt.NDArray) -> tuple[bool, str]:
     zoom = float(np.median([max(np.array(c.fitted) / np.array(c.at_spacing)) for c in cases]))
     times = float(np.median([max(np.array(c.at_spacing) / np.array(patch)) for c in cases]))
     small = float(np.percentile(np.exp(np.log(whole).mean(1)), 5))
@@ -84,7 +73,7 @@ def _rule(cases: Sequence[Measured], patch: Triple, windows: npt.NDArray, whole:
     return True, f"scans fit the patch at {zoom:.2f} times their size, small findings are then {small:.1f} voxels"
 
 
-def _boxes_in_sight(cases: Sequence[Measured], patch: Triple, whole: bool) -> float:
+def _boxes_in_sight(cases: Sequence[Measured], patch: Size3D, whole: bool) -> float:
     """Of a patch, on average over the cases that have boxes. With a fixed number of samples, an image of many cells
     would show the loss one anchor of each, and of a rare class among them hardly any."""
     counts = []

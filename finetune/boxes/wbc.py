@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.boxes.geometry import Boxes, iou
+from scanfoundry.finetune.boxes.geometry import Boxes, iou
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

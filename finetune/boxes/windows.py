@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.boxes.findings import Findings
-from scanforge.finetune.boxes.geometry import Boxes, centres, intersection, volumes
-from scanforge.finetune.config import Size
-from scanforge.finetune.training.sampling import Window
+from scanfoundry.configs.geometry import PositiveSize3D
+from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.boxes.geometry import Boxes, centres, intersection, volumes
+from scanfoundry.finetune.cases.patches import Window
 
 SEEN_SHARE = 0.75  # a window looks at a place if it holds so much of the box there
 PAIRS = 2**20  # of boxes and windows that are compared at a time: memory
@@ -16,7 +16,7 @@ WEIGHT_SIGMA = 0.4  # of the patch: a box near a window's border counts less (Ja
 
 
 def training_centre(
-    findings: Findings, shape: Size, patch: Size, rng: np.random.Generator, fore: float
+    findings: Findings, shape: PositiveSize3D, patch: PositiveSize3D, rng: np.random.Generator, fore: float
 ) -> npt.NDArray[np.float64]:
     """The middle of a training patch, on the voxel grid, and such that the patch stays inside the scan (D, H, W).
 
@@ -44,7 +44,9 @@ def quarter_turn(rng: np.random.Generator, pairs: list[tuple[int, int]]) -> npt.
     return matrix
 
 
-def turnable(flip_axes: list[int], spacing: tuple[float, float, float], patch: Size | None) -> list[tuple[int, int]]:
+def turnable(
+    flip_axes: list[int], spacing: tuple[float, float, float], patch: PositiveSize3D | None
+) -> list[tuple[int, int]]:
     """Pairs of axes that may be exchanged: the anatomy may be mirrored along both, and a voxel is as long on both.
 
     patch: given where the scan must stay inside it, which then is as long on both too.
@@ -57,7 +59,7 @@ def turnable(flip_axes: list[int], spacing: tuple[float, float, float], patch: S
     ]
 
 
-def sliding_windows(shape: Size, patch: Size, overlap: float) -> list[Window]:
+def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float) -> list[Window]:
     """Windows that cover a scan (D, H, W), neighbours sharing at least `overlap` of a patch; on the voxel grid.
 
     A scan smaller than the patch along an axis lies in its middle there.

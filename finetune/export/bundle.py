@@ -1,8 +1,9 @@
-"""A MONAI bundle: `python -m monai.bundle run --config_file configs/inference.json` predicts without scanforge.
+"""A MONAI bundle: `python -m monai.bundle run --config_file configs/inference.json` predicts without scanfoundry.
 
 The network is a torch.export program (`models/model.pt2`) whose weights lie in the state dictionary that the bundle
 specification asks for (`models/model.pt`). Not TorchScript, which is deprecated.
-Reading and writing are MONAI's; what lies between is `standalone`, so that the labels are those of `scanforge predict`.
+Reading and writing are MONAI's; what lies between is `standalone`, so that the labels are those of
+`scanfoundry predict`.
 """
 
 import json
@@ -14,14 +15,14 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.export import bundle_runner, standalone
-from scanforge.finetune.export.bundle_texts import metadata, readme
-from scanforge.finetune.export.describe import describe
-from scanforge.finetune.export.folder import new_folder
-from scanforge.finetune.export.inlining import source_without_scanforge
-from scanforge.finetune.export.network import Traceable, differences, single_model, traceable
-from scanforge.finetune.tasks.adapter import Adapter
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.export import bundle_runner, standalone
+from scanfoundry.finetune.export.bundle_texts import metadata, readme
+from scanfoundry.finetune.export.describe import describe
+from scanfoundry.finetune.export.folder import new_folder
+from scanfoundry.finetune.export.inlining import source_without_scanfoundry
+from scanfoundry.finetune.export.network import Traceable, differences, single_model, traceable
+from scanfoundry.finetune.task import Adapter
 
 PROGRAM, WEIGHTS, ABOUT = "models/model.pt2", "models/model.pt", "configs/preprocessing.json"
 
@@ -55,8 +56,8 @@ def export_bundle(run: Path, out: Path, terms: Terms | None = None) -> Path:
         _json(part / "configs/inference.json", inference(adapter))
         _json(part / "configs/metadata.json", metadata(about, spec, terms.licence, terms.intended_use, terms.citation))
         (part / "scripts/__init__.py").write_text("")
-        (part / "scripts/preprocessing.py").write_text(source_without_scanforge(standalone), encoding="utf-8")
-        runner = source_without_scanforge(bundle_runner, {standalone.__name__: "scripts.preprocessing"})
+        (part / "scripts/preprocessing.py").write_text(source_without_scanfoundry(standalone), encoding="utf-8")
+        runner = source_without_scanfoundry(bundle_runner, {standalone.__name__: "scripts.preprocessing"})
         (part / "scripts/running.py").write_text(runner, encoding="utf-8")
         (part / "docs/README.md").write_text(
             readme(about, terms.licence, terms.intended_use, terms.citation), encoding="utf-8"

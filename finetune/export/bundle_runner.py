@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform, SaveImage
 from torch import Tensor, nn
 
-from scanforge.finetune.export.standalone import label_map, millimetres, prepare, probabilities, value, whole_logits
+from scanfoundry.finetune.export.standalone import label_map, millimetres, prepare, probabilities, value, whole_logits
 
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg")
 

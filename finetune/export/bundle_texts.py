@@ -3,8 +3,8 @@
 from importlib.metadata import version
 from typing import Any
 
-from scanforge.finetune.export.escaping import for_markdown, for_monai
-from scanforge.finetune.tasks.adapter import Spec
+from scanfoundry.finetune.export.escaping import for_markdown, for_monai
+from scanfoundry.finetune.task import Spec
 
 RUN = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir PREDICTIONS"
 NEEDED = ("nibabel", "scipy", "fire")  # beside monai, torch and numpy; `fire` is monai.bundle's own command line
@@ -56,14 +56,14 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         {
             "schema": SCHEMA,
             "version": "0.1.0",
-            "changelog": {"0.1.0": "exported by scanforge"},
+            "changelog": {"0.1.0": "exported by scanfoundry"},
             "monai_version": version("monai"),
             "pytorch_version": version("torch").partition("+")[0],
             "numpy_version": version("numpy"),
             "required_packages_version": {name: version(name) for name in NEEDED if _installed(name)},
             "name": title,
             "task": title,
-            "description": f"{spec.backbone.name} fine-tuned by scanforge; axes of the arrays are D, H, W",
+            "description": f"{spec.backbone.name} fine-tuned by scanfoundry; axes of the arrays are D, H, W",
             "authors": NOT_SAID,
             "copyright": licence or NOT_SAID,
             "intended_use": intended_use or NOT_SAID,

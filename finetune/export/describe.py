@@ -1,13 +1,13 @@
-"""What an export is, as JSON: enough to run it without scanforge, in numbers for programs and in words for people."""
+"""What an export is, as JSON: enough to run it without scanfoundry, in numbers for programs and in words for people."""
 
 from typing import Any
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import RegressionTask
-from scanforge.finetune.export.network import INPUT, Traceable
-from scanforge.finetune.heads.detection import DetectionModel
-from scanforge.finetune.tasks.adapter import Adapter, Spec, TaskModel
-from scanforge.finetune.volumes import SPACING_TOLERANCE
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.volumes import SPACING_TOLERANCE
+from scanfoundry.finetune.config.study import RegressionTask
+from scanfoundry.finetune.export.network import INPUT, Traceable
+from scanfoundry.finetune.heads.detection import DetectionModel
+from scanfoundry.finetune.task import Adapter, Spec, TaskModel
 
 AXES = (
     "Arrays are (channel, D, H, W), voxels in the file's own order and orientation: of a NIfTI array (x, y, z) D, H, W "
@@ -102,7 +102,7 @@ def _steps(task: str, channels: int, by_spacing: bool) -> list[str]:
         "regression": "Average the value over `mirrors` (axes flipped together).",
         "detection": "Decode the boxes as `detection` says; they are in voxels of the patch"
         + (", which is one of the windows (overlap as given, evenly spread)." if by_spacing else ".")
-        + " How scanforge joins the boxes of several windows, mirrorings and models is left out here.",
+        + " How scanfoundry joins the boxes of several windows, mirrorings and models is left out here.",
     }
     return [
         several,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scanforge.configs.errors import UserError
+from scanfoundry.configs.errors import UserError
 
 
 @contextmanager

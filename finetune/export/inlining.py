@@ -1,4 +1,4 @@
-"""Files of this package as they go into an export: with the functions of scanforge in place of their imports."""
+"""Files of this package as they go into an export: with the functions of scanfoundry in place of their imports."""
 
 import ast
 import inspect
@@ -8,8 +8,8 @@ from types import CodeType, ModuleType
 from typing import Any
 
 
-def source_without_scanforge(module: ModuleType, renamed: dict[str, str] | None = None) -> str:
-    """The module's source with no import of scanforge left.
+def source_without_scanfoundry(module: ModuleType, renamed: dict[str, str] | None = None) -> str:
+    """The module's source with no import of scanfoundry left.
 
     A module in `renamed` is imported under its new name; of every other one, the functions imported are written out,
     and with them the functions and constants of their modules that they use. Functions take any object with the right
@@ -19,7 +19,7 @@ def source_without_scanforge(module: ModuleType, renamed: dict[str, str] | None 
     lines = text.splitlines()
     written: dict[str, str] = {}
     for node in ast.parse(text).body:
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("scanforge."):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("scanfoundry."):
             continue
         name = str(node.module)
         new = ""

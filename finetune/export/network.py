@@ -1,4 +1,4 @@
-"""The network of a fine-tuned model as one function from an image to named arrays, with nothing of scanforge in it."""
+"""The network of a fine-tuned model as one function from an image to named arrays, free of scanfoundry imports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.heads.detection import DetectionModel
-from scanforge.finetune.modelfile import load_model
-from scanforge.finetune.tasks.adapter import Adapter, Spec, Standard, TaskModel
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.heads.detection import DetectionModel
+from scanfoundry.finetune.model_file import load_model
+from scanfoundry.finetune.task import Adapter, Spec, Standard, TaskModel
 
 INPUT = "image"
 

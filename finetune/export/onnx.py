@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.export import standalone
-from scanforge.finetune.export.describe import describe
-from scanforge.finetune.export.folder import new_folder
-from scanforge.finetune.export.inlining import source_without_scanforge
-from scanforge.finetune.export.network import INPUT, Traceable, differences, single_model, traceable
-from scanforge.finetune.tasks.adapter import Adapter, centred
-from scanforge.finetune.volumes import read_one
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.volumes import read_one
+from scanfoundry.finetune.export import standalone
+from scanfoundry.finetune.export.describe import describe
+from scanfoundry.finetune.export.folder import new_folder
+from scanfoundry.finetune.export.inlining import source_without_scanfoundry
+from scanfoundry.finetune.export.network import INPUT, Traceable, differences, single_model, traceable
+from scanfoundry.finetune.task import Adapter, centred
 
 MODEL, ABOUT, SCRIPT, RUNNER = "model.onnx", "model.json", "preprocessing.py", "run.py"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,8 +49,8 @@ def export_onnx(run: Path, out: Path, scan: Path | None = None) -> OnnxExport:
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f'ONNX needs {", ".join(missing)}: pip install "scanforge[onnx]"')
-    from scanforge.finetune.export import onnx_runner  # which imports onnxruntime
+        raise UserError(f'ONNX needs {", ".join(missing)}: pip install "scanfoundry[onnx]"')
+    from scanfoundry.finetune.export import onnx_runner  # which imports onnxruntime
 
     adapter, model = single_model(run)
     traced = traceable(model, adapter.spec)
@@ -67,8 +67,8 @@ def export_onnx(run: Path, out: Path, scan: Path | None = None) -> OnnxExport:
             "allowed": allowed,
         }
         (part / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        (part / SCRIPT).write_text(source_without_scanforge(standalone), encoding="utf-8")
-        runner = source_without_scanforge(onnx_runner, {standalone.__name__: "preprocessing"})
+        (part / SCRIPT).write_text(source_without_scanfoundry(standalone), encoding="utf-8")
+        runner = source_without_scanfoundry(onnx_runner, {standalone.__name__: "preprocessing"})
         (part / RUNNER).write_text(runner, encoding="utf-8")
     return OnnxExport(out, found, allowed)
 
@@ -104,7 +104,7 @@ def compare(traced: Traceable, path: Path, inputs: dict[str, Tensor]) -> tuple[d
         if not value <= allowed:
             raise UserError(
                 f"onnxruntime differs from torch by {value:.2g} on {name}, {allowed:.2g} is allowed: nothing was "
-                "written; install the versions that scanforge[onnx] names"
+                "written; install the versions that scanfoundry[onnx] names"
             )
     return found, allowed
 

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import onnxruntime as ort
 
-from scanforge.finetune.export.standalone import label_map, millimetres, prepare, probabilities, value, whole_logits
+from scanfoundry.finetune.export.standalone import label_map, millimetres, prepare, probabilities, value, whole_logits
 
 
 def run(scans: list[Path], out: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What scanforge does to a scan before and after the network, in numpy and scipy alone: part of every export.
+"""What scanfoundry does to a scan before and after the network, in numpy and scipy alone: part of every export.
 
 `about` is the JSON file of the export. Arrays are (channel, D, H, W); D, H, W of a NIfTI array (x, y, z) is its
 transpose, of an image H is down and W to the right, D one slice. The network is any function from (1, C, *patch)
@@ -17,11 +17,11 @@ import scipy.ndimage  # noqa: F401 - of `apply`, when it is written out here
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from scanforge.datasets.intensity import background, normalise, statistics
-from scanforge.finetune.inference.postprocess import apply
-from scanforge.finetune.inference.windows import window_starts
-from scanforge.finetune.tasks.adapter import fitted_shape
-from scanforge.finetune.volumes import target_shape
+from scanfoundry.datasets.intensity import background, normalise, statistics
+from scanfoundry.finetune.cases.volumes import target_shape
+from scanfoundry.finetune.inference.postprocess import apply
+from scanfoundry.finetune.inference.windows import window_starts
+from scanfoundry.finetune.task import fitted_shape
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

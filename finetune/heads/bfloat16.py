@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from scanforge.backbones.protocol import Triple
+from scanfoundry.configs.geometry import Size3D
 
 
-def gradients_fail(depth: int, strides: Sequence[Triple]) -> bool:
+def gradients_fail(depth: int, strides: Sequence[Size3D]) -> bool:
     """Whether training a network of 3 x 3 x 3 convolutions under bfloat16 on a CPU gives wrong gradients.
 
     depth: of the input. strides: of all feature maps. Measured with torch 2.13 on avx512_bf16: the weight gradient of

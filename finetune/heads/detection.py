@@ -6,18 +6,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.finetune.boxes.anchors import Anchors
-from scanforge.finetune.boxes.plan import LEAST_SAMPLED
-from scanforge.finetune.heads.bfloat16 import gradients_fail
-from scanforge.finetune.heads.pyramid import Pyramid
-from scanforge.finetune.monai_parts import (
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.finetune.boxes.anchors import Anchors
+from scanfoundry.finetune.config.detection import LEAST_SAMPLED
+from scanfoundry.finetune.heads.bfloat16 import gradients_fail
+from scanfoundry.finetune.heads.pyramid import Pyramid
+from scanfoundry.finetune.monai_parts import (
     AnchorGeneratorWithAnchorShape,
     BoxGIoULoss,
     RetinaNet,
     RetinaNetDetector,
 )
-from scanforge.finetune.tasks.adapter import TaskModel
+from scanfoundry.finetune.task import TaskModel
 
 NMS_IOU = 0.3  # boxes of one view that overlap more are one finding
 ATSS_CANDIDATES = 4
@@ -35,7 +36,7 @@ class DetectionModel(TaskModel):
         encoder: Encoder,
         n_classes: int,
         is_2d: bool,
-        strides: Sequence[Triple],
+        strides: Sequence[Size3D],
         anchors: Anchors,
         score_threshold: float,
         boxes_per_view: int,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.heads.whole_scan import WholeScanModel
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.finetune.heads.whole_scan import WholeScanModel
 
 
 class LinearProbe(WholeScanModel):

@@ -6,13 +6,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.geometry import Size3D
 
 WIDTH = 64
 FINEST = 2  # a single coarse map (ViT) is offered down to this stride
 
 
-def available_strides(encoder: Encoder, is_2d: bool) -> list[Triple]:
+def available_strides(encoder: Encoder, is_2d: bool) -> list[Size3D]:
     """Strides of the maps that a pyramid can start from, finest first.
 
     An encoder of one resolution (ViT, Primus) offers also finer ones, upsampled from its map.
@@ -31,7 +32,7 @@ class Pyramid(nn.Module):
     that map, each by its own branch (the simple feature pyramid of ViTDet, Li et al. 2022).
     """
 
-    def __init__(self, encoder: Encoder, is_2d: bool, strides: Sequence[Triple]) -> None:
+    def __init__(self, encoder: Encoder, is_2d: bool, strides: Sequence[Size3D]) -> None:
         super().__init__()
         self.encoder, self.is_2d, self.out_channels = encoder, is_2d, WIDTH
         own = encoder.feature_strides(is_2d)
@@ -66,7 +67,7 @@ class Pyramid(nn.Module):
 class _Deconvolved(nn.Sequential):
     """From a map of one stride to one of a finer stride, doubling by doubling: every place gets its own weights."""
 
-    def __init__(self, channels: int, start: Triple, goal: Triple, lead: int) -> None:
+    def __init__(self, channels: int, start: Size3D, goal: Size3D, lead: int) -> None:
         up: type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d] = nn.ConvTranspose2d if lead else nn.ConvTranspose3d
         layers: list[nn.Module] = []
         while start != goal:
@@ -80,7 +81,7 @@ class _Deconvolved(nn.Sequential):
         super().__init__(*layers)
 
 
-def _halved(stride: Triple) -> Triple:
+def _halved(stride: Size3D) -> Size3D:
     """Half the stride on the coarsest axes that can be halved."""
     top = max(s for s in stride)
     d, h, w = (s // 2 if s == top and s % 2 == 0 else s for s in stride)

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.heads.classification import ClassificationModel
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.finetune.heads.classification import ClassificationModel
 
 
 class RegressionModel(ClassificationModel):

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.mednext import MedNeXtEncoder
-from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.stunet import DepthFreeConv3d, STUNet, STUNetEncoder
-from scanforge.finetune.heads.u_decoder import UDecoder
-from scanforge.finetune.tasks.adapter import TaskModel
+from scanfoundry.backbones.mednext import MedNeXtEncoder
+from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.stunet import DepthFreeConv3d, STUNet, STUNetEncoder
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.finetune.heads.u_decoder import UDecoder
+from scanfoundry.finetune.task import TaskModel
 
 WIDTH, SKIP = 64, 16
 
@@ -74,7 +75,7 @@ class LightDecoder(nn.Module):
         return self.out(y)
 
 
-def _doublings(stride: Triple) -> Iterator[Triple]:
+def _doublings(stride: Size3D) -> Iterator[Size3D]:
     """Strides left after each step from the coarse grid down to the voxel; odd factors go in the last step."""
     while max(stride) > 1:
         d, h, w = (s // 2 if s % 2 == 0 else 1 for s in stride)
@@ -82,7 +83,7 @@ def _doublings(stride: Triple) -> Iterator[Triple]:
         yield stride
 
 
-def _block(channels: int, out_channels: int, kernel: Triple) -> nn.Sequential:
+def _block(channels: int, out_channels: int, kernel: Size3D) -> nn.Sequential:
     d, h, w = (k // 2 for k in kernel)
     return nn.Sequential(
         DepthFreeConv3d(channels, out_channels, kernel, padding=(d, h, w)),

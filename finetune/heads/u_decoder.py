@@ -5,9 +5,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.backbones.resenc import ConvNormAct
-from scanforge.backbones.stunet import DepthFreeConv3d, UpsampleLayer, init_he
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.resenc import ConvNormAct
+from scanfoundry.backbones.stunet import DepthFreeConv3d, UpsampleLayer, init_he
 
 
 class UDecoder(nn.Module):

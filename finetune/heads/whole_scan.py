@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.tasks.adapter import TaskModel
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.finetune.task import TaskModel
 
 
 class WholeScanModel(TaskModel):

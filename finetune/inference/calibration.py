@@ -13,8 +13,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from scanforge.finetune.metrics.reliability import around
-from scanforge.finetune.metrics.weighted import Record
+from scanfoundry.finetune.metrics.reliability import around
+from scanfoundry.finetune.metrics.weighted import Record
 
 COLDEST, HOTTEST = 0.2, 10.0
 TINY = np.finfo(np.float64).tiny

@@ -1,38 +1,17 @@
 """Removal of components from label maps, where the held-back cases say that it helps (Isensee et al. 2021)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import scipy.ndimage
-from pydantic import Field
 
-from scanforge.configs.base import Config
-from scanforge.finetune.metrics.dice import dice, mean_defined
+from scanfoundry.finetune.cases.volumes import Labels
+from scanfoundry.finetune.config.postprocess import ClassRule
+from scanfoundry.finetune.metrics.dice import dice, mean_defined
+from scanfoundry.finetune.task import HeldBackCase
 
-Labels = npt.NDArray[np.uint8]
 SHARES = (0.02, 0.05, 0.1, 0.25)  # of the median size of a class: candidates for the least size of a component
 GAIN = 1e-4  # less Dice than this is no help
-
-
-class ClassRule(Config):
-    """What is removed of one class."""
-
-    largest: bool = False  # all components but the largest
-    min_mm3: float = Field(default=0.0, ge=0)  # components smaller than this
-
-
-@dataclass(frozen=True)
-class Held:
-    """A held-back case: what was predicted of it, the truth, and the volume of a voxel; of some voxels (see
-    `calibration.drawn_spots`) the probabilities (N, K) and the true labels (N,)."""
-
-    prediction: Labels
-    truth: Labels
-    voxel_mm3: float
-    probabilities: npt.NDArray[np.float32] | None = None
-    labels: Labels | None = None
 
 
 def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Labels:
@@ -56,13 +35,13 @@ def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Label
     return cleaned
 
 
-def choose(cases: Sequence[Held], n_classes: int) -> list[ClassRule]:
+def choose(cases: Sequence[HeldBackCase], n_classes: int) -> list[ClassRule]:
     """For each class the rule of the highest mean Dice over the held-back cases; none where none helps."""
     return [_choose(cases, value) for value in range(1, n_classes + 1)]
 
 
-def _choose(cases: Sequence[Held], value: int) -> ClassRule:
-    binary = [Held(c.prediction == value, c.truth == value, c.voxel_mm3) for c in cases]
+def _choose(cases: Sequence[HeldBackCase], value: int) -> ClassRule:
+    binary = [HeldBackCase(c.prediction == value, c.truth == value, c.voxel_mm3) for c in cases]
     sizes = [float(c.truth.sum()) * c.voxel_mm3 for c in binary if c.truth.any()]
     if not sizes:
         return ClassRule()
@@ -76,7 +55,7 @@ def _choose(cases: Sequence[Held], value: int) -> ClassRule:
     return rule
 
 
-def _score(cases: Sequence[Held], rule: ClassRule) -> float:
+def _score(cases: Sequence[HeldBackCase], rule: ClassRule) -> float:
     """Mean Dice of one class after the rule; a case without truth or prediction counts as right."""
     values = []
     for case in cases:

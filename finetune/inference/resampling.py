@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from scanforge.finetune.inference.slab import PIECE, Place
+from scanfoundry.finetune.inference.slab import PIECE, Place
 
 
 def smoothing(source: Place, target: Place) -> npt.NDArray[np.float64]:

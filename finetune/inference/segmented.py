@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.inference.resampling import PlaneResampler
-from scanforge.finetune.inference.uncertainty import DISAGREEMENT, ENTROPY, disagreement, entropy
-from scanforge.finetune.inference.windows import Network, Tiling, permuted, stream_order, stream_scores
-from scanforge.finetune.volumes import Shape
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.finetune.inference.resampling import PlaneResampler
+from scanfoundry.finetune.inference.uncertainty import DISAGREEMENT, ENTROPY, disagreement, entropy
+from scanfoundry.finetune.inference.windows import Network, Tiling, permuted, stream_order, stream_scores
 
 Half = npt.NDArray[np.float16]
 
@@ -59,7 +59,7 @@ def segment_volume(
     members: Sequence[Network],
     image: Tensor,
     fill: float,
-    shape: Shape,
+    shape: Size3D,
     tiling: Tiling,
     device: torch.device,
     temperature: float = 1.0,
@@ -94,7 +94,7 @@ def finished_slabs(
     members: Sequence[Network],
     image: Tensor,
     fill: float,
-    shape: Shape,
+    shape: Size3D,
     tiling: Tiling,
     device: torch.device,
     temperature: float,

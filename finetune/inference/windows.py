@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanforge.finetune.config import Size
-from scanforge.finetune.inference.slab import Place, Slab
-from scanforge.finetune.monai_parts import compute_importance_map
+from scanfoundry.configs.geometry import PositiveSize3D
+from scanfoundry.finetune.inference.slab import Place, Slab
+from scanfoundry.finetune.monai_parts import compute_importance_map
 
 Network = Callable[[Tensor], Tensor]
 
@@ -23,13 +23,13 @@ class Tiling:
     """How a scan is cut: windows of `patch` voxels that share `overlap` of their length with the next, `batch` at a
     time through the network, each as often as there are `mirrors` (axes 0 to 2 that are flipped together)."""
 
-    patch: Size
+    patch: PositiveSize3D
     overlap: float
     mirrors: Sequence[tuple[int, ...]] = ((),)
     batch: int = 1
 
 
-def stream_order(shape: Place, patch: Size) -> Place:
+def stream_order(shape: Place, patch: PositiveSize3D) -> Place:
     """Axes with that along which the slab moves in front: the one with most patches, which leaves the smallest slab."""
     axis = max(range(3), key=lambda axis: shape[axis] / patch[axis])
     second, third = (other for other in range(3) if other != axis)
@@ -104,7 +104,7 @@ def _as_dhw(place: Place, order: Place) -> list[int]:
     return [place[order.index(axis)] for axis in range(3)]
 
 
-def _inside(image: Tensor, patch: Size) -> tuple[slice, slice, slice]:
+def _inside(image: Tensor, patch: PositiveSize3D) -> tuple[slice, slice, slice]:
     """The part of a padded window that is scan."""
     d, h, w = (
         slice(max(0, p - n) // 2, max(0, p - n) // 2 + min(p, n)) for n, p in zip(image.shape[1:], patch, strict=True)
@@ -112,7 +112,7 @@ def _inside(image: Tensor, patch: Size) -> tuple[slice, slice, slice]:
     return d, h, w
 
 
-def _window(image: Tensor, fill: float, start: Sequence[int], patch: Size) -> Tensor:
+def _window(image: Tensor, fill: float, start: Sequence[int], patch: PositiveSize3D) -> Tensor:
     """(C, *patch) of the image, padded where it is smaller."""
     part = image[:, *(slice(at, at + size) for at, size in zip(start, patch, strict=True))]
     padding: list[int] = []

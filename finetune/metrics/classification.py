@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.metrics.reliability import BINS, bin_of
-from scanforge.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, ratio
+from scanfoundry.finetune.metrics.reliability import BINS, bin_of
+from scanfoundry.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, ratio
 
 Labels = npt.NDArray[np.int_]
 Probabilities = npt.NDArray[np.float64]

@@ -4,8 +4,8 @@ or 2D."""
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.boxes.geometry import iou
-from scanforge.finetune.metrics.weighted import Ranking, Values, Weights, ratio
+from scanfoundry.finetune.boxes.geometry import iou
+from scanfoundry.finetune.metrics.weighted import Ranking, Values, Weights, ratio
 
 
 def match(

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.metrics.detection import area, match
-from scanforge.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise, ratio
+from scanfoundry.finetune.metrics.detection import area, match
+from scanfoundry.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise, ratio
 
 IOUS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)  # nnDetection's range of COCO's mean AP
 FALSE_POSITIVES = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0, "8": 8.0}  # per image

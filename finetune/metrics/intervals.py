@@ -7,7 +7,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 from scipy import stats
 
-from scanforge.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise
+from scanfoundry.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise
 
 Statistic = Callable[[list[Record]], float]  # a `Weighted` one is some hundred times as fast
 SEED = 20260101

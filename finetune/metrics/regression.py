@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, ratio
+from scanfoundry.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, ratio
 
 Numbers = npt.NDArray[np.float64]
 Score = Callable[[Numbers, Numbers, Weights], Values]

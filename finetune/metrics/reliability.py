@@ -6,7 +6,7 @@ A record holds `reliability`, what `counted` gives, or None where a case has no 
 import numpy as np
 import numpy.typing as npt
 
-from scanforge.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, ratio
+from scanfoundry.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, ratio
 
 BINS = 10
 

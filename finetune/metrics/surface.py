@@ -11,8 +11,9 @@ import numpy.typing as npt
 from scipy.ndimage import binary_erosion, distance_transform_edt, find_objects
 from scipy.spatial import cKDTree
 
+from scanfoundry.configs.geometry import Spacing3D
+
 Points = npt.NDArray[np.int_]  # (N, axes) voxels
-Spacing = tuple[float, float, float]
 TREE_POINTS = 1_000_000  # a surface of more points is noise all over the scan: a distance map is faster then
 
 
@@ -24,7 +25,7 @@ class SurfaceScores(NamedTuple):
 
 
 def surface_scores(
-    prediction: npt.NDArray, truth: npt.NDArray, n_classes: int, spacing: Spacing, tolerance: float
+    prediction: npt.NDArray, truth: npt.NDArray, n_classes: int, spacing: Spacing3D, tolerance: float
 ) -> list[SurfaceScores]:
     """Scores of each foreground class 1..n_classes between two integer label maps (D, H, W); spacing, tolerance in mm.
 

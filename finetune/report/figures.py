@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from scanforge.configs.text import printable
-from scanforge.finetune.cells import CellResult
-from scanforge.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
-from scanforge.finetune.metrics.intervals import Record
-from scanforge.finetune.results import Results
+from scanfoundry.configs.text import printable
+from scanfoundry.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
+from scanfoundry.finetune.metrics.intervals import Record
+from scanfoundry.finetune.study.results import Results
+from scanfoundry.finetune.study.trials import TrialResult
 
 COLOURS = {
     "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",
@@ -95,7 +95,7 @@ def metric_by_shots(results: Results) -> str:
     return inline(figure)
 
 
-def loss_curves(cells: Sequence[CellResult]) -> str:
+def loss_curves(cells: Sequence[TrialResult]) -> str:
     """Training loss over the steps, a line for each model, smoothed a little."""
     figure, axes = _axes(4.6, 3.2, "step", "training loss")
     seen: set[str] = set()
@@ -202,7 +202,7 @@ def agreement(records: Sequence[Record]) -> str:
     return inline(figure)
 
 
-def validation_curves(cells: Sequence[CellResult]) -> str:
+def validation_curves(cells: Sequence[TrialResult]) -> str:
     """The mean score of the held-back cases over the steps, a line for each model; a ring where its weights are of."""
     figure, axes = _axes(4.6, 3.2, "step", "mean score, held-back cases")
     seen: set[str] = set()

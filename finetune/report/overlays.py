@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from scanforge.finetune.report.figures import inline
-from scanforge.finetune.tasks.adapter import Picture
+from scanfoundry.finetune.report.figures import inline
+from scanfoundry.finetune.task import Picture
 
 TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
 SHOWN_SCORE = 0.2  # boxes below it count in the numbers; drawn, they would hide the scan

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, StrictUndefined
 
-from scanforge.configs.files import write_text
-from scanforge.finetune.cells import CellName, CellResult, load_pictures
-from scanforge.finetune.metrics.intervals import Interval
-from scanforge.finetune.metrics.reliability import counted, pooled
-from scanforge.finetune.report import figures
-from scanforge.finetune.report.overlays import overlay
-from scanforge.finetune.results import SCRATCH, Results, Row
+from scanfoundry.configs.files import write_text
+from scanfoundry.finetune.metrics.intervals import Interval
+from scanfoundry.finetune.metrics.reliability import counted, pooled
+from scanfoundry.finetune.report import figures
+from scanfoundry.finetune.report.overlays import overlay
+from scanfoundry.finetune.study.results import SCRATCH, Results, Row
+from scanfoundry.finetune.study.trials import TrialName, TrialResult, load_pictures
 
 SCORES = {
     "segmentation": "Dice",
@@ -44,9 +44,9 @@ NOTES = {
 }
 
 
-def write_report(run_dir: Path, results: Results, best: CellName) -> Path:
+def write_report(run_dir: Path, results: Results, best: TrialName) -> Path:
     """Render the report of a finished study beside its results.json; gives its path."""
-    source = files("scanforge.finetune.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("scanfoundry.finetune.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"label": figures.label, "limits": limits_text, "number": number}
     html = environment.from_string(source).render(**_content(run_dir, results, best))
@@ -65,7 +65,7 @@ def limits_text(value: Interval, signed: bool = False) -> str:
     return "" if value.low is None else f"{number(value.low, signed)} to {number(value.high, signed)}"
 
 
-def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
+def _content(run_dir: Path, results: Results, best: TrialName) -> dict[str, Any]:
     at_best = [cell for cell in results.cells if cell.shots == best.shots]
     shown = next(cell for cell in at_best if cell.arm == best.arm.name and cell.seed == best.seed)
     shown_arms = (best.arm.name, SCRATCH)
@@ -86,7 +86,7 @@ def _content(run_dir: Path, results: Results, best: CellName) -> dict[str, Any]:
     }
 
 
-def _held(shown: CellResult, classes: Sequence[str]) -> str:
+def _held(shown: TrialResult, classes: Sequence[str]) -> str:
     """What the held-back cases of the kept model decided, in words; '' where there were none."""
     if not shown.validation:
         return ""
@@ -113,7 +113,7 @@ def _sentence(results: Results, row: Row) -> dict[str, str]:
 
 
 def _charts(
-    results: Results, at_best: Sequence[CellResult], by_arm: dict[str, list[dict[str, Any]]], shown: CellResult
+    results: Results, at_best: Sequence[TrialResult], by_arm: dict[str, list[dict[str, Any]]], shown: TrialResult
 ) -> list[tuple[str, str]]:
     charts = [
         (
@@ -146,7 +146,7 @@ def _class_bins(records: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
     return np.array(counted(np.array(probabilities), np.array(labels)))
 
 
-def _worst(run_dir: Path, results: Results, shown: CellResult, best: CellName) -> list[dict[str, Any]]:
+def _worst(run_dir: Path, results: Results, shown: TrialResult, best: TrialName) -> list[dict[str, Any]]:
     score = {record["case"]: record["score"] for record in shown.records}
     return [
         {

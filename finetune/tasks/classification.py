@@ -9,18 +9,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.finetune.config import AugmentationConfig, ValidationConfig
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.heads.classification import ClassificationModel
-from scanforge.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
-from scanforge.finetune.inference.calibration import temperature_of, tempered
-from scanforge.finetune.metrics import classification as scores
-from scanforge.finetune.metrics.intervals import Statistic
-from scanforge.finetune.metrics.weighted import Record
-from scanforge.finetune.tasks.adapter import Picture, Sample, Spec, TaskModel, Validation, identity
-from scanforge.finetune.tasks.whole_scan import WholeScan
-from scanforge.finetune.training.losses import class_loss, class_weights
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
+from scanfoundry.finetune.heads.classification import ClassificationModel
+from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
+from scanfoundry.finetune.inference.calibration import temperature_of, tempered
+from scanfoundry.finetune.losses import class_loss, class_weights
+from scanfoundry.finetune.metrics import classification as scores
+from scanfoundry.finetune.metrics.intervals import Statistic
+from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.task import Picture, Sample, Spec, TaskModel, Validation, identity
+from scanfoundry.finetune.tasks.whole_scan import WholeScan
 
 Probabilities = npt.NDArray[np.float64]
 

@@ -8,23 +8,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.backbones.registry import build as build_backbone
-from scanforge.datasets.readers import Scan
-from scanforge.finetune.boxes.findings import Findings
-from scanforge.finetune.boxes.geometry import in_patch
-from scanforge.finetune.boxes.inference import Detector, find
-from scanforge.finetune.boxes.plan import Measured, plan_detection
-from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
-from scanforge.finetune.channels import read_channels
-from scanforge.finetune.config import AugmentationConfig, DetectionTask
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.data.findings import findings
-from scanforge.finetune.heads.detection import DetectionModel
-from scanforge.finetune.heads.pyramid import available_strides
-from scanforge.finetune.metrics.detection import average_precision
-from scanforge.finetune.metrics.froc import (
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.registry import build as build_backbone
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.boxes.geometry import in_patch
+from scanfoundry.finetune.boxes.inference import Detector, find
+from scanfoundry.finetune.boxes.plan import Measured, plan_detection
+from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.cases.channels import read_channels
+from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
+from scanfoundry.finetune.cases.volumes import target_shape
+from scanfoundry.finetune.checks.findings import findings
+from scanfoundry.finetune.config.study import AugmentationConfig, DetectionTask
+from scanfoundry.finetune.heads.detection import DetectionModel
+from scanfoundry.finetune.heads.pyramid import available_strides
+from scanfoundry.finetune.metrics.detection import average_precision
+from scanfoundry.finetune.metrics.froc import (
     FALSE_POSITIVES,
     IOUS,
     average_precision_at,
@@ -32,11 +35,9 @@ from scanforge.finetune.metrics.froc import (
     hits_at,
     sensitivity_at,
 )
-from scanforge.finetune.metrics.intervals import Statistic
-from scanforge.finetune.metrics.weighted import Record
-from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, Spec, TaskModel, fitted_shape, identity
-from scanforge.finetune.training.sampling import Window, extract, random_matrix, still_window
-from scanforge.finetune.volumes import Shape, target_shape
+from scanfoundry.finetune.metrics.intervals import Statistic
+from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.task import Adapter, Picture, Sample, Spec, TaskModel, fitted_shape, identity
 
 
 class Detection(Adapter[Findings, Found]):
@@ -56,11 +57,11 @@ class Detection(Adapter[Findings, Found]):
         """Whether scans are scaled to fit the patch; otherwise they are seen in windows at the plan's spacing."""
         return self.spec.detection is None or self.spec.detection.whole_scan
 
-    def shape_of(self, scan: Scan) -> Shape:
+    def shape_of(self, scan: Scan) -> Size3D:
         """Scaled to fit into the patch, or at the plan's spacing."""
         return self._shapes(scan)[0 if self.whole else 1]
 
-    def _shapes(self, scan: Scan) -> tuple[Shape, Shape]:
+    def _shapes(self, scan: Scan) -> tuple[Size3D, Size3D]:
         d, h, w = scan.voxels.shape[1:]
         fitted = fitted_shape((d, h, w), scan.spacing, self.spec.plan)
         return fitted, target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
@@ -133,7 +134,7 @@ class Detection(Adapter[Findings, Found]):
     def _centre(self, sample: Sample[Findings], rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
         d, h, w = sample.image.shape[1:]
         if self.whole:
-            return still_window((d, h, w), self.spec.plan.patch).centre
+            return identity_patch((d, h, w), self.spec.plan.patch).centre
         assert sample.target is not None
         return training_centre(sample.target, (d, h, w), self.spec.plan.patch, rng, fore)
 
@@ -148,7 +149,7 @@ class Detection(Adapter[Findings, Found]):
         mirrorings and windows."""
         plan, (d, h, w) = self.spec.plan, sample.image.shape[1:]
         if self.whole:
-            windows = [still_window((d, h, w), plan.patch)]
+            windows = [identity_patch((d, h, w), plan.patch)]
         else:
             windows = sliding_windows((d, h, w), plan.patch, self.spec.inference.overlap)
         detectors = cast(Sequence[Detector], members)

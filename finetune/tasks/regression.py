@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import AugmentationConfig
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.heads.regression import RegressionModel
-from scanforge.finetune.metrics import regression as scores
-from scanforge.finetune.metrics.intervals import Statistic
-from scanforge.finetune.metrics.weighted import Record
-from scanforge.finetune.tasks.adapter import Picture, Sample, Spec, Standard, TaskModel, identity
-from scanforge.finetune.tasks.whole_scan import WholeScan
-from scanforge.finetune.training.losses import smooth_l1
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.heads.regression import RegressionModel
+from scanfoundry.finetune.losses import smooth_l1
+from scanfoundry.finetune.metrics import regression as scores
+from scanfoundry.finetune.metrics.intervals import Statistic
+from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.task import Picture, Sample, Spec, Standard, TaskModel, identity
+from scanfoundry.finetune.tasks.whole_scan import WholeScan
 
 
 class Regression(WholeScan[float, float]):

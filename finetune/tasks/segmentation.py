@@ -10,26 +10,37 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.datasets.readers import Scan
-from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.data.label_values import IGNORE
-from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.inference.calibration import drawn_spots, temperature_by
-from scanforge.finetune.inference.postprocess import Held, apply, choose
-from scanforge.finetune.inference.segmented import Segmented, Wanted, segment_volume
-from scanforge.finetune.inference.windows import Tiling
-from scanforge.finetune.metrics.dice import dice, mean_defined
-from scanforge.finetune.metrics.intervals import Statistic
-from scanforge.finetune.metrics.reliability import counted, ece
-from scanforge.finetune.metrics.surface import surface_scores
-from scanforge.finetune.metrics.weighted import Record, mean_of
-from scanforge.finetune.tasks.adapter import Adapter, Picture, Sample, Spec, TaskModel, Validation, identity, upright
-from scanforge.finetune.training.elastic import random_warp
-from scanforge.finetune.training.losses import class_weights, deep_supervision
-from scanforge.finetune.training.sampling import Window, extract, extract_labels, random_matrix
-from scanforge.finetune.volumes import Shape, read_labels, resize, resize_labels, target_shape
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.cases.elastic import random_warp
+from scanfoundry.finetune.cases.label_values import IGNORE
+from scanfoundry.finetune.cases.patches import Window, extract, extract_labels, random_matrix
+from scanfoundry.finetune.cases.volumes import read_labels, resize, resize_labels, target_shape
+from scanfoundry.finetune.config.study import AugmentationConfig, SegmentationTask, ValidationConfig
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
+from scanfoundry.finetune.inference.calibration import drawn_spots, temperature_by
+from scanfoundry.finetune.inference.postprocess import apply, choose
+from scanfoundry.finetune.inference.segmented import Segmented, Wanted, segment_volume
+from scanfoundry.finetune.inference.windows import Tiling
+from scanfoundry.finetune.losses import class_weights, deep_supervision
+from scanfoundry.finetune.metrics.dice import dice, mean_defined
+from scanfoundry.finetune.metrics.intervals import Statistic
+from scanfoundry.finetune.metrics.reliability import counted, ece
+from scanfoundry.finetune.metrics.surface import surface_scores
+from scanfoundry.finetune.metrics.weighted import Record, mean_of
+from scanfoundry.finetune.task import (
+    Adapter,
+    HeldBackCase,
+    Picture,
+    Sample,
+    Spec,
+    TaskModel,
+    Validation,
+    identity,
+    upright,
+)
 
 Labels = npt.NDArray[np.uint8]
 SPOTS = 20_000  # voxels of a scan that calibration looks at
@@ -42,7 +53,7 @@ class Segmentation(Adapter[Labels, Segmented]):
     surfaces = ("dice", "nsd", "hd95")
     overview = (*surfaces, "ece")
 
-    def shape_of(self, scan: Scan) -> Shape:
+    def shape_of(self, scan: Scan) -> Size3D:
         """The plan's spacing."""
         d, h, w = scan.voxels.shape[1:]
         return target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
@@ -114,12 +125,12 @@ class Segmentation(Adapter[Labels, Segmented]):
         assert isinstance(self.spec.task, SegmentationTask)
         return self.spec.task.tolerance
 
-    def held(self, sample: Sample[Labels], prediction: Segmented) -> list[Held]:
+    def held(self, sample: Sample[Labels], prediction: Segmented) -> list[HeldBackCase]:
         """Prediction and truth at the file's grid."""
         assert sample.truth is not None
         known = _labels_at_spots(sample.truth, prediction)
         found, truth = self._looked_at(prediction.labels, sample.truth)
-        return [Held(found, truth, sample.voxel_mm3, prediction.at_spots, known)]
+        return [HeldBackCase(found, truth, sample.voxel_mm3, prediction.at_spots, known)]
 
     def _looked_at(self, found: Labels, truth: Labels) -> tuple[Labels, Labels]:
         """Prediction and truth with the background in both where nobody has looked."""

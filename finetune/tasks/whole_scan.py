@@ -8,10 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from scanforge.datasets.readers import Scan
-from scanforge.finetune.config import AugmentationConfig
-from scanforge.finetune.heads.whole_scan import WholeScanModel
-from scanforge.finetune.tasks.adapter import (
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.finetune.cases.elastic import random_warp
+from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
+from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.heads.whole_scan import WholeScanModel
+from scanfoundry.finetune.task import (
     Adapter,
     PredictionT,
     Sample,
@@ -21,15 +24,12 @@ from scanforge.finetune.tasks.adapter import (
     fitted_shape,
     upright,
 )
-from scanforge.finetune.training.elastic import random_warp
-from scanforge.finetune.training.sampling import Window, extract, random_matrix, still_window
-from scanforge.finetune.volumes import Shape
 
 
 class WholeScan(Adapter[TargetT, PredictionT]):
     """From scan to batch, to the outputs of all members and mirrorings, and to a picture."""
 
-    def shape_of(self, scan: Scan) -> Shape:
+    def shape_of(self, scan: Scan) -> Size3D:
         """Scaled to fit into the patch."""
         d, h, w = scan.voxels.shape[1:]
         return fitted_shape((d, h, w), scan.spacing, self.spec.plan)
@@ -41,7 +41,7 @@ class WholeScan(Adapter[TargetT, PredictionT]):
         images = []
         for sample in samples:
             d, h, w = sample.image.shape[1:]
-            still = still_window((d, h, w), self.spec.plan.patch)
+            still = identity_patch((d, h, w), self.spec.plan.patch)
             matrix = random_matrix(rng, config, self.spec.plan.spacing, self.spec.plan.is_2d, turn=True)
             warp = random_warp(rng, config, self.spec.plan.spacing, still.size)
             images.append(extract(sample.image, Window(still.centre, matrix, still.size, warp), sample.fill))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from scanforge.finetune.config import AugmentationConfig
-from scanforge.finetune.tasks.adapter import Adapter, Sample
+from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.task import Adapter, Sample
 
 LABELLED, PATCHES, MIX, OTHERS = 0, 1, 2, 3  # what a generator is for
 

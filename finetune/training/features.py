@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scanforge.configs.files import write_whole
+from scanfoundry.configs.files import write_whole
 
 
 class FeatureStore:

@@ -11,16 +11,16 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
-from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
-from scanforge.finetune.training.batches import Batches
-from scanforge.finetune.training.keeping import Keeper
-from scanforge.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16
-from scanforge.finetune.training.recipes import Arm
-from scanforge.finetune.training.resuming import Part, gathered, spread
-from scanforge.finetune.training.saving import NOWHERE, Slot, Snapshot
-from scanforge.finetune.training.self_training import SelfTraining
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.recipes import Arm
+from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
+from scanfoundry.finetune.task import Adapter, Sample, TaskModel
+from scanfoundry.finetune.training.batches import Batches
+from scanfoundry.finetune.training.best_weights import BestWeights
+from scanfoundry.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16
+from scanfoundry.finetune.training.resuming import Part, gathered, spread
+from scanfoundry.finetune.training.saving import NOWHERE, Slot, Snapshot
+from scanfoundry.finetune.training.self_training import SelfTraining
 
 BEATS = 200  # points of the loss curve that are kept
 
@@ -37,14 +37,14 @@ class History(BaseModel):
 
 
 @dataclass
-class Progress:
+class TrainProgress:
     """Where the loop tells how far it is; the default tells nobody."""
 
     step: Callable[[int, float], None] = lambda step, loss: None
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainSetup:
     """All that a training is told beside its model and its samples."""
 
     arm: Arm
@@ -76,8 +76,8 @@ def train(
     adapter: Adapter[Any, Any],
     model: TaskModel,
     samples: Sequence[Sample[Any]],
-    course: Course,
-    progress: Progress,
+    course: TrainSetup,
+    progress: TrainProgress,
     check: Callable[[TaskModel], float] | None = None,
     unlabelled: Sequence[Sample[Any]] = (),
     slot: Slot = NOWHERE,
@@ -94,7 +94,7 @@ def train(
     scale = schedule.encoder_lr_scale if course.arm.pretrained else 1.0
     optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.name), scale)
     rates = Rates(optimiser, schedule.warmup_steps, course.still)
-    loop = _Loop(model, course, Keeper(model, schedule.average, course.validation, check))
+    loop = _Loop(model, course, BestWeights(model, schedule.average, course.validation, check))
     half = use_bfloat16(schedule.precision, course.device)
     others = SelfTraining(course.self_training, adapter, unlabelled, course.device, half)
     with Batches(adapter, samples, course.seed, course.augmentation, schedule.foreground) as batches, slot.soon():
@@ -153,7 +153,7 @@ class _State:
 class _Loop:
     """How far a training is, and what it leaves."""
 
-    def __init__(self, model: TaskModel, course: Course, keeper: Keeper) -> None:
+    def __init__(self, model: TaskModel, course: TrainSetup, keeper: BestWeights) -> None:
         self._model, self._course, self.keeper = model, course, keeper
         self._started, self._losses, self._curve = time.monotonic(), [0.0] * 0, [(0, 0.0)] * 0
         self._beat = 0.0

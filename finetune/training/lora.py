@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.backbones.stunet import DepthFreeConv3d
-from scanforge.configs.errors import UserError
-from scanforge.finetune.training.recipes import LoraConfig
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.recipes import LoraConfig
 
 
 @dataclass

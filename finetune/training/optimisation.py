@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from pydantic import BaseModel
 
-from scanforge.backbones.registry import TRANSFORMERS
-from scanforge.finetune.config import ScheduleConfig
-from scanforge.finetune.tasks.adapter import TaskModel
+from scanfoundry.backbones.registry import TRANSFORMERS
+from scanfoundry.finetune.config.study import ScheduleConfig
+from scanfoundry.finetune.task import TaskModel
 
 
 class Preset(BaseModel):

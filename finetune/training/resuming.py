@@ -9,7 +9,7 @@ import torch
 from isal import isal_zlib
 from torch import Tensor, nn
 
-from scanforge.finetune.training.saving import Snapshot
+from scanfoundry.finetune.training.saving import Snapshot
 
 Part = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what JSON can hold
 

@@ -21,15 +21,15 @@ from isal import isal_zlib
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from scanforge.backbones.tensor_file import Written, write_tensors
-from scanforge.configs.errors import UserError
-from scanforge.configs.files import replace_whole, sync_folder
-from scanforge.finetune.stopping import Stop, Stopped
+from scanfoundry.backbones.models.tensor_file import Written, write_tensors
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import replace_whole, sync_folder
+from scanfoundry.finetune.training.interrupts import Stop, Stopped
 
 SHARE = 0.01  # of the time that may go into writing, however large a snapshot is
 PROGRESS = "progress"  # the folder in a cell's
 SUFFIX = ".safetensors"
-PACKAGES = "configs", "backbones", "datasets", "pretrain", "finetune"  # whose code a training runs
+PACKAGES = "configs", "backbones", "datasets", "finetune"  # whose code a training runs
 
 
 @dataclass
@@ -233,7 +233,7 @@ def code_mark(of: str) -> str:
 def _code() -> str:
     digest = hashlib.sha256(f"torch {torch.__version__} numpy {np.__version__}".encode())
     for name in PACKAGES:
-        spec = importlib.util.find_spec(f"scanforge.{name}")
+        spec = importlib.util.find_spec(f"scanfoundry.{name}")
         root = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
         for path in sorted(root.rglob("*.py")):
             digest.update(f"{name}/{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scanforge.finetune.config import SelfTrainingConfig
-from scanforge.finetune.tasks.adapter import Adapter, Sample, TaskModel
-from scanforge.finetune.training.keeping import evaluating
-from scanforge.finetune.training.resuming import Part, as_array, as_tensor
+from scanfoundry.finetune.config.study import SelfTrainingConfig
+from scanfoundry.finetune.task import Adapter, Sample, TaskModel
+from scanfoundry.finetune.training.best_weights import evaluating
+from scanfoundry.finetune.training.resuming import Part, as_array, as_tensor
 
 
 class SelfTraining:

@@ -8,7 +8,7 @@ taken from N x N products of rows instead of the F x F matrix (8192^2 floats are
 import torch
 from torch import Tensor
 
-from scanforge.pretrain.collectives import gathered, global_moments, rank_and_size, summed
+from scanfoundry.pretrain.distributed.collectives import gathered, global_moments, rank_and_size, summed
 
 EPS = 1e-5
 

@@ -13,7 +13,7 @@ pair over all ranks is a ValueError.
 import torch
 from torch import Tensor
 
-from scanforge.pretrain.collectives import gathered, rank_and_size
+from scanfoundry.pretrain.distributed.collectives import gathered, rank_and_size
 
 TINY = 1e-12
 

@@ -7,7 +7,7 @@ not count (padding, excluded regions).
 import torch
 from torch import Tensor
 
-from scanforge.pretrain.collectives import rank_and_size, summed
+from scanfoundry.pretrain.distributed.collectives import rank_and_size, summed
 
 
 def patch_statistics(patches: Tensor, valid: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import torch
 
-from scanforge.backbones.protocol import Triple
-from scanforge.configs.errors import UserError
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.engine import deepspeed_config
-from scanforge.pretrain.memory.states import FP32, Model, Setting, Usage, usage
-from scanforge.pretrain.memory.trace import Trace, fake_objective, trace
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.engine.engine import deepspeed_config
+from scanfoundry.pretrain.memory.states import FP32, Model, Setting, Usage, usage
+from scanfoundry.pretrain.memory.trace import Trace, fake_objective, trace
 
 Device = Literal["cpu", "cuda"]
 
@@ -48,10 +48,10 @@ class Calculator:
         stage, optimiser = engine.stage_of(self.world), self.config.optimiser.name
         return Setting(stage, self.world, self.device, optimiser, offload, **sizes)
 
-    def _crops(self) -> list[tuple[Triple, int]]:
+    def _crops(self) -> list[tuple[Size3D, int]]:
         """(crop, crops of it on a rank) of each kind that the run may see."""
         data = self.config.data
-        kinds: list[tuple[Triple, int, str]] = []
+        kinds: list[tuple[Size3D, int, str]] = []
         if data.crop_2d is not None:
             kinds.append(((1, *data.crop_2d), data.batch_2d, "batch_2d"))
         if data.crop_3d is not None:
@@ -75,7 +75,7 @@ class Calculator:
         ]
         return self.config.engine.accumulation * max(loaded)
 
-    def _trace_once(self, crop: Triple, samples: int, checkpointing: bool) -> Trace:
+    def _trace_once(self, crop: Size3D, samples: int, checkpointing: bool) -> Trace:
         return trace(self.config, crop, samples, checkpointing, self.device)
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-MARK = "scanforge: from here"
+MARK = "scanfoundry: from here"
 
 
 class Allocated:

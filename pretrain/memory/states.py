@@ -14,7 +14,7 @@ and held against measurement by `benchmarks/memory.py`. It is more than the ZeRO
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scanforge.pretrain.memory.trace import Trace
+from scanfoundry.pretrain.memory.trace import Trace
 
 FP32 = 4
 ALLREDUCE = 500_000_000  # numbers that stage 0 reduces at a time, through a flat copy

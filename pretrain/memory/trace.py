@@ -20,14 +20,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scanforge.backbones.protocol import Triple
-from scanforge.backbones.registry import build
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain import recompute
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.objectives import Objective
-from scanforge.pretrain.sparse import norm
-from scanforge.pretrain.views import view_shapes
+from scanfoundry.backbones.registry import build
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.engine import activation_checkpointing
+from scanfoundry.pretrain.objectives import Objective
+from scanfoundry.pretrain.sparse import norm
+from scanfoundry.pretrain.views import view_shapes
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def fake_objective(config: PretrainConfig) -> tuple[Objective, FakeTensorMode]:
 
 
 def trace(
-    config: PretrainConfig, crop: Triple, samples: int, checkpointing: bool, device: Literal["cpu", "cuda"]
+    config: PretrainConfig, crop: Size3D, samples: int, checkpointing: bool, device: Literal["cpu", "cuda"]
 ) -> Trace:
     """The pass over `samples` crops (D, H, W) on one rank, in the run's precision.
 
@@ -84,7 +84,7 @@ def trace(
     """
     objective, mode = fake_objective(config)
     if checkpointing:
-        recompute.apply(objective)
+        activation_checkpointing.apply(objective)
     with mode:
         views = tuple(_view(config, view_shapes(config.data, crop, i)[0], samples) for i in range(objective.views))
     bf16 = config.engine.precision == "bf16"
@@ -102,7 +102,7 @@ def trace(
     return Trace(inputs, tally.forward, tuple(tally.backward.items()))
 
 
-def _view(config: PretrainConfig, shape: Triple, samples: int) -> Batch:
+def _view(config: PretrainConfig, shape: Size3D, samples: int) -> Batch:
     voxels = torch.zeros(samples, config.data.channels, *shape)
     valid = torch.ones(samples, 1, *shape, dtype=torch.bool)
     with torch._subclasses.fake_tensor.unset_fake_temporarily():

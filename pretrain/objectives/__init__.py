@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scanforge.pretrain.objectives.protocol import Objective
-from scanforge.pretrain.objectives.single import SINGLE, SingleConfig
-from scanforge.pretrain.objectives.weighted_sum import SumConfig, WeightedSum
+from scanfoundry.pretrain.objectives.protocol import Objective
+from scanfoundry.pretrain.objectives.single import SINGLE, SingleConfig
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, WeightedSum
 
 OBJECTIVES: dict[str, type[Objective]] = {**SINGLE, "sum": WeightedSum}
 ObjectiveConfig = Annotated[SingleConfig | SumConfig, Field(discriminator="name")]

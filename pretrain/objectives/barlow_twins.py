@@ -8,14 +8,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, standardised
-from scanforge.pretrain.losses.contrastive import alignment
-from scanforge.pretrain.objectives.projector import mlp, pooled, refuse_a_single_pair, same_shape
-from scanforge.pretrain.objectives.protocol import Objective
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, standardised
+from scanfoundry.pretrain.losses.contrastive import alignment
+from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
+from scanfoundry.pretrain.objectives.protocol import Objective
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -59,7 +60,7 @@ class BarlowTwins(Objective):
 
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; metrics: its terms, and `alignment`, the cosine of each sample's pair (B,)."""
-        refuse_a_single_pair(views)
+        check_pair_count(views)
         dtype = next(self.projector.parameters()).dtype
         inputs = [(view.voxels.to(dtype), view.valid) for view in views]
         share, partner = mixing(views[0])
@@ -91,7 +92,7 @@ class BarlowTwins(Objective):
             columns["mixture"], _ = mix([(view.voxels, view.valid) for view in views], *mixing(first))
         return dict(zip(columns, same_shape(*columns.values()), strict=True))
 
-    def check_shape(self, shape: Triple) -> None:
+    def check_shape(self, shape: Size3D) -> None:
         """What the encoder can encode."""
         self.encoder.check_input(shape)
 

@@ -8,15 +8,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.vit import ViTEncoder
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.ema import Follower, cosine_momentum
-from scanforge.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, nt_xent
-from scanforge.pretrain.objectives.projector import mlp, pooled, refuse_a_single_pair, same_shape
-from scanforge.pretrain.objectives.protocol import Objective
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.vit import ViTEncoder
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.ema import Follower, cosine_momentum
+from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, nt_xent
+from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
+from scanfoundry.pretrain.objectives.protocol import Objective
 
 Positive = Annotated[int, Field(gt=0)]
 # Where a loss's paper departs from the defaults below, which are SimCLR's; a predictor is as wide as the projector.
@@ -86,7 +87,7 @@ class Contrastive(Objective):
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss; metrics for each sample: `alignment`, the cosine of its pair, and its loss by the loss's name."""
         first, second = views
-        refuse_a_single_pair(views)
+        check_pair_count(views)
         losses, cosine = self.compare(first, second, same_scans(first, second))
         return losses.mean(), {"alignment": cosine.detach(), self.config.loss: losses.detach()}
 
@@ -110,7 +111,7 @@ class Contrastive(Objective):
         first, second = same_shape(views[0].voxels, views[1].voxels)
         return {"first view": first, "second view": second}
 
-    def check_shape(self, shape: Triple) -> None:
+    def check_shape(self, shape: Size3D) -> None:
         """What the encoder can encode."""
         self.encoder.check_input(shape)
 

@@ -10,8 +10,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Triple
-from scanforge.backbones.stunet import DepthFreeConv3d
+from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.configs.geometry import Size3D
 
 GROUPS = 8
 
@@ -22,7 +22,7 @@ class UpConv3d(nn.ConvTranspose3d):
     On a depth that stays 1 it is the mean of the depth slices that the 3D one would give.
     """
 
-    def __init__(self, channels: int, stride: Triple) -> None:
+    def __init__(self, channels: int, stride: Size3D) -> None:
         kernel = [4 if step == 2 else 1 for step in stride]
         padding = [1 if step == 2 else 0 for step in stride]
         super().__init__(
@@ -38,14 +38,14 @@ class UpConv3d(nn.ConvTranspose3d):
         if not flat:
             return super().forward(x)
         weight = self.weight[:, :, 1:3].mean(dim=2) if self.stride[0] == 2 else self.weight[:, :, 0]
-        padding = cast(Triple, self.padding)[1:]
+        padding = cast(Size3D, self.padding)[1:]
         return F.conv_transpose2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding).unsqueeze(2)
 
 
 class UpBlock(nn.Module):
     """Up-sample, then conv-norm-ReLU6 and conv-norm (SparK's `UNetBlock2x`)."""
 
-    def __init__(self, channels: int, out_channels: int, stride: Triple) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: Size3D) -> None:
         super().__init__()
         self.up = UpConv3d(channels, stride)
         self.conv1 = DepthFreeConv3d(channels, channels, 3, padding=1, bias=False)
@@ -62,7 +62,7 @@ class UpBlock(nn.Module):
 class LightDecoder(nn.Module):
     """From the deepest level to the voxels, adding a skip at each of the levels given."""
 
-    def __init__(self, width: int, strides: tuple[Triple, ...], out_channels: int) -> None:
+    def __init__(self, width: int, strides: tuple[Size3D, ...], out_channels: int) -> None:
         super().__init__()
         self.widths = [width >> level for level in range(len(strides) + 1)]  # deepest first
         self.blocks = nn.ModuleList(

@@ -12,15 +12,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.vit import ViTEncoder
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.gradient_map import gradient_map
-from scanforge.pretrain.masking import visible_indices
-from scanforge.pretrain.objectives.masked import MaskedObjective, columns, hidden_indices
-from scanforge.pretrain.objectives.token_decoder import TokenDecoder
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.vit import ViTEncoder
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.losses.gradient_map import gradient_map
+from scanfoundry.pretrain.masking import visible_indices
+from scanfoundry.pretrain.objectives.masked import MaskedObjective, columns, hidden_indices
+from scanfoundry.pretrain.objectives.token_decoder import TokenDecoder
 
 # width, depth, heads; the paper has one decoder for B, L and H, the small ones keep its 32 channels per head
 DECODERS = {192: (192, 4, 6), 384: (256, 4, 8)}
@@ -91,11 +92,11 @@ class MAE(MaskedObjective):
         flat, solid = (d * h * w * self.encoder.in_channels for d, h, w in patches)
         return flat, solid
 
-    def patch(self, is_2d: bool) -> Triple:
+    def patch(self, is_2d: bool) -> Size3D:
         """The encoder's patch."""
         return self.encoder.patch(is_2d)
 
-    def grid(self, shape: Triple) -> Triple:
+    def grid(self, shape: Size3D) -> Size3D:
         """The encoder's grid of tokens."""
         return self.encoder.grid(shape)
 
@@ -166,7 +167,7 @@ class MAE(MaskedObjective):
             shown |= columns(target.picture, self.compose(prediction, target.image, target.valid, mask))
         return shown
 
-    def check_shape(self, shape: Triple) -> None:
+    def check_shape(self, shape: Size3D) -> None:
         """Crops (D, H, W) must hold at least two whole patches, and a Sobel stencil where gradients are predicted."""
         d, h, w = self.encoder.grid(shape)
         if d * h * w < 2:

@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Triple
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
-from scanforge.pretrain.masking import block_mask, enlarge, patchify, unpatchify, visible_indices
-from scanforge.pretrain.objectives.protocol import Objective
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
+from scanfoundry.pretrain.masking import block_mask, enlarge, patchify, unpatchify, visible_indices
+from scanfoundry.pretrain.objectives.protocol import Objective
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class MaskedObjective(Objective):
     config: MaskedConfig
 
     @abstractmethod
-    def patch(self, is_2d: bool) -> Triple:
+    def patch(self, is_2d: bool) -> Size3D:
         """The unit (D, H, W), in voxels, that is hidden or visible as a whole."""
 
     @abstractmethod
-    def grid(self, shape: Triple) -> Triple:
+    def grid(self, shape: Size3D) -> Size3D:
         """Patches (d, h, w) of a crop (D, H, W)."""
 
     @abstractmethod

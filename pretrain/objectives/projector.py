@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.collectives import global_moments, rank_and_size
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.collectives import global_moments, rank_and_size
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
@@ -69,7 +69,7 @@ def pooled(encoder: Encoder, views: Sequence[tuple[Tensor, Tensor]]) -> list[Ten
     return list(encoder.pooled(voxels, valid).chunk(len(views)))
 
 
-def refuse_a_single_pair(views: Sequence[Batch]) -> None:
+def check_pair_count(views: Sequence[Batch]) -> None:
     """UserError where all ranks together have one pair: there is nothing to tell it from."""
     if len(views[0]) * rank_and_size()[1] < 2:
         raise UserError(

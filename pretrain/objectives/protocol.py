@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.datasets.batch import Batch
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
 
 
 class Objective(nn.Module, ABC):
@@ -34,7 +35,7 @@ class Objective(nn.Module, ABC):
         """
 
     @abstractmethod
-    def check_shape(self, shape: Triple) -> None:
+    def check_shape(self, shape: Size3D) -> None:
         """Raise UserError, naming what is allowed, where crops of (D, H, W) cannot be trained on."""
 
     def viewers(self, view: int) -> list["Objective"]:

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scanforge.pretrain.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
-from scanforge.pretrain.objectives.contrastive import Contrastive, ContrastiveConfig
-from scanforge.pretrain.objectives.mae import MAE, MAEConfig
-from scanforge.pretrain.objectives.protocol import Objective
-from scanforge.pretrain.objectives.spark import Spark, SparkConfig
+from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwins, BarlowTwinsConfig
+from scanfoundry.pretrain.objectives.contrastive import Contrastive, ContrastiveConfig
+from scanfoundry.pretrain.objectives.mae import MAE, MAEConfig
+from scanfoundry.pretrain.objectives.protocol import Objective
+from scanfoundry.pretrain.objectives.spark import Spark, SparkConfig
 
 SINGLE: dict[str, type[Objective]] = {
     "mae": MAE,

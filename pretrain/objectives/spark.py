@@ -7,16 +7,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.backbones.stunet import DepthFreeConv3d
-from scanforge.configs.base import Config
-from scanforge.configs.errors import UserError
-from scanforge.pretrain.masking import masked_count, patchify
-from scanforge.pretrain.objectives.light_decoder import LightDecoder
-from scanforge.pretrain.objectives.masked import MaskedObjective
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.encoders import LEVELS, packed_features
-from scanforge.pretrain.sparse.norm import packed_norm
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.pretrain.masking import masked_count, patchify
+from scanfoundry.pretrain.objectives.light_decoder import LightDecoder
+from scanfoundry.pretrain.objectives.masked import MaskedObjective
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.encoders import LEVELS, packed_features
+from scanfoundry.pretrain.sparse.norm import packed_norm
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -33,7 +34,7 @@ class SparkConfig(Config):
     normalise_target: bool = True  # per block
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
 
-    def block(self, is_2d: bool) -> Triple:
+    def block(self, is_2d: bool) -> Size3D:
         """The block (D, H, W) in voxels."""
         return (1, *self.block_2d) if is_2d else self.block_3d
 
@@ -98,7 +99,7 @@ class Spark(MaskedObjective):
         skips = [densify(feature, blocks) for densify, feature in deepest_first]
         return self.decoder(skips, flat=voxels.shape[2] == 1)
 
-    def patch(self, is_2d: bool) -> Triple:
+    def patch(self, is_2d: bool) -> Size3D:
         """The configured block."""
         return self.config.block(is_2d)
 
@@ -106,12 +107,12 @@ class Spark(MaskedObjective):
         """`predict`, cut into blocks."""
         return patchify(self.predict(voxels, mask), self.patch(voxels.shape[2] == 1))
 
-    def grid(self, shape: Triple) -> Triple:
+    def grid(self, shape: Size3D) -> Size3D:
         """Blocks (d, h, w) of a crop (D, H, W)."""
         d, h, w = (size // b for size, b in zip(shape, self.config.block(shape[0] == 1), strict=True))
         return d, h, w
 
-    def check_shape(self, shape: Triple) -> None:
+    def check_shape(self, shape: Size3D) -> None:
         """Crops (D, H, W) must be whole blocks, and leave two visible voxels at the deepest level to normalise."""
         is_2d = shape[0] == 1
         block, stride = self.config.block(is_2d), self.encoder.size_divisor(is_2d)
@@ -130,7 +131,7 @@ class Spark(MaskedObjective):
             )
 
 
-def level_strides(encoder: Encoder) -> tuple[Triple, ...]:
+def level_strides(encoder: Encoder) -> tuple[Size3D, ...]:
     """Stride (D, H, W) from each level to the next, finest first; the depth's also where 2D does not use it."""
     levels = encoder.feature_strides(is_2d=False)
     return tuple((b[0] // a[0], b[1] // a[1], b[2] // a[2]) for a, b in pairwise(levels))

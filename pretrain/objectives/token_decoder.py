@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.positions import positions_like
-from scanforge.backbones.protocol import Triple
-from scanforge.backbones.vit import INIT_STD, init_linear, transformer_blocks
+from scanfoundry.backbones.positions import positions_like
+from scanfoundry.backbones.vit import INIT_STD, init_linear, transformer_blocks
+from scanfoundry.configs.geometry import Size3D
 
 
 class TokenDecoder(nn.Module):
@@ -27,7 +27,7 @@ class TokenDecoder(nn.Module):
         for linear in (self.embed, self.head_2d, self.head_3d):
             init_linear(linear)
 
-    def forward(self, encoded: Tensor, keep: Tensor, grid: Triple, is_2d: bool, wanted: Tensor | None = None) -> Tensor:
+    def forward(self, encoded: Tensor, keep: Tensor, grid: Size3D, is_2d: bool, wanted: Tensor | None = None) -> Tensor:
         """Outputs (B, m, outputs) of the patches `wanted`, or of all patches of the grid in order.
 
         encoded: (B, e + n, F), e tokens of no place (class token, registers), then those of the n visible patches;

@@ -6,11 +6,12 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.configs.base import Config
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.objectives.protocol import Objective
-from scanforge.pretrain.objectives.single import SingleConfig
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.objectives.protocol import Objective
+from scanfoundry.pretrain.objectives.single import SingleConfig
 
 
 class TermConfig(Config):
@@ -82,7 +83,7 @@ class WeightedSum(Objective):
             shown |= {f"{title} {name}": picture for name, picture in columns.items()}
         return shown
 
-    def check_shape(self, shape: Triple) -> None:
+    def check_shape(self, shape: Size3D) -> None:
         """UserError where any term cannot be trained on crops of (D, H, W)."""
         for _, _, objective in self._weighted():
             objective.check_shape(shape)

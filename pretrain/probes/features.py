@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import masked_mean
-from scanforge.pretrain.averaged_encoder import encoder_of
-from scanforge.pretrain.collectives import gathered
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.engine import Engine
-from scanforge.pretrain.probes.images import Images, share_of
+from scanfoundry.backbones.protocol import masked_mean
+from scanfoundry.pretrain.distributed.collectives import gathered
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.engine.averaged_encoder import encoder_of
+from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.probes.images import Images, share_of
 
 
 def feature_maps(engine: Engine, images: Images, rows: int, world: World) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scanforge.datasets.crop import Triple, as_channels, overlap
-from scanforge.datasets.intensity import IntensityConfig, background, normalise
-from scanforge.datasets.shards.foreground import cell_edges
-from scanforge.datasets.shards.format import SampleEntry, unpack_bits
-from scanforge.datasets.shards.reader import DataSet, ShardReader
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.probes.labelled import LabelledScan
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.crop import as_channels, overlap
+from scanfoundry.datasets.intensity import IntensityConfig, background, normalise
+from scanfoundry.datasets.shards.foreground import cell_edges
+from scanfoundry.datasets.shards.format import SampleEntry, unpack_bits
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.probes.labelled import LabelledScan
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def share_of(count: int, rank: int, size: int) -> list[int]:
 
 
 def read_images(
-    data: DataSet, scans: Sequence[LabelledScan], crop: Triple, channels: int, intensity: IntensityConfig,
+    data: DataSet, scans: Sequence[LabelledScan], crop: Size3D, channels: int, intensity: IntensityConfig,
     masks: bool, world: World,
 ) -> Images:  # fmt: skip
     """The crops of this rank's share, and their masks where `masks`. `BadSample` where one cannot be read."""
@@ -65,7 +66,7 @@ def read_images(
 
 
 def _crop(
-    reader: ShardReader, number: int, crop: Triple, channels: int, intensity: IntensityConfig, masks: bool
+    reader: ShardReader, number: int, crop: Size3D, channels: int, intensity: IntensityConfig, masks: bool
 ) -> tuple[NDArray, NDArray, NDArray | None]:
     entry = reader.entries[number]
     whole = reader.read_mask(number) if masks else None
@@ -82,7 +83,7 @@ def _crop(
     return voxels, valid, mask
 
 
-def _start(entry: SampleEntry, crop: Triple, mask: NDArray | None) -> Triple:
+def _start(entry: SampleEntry, crop: Size3D, mask: NDArray | None) -> Size3D:
     """Where the crop begins: in the middle of the labelled region, else of the foreground, inside of the scan."""
     scan, starts = entry.shape[1:], []
     for axis, (low, high) in enumerate(_extent(entry, mask)):

@@ -3,12 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.crop import mix
-from scanforge.datasets.identity import fraction
-from scanforge.datasets.shards.format import SampleEntry
-from scanforge.datasets.shards.reader import DataSet
-from scanforge.pretrain.probes.config import ProbeDataConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.crop import mix
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.datasets.shards.format import SampleEntry
+from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.pretrain.config.probes import ProbeDataConfig
 
 DEFAULT_TEST = 0.3  # of the patients, where none are held out of pre-training
 
@@ -60,15 +60,15 @@ def choose(data: DataSet, config: ProbeDataConfig, holdout: float, masks: bool, 
             raise UserError(f"{where} has no volume for a crop of three numbers; give `crop` as height and width")
     found.sort(key=lambda scan: (mix(int(scan.entry.patient[:16], 16), 1), scan.entry.key))
     if masks:
-        return _refuse_few(_with_masks(found, where)[: config.scans], where)
+        return _check_enough(_with_masks(found, where)[: config.scans], where)
     titled = _with_classes(found, target, where)[: config.scans]
-    return _numbered(_refuse_few([scan for scan, _ in titled], where), [name for _, name in titled], where)
+    return _numbered(_check_enough([scan for scan, _ in titled], where), [name for _, name in titled], where)
 
 
 def _with_masks(found: list[LabelledScan], where: str) -> list[LabelledScan]:
     masked = [scan for scan in found if scan.entry.mask is not None]
     if not masked:
-        raise UserError(f"no scan of {where} has a mask; build it with `scanforge data build --masks`")
+        raise UserError(f"no scan of {where} has a mask; build it with `scanfoundry data build --masks`")
     return masked
 
 
@@ -76,7 +76,7 @@ def _with_classes(found: list[LabelledScan], target: str | None, where: str) -> 
     classes = [(scan, scan.entry.labels.classes) for scan in found if scan.entry.labels is not None]
     known = sorted({name for _, given in classes for name in given})
     if not known:
-        raise UserError(f"no scan of {where} has a class; build it with `scanforge data build --labels`")
+        raise UserError(f"no scan of {where} has a class; build it with `scanfoundry data build --labels`")
     if target is None and len(known) > 1:
         raise UserError(f"the scans of {where} have several classes ({', '.join(known)}); set `target` to one of them")
     wanted = target or known[0]
@@ -85,7 +85,7 @@ def _with_classes(found: list[LabelledScan], target: str | None, where: str) -> 
     return [(scan, given[wanted]) for scan, given in classes if wanted in given]
 
 
-def _refuse_few(scans: list[LabelledScan], where: str) -> Chosen:
+def _check_enough(scans: list[LabelledScan], where: str) -> Chosen:
     chosen = Chosen(scans, [])
     train, test = (len(chosen.patients(side)) for side in (False, True))
     if train + test == 1:
@@ -115,4 +115,4 @@ def _numbered(chosen: Chosen, names: list[str], where: str) -> Chosen:
         )
     pairs = zip(chosen.scans, names, strict=True)
     scans = [replace(scan, label=classes.index(name)) for scan, name in pairs if name in classes]
-    return replace(_refuse_few(scans, where), classes=classes)
+    return replace(_check_enough(scans, where), classes=classes)

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from scanforge.backbones.protocol import Encoder, Triple
-from scanforge.configs.errors import UserError
-from scanforge.datasets.shards.reader import BadSample, DataSet
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.probes.config import ProbeConfig, SegmentationConfig, title
-from scanforge.pretrain.probes.images import Images, read_images
-from scanforge.pretrain.probes.labelled import LabelledScan, choose
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.shards.reader import BadSample, DataSet
+from scanfoundry.pretrain.config.probes import ProbeConfig, SegmentationConfig, title
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.probes.images import Images, read_images
+from scanfoundry.pretrain.probes.labelled import LabelledScan, choose
 
 HELD = 4  # every so many training patients are those that a segmentation probe chooses its regularisation on
 
@@ -34,7 +35,7 @@ class Opening:
         self.config, self.probe, self.world = config, probe, world
         self.masks = isinstance(probe, SegmentationConfig)
         crop = probe.data.crop
-        self.crop: Triple = (1, crop[0], crop[1]) if len(crop) == 2 else crop
+        self.crop: Size3D = (1, crop[0], crop[1]) if len(crop) == 2 else crop
         encoder.check_input(self.crop)
         self.data = DataSet(probe.data.path, config.data.cache)
         target = None if isinstance(probe, SegmentationConfig) else probe.target

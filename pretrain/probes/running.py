@@ -6,18 +6,18 @@ from functools import cached_property
 
 import numpy as np
 
-from scanforge.backbones.protocol import Encoder
-from scanforge.configs.errors import UserError
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.engine import Engine
-from scanforge.pretrain.probes.classification import logistic, nearest, scores
-from scanforge.pretrain.probes.config import KnnConfig, ProbeConfig, ProbeDataConfig, SegmentationConfig, title
-from scanforge.pretrain.probes.features import pooled_features
-from scanforge.pretrain.probes.images import Images
-from scanforge.pretrain.probes.labelled import Chosen
-from scanforge.pretrain.probes.opening import Opening, Site
-from scanforge.pretrain.probes.segmentation import SegmentationProbe
+from scanfoundry.backbones.probes.classification import logistic, nearest, scores
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.pretrain.config.probes import KnnConfig, ProbeConfig, ProbeDataConfig, SegmentationConfig, title
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.probes.features import pooled_features
+from scanfoundry.pretrain.probes.images import Images
+from scanfoundry.pretrain.probes.labelled import Chosen
+from scanfoundry.pretrain.probes.opening import Opening, Site
+from scanfoundry.pretrain.probes.segmentation import SegmentationProbe
 
 Measure = Callable[[Engine], dict[str, float]]
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scanforge.datasets.crop import permutation
-from scanforge.pretrain.collectives import summed
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.engine import Engine
-from scanforge.pretrain.probes.features import feature_maps, in_order
-from scanforge.pretrain.probes.images import Images
-from scanforge.pretrain.probes.ridge import STRENGTHS, Sums, ridge
+from scanfoundry.datasets.crop import permutation
+from scanfoundry.pretrain.distributed.collectives import summed
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.probes.features import feature_maps, in_order
+from scanfoundry.pretrain.probes.images import Images
+from scanfoundry.pretrain.probes.ridge import STRENGTHS, Sums, ridge
 
 POWERS = (0.0, 0.5, 1.0)  # a voxel weighs the frequency of its class to the minus this: Dice asks for more than 0
 

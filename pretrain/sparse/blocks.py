@@ -9,8 +9,8 @@ them up.
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Triple
-from scanforge.pretrain.sparse.halo import Halo
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.pretrain.sparse.halo import Halo
 
 
 class ActiveBlocks:
@@ -26,7 +26,7 @@ class ActiveBlocks:
     def __init__(self, visible: Tensor) -> None:
         """visible: (B, 1, d, h, w) bool; ValueError where no block is."""
         self.batch = visible.shape[0]
-        self.grid: Triple = (visible.shape[2], visible.shape[3], visible.shape[4])
+        self.grid: Size3D = (visible.shape[2], visible.shape[3], visible.shape[4])
         where = visible[:, 0].nonzero()
         if not len(where):
             raise ValueError("no block is visible")
@@ -34,9 +34,9 @@ class ActiveBlocks:
         flat = visible.flatten()
         self.number = (flat.cumsum(0) - 1).masked_fill(~flat, -1)
         self.count = visible.flatten(1).sum(1)
-        self._halos: dict[tuple[Triple, Triple], Halo] = {}
+        self._halos: dict[tuple[Size3D, Size3D], Halo] = {}
 
-    def halo(self, size: Triple, width: Triple) -> Halo:
+    def halo(self, size: Size3D, width: Size3D) -> Halo:
         """The windows of blocks of `size` voxels with `width` voxels around them, made once for all layers."""
         if (size, width) not in self._halos:
             self._halos[size, width] = Halo(self.position, self.sample, self.number, self.grid, size, width)
@@ -66,7 +66,7 @@ class ActiveBlocks:
     def _where(self) -> tuple[Tensor, ...]:
         return (self.sample, *self.position.unbind(1))
 
-    def _cut(self, x: Tensor, size: Triple) -> Tensor:
+    def _cut(self, x: Tensor, size: Size3D) -> Tensor:
         """(B, D, H, W, C) as blocks, without a copy where it can be: (B, grid d, h, w, block d, h, w, C)."""
         (d, h, w), (bd, bh, bw) = self.grid, size
         return x.reshape(x.shape[0], d, bd, h, bh, w, bw, x.shape[-1]).permute(0, 1, 3, 5, 2, 4, 6, 7)

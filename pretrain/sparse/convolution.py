@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.backbones.protocol import Triple
-from scanforge.backbones.stunet import DepthFreeConv3d
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.halo import Halo
+from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.halo import Halo
 
 # Windows of at most so many voxels for each of the kernel's go through a matrix product: measured in
 # benchmarks/results/objectives.md; the routines for convolutions run at a tenth of their speed on them.
@@ -29,7 +29,7 @@ def packed_conv(conv: DepthFreeConv3d, x: Tensor, blocks: ActiveBlocks) -> Tenso
 
 def _walk(conv: nn.Conv3d, blocks: ActiveBlocks, x: Tensor) -> Tensor:
     weight, bias = conv.weight, conv.bias
-    stride, kernel = cast(Triple, tuple(conv.stride)), cast(Triple, tuple(conv.kernel_size))
+    stride, kernel = cast(Size3D, tuple(conv.stride)), cast(Size3D, tuple(conv.kernel_size))
     if blocks.grid[0] == x.shape[1] == 1:
         weight, stride, kernel = weight[:, :, kernel[0] // 2, None], (1, *stride[1:]), (1, *kernel[1:])
     if torch.is_autocast_enabled(x.device.type):
@@ -46,7 +46,7 @@ class PackedConv(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, groups: int, halo: Halo
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Size3D, groups: int, halo: Halo
     ) -> Tensor:
         """x (N, d, h, w, C), weight (C', C / groups, kd, kh, kw); `halo` holds as much as the kernel reaches."""
         ctx.stride, ctx.groups, ctx.halo = stride, groups, halo
@@ -77,7 +77,7 @@ def _by_matrix(windows: Tensor, weight: Tensor, groups: int) -> bool:
     return groups == 1 and voxels <= CROSSOVER * weight[0, 0].numel()
 
 
-def _conv(windows: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, groups: int) -> Tensor:
+def _conv(windows: Tensor, weight: Tensor, bias: Tensor | None, stride: Size3D, groups: int) -> Tensor:
     """Without padding: (N, D, H, W, C) -> (N, d, h, w, C')."""
     if _by_matrix(windows, weight, groups):
         seen = _neighbourhoods(windows, weight, stride)
@@ -89,7 +89,7 @@ def _conv(windows: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, 
 
 
 def _conv_backward(
-    grad: Tensor, windows: Tensor, weight: Tensor, stride: Triple, groups: int, need: list[bool]
+    grad: Tensor, windows: Tensor, weight: Tensor, stride: Size3D, groups: int, need: list[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `_conv` with respect to windows, weight and bias."""
     flat = weight.shape[2] == 1
@@ -107,7 +107,7 @@ def _conv_backward(
 
 
 def _matrix_backward(
-    grad: Tensor, windows: Tensor, weight: Tensor, stride: Triple, need: list[bool]
+    grad: Tensor, windows: Tensor, weight: Tensor, stride: Size3D, need: list[bool]
 ) -> tuple[Tensor | None, ...]:
     """The same by matrix products."""
     seen, rows = _neighbourhoods(windows, weight, stride), grad.view(-1, len(weight))
@@ -123,7 +123,7 @@ def _matrix_backward(
     return of_windows, of_weight, of_bias
 
 
-def _neighbourhoods(windows: Tensor, weight: Tensor, stride: Triple) -> Tensor:
+def _neighbourhoods(windows: Tensor, weight: Tensor, stride: Size3D) -> Tensor:
     """What the kernel sees at each place, a view: (N, D, H, W, C) -> (N, d, h, w, C, kd, kh, kw)."""
     for axis in range(3):
         windows = windows.unfold(1 + axis, weight.shape[2 + axis], stride[axis])

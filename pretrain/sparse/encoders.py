@@ -6,13 +6,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from scanforge.backbones.mednext import MedNeXtBlock, MedNeXtDownBlock, MedNeXtEncoder
-from scanforge.backbones.protocol import Encoder, Triple, Walk
-from scanforge.backbones.resenc import BasicBlockD, ConvNorm, ResEncEncoder, ResidualStage, ShortcutPool
-from scanforge.backbones.stunet import LEAK, BasicResBlock, STUNetEncoder
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.convolution import packed_conv
-from scanforge.pretrain.sparse.norm import packed_norm
+from scanfoundry.backbones.mednext import MedNeXtBlock, MedNeXtDownBlock, MedNeXtEncoder
+from scanfoundry.backbones.protocol import Encoder, Walk
+from scanfoundry.backbones.resenc import BasicBlockD, ConvNorm, ResEncEncoder, ResidualStage, ShortcutPool
+from scanfoundry.backbones.stunet import LEAK, BasicResBlock, STUNetEncoder
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.convolution import packed_conv
+from scanfoundry.pretrain.sparse.norm import packed_norm
 
 
 def packed_features(encoder: Encoder, voxels: Tensor, blocks: ActiveBlocks) -> list[Tensor]:
@@ -96,7 +97,7 @@ def _conv_norm(part: ConvNorm, x: Tensor, blocks: ActiveBlocks, slope: float = 1
     return packed_norm(part.norm, packed_conv(part.conv, x, blocks), blocks, slope)
 
 
-def _pool(x: Tensor, stride: Triple, blocks: ActiveBlocks) -> Tensor:
+def _pool(x: Tensor, stride: Size3D, blocks: ActiveBlocks) -> Tensor:
     """Means over windows of the stride: blocks are whole windows, so that none reaches into a neighbour."""
     n, d, h, w, c = x.shape
     flat = blocks.grid[0] == d == 1

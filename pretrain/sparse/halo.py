@@ -5,7 +5,7 @@ from itertools import starmap
 import torch
 from torch import Tensor
 
-from scanforge.backbones.protocol import Triple
+from scanfoundry.configs.geometry import Size3D
 
 
 class Halo:
@@ -19,8 +19,8 @@ class Halo:
     rounds  pairs (rows of the map, window rows that are copies of them in another block's window)
     """
 
-    def __init__(self, position: Tensor, sample: Tensor, number: Tensor, grid: Triple, size: Triple,
-                 width: Triple) -> None:  # fmt: skip
+    def __init__(self, position: Tensor, sample: Tensor, number: Tensor, grid: Size3D, size: Size3D,
+                 width: Size3D) -> None:  # fmt: skip
         self.size, self.width = size, width
         self.window = tuple(b + 2 * w for b, w in zip(size, width, strict=True))
         self.inner = tuple(starmap(slice, ((w, w + b) for b, w in zip(size, width, strict=True))))
@@ -30,7 +30,7 @@ class Halo:
         known[(slice(None), *self.inner)] = False  # what is left is copied from another block
         self.rounds = self._rounds(known.flatten().nonzero().squeeze(1))
 
-    def _rows(self, position: Tensor, sample: Tensor, number: Tensor, grid: Triple) -> tuple[Tensor, Tensor]:
+    def _rows(self, position: Tensor, sample: Tensor, number: Tensor, grid: Size3D) -> tuple[Tensor, Tensor]:
         """The map's row at each window voxel, and whether there is one: (N, *window)."""
         block, within = sample.view(-1, 1, 1, 1), torch.zeros_like(sample).view(-1, 1, 1, 1)
         inside = torch.ones_like(block, dtype=torch.bool)

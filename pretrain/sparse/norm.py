@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
 
 CHUNK = 1 << 20  # values worked on at a time on a CPU, so that they stay in its cache
 

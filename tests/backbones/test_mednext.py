@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.backbones import mednext
-from scanforge.backbones.mednext import MedNeXtBlock, MedNeXtConfig, MedNeXtDownBlock, MedNeXtEncoder
-from scanforge.backbones.mednext_decoder import DepthFreeConvTranspose3d, MedNeXt, MedNeXtUpBlock
-from scanforge.backbones.registry import build
-from scanforge.backbones.release import ReleaseInfo, load_encoder, save_release
-from scanforge.backbones.stunet import DepthFreeConv3d
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones import mednext
+from scanfoundry.backbones.mednext import MedNeXtBlock, MedNeXtConfig, MedNeXtDownBlock, MedNeXtEncoder
+from scanfoundry.backbones.mednext_decoder import DepthFreeConvTranspose3d, MedNeXt, MedNeXtUpBlock
+from scanfoundry.backbones.models.release import ReleaseInfo, load_encoder, save_release
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.configs.errors import UserError
 
 COUNTS = {  # 1 channel, 105 classes, with the original's dummy_tensor
     ("S", 3): 5_655_534,

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.backbones import primus
-from scanforge.backbones.primus import PrimusConfig, rotary_table
-from scanforge.backbones.registry import build
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones import primus
+from scanfoundry.backbones.primus import PrimusConfig, rotary_table
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.configs.errors import UserError
 
 GRID = (2, 3, 4)
 

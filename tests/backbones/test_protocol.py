@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from scanforge.backbones.protocol import masked_mean
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
+from scanfoundry.backbones.protocol import masked_mean
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
 
 SMALL = ((2, 2, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1), (1, 1, 1))
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder, ShortcutPool
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder, ShortcutPool
+from scanfoundry.configs.errors import UserError
 
 SMALL = ResEncConfig(
     in_channels=2, features=(4, 6, 8, 8), blocks=(2, 1, 2, 1), strides=((2, 2, 2), (1, 2, 2), (2, 2, 1))

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import WIDTHS_AND_DEPTHS, DepthFreeConv3d, STUNet, STUNetConfig, STUNetEncoder
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, DepthFreeConv3d, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.configs.errors import UserError
 
 RELEASED = ((2, 2, 2),) * 4 + ((1, 1, 2),)  # strides of the authors' weights
 SMALL = ((2, 2, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1), (1, 1, 1))

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from scanforge.backbones.torchvision_cpu import ensure_torchvision, plain_nms
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision, plain_nms
 
 
 def naive_nms(boxes, scores, threshold):

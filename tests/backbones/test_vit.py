@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.backbones.positions import sincos_positions
-from scanforge.backbones.registry import BACKBONES, build
-from scanforge.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.registry import BACKBONES, build
+from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
+from scanfoundry.configs.errors import UserError
 
 SHAPES = [(1, 32, 48), (1, 80, 16), (16, 8, 24), (8, 24, 32)]
 OPTIONS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scanforge.configs.errors import MOST_TOLD, Mistakes, UserError, UserErrors
+from scanfoundry.configs.errors import MOST_TOLD, Mistakes, UserError, UserErrors
 
 
 def collected(*texts: str) -> Mistakes:

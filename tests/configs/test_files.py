@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from scanforge.configs.files import write_json, write_text, write_whole
+from scanfoundry.configs.files import write_json, write_text, write_whole
 
 
 def test_the_old_stays_where_writing_fails_and_nothing_else_is_left(tmp_path):

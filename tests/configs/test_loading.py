@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from scanforge.configs.base import Config, Seed
-from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check, find, load, override
-from scanforge.configs.plain_yaml import plain_yaml
+from scanfoundry.configs.base import Config, Seed
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check, find, load, override
+from scanfoundry.configs.parsing.plain_yaml import plain_yaml
 
 
 class Small(Config):
@@ -80,10 +80,10 @@ def test_the_nearest_recipe_is_named():
 
 
 def test_every_recipe_has_a_header_and_loads():
-    from scanforge.configs.loading import recipes
-    from scanforge.finetune.config import FinetuneConfig
-    from scanforge.launch.cluster import ClusterConfig
-    from scanforge.pretrain.config import PretrainConfig
+    from scanfoundry.configs.loading import recipes
+    from scanfoundry.finetune.config.study import FinetuneConfig
+    from scanfoundry.launch.cluster.submit import ClusterConfig
+    from scanfoundry.pretrain.config.run import PretrainConfig
 
     models = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "cluster": ClusterConfig}
     for kind, model in models.items():

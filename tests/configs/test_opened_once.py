@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.configs.files import opened_once
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import opened_once
 
 
 def test_the_path_stays_the_file_s_own(tmp_path: Path) -> None:

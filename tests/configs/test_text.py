@@ -8,8 +8,8 @@ import pytest
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from scanforge.configs.console import Console
-from scanforge.configs.text import guarded, printable
+from scanfoundry.configs.console import Console
+from scanfoundry.configs.text import guarded, printable
 
 EVIL = "a\x1b[31mb\x07\r\nc\x9bd\u202ee\u2066f\u200bg\udcffh\ud800i\x00j\u2028k\x7f"
 ESCAPED = r"a\x1b[31mb\x07\r\nc\x9bd\u202ee\u2066f\u200bg\xffh\ud800i\x00j\u2028k\x7f"

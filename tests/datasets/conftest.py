@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scanforge.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.build import BuildOptions, build
 
 
 def _write_nifti(path: Path, array: np.ndarray, zooms: tuple[float, float, float] = (1.0, 2.0, 3.0)) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import keyed_hash, patient_of, site_key
-from scanforge.datasets.shards.build import BuildOptions, build
-from scanforge.datasets.shards.reader import DataSet
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.identity import keyed_hash, patient_of, site_key
+from scanfoundry.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.reader import DataSet
 
 
 def test_summary_and_manifest(cohort: Path, options: BuildOptions, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(
     options = BuildOptions(key_file=key_file, shard_mb=0.03, workers=2)
     build([cohort], tmp_path / "whole", options)
     code = (
-        "import sys; from pathlib import Path; from scanforge.datasets.shards.build import BuildOptions, build; "
+        "import sys; from pathlib import Path; from scanfoundry.datasets.shards.build import BuildOptions, build; "
         f"build([Path({str(cohort)!r})], Path(sys.argv[1]), BuildOptions.model_validate_json(sys.argv[2]))"
     )
     out = tmp_path / "killed"

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.crop import as_channels, mix, overlap, permutation, place, uniforms
+from scanfoundry.datasets.crop import as_channels, mix, overlap, permutation, place, uniforms
 
 sides = st.tuples(*[st.integers(1, 40)] * 3)
 seeds = st.integers(0, 2**64 - 1)

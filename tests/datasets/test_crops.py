@@ -10,20 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.batch import Batch, Crops
-from scanforge.datasets.crop import as_channels, overlap, place
-from scanforge.datasets.intensity import HIGH, LOW, IntensityConfig, background, normalise, scaling, statistics
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, SamplingPlan
-from scanforge.datasets.readers import ReadError, Scan
-from scanforge.datasets.ring import DTYPES, Ring, buffer_size, view_of
-from scanforge.datasets.shards.build import BuildOptions, build
-from scanforge.datasets.shards.finish import close, finish
-from scanforge.datasets.shards.format import unpack_bits
-from scanforge.datasets.shards.job import PARTIAL, ShardResult
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import ShardReader
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.datasets.batch import Batch, Crops
+from scanfoundry.datasets.crop import as_channels, overlap, place
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.intensity import HIGH, LOW, IntensityConfig, background, normalise, scaling, statistics
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, SamplingPlan
+from scanfoundry.datasets.readers import ReadError, Scan
+from scanfoundry.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.finalize import close, finish
+from scanfoundry.datasets.shards.format import unpack_bits
+from scanfoundry.datasets.shards.reader import ShardReader
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
+from scanfoundry.datasets.shards.writer import ShardWriter
+from scanfoundry.datasets.workers.shared_buffers import DTYPES, SharedBuffers, buffer_size, view_of
 
 SETTINGS = IntensityConfig()
 SIZE = (6, 7, 9)
@@ -115,7 +115,7 @@ def digest(batch: Batch) -> str:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_buffer_is_lent_once(dtype: str) -> None:
-    ring = Ring(buffer_size(SIZE, 2, 3), 2, 2)
+    ring = SharedBuffers(buffer_size(SIZE, 2, 3), 2, 2)
     number = ring.acquire()
     assert number is not None
     view_of(ring.view(number), dtype, SIZE, 2, 3)[:] = 1

@@ -27,12 +27,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset
 
-from scanforge.datasets.readers import Scan
-from scanforge.datasets.readers.dicom import identifying_strings
-from scanforge.datasets.shards.build import BuildOptions, build
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.datasets.readers.dicom import identifying_strings
+from scanfoundry.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.shards.writer import ShardWriter
 
 dicom = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("readers") / "conftest.py")))
 ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be", "latin-1")
@@ -148,7 +148,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory, write_key: Callable[[Path
 def test_a_real_archive_leaves_no_trace(real_data: Path, key_file: Path, tmp_path: Path) -> None:
     mixed = real_data / "dicom_mixed"
     (tmp_path / "temporary").mkdir()
-    command = [str(Path(sys.executable).with_name("scanforge")), "data", "build", str(mixed), "--max-bad", "1"]
+    command = [str(Path(sys.executable).with_name("scanfoundry")), "data", "build", str(mixed), "--max-bad", "1"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out"), "--key-file", str(key_file)],
         capture_output=True, text=True, env={"TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1"},

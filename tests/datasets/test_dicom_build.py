@@ -21,18 +21,18 @@ import pytest
 from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import keyed_hash, site_key
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, SamplingPlan, SourceConfig
-from scanforge.datasets.readers import Source, scans_of
-from scanforge.datasets.readers.dicom import convert, group, survey
-from scanforge.datasets.shards.build import BuildOptions, BuildSummary, build
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.job import Job, ShardResult, run, sample_key
-from scanforge.datasets.shards.quarantine import Quarantined, read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
-from scanforge.datasets.shards.sources import NO_FILE_OF_IT, PlannedSource, ShardPlan
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.discovery.quarantine import Quarantined, read_quarantine
+from scanfoundry.datasets.discovery.sources import NO_FILE_OF_IT, PlannedSource, ShardPlan
+from scanfoundry.datasets.identity import keyed_hash, site_key
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, SamplingPlan, SourceConfig
+from scanfoundry.datasets.readers import Source, scans_of
+from scanfoundry.datasets.readers.dicom import convert, group, survey
+from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.shards.shard_worker import Job, ShardResult, run, sample_key
 
 dicom = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("readers") / "conftest.py")))
 CLASS = "1.2.840.10008.5.1.4.1.1."
@@ -193,7 +193,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     export: Path, built: tuple[Path, BuildSummary], few: BuildOptions, tmp_path: Path, contents: Callable
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from scanforge.datasets.shards.build import BuildOptions, build; "
+        "import sys; from pathlib import Path; from scanfoundry.datasets.shards.build import BuildOptions, build; "
         "build([Path(sys.argv[1])], Path(sys.argv[2]), BuildOptions.model_validate_json(sys.argv[3]))"
     )
     kills = 0
@@ -246,7 +246,7 @@ def test_images_and_cines_give_2d_crops_volumes_3d_crops(built: tuple[Path, Buil
 
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [str(Path(sys.executable).with_name("scanforge")), "data", *map(str, words)]
+    line = [str(Path(sys.executable).with_name("scanfoundry")), "data", *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scanforge.datasets.labels.book import open_labels
-from scanforge.datasets.labels.table import Columns
-from scanforge.datasets.shards.reader import DataSet
+from scanfoundry.datasets.labels.label_index import open_labels
+from scanfoundry.datasets.labels.tables.table import Columns
+from scanfoundry.datasets.shards.reader import DataSet
 
 ROWS = 12
 PEOPLE = ["Quastenflosser", "Wolpertinger", "Zwiebelmann", "Eulenspieglein"]
@@ -62,12 +62,12 @@ def scans(tmp_path_factory: pytest.TempPathFactory, write_key: Callable[[Path, s
 
 
 def build(root: Path, out: Path, columns: dict[str, list[str]], *words: str) -> subprocess.CompletedProcess[str]:
-    """`scanforge data build` of the scans, with a list of these columns, whose values are gone round."""
+    """`scanfoundry data build` of the scans, with a list of these columns, whose values are gone round."""
     header = ["file", *(f'"{name}"' for name in columns)]
     lines = [[f"s{n:02d}.png", *(f'"{v[n % len(v)]}"' for v in columns.values())] for n in range(ROWS)]
     listed = out.with_suffix(".csv")
     listed.write_text("\n".join(",".join(line) for line in [header, *lines]), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("scanforge")), "data", "build", str(root / "in"), "--out", str(out)]
+    command = [str(Path(sys.executable).with_name("scanfoundry")), "data", "build", str(root / "in"), "--out", str(out)]
     command += ["--labels", str(listed), "--key-file", str(root / "site.key"), "--workers", "1", *words]
     return subprocess.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", "COLUMNS": "200"})
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import fraction, keyed_hash, patient_of, site_key
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.identity import fraction, keyed_hash, patient_of, site_key
 
 
 def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,13 +18,13 @@ def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path, monkey
     assert len(key) == 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert site_key(path) == key
-    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(path))
+    monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(path))
     assert site_key() == key
     assert [file.name for file in path.parent.iterdir()] == ["site.key"]
 
 
 def test_processes_at_once_agree_on_the_key(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from scanforge.datasets.identity import site_key; "
+    code = "import sys, pathlib; from scanfoundry.datasets.identity import site_key; "
     code += "print(site_key(pathlib.Path(sys.argv[1])).hex())"
     command = [sys.executable, "-c", code, str(tmp_path / "site.key")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]

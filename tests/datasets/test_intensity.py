@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scanforge.datasets.intensity import IntensityConfig, background, normalise, statistics
+from scanfoundry.datasets.intensity import IntensityConfig, background, normalise, statistics
 
 
 def test_ct_window_becomes_minus_one_to_one() -> None:

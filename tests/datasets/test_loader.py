@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.crew import Crew
-from scanforge.datasets.crop import overlap, place
-from scanforge.datasets.intensity import IntensityConfig, background, normalise
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, Position
-from scanforge.datasets.shards.format import unpack_bits
-from scanforge.datasets.shards.reader import DataSet, ShardReader, read_index
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.crop import overlap, place
+from scanfoundry.datasets.intensity import IntensityConfig, background, normalise
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, Position
+from scanfoundry.datasets.shards.format import unpack_bits
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
+from scanfoundry.datasets.workers.worker_pool import WorkerPool
 
 
 def config(folder: Path, **changes: object) -> DataConfig:
@@ -158,13 +158,13 @@ def test_workers_that_always_die_end_the_run(data_sets: Path) -> None:
 
 
 def test_death_after_death_names_the_shards(data_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = Crew._start
+    start = WorkerPool._start
 
-    def start_and_kill(crew: Crew) -> None:
+    def start_and_kill(crew: WorkerPool) -> None:
         start(crew)
         list(crew._held)[-1].process.kill()
 
-    monkeypatch.setattr(Crew, "_start", start_and_kill)
+    monkeypatch.setattr(WorkerPool, "_start", start_and_kill)
     with (
         CropLoader(config(data_sets, workers=1), seed=3) as loader,
         pytest.raises(UserError, match=r"died 4 times at one batch \(exit status -9.*shard-0"),
@@ -274,9 +274,9 @@ def test_sizes_that_cannot_be_divided(data_sets: Path) -> None:
 def test_lack_of_memory_is_one_line(data_sets: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from scanforge.datasets.ring import Ring\n"
+        "from scanfoundry.datasets.workers.shared_buffers import SharedBuffers\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "Ring(1 << 24, 2, 4)"
+        "SharedBuffers(1 << 24, 2, 4)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "UserError: no shared memory for 1 batches of 16 MB" in process.stderr
@@ -284,8 +284,8 @@ def test_lack_of_memory_is_one_line(data_sets: Path) -> None:
 
 def test_workers_end_with_a_killed_parent_and_ignore_its_signals(data_sets: Path) -> None:
     code = (
-        "import sys, time; from scanforge.datasets.loader import CropLoader\n"
-        "from scanforge.datasets.plan import DataConfig\n"
+        "import sys, time; from scanfoundry.datasets.loader import CropLoader\n"
+        "from scanfoundry.datasets.plan import DataConfig\n"
         "loader = CropLoader(DataConfig.model_validate_json(sys.argv[1]), 3)\n"
         "next(loader)\n"
         "print(*[worker.process.pid for worker in loader._crew._held], flush=True)\n"
@@ -305,5 +305,5 @@ def test_workers_end_with_a_killed_parent_and_ignore_its_signals(data_sets: Path
 
 
 def test_workers_do_not_import_torch() -> None:
-    code = "import sys, scanforge.datasets.worker; sys.exit('torch' in sys.modules)"
+    code = "import sys, scanfoundry.datasets.workers.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from scanforge.datasets.labels import LabelRef
-from scanforge.datasets.readers import file_source
-from scanforge.datasets.shards.job import PARTIAL, Job, worker
-from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
+from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan
+from scanfoundry.datasets.labels import LabelRef
+from scanfoundry.datasets.readers import file_source
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, Job, worker
 
 SIDE = 192
 STATUS = Path("/proc/self/status")

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.modality import settled
-from scanforge.datasets.shards.build import BuildOptions
-from scanforge.datasets.shards.sizes import SHARD_MB
-from scanforge.finetune.config import LabelledData
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.modality import settled
+from scanfoundry.datasets.shards.build import BuildOptions
+from scanfoundry.datasets.shards.sizes import SHARD_MB
+from scanfoundry.finetune.config.study import LabelledData
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 @pytest.mark.parametrize("name", ["ct", "mr", "us", "xr", "mg", "pt", "nm", "xa", "ot", "unknown", "micr", "oct",
@@ -44,17 +44,17 @@ def test_slips_are_asked_about(name, code):
 def test_the_command_line_says_it_in_one_line(tmp_path):
     (tmp_path / "scans").mkdir()
     done = subprocess.run(
-        [SCANFORGE, "data", "build", "scans", "--out", "OUT", "--modality", "MRI"],
+        [SCANFOUNDRY, "data", "build", "scans", "--out", "OUT", "--modality", "MRI"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "scanforge: --modality: 'MRI' is no modality; did you mean 'mr'?\n"
+    assert done.stderr == "scanfoundry: --modality: 'MRI' is no modality; did you mean 'mr'?\n"
 
 
 def test_a_shard_has_one_size():
     from typer.main import get_command
 
-    from scanforge.launch.cli import app
+    from scanfoundry.launch.cli.main import app
 
     build = get_command(app).commands["data"].commands["build"]
     assert BuildOptions().shard_mb == SHARD_MB == next(p.default for p in build.params if p.name == "shard_mb")

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import fraction
-from scanforge.datasets.mixture import Mixture
-from scanforge.datasets.plan import DataConfig, Position, SamplingPlan
-from scanforge.datasets.shards.reader import DataSet
-from scanforge.datasets.shuffle import WindowShuffle
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.datasets.plan import DataConfig, Position, SamplingPlan
+from scanfoundry.datasets.sampling.mixture import Mixture
+from scanfoundry.datasets.sampling.shuffle import WindowShuffle
+from scanfoundry.datasets.shards.reader import DataSet
 
 
 def config(data_sets: Path, **changes: object) -> DataConfig:

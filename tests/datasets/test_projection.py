@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.pipeline import Augment
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, SamplingPlan
-from scanforge.datasets.projection import How, axis_of, project
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, SamplingPlan
+from scanfoundry.datasets.projection import How, axis_of, project
 
 
 def batch_of(voxels: NDArray[np.float32], valid: NDArray[np.bool_], step: int = 0) -> Batch:

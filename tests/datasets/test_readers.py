@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.readers import ReadError, find_files, find_scans, plain_suffix, read, suffix_of
-from scanforge.datasets.readers.nifti import compact
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.readers import ReadError, find_files, find_scans, plain_suffix, read, suffix_of
+from scanfoundry.datasets.readers.nifti import compact
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **header: float) -> Path:

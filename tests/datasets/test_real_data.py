@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scanforge.datasets.identity import keyed_hash, site_key
-from scanforge.datasets.shards.build import BuildOptions, build
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.identity import keyed_hash, site_key
+from scanfoundry.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
 
 
 def scans_by_key(folder: Path) -> dict[str, np.ndarray]:

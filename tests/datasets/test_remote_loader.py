@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig, SourceConfig
-from scanforge.datasets.shards.cache import CacheConfig
-from scanforge.datasets.shards.reader import DataSet
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig, SourceConfig
+from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.datasets.storage.cache import CacheConfig
 
 
 class _Quiet(SimpleHTTPRequestHandler):

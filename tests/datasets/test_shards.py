@@ -16,14 +16,14 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pydantic import ValidationError
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.intensity import statistics
-from scanforge.datasets.readers import Scan
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.foreground import foreground_bitmap
-from scanforge.datasets.shards.format import MANIFEST, pack_bits, unpack_bits
-from scanforge.datasets.shards.reader import BadSample, DataSet, ShardReader, read_index
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.intensity import statistics
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.foreground import foreground_bitmap
+from scanfoundry.datasets.shards.format import MANIFEST, pack_bits, unpack_bits
+from scanfoundry.datasets.shards.reader import BadSample, DataSet, ShardReader, read_index
+from scanfoundry.datasets.shards.writer import ShardWriter
 
 PATIENT = "0" * 32
 

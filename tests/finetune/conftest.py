@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 
 ensure_torchvision()  # before anything imports monai
 torch.set_num_threads(1)
@@ -70,7 +70,7 @@ STUNET = {"name": "stunet", "size": "S", "strides": [[2, 2, 2], [2, 2, 2], [1, 1
 @pytest.fixture
 def study(tmp_path):
     """Make a FinetuneConfig of a small study over one of the data sets."""
-    from scanforge.finetune.config import FinetuneConfig
+    from scanfoundry.finetune.config.study import FinetuneConfig
 
     def make(task, data, modality="mr", **others):
         labels = data / {"segmentation": "labels", "classification": "labels.csv", "detection": "masks"}[task]

@@ -7,16 +7,17 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from scanforge.backbones.registry import build
-from scanforge.configs.errors import UserError
-from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.inference.calibration import tempered
-from scanforge.finetune.inference.segmented import Segmented
-from scanforge.finetune.metrics.dice import dice
-from scanforge.finetune.metrics.surface import surface_scores
-from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.running import prepare
-from scanforge.finetune.training.losses import LossConfig, class_loss, deep_supervision
+from scanfoundry.backbones.registry import build
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.config.loss import LossConfig
+from scanfoundry.finetune.inference.calibration import tempered
+from scanfoundry.finetune.inference.segmented import Segmented
+from scanfoundry.finetune.losses import class_loss, deep_supervision
+from scanfoundry.finetune.metrics.dice import dice
+from scanfoundry.finetune.metrics.surface import surface_scores
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.run_study import prepare
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.running import prepare
+from scanfoundry.backbones.registry import build
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.run_study import prepare
 
 PAGE = Path(__file__).parents[2] / "docs" / "finetuning.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

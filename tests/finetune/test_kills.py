@@ -15,11 +15,11 @@ from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 import torch
 torch.set_num_threads(1)
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 ensure_torchvision()
-import scanforge.finetune.running
-from scanforge.finetune import display
-from scanforge.launch.cli import main
+import scanfoundry.finetune.run_study
+from scanfoundry.finetune.study import display
+from scanfoundry.launch.cli.main import main
 
 def fill(folder):
     with open(folder / "ballast", "wb") as file:
@@ -42,7 +42,7 @@ def life(config, end, number, log):
         if end and text.startswith(end) and not met:
             met.append(text)
             fill(folder) if number is None else os.kill(os.getpid(), number)
-    replace, step, tested = os.replace, display.CellDisplay.step, display.CellDisplay.tested
+    replace, step, tested = os.replace, display.TrialDisplay.step, display.TrialDisplay.tested
     def replacing(part, final):
         event(f"writing {Path(final).name}")
         replace(part, final)
@@ -53,7 +53,7 @@ def life(config, end, number, log):
     def testing(self, n):
         tested(self, n)
         event(f"tested {n}")
-    os.replace, display.CellDisplay.step, display.CellDisplay.tested = replacing, stepping, testing
+    os.replace, display.TrialDisplay.step, display.TrialDisplay.tested = replacing, stepping, testing
     try:
         main(["finetune", config])
     except SystemExit as end:
@@ -118,7 +118,7 @@ class Lives:
 
 @pytest.fixture
 def lives(tmp_path, volumes, site_key_file, fixed_key, monkeypatch):
-    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(fixed_key("kills")))  # the same patients to test on each time
+    monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(fixed_key("kills")))  # the same patients to test on each time
     made = Lives(tmp_path, volumes)
     yield made
     made.process.stdin.close()
@@ -165,7 +165,7 @@ def test_kills_and_full_disks_cost_nothing(lives, tmp_path):
         full = disk / "full"
         for end in DISKS:
             died, code, said = lives.live(full, end)
-            lines = [line for line in said.splitlines() if line.startswith("scanforge: ")]
+            lines = [line for line in said.splitlines() if line.startswith("scanfoundry: ")]
             assert (died, code, len(lines)) == (False, 2, 1), (end, said)
             assert "No space left on device" in lines[0]
             assert "the same command goes on" in lines[0]
@@ -183,9 +183,9 @@ def test_kills_and_full_disks_cost_nothing(lives, tmp_path):
 def test_ctrl_c_and_sigterm_say_what_is_saved(lives, tmp_path):
     for end, number, code in (("step 2", 2, 130), ("step 4", 15, 143)):
         died, left, said = lives.live(tmp_path / "run", end, number)
-        lines = [line for line in said.splitlines() if line.startswith("scanforge: ")]
+        lines = [line for line in said.splitlines() if line.startswith("scanfoundry: ")]
         assert (died, left) == (False, code), said
         assert lines == [
-            f"scanforge: stopped in scratch-4-shots-seed0: saved at {end}; the same command goes on from there; "
+            f"scanfoundry: stopped in scratch-4-shots-seed0: saved at {end}; the same command goes on from there; "
             "finished cells are kept"
         ]

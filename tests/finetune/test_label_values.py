@@ -6,12 +6,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scanforge.datasets.readers import ReadError
-from scanforge.finetune.config import SegmentationTask
-from scanforge.finetune.data.label_values import LabelValues, consecutive, of_names
-from scanforge.finetune.inference.prediction import predict
-from scanforge.finetune.modelfile import load_model
-from scanforge.finetune.running import prepare, run
+from scanfoundry.datasets.readers import ReadError
+from scanfoundry.finetune.cases.label_values import LabelValues, consecutive, of_names
+from scanfoundry.finetune.config.study import SegmentationTask
+from scanfoundry.finetune.model_file import load_model
+from scanfoundry.finetune.predict.prediction import predict
+from scanfoundry.finetune.run_study import prepare, run
 
 
 @pytest.fixture

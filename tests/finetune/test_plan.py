@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import PlanOverrides
-from scanforge.finetune.data.sources import scan_file
-from scanforge.finetune.plan import Fingerprint, make_plan, settle_plan
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.sources import scan_file
+from scanfoundry.finetune.config.study import PlanOverrides
+from scanfoundry.finetune.plan import Fingerprint, make_plan, settle_plan
 
 ENCODER = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2))
 

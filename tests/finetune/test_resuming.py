@@ -8,15 +8,15 @@ import pytest
 import torch
 import yaml
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.release import ReleaseInfo, save_release
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import FinetuneConfig, RegressionTask
-from scanforge.finetune.display import CellDisplay
-from scanforge.finetune.running import run
-from scanforge.finetune.stopping import Stop, Stopped
-from scanforge.finetune.training.saving import PROGRESS, Saved, Slot, Snapshot
+from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.study import FinetuneConfig, RegressionTask
+from scanfoundry.finetune.run_study import run
+from scanfoundry.finetune.study.display import TrialDisplay
+from scanfoundry.finetune.training.interrupts import Stop, Stopped
+from scanfoundry.finetune.training.saving import PROGRESS, Saved, Slot, Snapshot
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 DROPPING = {"name": "vit", "size": "Ti", "patch_2d": [16, 16], "drop_path": 0.4}  # draws random numbers as it trains
@@ -25,7 +25,7 @@ SLICES = {"patch": [1, 48, 48], "batch": 4}
 
 @pytest.fixture(autouse=True)
 def the_same_patients_each_time(site_key_file, fixed_key, monkeypatch):
-    monkeypatch.setenv("SCANFORGE_KEY_FILE", str(fixed_key("resuming")))
+    monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(fixed_key("resuming")))
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_what_another_configuration_or_other_code_left_is_not_continued(small, m
     changed = small.model_copy(update={"schedule": small.schedule.model_copy(update={"lr": 2e-3})})
     stopped(changed, "training-0 step 3", monkeypatch)
     assert "changed since it was stopped; it starts over" in capfd.readouterr().err
-    monkeypatch.setattr("scanforge.finetune.training.saving._code", lambda: "another version")
+    monkeypatch.setattr("scanfoundry.finetune.training.saving._code", lambda: "another version")
     stopped(changed, "training-0 step 3", monkeypatch)
     assert "changed since it was stopped; it starts over" in capfd.readouterr().err
     stopped(changed, "training-0 step 4", monkeypatch)
@@ -159,7 +159,7 @@ def test_what_another_configuration_or_other_code_left_is_not_continued(small, m
 
 
 def test_ctrl_c_twice_says_what_is_repeated(small, monkeypatch):
-    real = CellDisplay.step
+    real = TrialDisplay.step
 
     def twice(self, step, loss):
         real(self, step, loss)
@@ -167,7 +167,7 @@ def test_ctrl_c_twice_says_what_is_repeated(small, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(CellDisplay, "step", twice)
+    monkeypatch.setattr(TrialDisplay, "step", twice)
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background of a shell
     with pytest.raises(Stopped, match="what came after step 2 will be repeated") as caught:
         run(small)
@@ -196,7 +196,7 @@ def _mark(path):
 
 def test_large_snapshots_are_written_less_often(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("scanforge.finetune.training.saving.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("scanfoundry.finetune.training.saving.time.monotonic", lambda: clock[0])
     saved = Saved(tmp_path / "cell" / PROGRESS, "mark", 1.0, Stop(), print)
 
     def take():
@@ -261,9 +261,9 @@ def test_a_configuration_and_a_log_may_lie_in_a_new_run_folder(small):
 
 
 def test_a_folder_in_use_is_refused(small, monkeypatch):
-    from scanforge.pretrain.distributed import ALONE
-    from scanforge.pretrain.run_folder import held
+    from scanfoundry.pretrain.distributed.world import ALONE
+    from scanfoundry.pretrain.training.run_folder import held
 
-    monkeypatch.setattr("scanforge.finetune.run_folder.PATIENCE", 0.1)
+    monkeypatch.setattr("scanfoundry.finetune.study.run_folder.PATIENCE", 0.1)
     with held(small.run_dir, ALONE), pytest.raises(UserError, match="in use by process"):
         run(small)

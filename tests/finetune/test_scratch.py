@@ -8,20 +8,20 @@ import time
 
 import pytest
 
-from scanforge.finetune.inference.prediction import predict
-from scanforge.finetune.running import run
+from scanfoundry.finetune.predict.prediction import predict
+from scanfoundry.finetune.run_study import run
 
 STUDY = """
 import sys
 from pathlib import Path
-from scanforge.finetune.config import FinetuneConfig
-from scanforge.finetune.running import run
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.run_study import run
 run(FinetuneConfig.model_validate_json(Path(sys.argv[1]).read_text()))
 """
 PREDICTION = """
 import sys
 from pathlib import Path
-from scanforge.finetune.inference.prediction import predict
+from scanfoundry.finetune.predict.prediction import predict
 predict(Path(sys.argv[1]), [Path(sys.argv[2])], Path(sys.argv[3]), "cpu")
 """
 
@@ -64,7 +64,7 @@ def killed(tmp_path):
             time.sleep(0.02)
         os.killpg(victim.pid, signal.SIGKILL)
         assert victim.wait() == -signal.SIGKILL
-        assert not list((tmp_path / "tmp").glob("scanforge*"))
+        assert not list((tmp_path / "tmp").glob("scanfoundry*"))
         assert telling(place)
 
     return kill

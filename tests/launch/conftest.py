@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 class Lab:
@@ -43,14 +43,14 @@ class Lab:
         return path
 
     def start(self, *words: str | Path, **environment: str) -> "subprocess.Popen[str]":
-        """`scanforge launch WORDS`, running."""
+        """`scanfoundry launch WORDS`, running."""
         return subprocess.Popen(
-            [SCANFORGE, "launch", *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [SCANFOUNDRY, "launch", *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=os.environ | environment,
         )  # fmt: skip
 
     def launch(self, *words: str | Path, code: int = 0) -> str:
-        """`scanforge launch WORDS` to its end; gives what it printed."""
+        """`scanfoundry launch WORDS` to its end; gives what it printed."""
         process = self.start(*words)
         out, errors = process.communicate(timeout=280)
         assert process.returncode == code, out + errors

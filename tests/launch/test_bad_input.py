@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
-def scanforge(*words: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([SCANFORGE, *map(str, words)], capture_output=True, text=True, timeout=120)
+def scanfoundry(*words: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run([SCANFOUNDRY, *map(str, words)], capture_output=True, text=True, timeout=120)
 
 
 def refused(done: subprocess.CompletedProcess, said: str) -> None:
-    message = [line for line in done.stderr.splitlines() if line.startswith("scanforge: ")]
+    message = [line for line in done.stderr.splitlines() if line.startswith("scanfoundry: ")]
     assert done.returncode == 2, done.stderr
     assert len(message) == 1, done.stderr
     assert said in message[0]
@@ -56,46 +56,46 @@ def test_a_corrupt_nifti_is_quarantined(tmp_path, real_data):
         shutil.copy(path, source)
     victim = sorted(source.iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:5000])
-    done = scanforge("data", "build", source, "--out", tmp_path / "out", "--modality", "mr", "--workers", "1")
+    done = scanfoundry("data", "build", source, "--out", tmp_path / "out", "--modality", "mr", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "11 scans" in done.stdout
     assert "1 could not be read or trusted" in done.stdout
     (line,) = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["path"] == victim.name
     assert json.loads(line)["reason"]
-    refused(scanforge("data", "build", victim, "--out", tmp_path / "all_bad"), "quarantine")
+    refused(scanfoundry("data", "build", victim, "--out", tmp_path / "all_bad"), "quarantine")
 
 
 def test_a_corrupt_or_cut_shard_is_named(shards, config):
     tar = next(shards.glob("*.tar"))
     whole = tar.read_bytes()
     flip(tar, 0.5)
-    refused(scanforge("data", "check", shards), tar.name)
+    refused(scanfoundry("data", "check", shards), tar.name)
     tar.write_bytes(whole[: len(whole) // 2])
-    refused(scanforge("pretrain", config), tar.name)
+    refused(scanfoundry("pretrain", config), tar.name)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_are_refused(tmp_path, config):
-    assert scanforge("pretrain", config).returncode == 0
+    assert scanfoundry("pretrain", config).returncode == 0
     weights = (tmp_path / "run" / "model.safetensors").read_bytes()
     one, two = sorted((tmp_path / "run" / "checkpoints").iterdir())
     state = two / "rank-00000.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
-    done = scanforge("pretrain", config)
+    done = scanfoundry("pretrain", config)
     assert done.returncode == 0, done.stderr
     assert "is broken" in done.stdout + done.stderr
     assert "continuing from step 1" in done.stderr
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
     for folder in (one, two):
         (folder / "complete.json").write_text("{")
-    refused(scanforge("pretrain", config), "every checkpoint")
+    refused(scanfoundry("pretrain", config), "every checkpoint")
 
 
 def test_a_truncated_release_is_refused(tmp_path, config, shards):
-    assert scanforge("pretrain", config).returncode == 0
+    assert scanfoundry("pretrain", config).returncode == 0
     release = tmp_path / "run" / "model.safetensors"
     release.write_bytes(release.read_bytes()[:-1000])
     study = ["finetune", "demo", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'study'}"]
-    refused(scanforge(*study, f"data.images={shards}", f"data.labels={shards}"), "model.safetensors")
+    refused(scanfoundry(*study, f"data.images={shards}", f"data.labels={shards}"), "model.safetensors")
     assert not (tmp_path / "study").exists()
-    refused(scanforge("predict", "--model", tmp_path / "run", "--input", shards, "--out", tmp_path / "out"), "model")
+    refused(scanfoundry("predict", "--model", tmp_path / "run", "--input", shards, "--out", tmp_path / "out"), "model")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check
-from scanforge.launch import cluster
-from scanforge.launch.launching import launch_command
-from scanforge.launch.options import ClusterConfig, refuse_odd_folder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check
+from scanfoundry.launch.cluster import submit
+from scanfoundry.launch.cluster.launching import launch_command
+from scanfoundry.launch.cluster.options import ClusterConfig, check_plain_folder
 
 TRAP = "trap-was-here"
 CODE = f"touch {TRAP}"
@@ -29,7 +29,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("srun", "python"):
         (folder / name).write_text(f'#!/bin/bash\nprintf "%s\\0" {name} "$@" >> "$NOTES"\nenv -0 > "$NOTES.env"\n')
         (folder / name).chmod(0o755)
-    monkeypatch.setattr(cluster, "PYTHON", str(folder / "python"))
+    monkeypatch.setattr(submit, "PYTHON", str(folder / "python"))
     return folder
 
 
@@ -55,7 +55,7 @@ def test_values_and_folders_reach_the_job_as_they_are(tmp_path: Path, stub: Path
         {"env": {"SITE_TEXT": text}, "partition": text, "sbatch": {"comment": text}, "account": text},
         "t",
     )
-    script = cluster.script(config, logs, None, 2)
+    script = submit.script(config, logs, None, 2)
     words, found = run_script(script, work, stub)
     assert found["SITE_TEXT"] == text
     assert str(logs) in words
@@ -74,7 +74,7 @@ def test_what_would_not_stay_in_its_line_is_refused(text: str) -> None:
             check(ClusterConfig, content, "options")
         assert str(error.value).isprintable()
     with pytest.raises(UserError, match="run_dir=") as error:
-        refuse_odd_folder(Path(f"/runs/{text}"), "local", False)
+        check_plain_folder(Path(f"/runs/{text}"), "local", False)
     assert str(error.value).isprintable()
 
 
@@ -95,7 +95,7 @@ def test_an_option_that_sbatch_cannot_have_is_refused(key: str) -> None:
 def test_values_of_several_lines_stay_one_value(tmp_path: Path, stub: Path) -> None:
     text = f"one\n{CODE}\n'two'"
     config = check(ClusterConfig, {"env": {"SITE_TEXT": text}}, "t")
-    _, found = run_script(cluster.script(config, tmp_path / "logs", None, 1), tmp_path, stub)
+    _, found = run_script(submit.script(config, tmp_path / "logs", None, 1), tmp_path, stub)
     assert found["SITE_TEXT"] == text
 
 
@@ -110,10 +110,10 @@ def test_values_of_several_lines_stay_one_value(tmp_path: Path, stub: Path) -> N
 def test_a_run_folder_that_a_job_would_misread_is_refused(name: str, where: str, snapshot: bool, refused: bool) -> None:
     if refused:
         with pytest.raises(UserError, match="choose another") as error:
-            refuse_odd_folder(Path("/runs") / name, where, snapshot)
+            check_plain_folder(Path("/runs") / name, where, snapshot)
         assert str(error.value).isprintable()
     else:
-        refuse_odd_folder(Path("/runs") / name, where, snapshot)
+        check_plain_folder(Path("/runs") / name, where, snapshot)
 
 
 def test_nothing_is_written_for_such_a_folder(lab) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check, recipes
-from scanforge.launch import after_failure, slurm
-from scanforge.launch.cluster import script
-from scanforge.launch.environment import exports
-from scanforge.launch.job_folder import JobFacts, JobFolder
-from scanforge.launch.options import ClusterConfig, refuse_foreign
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check, recipes
+from scanfoundry.launch.cluster import after_failure, slurm
+from scanfoundry.launch.cluster.environment import exports
+from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder
+from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format
+from scanfoundry.launch.cluster.submit import script
 
 
 @pytest.fixture
@@ -126,9 +126,9 @@ def test_options_that_would_be_overruled_or_leak_are_refused(content: dict, said
 
 
 def test_this_machine_follows_no_scheduler():
-    refuse_foreign("local", ClusterConfig(tasks_per_node=2, timeout_min=5, env={"A": "b"}))
+    check_own_format("local", ClusterConfig(tasks_per_node=2, timeout_min=5, env={"A": "b"}))
     with pytest.raises(UserError, match="memory_gb"):
-        refuse_foreign("local", ClusterConfig(memory_gb=3))
+        check_own_format("local", ClusterConfig(memory_gb=3))
 
 
 @pytest.mark.parametrize("name", recipes("cluster"))
@@ -156,5 +156,6 @@ def test_states_come_from_the_queue_or_the_accounting_or_not_at_all(monkeypatch,
 
 
 def test_nothing_heavy_is_imported_by_the_shells_part():
-    code = "import sys, scanforge.launch.after_failure as _; print(sys.modules.keys() & {'torch', 'submitit', 'yaml'})"
+    module = "scanfoundry.launch.cluster.after_failure"
+    code = f"import sys, {module} as _; print(sys.modules.keys() & {{'torch', 'submitit', 'yaml'}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from scanforge.launch import snapshot
+from scanfoundry.launch.cluster import source_copy
 
 # One worker: the runs are compared with each other, and their ranks want the other core.
 pytestmark = pytest.mark.xdist_group("cluster")
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def test_two_local_processes_leave_the_run_folder_of_one(lab, tools, two_local):
     losses, *_ = tools
-    subprocess.run([SCANFORGE, "pretrain", lab.config("run")], check=True, timeout=240)
+    subprocess.run([SCANFOUNDRY, "pretrain", lab.config("run")], check=True, timeout=240)
     run = lab.folder / "run"
     assert {p.name for p in two_local.iterdir()} - {"jobs"} == {p.name for p in run.iterdir()}
     one, two = losses(run), losses(two_local)
@@ -123,12 +123,12 @@ def test_a_sweep_runs_one_after_another_each_in_its_folder(lab, tools):
 def test_a_requeued_job_runs_the_code_it_was_submitted_with(lab, tools):
     losses, notes, until, _ = tools
     tree, run = lab.folder / "tree", lab.folder / "run"
-    snapshot.take(tree)  # a working tree that we may damage
+    source_copy.take(tree)  # a working tree that we may damage
     process = lab.start(lab.config("run", steps=8), "--cluster", "local", PYTHONPATH=str(tree))
     until(lambda: len(losses(run)) >= 2)
-    for name in ("pretrain/loop.py", "launch/task.py", "launch/policy.py"):
-        (tree / "scanforge" / name).chmod(0o644)
-        (tree / "scanforge" / name).write_text("raise RuntimeError('the working tree was edited')\n")
+    for name in ("pretrain/training/loop.py", "launch/cluster/rank_main.py", "launch/cluster/policy.py"):
+        (tree / "scanfoundry" / name).chmod(0o644)
+        (tree / "scanfoundry" / name).write_text("raise RuntimeError('the working tree was edited')\n")
     os.kill(controller(run), signal.SIGUSR2)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -139,17 +139,17 @@ def test_a_requeued_job_runs_the_code_it_was_submitted_with(lab, tools):
 
 
 def test_a_snapshot_is_the_whole_package_and_its_hash_tells_a_change(tmp_path, monkeypatch):
-    one = snapshot.take(tmp_path / "one")
-    names = {p.relative_to(tmp_path / "one" / "scanforge").as_posix() for p in (tmp_path / "one").rglob("*.*")}
-    assert {"configs/cluster/example.yaml", "launch/cli.py", "pretrain/objectives/mae.py"} <= names
+    one = source_copy.take(tmp_path / "one")
+    names = {p.relative_to(tmp_path / "one" / "scanfoundry").as_posix() for p in (tmp_path / "one").rglob("*.*")}
+    assert {"configs/cluster/example.yaml", "launch/cli/main.py", "pretrain/objectives/mae.py"} <= names
     assert not any("__pycache__" in name for name in names)
-    files = snapshot.package_files()
+    files = source_copy.package_files()
     changed = tmp_path / "task.py"
-    changed.write_bytes(files["launch/task.py"].read_bytes() + b"\n")
-    monkeypatch.setattr(snapshot, "package_files", lambda: files | {"launch/task.py": changed})
-    assert snapshot.take(tmp_path / "two") != one
+    changed.write_bytes(files["launch/cluster/rank_main.py"].read_bytes() + b"\n")
+    monkeypatch.setattr(source_copy, "package_files", lambda: files | {"launch/cluster/rank_main.py": changed})
+    assert source_copy.take(tmp_path / "two") != one
     monkeypatch.undo()
-    assert snapshot.take(tmp_path / "three") == one
+    assert source_copy.take(tmp_path / "three") == one
 
 
 @pytest.mark.parametrize(

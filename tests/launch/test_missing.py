@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scanforge.backbones import find
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones import find
+from scanfoundry.configs.errors import UserError
 
 WITHOUT = """
 import sys
@@ -19,12 +19,12 @@ sys.meta_path.insert(0, Gone())
 import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in {gone!r} else real(name, package)
-from scanforge.launch.cli import main
+from scanfoundry.launch.cli.main import main
 main({words!r})
 """
 
 
-def scanforge_without(gone: set[str], *words: str) -> subprocess.CompletedProcess:
+def scanfoundry_without(gone: set[str], *words: str) -> subprocess.CompletedProcess:
     code = WITHOUT.format(gone=gone, words=list(words))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
 
@@ -34,19 +34,21 @@ def test_an_export_without_onnx_says_what_installs_it(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model.json").write_text('{"kind": "finetuned"}')
     (tmp_path / "run" / "model.safetensors").write_bytes(b"")
-    done = scanforge_without(
+    done = scanfoundry_without(
         gone, "models", "export", str(tmp_path / "run"), "--to", "onnx", "--out", str(tmp_path / "x")
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert 'pip install "scanforge[onnx]"' in done.stderr
+    assert 'pip install "scanfoundry[onnx]"' in done.stderr
     assert "onnxruntime" in done.stderr
 
 
 def test_another_package_is_named_too(tmp_path):
-    done = scanforge_without({"yaml"}, "pretrain", "demo")
+    done = scanfoundry_without({"yaml"}, "pretrain", "demo")
     assert done.returncode != 0
-    done = scanforge_without({"submitit"}, "launch", "spark_stunet_volumes", f"run_dir={tmp_path / 'run'}", "--dry-run")
+    done = scanfoundry_without(
+        {"submitit"}, "launch", "spark_stunet_volumes", f"run_dir={tmp_path / 'run'}", "--dry-run"
+    )
     assert done.returncode == 2, done.stderr
     assert "needs the package 'submitit', which is not installed: pip install submitit" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -54,19 +56,19 @@ def test_another_package_is_named_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("stunet-s", "'scanforge models get stunet-s' installs it"), ("stunet-z", "did you mean 'stunet-"),
+    [("stunet-s", "'scanfoundry models get stunet-s' installs it"), ("stunet-z", "did you mean 'stunet-"),
      ("runs/nothing", "check the name")],
 )  # fmt: skip
 def test_a_model_that_is_not_installed_says_how_to_get_it(name, said, tmp_path, monkeypatch):
-    monkeypatch.setenv("SCANFORGE_MODELS", str(tmp_path))
+    monkeypatch.setenv("SCANFOUNDRY_MODELS", str(tmp_path))
     with pytest.raises(UserError) as caught:
         find(name)
     assert said in str(caught.value)
 
 
 def test_launch_and_pretrain_say_it_before_anything_else(tmp_path):
-    scanforge = str(Path(sys.executable).parent / "scanforge")
-    done = subprocess.run([scanforge, "launch", "spark_stunet_volumes", "objective=spakr", "--dry-run"],
+    scanfoundry = str(Path(sys.executable).parent / "scanfoundry")
+    done = subprocess.run([scanfoundry, "launch", "spark_stunet_volumes", "objective=spakr", "--dry-run"],
                           capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
     assert "did you mean 'spark'?" in done.stderr

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scanforge.configs.text import printable
+from scanfoundry.configs.text import printable
 
 # Colour, title and cursor of a terminal; a forged line; a turned direction; a byte that is no UTF-8.
-EVIL = "a\x1b[31m\x1b]0;owned\x07\r\nscanforge: all is well\u202egnp\x9b2J"
+EVIL = "a\x1b[31m\x1b]0;owned\x07\r\nscanfoundry: all is well\u202egnp\x9b2J"
 ONE_LINE = EVIL.replace("\r\n", "")  # names in a list that go over several lines are refused: is a quote not closed?
 NOT_UTF8 = os.fsdecode(b"b\xff\xfe\x1b[2J")
 
@@ -23,9 +23,9 @@ def image(path: Path, seed: int = 0) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (24, 30)).astype(np.uint8)).save(path, "PNG")
 
 
-def scanforge(*words: str | Path) -> tuple[int, list[str]]:
+def scanfoundry(*words: str | Path) -> tuple[int, list[str]]:
     """Exit code and all lines that it prints; each is for the eye alone."""
-    command = [str(Path(sys.executable).with_name("scanforge")), *map(str, words)]
+    command = [str(Path(sys.executable).with_name("scanfoundry")), *map(str, words)]
     done = subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     said = (done.stdout + done.stderr).decode()
     assert printable(said, lines=True) == said
@@ -50,15 +50,15 @@ def ward(tmp_path: Path) -> Path:
 def test_a_build_of_such_names(ward: Path) -> None:
     out = ward / "out \x1b[31m"
     words = ["data", "build", ward / "in", "--out", out, "--labels", ward / "list.csv", "--max-bad", "1"]
-    code, lines = scanforge(*words, "--workers", "1")
+    code, lines = scanfoundry(*words, "--workers", "1")
     assert code == 0, lines
-    assert not [line for line in lines if line.startswith("scanforge:")]
+    assert not [line for line in lines if line.startswith("scanfoundry:")]
     assert any(r"note a\x1b[31m\x1b]0;owned\x07\r\n" in line for line in lines)
     listed = (out / "quarantine.jsonl").read_text(encoding="utf-8")
     assert printable(listed, lines=True) == listed
     paths = {json.loads(line)["path"] for line in listed.splitlines()}
     assert paths == {f"z{EVIL}.nii.gz", "zb\\xff\\xfe\x1b[2J.nii"}
-    assert scanforge("data", "check", out)[0] == 0
+    assert scanfoundry("data", "check", out)[0] == 0
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
@@ -73,13 +73,13 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ["finetune", tmp_path / f"{NOT_UTF8}.yaml"],
         ["predict", "--model", tmp_path / EVIL, "--input", tmp_path, "--out", tmp_path / "out"],
     ):
-        code, (line,) = scanforge(*words)
+        code, (line,) = scanfoundry(*words)
         assert code in (1, 2)
-        assert line.startswith("scanforge:")
+        assert line.startswith("scanfoundry:")
 
 
 def test_a_traceback_is_escaped_too(tmp_path: Path) -> None:
-    code, lines = scanforge("--debug", "data", "check", tmp_path / EVIL)
+    code, lines = scanfoundry("--debug", "data", "check", tmp_path / EVIL)
     assert code == 1
     assert lines[0].startswith("Traceback")
     assert r"\x1b[31m" in lines[-1] + lines[-2]

@@ -20,7 +20,12 @@ Ranks = Callable[..., str]
 # monai_parts makes torchvision loadable, which timm imports.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["deepspeed", "scanforge.pretrain.loop", "scanforge.finetune.monai_parts", "timm.models.vision_transformer"]
+    [
+        "deepspeed",
+        "scanfoundry.pretrain.training.loop",
+        "scanfoundry.finetune.monai_parts",
+        "timm.models.vision_transformer",
+    ]
 )
 
 PROLOGUE = """
@@ -32,7 +37,7 @@ for _number, _name in ((1, "stdout"), (2, "stderr")):
 """
 EPILOGUE = """
 import os, sys
-from scanforge.pretrain.distributed import leave
+from scanfoundry.pretrain.distributed.world import leave
 leave(world)
 sys.stdout.flush()
 os._exit(0)  # gloo's threads may abort the interpreter's own exit

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from scanforge.pretrain.ema import Follower, cosine_momentum, ema_update
-from scanforge.pretrain.objectives.projector import GlobalBatchNorm1d
+from scanfoundry.pretrain.ema import Follower, cosine_momentum, ema_update
+from scanfoundry.pretrain.objectives.projector import GlobalBatchNorm1d
 
 
 def small():
@@ -73,12 +73,12 @@ import unittest.mock
 from pathlib import Path
 import torch
 from torch import nn
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import barrier, join
-from scanforge.pretrain.ema import Follower, cosine_momentum
-from scanforge.pretrain.engine import Engine, EngineConfig
-from scanforge.pretrain.objectives.projector import GlobalBatchNorm1d
-from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import barrier, join
+from scanfoundry.pretrain.ema import Follower, cosine_momentum
+from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
+from scanfoundry.pretrain.objectives.projector import GlobalBatchNorm1d
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser
 
 class Objective(nn.Module):
     views = 1
@@ -132,7 +132,7 @@ torch.manual_seed(0)
 plain = Objective()  # the whole batch, in this process alone
 optimiser = build_optimiser(plain, OPT)
 plain_weights = [{k: v.clone().float() for k, v in plain.state_dict().items()}]
-alone = unittest.mock.patch.multiple("scanforge.pretrain.collectives", rank_and_size=lambda: (0, 1))
+alone = unittest.mock.patch.multiple("scanfoundry.pretrain.distributed.collectives", rank_and_size=lambda: (0, 1))
 for number in range(STEPS):
     with alone:
         optimiser.zero_grad()

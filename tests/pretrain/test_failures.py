@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.run_folder import LOCK, held, refuse_another_run
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check
+from scanfoundry.datasets.storage.run_folder import LOCK
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.training.run_folder import check_same_run, held
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
@@ -34,7 +35,7 @@ def config(tmp_path: Path, shards: Path, run_dir: Path, **changes) -> Path:
 
 
 def pretrain(path: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([SCANFORGE, "pretrain", str(path)], capture_output=True, text=True, timeout=200)
+    return subprocess.run([SCANFOUNDRY, "pretrain", str(path)], capture_output=True, text=True, timeout=200)
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -42,7 +43,7 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def refused(done: subprocess.CompletedProcess) -> str:
-    said = [line for line in done.stderr.splitlines() if line.startswith("scanforge: ")]
+    said = [line for line in done.stderr.splitlines() if line.startswith("scanfoundry: ")]
     assert done.returncode == 2, done.stderr
     assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -85,8 +86,8 @@ def test_the_lock_of_a_dead_process_is_none_and_that_of_a_living_one_is_respecte
     code = f"""
 import torch, sys
 from pathlib import Path
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.run_folder import held
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.training.run_folder import held
 with held(Path({str(tmp_path)!r}), World(0, 1, 0, 1, torch.device("cpu")), 1.0):
     print("held", flush=True)
     sys.stdin.read()
@@ -136,7 +137,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path, content)
         (folder / name).write_text(text)
     made = check(PretrainConfig, yaml.safe_load(config(tmp_path, tmp_path, folder).read_text()), "test")
     with pytest.raises(UserError, match="is no run folder of a pre-training: it holds"):
-        refuse_another_run(made)
+        check_same_run(made)
     assert {path.name: path.read_text() for path in folder.iterdir()} == content
 
 
@@ -145,4 +146,4 @@ def test_what_a_launch_or_a_person_leaves_before_the_first_start_is_no_obstacle(
     (folder / "jobs" / "stamp").mkdir(parents=True)
     for name in (LOCK, "my_run.yaml", "job-3.out", ".config.yaml.17.part"):
         (folder / name).write_text("")
-    refuse_another_run(check(PretrainConfig, yaml.safe_load(config(tmp_path, tmp_path, folder).read_text()), "test"))
+    check_same_run(check(PretrainConfig, yaml.safe_load(config(tmp_path, tmp_path, folder).read_text()), "test"))

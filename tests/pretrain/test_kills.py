@@ -14,12 +14,12 @@ from pathlib import Path
 import yaml
 os.environ["DS_ACCELERATOR"] = "cpu"
 import deepspeed  # once, in the parent: its children start at once
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 ensure_torchvision()
 import timm.models.vision_transformer
-from scanforge.configs.loading import check
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.loop import run
+from scanfoundry.configs.loading import check
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.training.loop import run
 
 def child(name):
     pid = os.fork()

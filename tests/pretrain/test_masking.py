@@ -5,14 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.pretrain.masking import (
-    block_mask,
-    enlarge,
-    masked_count,
-    patchify,
-    unpatchify,
-    visible_indices,
-)
+from scanfoundry.pretrain.masking import block_mask, enlarge, masked_count, patchify, unpatchify, visible_indices
 
 GRIDS = st.tuples(*(st.integers(1, 5) for _ in range(3))).filter(lambda g: g[0] * g[1] * g[2] > 1)
 

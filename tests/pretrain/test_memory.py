@@ -5,24 +5,24 @@ import json
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.memory.estimate import Calculator, count
-from scanforge.pretrain.memory.measured import Allocated
-from scanforge.pretrain.memory.states import Model, Setting, usage
-from scanforge.pretrain.memory.trace import Trace, fake_objective, trace
+from scanfoundry.backbones.registry import build
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.memory.estimate import Calculator, count
+from scanfoundry.pretrain.memory.measured import Allocated
+from scanfoundry.pretrain.memory.states import Model, Setting, usage
+from scanfoundry.pretrain.memory.trace import Trace, fake_objective, trace
 
 COMMON = """
 import os, torch
-import scanforge.pretrain.engine as module
-from scanforge.backbones.registry import build
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.engine import Engine
-from scanforge.pretrain.memory import estimate
-from scanforge.pretrain.memory.measured import Allocated, Resident
+import scanfoundry.pretrain.engine.engine as module
+from scanfoundry.backbones.registry import build
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.memory import estimate
+from scanfoundry.pretrain.memory.measured import Allocated, Resident
 
 # A bucket of the default 2 GB would hide everything else.
 plain = module.deepspeed_config

@@ -12,15 +12,15 @@ CODE = """
 import json, os
 from pathlib import Path
 import torch
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import barrier, join
-from scanforge.pretrain.engine import Engine, EngineConfig
-from scanforge.pretrain.objectives.barlow_twins import BarlowTwinsConfig
-from scanforge.pretrain.objectives.contrastive import ContrastiveConfig
-from scanforge.pretrain.optimiser import OptimiserConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import barrier, join
+from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
+from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
+from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig
 world = join("cpu", 1)
 rows = slice(world.rank, 4, world.size)
 SIZES = {"projector_hidden": 64, "projector_dim": 16}

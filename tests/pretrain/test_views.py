@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.datasets.augment.pipeline import Augment
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.plan import DataConfig
-from scanforge.datasets.projection import axis_of, project
-from scanforge.pretrain.objectives.contrastive import ContrastiveConfig
-from scanforge.pretrain.objectives.mae import MAEConfig
-from scanforge.pretrain.objectives.weighted_sum import SumConfig, TermConfig
-from scanforge.pretrain.views import Views, check_views, view_shapes
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.plan import DataConfig
+from scanfoundry.datasets.projection import axis_of, project
+from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.mae import MAEConfig
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
+from scanfoundry.pretrain.views import Views, check_views, view_shapes
 
 VIT = ViTConfig(size="Ti", patch_2d=(8, 8), patch_3d=(4, 8, 8))
 SMALL = ContrastiveConfig(projector_hidden=16, projector_dim=8)

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.dealing import (
+from scanfoundry.datasets.readers.dicom.dealing import (
     Codes,
     Table,
     all_differ,
@@ -23,9 +23,9 @@ from scanforge.datasets.readers.dicom.dealing import (
     runs_through,
     varies,
 )
-from scanforge.datasets.readers.dicom.distinctions import APART, AT_TIMES, IN_TURN, Attribute
-from scanforge.datasets.readers.dicom.geometry import Grid
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.distinctions import APART, AT_TIMES, IN_TURN, Attribute
+from scanfoundry.datasets.readers.dicom.geometry import Grid
+from scanfoundry.datasets.readers.scan import ReadError
 
 Elements = Callable[[int], Mapping[int, bytes]]
 HIGHEST = 10**7  # an instance number that dcm2niix counts with

@@ -8,9 +8,9 @@ from typing import IO
 import pydicom
 from pydicom.encaps import generate_frames
 
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.guard import refuse_bomb
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.guard import check_expansion
+from scanfoundry.datasets.readers.scan import ReadError
 
 ROOM = 1 << 20  # values that a frame may have beyond those of its header: too few to hurt
 _SYNTAXES = frozenset(
@@ -27,12 +27,12 @@ class FrameTooLargeError(ReadError):
     """A frame that no decoder may be given."""
 
 
-def refuse_large_frames(file: Survey) -> None:
+def check_frame_sizes(file: Survey) -> None:
     """FrameTooLargeError where a frame, its fragments joined as pydicom joins them, is far larger than declared.
 
     ReadError where all that is declared is too much; raises whatever damage of the fragments makes pydicom raise.
     """
-    refuse_bomb(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
+    check_expansion(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
     if file.syntax not in _SYNTAXES:
         return
     with file.path.open("rb") as opened:

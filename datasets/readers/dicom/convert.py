@@ -12,15 +12,15 @@ from pathlib import Path
 import dcm2niix
 import pydicom
 
-from scanforge.datasets.readers.dicom.codestream import FrameTooLargeError
-from scanforge.datasets.readers.dicom.decode import frames_of
-from scanforge.datasets.readers.dicom.geometry import Grid, Plane
-from scanforge.datasets.readers.dicom.headers import Survey, survey
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.slices import Slice
-from scanforge.datasets.readers.dicom.split import Scale, split
-from scanforge.datasets.readers.scan import ReadError
-from scanforge.datasets.readers.scratch import scratch_folder
+from scanfoundry.datasets.readers.dicom.codestream import FrameTooLargeError
+from scanfoundry.datasets.readers.dicom.decode import frames_of
+from scanfoundry.datasets.readers.dicom.geometry import Grid, Plane
+from scanfoundry.datasets.readers.dicom.headers import Survey, survey
+from scanfoundry.datasets.readers.dicom.slices import Slice
+from scanfoundry.datasets.readers.dicom.split import Scale, split
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.scratch import scratch_folder
 
 # No defaults of the user's, no sidecar, no comment, uncompressed, neither cropped nor turned nor rescaled.
 _OPTIONS = ["-g", "i", "-b", "n", "-c", "", "-z", "n", "-x", "i", "-l", "o", "-w", "2", "-f", "v"]

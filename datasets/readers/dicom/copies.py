@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.decode import frames_of
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.pixels import why_incomplete
-from scanforge.datasets.readers.dicom.quiet import quiet
+from scanfoundry.datasets.readers.dicom.decode import frames_of
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.pixels import why_incomplete
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
 
 _TAIL = 512  # bytes: a file that was never filled to its end is left as zeros
 _ALIKE = 0.99  # correlation of a picture with what lossy compression leaves of it

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.distinctions import Attribute
+from scanfoundry.datasets.readers.dicom.distinctions import Attribute
 
 Table = NDArray[np.int64]  # (positions, slices at each), numbers of planes
 Codes = NDArray[np.int64]  # the same shape, values by their order

@@ -9,10 +9,10 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import iter_pixels
 
-from scanforge.datasets.readers.dicom.codestream import refuse_large_frames
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.plugin import register, silent
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.codestream import check_frame_sizes
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.plugin import register, silent
+from scanfoundry.datasets.readers.scan import ReadError
 
 
 def frames_of(file: Survey) -> Iterator[NDArray]:
@@ -20,7 +20,7 @@ def frames_of(file: Survey) -> Iterator[NDArray]:
 
     FrameTooLargeError before any decoder sees a frame that is far larger than its header declares.
     """
-    refuse_large_frames(file)
+    check_frame_sizes(file)
     register()
     frames = _decoded(file)
     while True:

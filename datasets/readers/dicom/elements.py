@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import pydicom
 from pydicom.dataelem import RawDataElement
 
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.sniff import UNDEFINED, element_length
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.sniff import UNDEFINED, element_length
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
 
 _SHORT = 64  # bytes of a value that can be one of a few
 _META = 132  # where the meta information begins, behind preamble and prefix

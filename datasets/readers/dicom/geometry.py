@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.geometry import LPS_TO_RAS
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.geometry import LPS_TO_RAS
+from scanfoundry.datasets.readers.scan import ReadError
 
 SAME_PLACE = 0.01  # mm: planes nearer than this repeat a position
 SAME_DIRECTION = 2e-3  # of direction cosines; headers round them to some five digits

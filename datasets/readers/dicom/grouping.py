@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scanforge.datasets.readers import UNREAD, suffix_of
-from scanforge.datasets.readers.dicom.copies import read_for
-from scanforge.datasets.readers.dicom.geometry import SAME_DIRECTION
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
-from scanforge.datasets.readers.dicom.patient import patient_of
-from scanforge.datasets.readers.dicom.planes import is_mosaic
-from scanforge.datasets.readers.scan import Source
+from scanfoundry.datasets.readers import UNREAD, suffix_of
+from scanfoundry.datasets.readers.dicom.copies import read_for
+from scanfoundry.datasets.readers.dicom.geometry import SAME_DIRECTION
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
+from scanfoundry.datasets.readers.dicom.patient import patient_of
+from scanfoundry.datasets.readers.dicom.planes import is_mosaic
+from scanfoundry.datasets.readers.scan import Source
 
 Refusal = tuple[str, str, str]  # relative path, reason, 'skipped' (nothing to store) or 'refused'
 _STATES = {

@@ -12,13 +12,13 @@ import pydicom
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset
 
-from scanforge.datasets.readers.dicom.distinctions import TAGS, told_by
-from scanforge.datasets.readers.dicom.kinds import DICOMDIR, dicom_modality
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.sniff import UNDEFINED, element_length, is_dicom
-from scanforge.datasets.readers.dicom.values import number, numbers, text, texts, whole
-from scanforge.datasets.readers.guard import refuse_bomb
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.distinctions import TAGS, told_by
+from scanfoundry.datasets.readers.dicom.kinds import DICOMDIR, dicom_modality
+from scanfoundry.datasets.readers.dicom.sniff import UNDEFINED, element_length, is_dicom
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.dicom.values import number, numbers, text, texts, whole
+from scanfoundry.datasets.readers.guard import check_expansion
+from scanfoundry.datasets.readers.scan import ReadError
 
 HEAD_BYTES = 4096
 _META = 132  # behind preamble and prefix
@@ -180,7 +180,7 @@ def _is_bomb(file: IO[bytes], size: int) -> bool:
     try:
         while piece := inflate.unconsumed_tail or file.read(_PIECE):
             inflated += len(inflate.decompress(piece, _PIECE))
-            refuse_bomb(inflated, size)
+            check_expansion(inflated, size)
     except ReadError:
         return True
     except zlib.error:  # for pydicom to find

@@ -7,8 +7,8 @@ import pydicom
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.words import BODY_PARTS, vendor_of
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.dicom.vocabularies import BODY_PARTS, vendor_of
 
 SHORTEST = 4
 _VRS = frozenset(("PN", "UI", "DA", "DT", "AE"))

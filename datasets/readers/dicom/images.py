@@ -10,17 +10,17 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-from scanforge.datasets.readers.dicom.decode import frames_of
-from scanforge.datasets.readers.dicom.facts import of_dataset
-from scanforge.datasets.readers.dicom.headers import Survey, survey
-from scanforge.datasets.readers.dicom.padding import without_padding
-from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.spacing import pixel_spacing
-from scanforge.datasets.readers.dicom.values import items, numbers
-from scanforge.datasets.readers.guard import refuse_bomb, refuse_voxels
-from scanforge.datasets.readers.nifti import compact
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.dicom.decode import frames_of
+from scanfoundry.datasets.readers.dicom.headers import Survey, survey
+from scanfoundry.datasets.readers.dicom.metadata import of_dataset
+from scanfoundry.datasets.readers.dicom.padding import without_padding
+from scanfoundry.datasets.readers.dicom.pixels import check_complete
+from scanfoundry.datasets.readers.dicom.spacing import pixel_spacing
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.dicom.values import items, numbers
+from scanfoundry.datasets.readers.guard import check_expansion, check_voxels
+from scanfoundry.datasets.readers.nifti import compact
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 PHYSICAL = ("ct", "mr", "pt", "nm")  # values that mean something: not turned round where only the display is
 
@@ -34,8 +34,8 @@ def read_image(source: Source) -> Iterator[Scan]:
     (file,) = survey(source.paths)
     if file.state != "dicom":
         raise ReadError("the file is gone or no DICOM any more")
-    refuse_incomplete(file)
-    refuse_bomb(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
+    check_complete(file)
+    check_expansion(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
     try:
         with quiet():
             header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
@@ -46,7 +46,7 @@ def read_image(source: Source) -> Iterator[Scan]:
         raise
     except Exception as error:  # decoders raise whatever the damage makes them
         raise ReadError(_why(error, file)) from error
-    refuse_voxels(voxels)
+    check_voxels(voxels)
     if voxels.min() == voxels.max():
         raise ReadError("every pixel has the same value")
     yield Scan(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.geometry import Grid
+from scanfoundry.datasets.readers.dicom.geometry import Grid
 
 AGREEMENT = 1e-3  # mm between our corners of a volume and the converter's
 

@@ -7,17 +7,17 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.slices import Slice
-from scanforge.datasets.readers.geometry import LPS_TO_RAS
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.slices import Slice
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.geometry import LPS_TO_RAS
+from scanfoundry.datasets.readers.scan import ReadError
 
 SIEMENS_SLICES = (0x0019, 0x100A)
 UIH_SLICES = (0x0065, 0x1050)
 
 
-def refuse_mosaic(image: Any, file: Survey) -> None:
+def check_no_mosaic(image: Any, file: Survey) -> None:
     """ReadError where a converted volume does not fit the tiles, the number of slices or the place of its mosaic."""
     columns, rows, slices = (*image.shape[:3], 1, 1)[:3]
     if file.rows % rows or file.columns % columns or slices > (file.rows // rows) * (file.columns // columns):
@@ -41,7 +41,7 @@ def refuse_mosaic(image: Any, file: Survey) -> None:
         raise ReadError("dcm2niix gives the mosaic another distance between slices than its header does")
 
 
-def refuse_foreign_tiles(images: Sequence[Any], slices: Sequence[Slice]) -> None:
+def check_own_tiles(images: Sequence[Any], slices: Sequence[Slice]) -> None:
     """ReadError where the planes of a converted volume are not the tiles of one of the mosaics, one after the other."""
     left = [one.decoded() for one in slices]
     for image in images:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.headers import Survey
 
 AIR = -1024  # HU
 _NEAR = 64  # HU that lossy compression moves a value by, at most places

@@ -2,7 +2,7 @@
 
 import re
 
-from scanforge.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.headers import Survey
 
 _WORDS = (
     "anon anonymous anonymised anonymized anonym anonymize deidentified deid unknown unnamed none null nil na test "

@@ -6,9 +6,9 @@ from typing import IO
 
 import pydicom
 
-from scanforge.datasets.readers.dicom.codestream import why_too_large
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.codestream import why_too_large
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.scan import ReadError
 
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -54,7 +54,7 @@ def _begins_as_fragments(file: Survey) -> bool:
         return opened.read(4) == _ITEM
 
 
-def refuse_incomplete(file: Survey) -> None:
+def check_complete(file: Survey) -> None:
     """ReadError with what `why_incomplete` says."""
     reason = why_incomplete(file)
     if reason:

@@ -3,14 +3,14 @@
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from scanforge.datasets.readers.dicom.distinctions import Value, values_in
-from scanforge.datasets.readers.dicom.geometry import Plane
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.kinds import NM
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.tiles import has_tiles, header_of, plane_of, tiles_of
-from scanforge.datasets.readers.dicom.values import items, number, numbers, value
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.distinctions import Value, values_in
+from scanfoundry.datasets.readers.dicom.geometry import Plane
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.kinds import NM
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.dicom.tiles import has_tiles, header_of, plane_of, tiles_of
+from scanfoundry.datasets.readers.dicom.values import items, number, numbers, value
+from scanfoundry.datasets.readers.scan import ReadError
 
 # InStackPositionNumber, ImagePositionPatient, SliceLocation, ImagePositionVolume
 _IN_SPACE = frozenset((Tag(0x0020, 0x9057), Tag(0x0020, 0x0032), Tag(0x0020, 0x1041), Tag(0x0020, 0x9301)))

@@ -18,11 +18,11 @@ from pydicom.pixels.decoders import (
 )
 from pydicom.pixels.decoders.base import DecodeRunner
 
-from scanforge.datasets.readers.scratch import scratch_folder
+from scanfoundry.datasets.readers.scratch import scratch_folder
 
 # pydicom asks a plugin's module for these two.
 DECODER_DEPENDENCIES = dict.fromkeys((uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), ("SimpleITK",))
-_LABEL = "scanforge-itk"
+_LABEL = "scanfoundry-itk"
 
 
 def is_available(syntax: str) -> bool:
@@ -60,7 +60,7 @@ def _file_of(content: bytes) -> Iterator[str]:
             (folder / "frame.dcm").write_bytes(content)
             yield str(folder / "frame.dcm")
         return
-    with open(os.memfd_create("scanforge-frame"), "wb") as stream:
+    with open(os.memfd_create("scanfoundry-frame"), "wb") as stream:
         stream.write(content)
         stream.flush()
         yield f"/proc/self/fd/{stream.fileno()}"

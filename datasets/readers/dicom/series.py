@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scanforge.datasets.readers.dicom.acquisitions import dealt, is_plain
-from scanforge.datasets.readers.dicom.distinctions import APART, Attribute, attributes, of_frames
-from scanforge.datasets.readers.dicom.elements import short_elements
-from scanforge.datasets.readers.dicom.geometry import Grid, Plane, stack
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.planes import described
-from scanforge.datasets.readers.dicom.tiles import has_tiles
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.acquisitions import dealt, is_plain
+from scanfoundry.datasets.readers.dicom.distinctions import APART, Attribute, attributes, of_frames
+from scanfoundry.datasets.readers.dicom.elements import short_elements
+from scanfoundry.datasets.readers.dicom.geometry import Grid, Plane, stack
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.planes import described
+from scanfoundry.datasets.readers.dicom.tiles import has_tiles
+from scanfoundry.datasets.readers.scan import ReadError
 
 
 @dataclass(frozen=True)

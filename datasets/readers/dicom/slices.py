@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.decode import whole_dataset, without_panic
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.plugin import register
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.decode import whole_dataset, without_panic
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.plugin import register
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.scan import ReadError
 
 _PLAIN = {"": "<", "1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}
 

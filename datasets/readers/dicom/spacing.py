@@ -2,8 +2,8 @@
 
 from pydicom.dataset import Dataset
 
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.values import items, number, numbers, whole
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.values import items, number, numbers, whole
 
 _CENTIMETRES = 3  # code of an ultrasound region's unit
 

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
-from scanforge.datasets.readers.dicom.codestream import FrameTooLargeError
-from scanforge.datasets.readers.dicom.decode import frames_of
-from scanforge.datasets.readers.dicom.geometry import Grid, Plane
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.slices import Slice
-from scanforge.datasets.readers.dicom.tiles import has_tiles, tile_layout
-from scanforge.datasets.readers.dicom.values import items, number
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.codestream import FrameTooLargeError
+from scanfoundry.datasets.readers.dicom.decode import frames_of
+from scanfoundry.datasets.readers.dicom.geometry import Grid, Plane
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.slices import Slice
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.dicom.tiles import has_tiles, tile_layout
+from scanfoundry.datasets.readers.dicom.values import items, number
+from scanfoundry.datasets.readers.scan import ReadError
 
 _SERIES = "2.25.1"
 FINEST = 1e-4  # a slope that the converter tells from its neighbours

@@ -8,11 +8,11 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.values import convert_SQ
 
-from scanforge.datasets.readers.dicom.geometry import Plane
-from scanforge.datasets.readers.dicom.headers import Survey
-from scanforge.datasets.readers.dicom.quiet import quiet
-from scanforge.datasets.readers.dicom.values import numbers
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.geometry import Plane
+from scanfoundry.datasets.readers.dicom.headers import Survey
+from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
+from scanfoundry.datasets.readers.dicom.values import numbers
+from scanfoundry.datasets.readers.scan import ReadError
 
 TILE_COUNT, TILES = Tag(0x0065, 0x1050), Tag(0x0065, 0x1051)
 

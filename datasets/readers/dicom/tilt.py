@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.geometry import Grid
-from scanforge.datasets.readers.dicom.matching import turn_like
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.geometry import Grid
+from scanfoundry.datasets.readers.dicom.matching import turn_like
+from scanfoundry.datasets.readers.scan import ReadError
 
 ROUNDING = 2.0  # stored values: the converter cuts fractions off, and measures the tilt itself
 

@@ -7,9 +7,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.geometry import Grid
-from scanforge.datasets.readers.dicom.slices import Slice
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.geometry import Grid
+from scanfoundry.datasets.readers.dicom.slices import Slice
+from scanfoundry.datasets.readers.scan import ReadError
 
 ROUNDING = 1e-5  # of the largest stored value times the slope: the converter computes in single precision
 

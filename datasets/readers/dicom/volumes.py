@@ -9,24 +9,24 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scanforge.datasets.readers.dicom.convert import Conversion, converted, marks
-from scanforge.datasets.readers.dicom.facts import Known, known_of
-from scanforge.datasets.readers.dicom.geometry import Grid
-from scanforge.datasets.readers.dicom.headers import Survey, survey
-from scanforge.datasets.readers.dicom.matching import place
-from scanforge.datasets.readers.dicom.mosaic import refuse_foreign_tiles, refuse_mosaic
-from scanforge.datasets.readers.dicom.padding import without_padding
-from scanforge.datasets.readers.dicom.pixels import refuse_incomplete
-from scanforge.datasets.readers.dicom.planes import is_mosaic
-from scanforge.datasets.readers.dicom.series import described_by
-from scanforge.datasets.readers.dicom.split import Scale, is_fine
-from scanforge.datasets.readers.dicom.tiles import has_tiles
-from scanforge.datasets.readers.dicom.tilt import corrected
-from scanforge.datasets.readers.dicom.verify import volumes_of
-from scanforge.datasets.readers.geometry import geometry
-from scanforge.datasets.readers.guard import refuse_bomb, refuse_voxels
-from scanforge.datasets.readers.nifti import compact
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.dicom.convert import Conversion, converted, marks
+from scanfoundry.datasets.readers.dicom.geometry import Grid
+from scanfoundry.datasets.readers.dicom.headers import Survey, survey
+from scanfoundry.datasets.readers.dicom.matching import place
+from scanfoundry.datasets.readers.dicom.metadata import Known, known_of
+from scanfoundry.datasets.readers.dicom.mosaic import check_no_mosaic, check_own_tiles
+from scanfoundry.datasets.readers.dicom.padding import without_padding
+from scanfoundry.datasets.readers.dicom.pixels import check_complete
+from scanfoundry.datasets.readers.dicom.planes import is_mosaic
+from scanfoundry.datasets.readers.dicom.series import described_by
+from scanfoundry.datasets.readers.dicom.split import Scale, is_fine
+from scanfoundry.datasets.readers.dicom.tiles import has_tiles
+from scanfoundry.datasets.readers.dicom.tilt import corrected
+from scanfoundry.datasets.readers.dicom.verify import volumes_of
+from scanfoundry.datasets.readers.geometry import geometry
+from scanfoundry.datasets.readers.guard import check_expansion, check_voxels
+from scanfoundry.datasets.readers.nifti import compact
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _INTERPOLATED = {"Tilt", "Eq"}
 _OVERLAY = re.compile(r"ROI\d+")  # of group 6000, in an image of its own
@@ -73,7 +73,7 @@ def read_volume(source: Source) -> Iterator[Scan]:
     with conversion as made:
         volumes = _mosaics(files, made) if described is None else _matched(described.grid, made, known)
         for volume in volumes:
-            _refuse_uniform(volume.voxels())
+            _check_varied(volume.voxels())
         for number, volume in enumerate(volumes, 1):
             yield _scan(volume, files[0], known, str(number) if len(volumes) > 1 else "")
 
@@ -82,10 +82,10 @@ def _refuse(files: Sequence[Survey]) -> None:
     for file in files:
         if file.state != "dicom":
             raise ReadError("a file of the series is gone or no DICOM any more")
-        refuse_incomplete(file)
+        check_complete(file)
     if any(file.samples != 1 for file in files):
         raise ReadError("colour slices are renderings, not a volume")
-    refuse_bomb(sum(f.rows * f.columns * f.frames * f.bits // 8 for f in files), sum(file.size for file in files))
+    check_expansion(sum(f.rows * f.columns * f.frames * f.bits // 8 for f in files), sum(file.size for file in files))
     if files[0].modality == "CT" and len({(file.slope, file.intercept) for file in files}) > 1:
         raise ReadError("CT slices of different rescale slope or intercept")
     if len({file.bits for file in files}) > 1:
@@ -125,8 +125,8 @@ def _as_stored(conversion: Conversion) -> list[Any]:
 def _mosaics(files: Sequence[Survey], conversion: Conversion) -> list[Volume]:
     images = _as_stored(conversion)
     for image in images:
-        refuse_mosaic(image, files[0])
-    refuse_foreign_tiles(images, conversion.slices)
+        check_no_mosaic(image, files[0])
+    check_own_tiles(images, conversion.slices)
     volumes = [Volume(image, number, image.affine) for image in images for number in range(_count(image))]
     if len(volumes) != len(files):
         raise ReadError(f"dcm2niix makes {len(volumes)} volumes of {len(files)} mosaics")
@@ -137,10 +137,10 @@ def _count(image: Any) -> int:
     return int(np.prod(image.shape[3:]))
 
 
-def _refuse_uniform(voxels: NDArray) -> None:
+def _check_varied(voxels: NDArray) -> None:
     if voxels.dtype.fields is not None:
         raise ReadError("colour slices are renderings, not a volume")
-    refuse_voxels(voxels)
+    check_voxels(voxels)
     if voxels.min() == voxels.max():
         raise ReadError("every voxel has the same value")
 

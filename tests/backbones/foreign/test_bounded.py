@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.foreign.safe import read_foreign
+from scanfoundry.backbones.foreign.safe import read_foreign
 
 ROOM, SECONDS, EACH = 1 << 30, 120, 20.0
 
@@ -127,8 +127,8 @@ def old_torch(path: Path, pickled: bytes) -> None:
 
 def child(folder: Path) -> None:
     """Looks into every file of the folder both ways; a line of JSON for each."""
-    from scanforge.configs.errors import UserError
-    from scanforge.launch.models.opening import contents_of
+    from scanfoundry.configs.errors import UserError
+    from scanfoundry.launch.zoo.open import contents_of
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))

@@ -1,23 +1,23 @@
-"""One entry for files of others, and the same files through `scanforge.backbones.load`."""
+"""One entry for files of others, and the same files through `scanfoundry.backbones.load`."""
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import scanforge.backbones as backbones
-from scanforge.backbones import primus
-from scanforge.backbones.foreign import load_foreign, load_foreign_whole
-from scanforge.backbones.foreign.stunet_v1 import RELEASED_STRIDES
-from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.registry import BACKBONES, build
-from scanforge.backbones.release import save_release, sha256
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
-from scanforge.backbones.vit import ViTConfig, ViTEncoder
-from scanforge.configs.errors import UserError
-from scanforge.datasets.intensity import IntensityConfig
+import scanfoundry.backbones as backbones
+from scanfoundry.backbones import primus
+from scanfoundry.backbones.foreign import load_foreign, load_foreign_whole
+from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES
+from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.models.release import save_release, sha256
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.registry import BACKBONES, build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.backbones.vit import ViTConfig, ViTEncoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.intensity import IntensityConfig
 
 SHAPE = (17, 16, 32)
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from scanforge.backbones.foreign.mednext_official import load_encoder, load_whole
-from scanforge.backbones.foreign.weights import read_weights
-from scanforge.backbones.mednext import BLOCKS, MedNeXtConfig, MedNeXtEncoder
-from scanforge.backbones.mednext_decoder import MedNeXt
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.mednext_official import load_encoder, load_whole
+from scanfoundry.backbones.foreign.weights import read_weights
+from scanfoundry.backbones.mednext import BLOCKS, MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.configs.errors import UserError
 
 RECORD = {"epoch", "optimizer_state_dict", "lr_scheduler_state_dict", "plot_stuff", "best_stuff", "amp_grad_scaler"}
 SHAPE = (17, 16, 16)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from scanforge.backbones.foreign import load_foreign
-from scanforge.backbones.foreign.openmind import triple
-from scanforge.backbones.foreign.weights import read_weights
-from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign import load_foreign
+from scanfoundry.backbones.foreign.openmind import triple
+from scanfoundry.backbones.foreign.weights import read_weights
+from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
+from scanfoundry.configs.errors import UserError
 
 RESENC = {"architecture_plans": {"arch_class_name": "ResEncL"}}
 

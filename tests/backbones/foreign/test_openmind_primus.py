@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from scanforge.backbones import primus
-from scanforge.backbones.foreign import load_foreign
-from scanforge.backbones.foreign.openmind_primus import load_encoder
-from scanforge.backbones.foreign.weights import read_weights
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones import primus
+from scanfoundry.backbones.foreign import load_foreign
+from scanfoundry.backbones.foreign.openmind_primus import load_encoder
+from scanfoundry.backbones.foreign.weights import read_weights
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.configs.errors import UserError
 
 DIM, DEPTH, HEADS, SIDE = 72, 2, 2, 3
 PLAN = {

@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from scanforge.backbones.foreign import load_foreign
-from scanforge.backbones.foreign.openmind_resenc import load_encoder
-from scanforge.backbones.foreign.weights import read_weights
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign import load_foreign
+from scanfoundry.backbones.foreign.openmind_resenc import load_encoder
+from scanfoundry.backbones.foreign.weights import read_weights
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.configs.errors import UserError
 
 STRIDES = ((1, 2, 2), (2, 2, 2), (2, 2, 1))
 CONFIG = ResEncConfig(features=(4, 6, 8, 8), blocks=(1, 2, 1, 2), strides=STRIDES)

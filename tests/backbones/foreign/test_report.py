@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from scanforge.backbones.foreign.report import Report, families
-from scanforge.backbones.foreign.weights import Taken, Weights, adapt_channels, fill, read_weights
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.report import Report, families
+from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, fill, read_weights
+from scanfoundry.configs.errors import UserError
 
 
 def test_many_keys_print_in_few_lines():

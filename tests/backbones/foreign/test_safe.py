@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scanforge.backbones.foreign.safe import ALLOWED, read_foreign
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.safe import ALLOWED, read_foreign
+from scanfoundry.configs.errors import UserError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scanforge.backbones.foreign.stunet_v1 import RELEASED_STRIDES, load_encoder, load_whole
-from scanforge.backbones.foreign.weights import read_weights
-from scanforge.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES, load_encoder, load_whole
+from scanfoundry.backbones.foreign.weights import read_weights
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.configs.errors import UserError
 
 RECORD = {"epoch", "optimizer_state_dict", "lr_scheduler_state_dict", "plot_stuff", "best_stuff", "amp_grad_scaler"}
 STEM = ("conv_blocks_context.0.0.conv1.weight", "conv_blocks_context.0.0.conv3.weight")

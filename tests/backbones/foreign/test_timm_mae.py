@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from scanforge.backbones.foreign.timm_mae import LEFT, OTHER_TABLE, SAME_TABLE, load_encoder, resize_patch
-from scanforge.backbones.foreign.weights import read_weights
-from scanforge.backbones.positions import sincos_positions
-from scanforge.backbones.registry import build
-from scanforge.backbones.torchvision_cpu import ensure_torchvision
-from scanforge.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
-from scanforge.configs.errors import UserError
+from scanfoundry.backbones.foreign.timm_mae import LEFT, OTHER_TABLE, SAME_TABLE, load_encoder, resize_patch
+from scanfoundry.backbones.foreign.weights import read_weights
+from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
+from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
+from scanfoundry.configs.errors import UserError
 
 SIZE = (64, 64)
 

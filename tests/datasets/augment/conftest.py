@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from scanforge.datasets.batch import Batch
+from scanfoundry.datasets.batch import Batch
 
 MakeBatch = Callable[..., Batch]
 

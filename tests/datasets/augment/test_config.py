@@ -1,9 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.presets import PRESETS
-from scanforge.datasets.augment.transforms import KINDS, Transforms
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.presets import PRESETS
+from scanfoundry.datasets.augment.transforms import KINDS, Transforms
 
 
 def test_a_modality_replaces_only_the_switches_it_names():

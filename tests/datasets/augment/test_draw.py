@@ -2,10 +2,10 @@ import time
 
 import numpy as np
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.draw import Drawer
-from scanforge.datasets.augment.transforms import KINDS
-from scanforge.datasets.crop import mix
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.draw import Drawer
+from scanfoundry.datasets.augment.transforms import KINDS
+from scanfoundry.datasets.crop import mix
 
 MODALITIES = ["ct", "mr", "us", "xr"] * 8
 SEEDS = [mix(number) >> 1 for number in range(32)]

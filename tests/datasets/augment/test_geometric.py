@@ -7,10 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.draw import Drawer
-from scanforge.datasets.augment.geometric import plan
-from scanforge.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.draw import Drawer
+from scanfoundry.datasets.augment.geometric import plan
+from scanfoundry.datasets.augment.pipeline import Augment
 
 
 def of(**switches) -> AugmentConfig:

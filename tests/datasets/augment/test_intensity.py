@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import ndimage
 
-from scanforge.datasets.augment import intensity, smooth
-from scanforge.datasets.augment.pipeline import low_resolution_zoom
-from scanforge.datasets.augment.transforms import BIAS_TERMS, MAX_HOLES
-from scanforge.datasets.intensity import IntensityConfig, normalise
+from scanfoundry.datasets.augment import intensity, smooth
+from scanfoundry.datasets.augment.pipeline import low_resolution_zoom
+from scanfoundry.datasets.augment.transforms import BIAS_TERMS, MAX_HOLES
+from scanfoundry.datasets.intensity import IntensityConfig, normalise
 
 SCANS = np.random.default_rng(3).normal(size=(3, 2, 5, 9, 8)).astype(np.float32)
 VALID = np.random.default_rng(4).random((3, 1, 5, 9, 8)) < 0.7

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from scanforge.datasets.augment import noise
-from scanforge.datasets.augment.smooth import gaussian
+from scanfoundry.datasets.augment import noise
+from scanfoundry.datasets.augment.smooth import gaussian
 
 KEYS = torch.tensor([[1, -2], [-123456, 99], [2**31 - 1, -(2**31)]], dtype=torch.int32)
 

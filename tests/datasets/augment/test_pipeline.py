@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.augment.config import AugmentConfig
-from scanforge.datasets.augment.pipeline import Augment
-from scanforge.datasets.augment.transforms import KINDS
-from scanforge.datasets.batch import Batch
-from scanforge.datasets.intensity import IntensityConfig, normalise, statistics
+from scanfoundry.datasets.augment.config import AugmentConfig
+from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.augment.transforms import KINDS
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.intensity import IntensityConfig, normalise, statistics
 
 MODALITIES = ["ct", "mr", "us", "xr", "mg", "pt", "sm", "unknown"]
 STRONG = AugmentConfig(preset="strong")

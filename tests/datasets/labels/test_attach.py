@@ -13,11 +13,11 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from scipy import ndimage
 
-from scanforge.datasets.labels import Box, LabelRef, Labels
-from scanforge.datasets.labels.attach import attach, mask_on
-from scanforge.datasets.labels.boxes import boxes_of_mask, fit_boxes
-from scanforge.datasets.readers import read
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanfoundry.datasets.labels import Box, LabelRef, Labels
+from scanfoundry.datasets.labels.attach import attach, mask_on
+from scanfoundry.datasets.readers import read
+from scanfoundry.datasets.readers.box_labels import boxes_of_mask, fit_boxes
+from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 RNG = np.random.default_rng(0)
 TURN = np.array(sitk.Euler3DTransform((0, 0, 0), 0.3, -0.2, 0.1).GetMatrix()).reshape(3, 3)

@@ -10,20 +10,20 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from scanforge.datasets.labels.attach import attach
-from scanforge.datasets.labels.book import LabelBook, open_labels
-from scanforge.datasets.labels.labels import LabelRef, Labels
-from scanforge.datasets.labels.table import Columns
-from scanforge.datasets.readers import read
+from scanfoundry.datasets.labels.attach import attach
+from scanfoundry.datasets.labels.label_index import LabelIndex, open_labels
+from scanfoundry.datasets.labels.tables.table import Columns
+from scanfoundry.datasets.readers import read
+from scanfoundry.datasets.readers.labels import LabelRef, Labels
 
 
-def known(book: LabelBook, relative: str) -> LabelRef:
+def known(book: LabelIndex, relative: str) -> LabelRef:
     ref = book.of(relative)
     assert ref is not None, relative
     return ref
 
 
-def attached(book: LabelBook, root: Path, relative: str) -> Labels:
+def attached(book: LabelIndex, root: Path, relative: str) -> Labels:
     (scan,) = read(root / relative)
     return attach(scan, known(book, relative))
 

@@ -17,8 +17,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from scanforge.datasets.readers.dicom import group, read_image, read_volume, survey
-from scanforge.datasets.readers.scan import Scan
+from scanfoundry.datasets.readers.dicom import group, read_image, read_volume, survey
+from scanfoundry.datasets.readers.scan import Scan
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from scanforge.datasets.readers import guard
-from scanforge.datasets.readers.arrays import read_array
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers import guard
+from scanfoundry.datasets.readers.arrays import read_array
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 RNG = np.random.default_rng(0)
 

@@ -154,8 +154,8 @@ def child(folder: Path, names: list[str]) -> None:
     """Reads each file; a line of JSON for each: what came of it, and how long it took."""
     import SimpleITK  # noqa: F401 - its address space is not the file's
 
-    from scanforge.datasets.readers import ReadError, Source, read
-    from scanforge.datasets.readers.dicom import read_image
+    from scanfoundry.datasets.readers import ReadError, Source, read
+    from scanfoundry.datasets.readers.dicom import read_image
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage
 
-from scanforge.datasets.readers.dicom import group, read_volume, survey
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanfoundry.datasets.readers.dicom import group, read_volume, survey
+from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 ROWS, COLUMNS, STEP = 9, 7, 2.5
 CLASSES = {"MR": MRImageStorage, "PT": PositronEmissionTomographyImageStorage}

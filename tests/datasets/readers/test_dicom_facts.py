@@ -9,11 +9,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage
 
-from scanforge.datasets.readers.dicom import identifying_strings, survey
-from scanforge.datasets.readers.dicom.facts import known_of
-from scanforge.datasets.readers.dicom.identifying import short_names
-from scanforge.datasets.readers.dicom.words import model_of, sequence_of, vendor_of
-from scanforge.datasets.readers.scan import FACTS, WARNINGS, Scan
+from scanfoundry.datasets.readers.dicom import identifying_strings, survey
+from scanfoundry.datasets.readers.dicom.identifying import short_names
+from scanfoundry.datasets.readers.dicom.metadata import known_of
+from scanfoundry.datasets.readers.dicom.vocabularies import model_of, sequence_of, vendor_of
+from scanfoundry.datasets.readers.scan import FACTS, WARNINGS, Scan
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 

@@ -12,10 +12,10 @@ from pydicom import uid
 from pydicom.encaps import encapsulate, itemize_frame
 from pydicom.pixels.decoders.base import DecodeRunner
 
-from scanforge.datasets.readers.dicom import convert, group, read_image, read_volume, survey
-from scanforge.datasets.readers.dicom.codestream import FrameTooLargeError
-from scanforge.datasets.readers.dicom.decode import frames_of
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom import convert, group, read_image, read_volume, survey
+from scanfoundry.datasets.readers.dicom.codestream import FrameTooLargeError
+from scanfoundry.datasets.readers.dicom.decode import frames_of
+from scanfoundry.datasets.readers.scan import ReadError
 
 SIDE = 8000
 JPEG2000 = (

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scanforge.datasets.readers.dicom.geometry import Plane, stack
-from scanforge.datasets.readers.dicom.matching import corners_apart, place, turn_like
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom.geometry import Plane, stack
+from scanfoundry.datasets.readers.dicom.matching import corners_apart, place, turn_like
+from scanfoundry.datasets.readers.scan import ReadError
 
 
 def rotation(seed: int) -> np.ndarray:

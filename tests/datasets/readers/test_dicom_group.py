@@ -21,9 +21,9 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from scanforge.datasets.readers.dicom import group, read_image, read_volume, survey
-from scanforge.datasets.readers.dicom.patient import is_dummy
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers.dicom import group, read_image, read_volume, survey
+from scanfoundry.datasets.readers.dicom.patient import is_dummy
+from scanfoundry.datasets.readers.scan import ReadError
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from scanforge.datasets.readers.dicom import group, survey
+from scanfoundry.datasets.readers.dicom import group, survey
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 CUT = "no pixel data found: none stored, or the header is cut or damaged"

@@ -21,8 +21,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from scanforge.datasets.readers.dicom import group, read_image, survey
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanfoundry.datasets.readers.dicom import group, read_image, survey
+from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 SYNTAXES = [

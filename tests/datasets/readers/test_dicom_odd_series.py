@@ -22,8 +22,8 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from scanforge.datasets.readers.dicom import group, read_volume, survey
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanfoundry.datasets.readers.dicom import group, read_volume, survey
+from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 LPS = np.array([-1.0, -1.0, 1.0])
 MR = {"Modality": "MR", "SOPClassUID": MRImageStorage, "RescaleIntercept": 0}

@@ -8,9 +8,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from scanforge.datasets.readers.dicom import group, identifying_strings, read_image, read_volume, survey
-from scanforge.datasets.readers.dicom.plugin import register
-from scanforge.datasets.readers.scan import Scan, Source
+from scanfoundry.datasets.readers.dicom import group, identifying_strings, read_image, read_volume, survey
+from scanfoundry.datasets.readers.dicom.plugin import register
+from scanfoundry.datasets.readers.scan import Scan, Source
 
 READERS = {"dicom-volume": read_volume, "dicom-image": read_image}
 NO_PIXELS = "no pixel data found: none stored, or the header is cut or damaged"

@@ -24,8 +24,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from scanforge.datasets.readers.dicom import convert, group, read_volume, survey
-from scanforge.datasets.readers.scan import ReadError, Scan
+from scanfoundry.datasets.readers.dicom import convert, group, read_volume, survey
+from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 SYNTAXES = [
     ImplicitVRLittleEndian,

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scanforge.datasets.readers import frames
-from scanforge.datasets.readers.frames import find_frame_folders, read_frames
-from scanforge.datasets.readers.scan import ReadError
+from scanfoundry.datasets.readers import frames
+from scanfoundry.datasets.readers.frames import find_frame_folders, read_frames
+from scanfoundry.datasets.readers.scan import ReadError
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tifffile import imwrite
 
-from scanforge.datasets.readers import ReadError, read
+from scanfoundry.datasets.readers import ReadError, read
 
 VOXELS = np.random.default_rng(0).integers(0, 999, (6, 5, 4)).astype(np.int16)
 MM = {"unknown": 1.0, "meter": 1e3, "mm": 1.0, "micron": 1e-3}

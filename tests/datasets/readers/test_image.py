@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from scanforge.datasets.labels.attach import as_mask
-from scanforge.datasets.readers import ReadError, read
+from scanfoundry.datasets.labels.attach import as_mask
+from scanfoundry.datasets.readers import ReadError, read
 
 RNG = np.random.default_rng(0)
 

@@ -10,9 +10,9 @@ import SimpleITK as sitk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.readers.itk import read_itk
-from scanforge.datasets.readers.itk_header import data_files
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.itk import read_itk
+from scanfoundry.datasets.readers.itk_header import data_files
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 ALL = ("a.nrrd", "a.nhdr", "a.mha", "a.mhd")
 RNG = np.random.default_rng(0)

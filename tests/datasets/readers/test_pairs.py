@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.labels.names import parts_of
-from scanforge.datasets.readers import ReadError, file_source, find_files, read
-from scanforge.datasets.shards.survey import find_dicom
+from scanfoundry.datasets.discovery.scan_headers import find_dicom
+from scanfoundry.datasets.labels.pairing.names import parts_of
+from scanfoundry.datasets.readers import ReadError, file_source, find_files, read
 
 RNG = np.random.default_rng(0)
 AFFINE = np.array([[0, 0, 2.0, 5], [-1.0, 0, 0, 7], [0, 1.5, 0, -3], [0, 0, 0, 1]])

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import dcm2niix
 import pytest
 
-from scanforge.datasets.readers.dicom import convert
-from scanforge.datasets.readers.scratch import clear, kept_below, scratch_below, scratch_folder
-from scanforge.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.readers.dicom import convert
+from scanfoundry.datasets.readers.scratch import clear, kept_below, scratch_below, scratch_folder
+from scanfoundry.datasets.shards.build import BuildOptions, build
 
 
 def names(folder: Path) -> list[str]:
@@ -45,7 +45,7 @@ def test_without_a_place_it_is_the_users_own_in_the_temporary_one(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with scratch_folder() as folder:
-        assert folder.parent == tmp_path / f"scanforge-{os.getuid()}"
+        assert folder.parent == tmp_path / f"scanfoundry-{os.getuid()}"
         assert oct(folder.parent.stat().st_mode & 0o777) == "0o700"
     assert names(folder.parent) == []
     folder.parent.rmdir()
@@ -68,7 +68,7 @@ def test_the_decorator_finds_its_argument(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from scanforge.datasets.readers.scratch import kept_below, scratch_folder
+from scanfoundry.datasets.readers.scratch import kept_below, scratch_folder
 with kept_below(Path(sys.argv[1])), scratch_folder() as folder:
     (folder / "in").mkdir()
     (folder / "in" / "header").write_text("Doe^Jane")
@@ -111,8 +111,8 @@ BUILD = """
 import sys
 from pathlib import Path
 import dcm2niix
-from scanforge.datasets.shards import job
-from scanforge.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards import shard_worker
+from scanfoundry.datasets.shards.build import BuildOptions, build
 dcm2niix.bin = sys.argv[3]
 options = BuildOptions(key_file=Path(sys.argv[2], "site.key"), workers=1)
 build([Path(sys.argv[2], "in")], Path(sys.argv[2], "out"), options)

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from scanforge.datasets.readers import guard
-from scanforge.datasets.readers.scan import ReadError, Scan, Source
-from scanforge.datasets.readers.tiff import read_tiff
+from scanfoundry.datasets.readers import guard
+from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
+from scanfoundry.datasets.readers.tiff import read_tiff
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (21, 33)).astype(np.uint8)

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scanforge.datasets.identity import fraction, keyed_hash, site_key
-from scanforge.datasets.plan import DataConfig, SamplingPlan
-from scanforge.datasets.readers import read
-from scanforge.datasets.shards.build import BuildOptions, BuildSummary, build
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.duplicates import Dropped, Kept, Place, decide
-from scanforge.datasets.shards.format import LabelRecord, MaskMember, SampleEntry
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.identity import fraction, keyed_hash, site_key
+from scanfoundry.datasets.plan import DataConfig, SamplingPlan
+from scanfoundry.datasets.readers import read
+from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.duplicates import Dropped, Kept, Place, decide
+from scanfoundry.datasets.shards.format import LabelRecord, MaskMember, SampleEntry
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
 
 PEOPLE = [f"{number:032x}" for number in (1, 2, 3)]
 FACTS = {

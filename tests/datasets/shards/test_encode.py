@@ -12,10 +12,10 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.readers import Scan
-from scanforge.datasets.shards.encode import Codec, Encoded, Levels, encode, restore, single_block, summed
-from scanforge.datasets.shards.reader import ShardReader
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.datasets.shards.encode import Codec, Encoded, Levels, encode, restore, single_block, summed
+from scanfoundry.datasets.shards.reader import ShardReader
+from scanfoundry.datasets.shards.writer import ShardWriter
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 FLOATS = ("float16", "float32", "float64")
@@ -179,7 +179,7 @@ def test_single_block_refuses_what_is_none() -> None:
 
 
 def rebuilt(payload: bytes, facts: dict) -> np.ndarray:
-    """All that somebody needs who has no scanforge."""
+    """All that somebody needs who has no scanfoundry."""
     numbers, dtype, levels = blosc2.ndarray_from_cframe(payload)[:], np.dtype(facts["dtype"]), facts.get("levels", {})
     if facts.get("rows"):
         numbers = np.cumsum(numbers, axis=2, dtype=np.uint8)

@@ -17,25 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isal.isal_zlib import crc32
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.labels import Box, Labels
-from scanforge.datasets.loader import CropLoader
-from scanforge.datasets.plan import DataConfig
-from scanforge.datasets.readers import Scan
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.encode import encode
-from scanforge.datasets.shards.format import (
-    MANIFEST,
-    SAMPLES,
-    VERSION,
-    Manifest,
-    ShardIndex,
-    ShardRecord,
-    to_json,
-)
-from scanforge.datasets.shards.reader import BadSample, DataSet, ShardReader
-from scanforge.datasets.shards.table import rows_of, to_bytes
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.labels import Box, Labels
+from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.plan import DataConfig
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.encode import encode
+from scanfoundry.datasets.shards.format import MANIFEST, SAMPLES, VERSION, Manifest, ShardIndex, ShardRecord, to_json
+from scanfoundry.datasets.shards.reader import BadSample, DataSet, ShardReader
+from scanfoundry.datasets.shards.table import rows_of, to_bytes
+from scanfoundry.datasets.shards.writer import ShardWriter
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
 Truth = dict[str, tuple[np.ndarray, np.ndarray | None]]
@@ -140,7 +132,7 @@ def write_manifest(folder: Path, records: list[ShardRecord]) -> None:
     (folder / SAMPLES).write_bytes(table)
     manifest = Manifest(
         version=VERSION,
-        tool="scanforge",
+        tool="scanfoundry",
         parameters={"site": "a", "modality": "mr"},
         scans=6,
         patients=6,

@@ -12,18 +12,18 @@ import pytest
 import webdataset
 from PIL import Image
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import keyed_hash, site_key
-from scanforge.datasets.labels import Box, LabelRef, Labels
-from scanforge.datasets.readers import Scan, file_source
-from scanforge.datasets.shards import job
-from scanforge.datasets.shards.build import BuildOptions, BuildSummary, build
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.format import SampleEntry
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
-from scanforge.datasets.shards.sources import PlannedSource, ShardPlan
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan
+from scanfoundry.datasets.identity import keyed_hash, site_key
+from scanfoundry.datasets.labels import Box, LabelRef, Labels
+from scanfoundry.datasets.readers import Scan, file_source
+from scanfoundry.datasets.shards import shard_worker
+from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.format import SampleEntry
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.datasets.shards.writer import ShardWriter
 
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
 RNG = np.random.default_rng(0)
@@ -317,12 +317,12 @@ def test_a_mask_that_breaks_its_reader_costs_no_build(
     def broken(*given: object) -> Labels:
         raise IndexError(str(cohort))
 
-    monkeypatch.setattr(job, "attach", broken)
-    (tmp_path / job.PARTIAL).mkdir()
+    monkeypatch.setattr(shard_worker, "attach", broken)
+    (tmp_path / shard_worker.PARTIAL).mkdir()
     ref = LabelRef(mask=cohort / "masks" / "case0.nii.gz")
     planned = PlannedSource(file_source(cohort / "scans", "case0.nii.gz"), "0" * 32, "0" * 32, ref)
     plan = ShardPlan("shard-000000.tar", [planned])
-    *_, result = job.run(job.Job(plan, tmp_path, b"k" * 32, "mr", "zstd"))
+    *_, result = shard_worker.run(shard_worker.Job(plan, tmp_path, b"k" * 32, "mr", "zstd"))
     assert result.record is not None
     (line,) = result.quarantine
     assert (line.kind, line.path) == ("label", "case0.nii.gz")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import keyed_hash, site_key
-from scanforge.datasets.labels.attach import mask_on
-from scanforge.datasets.readers import read
-from scanforge.datasets.shards.build import BuildOptions, BuildSummary, build
-from scanforge.datasets.shards.check import check
-from scanforge.datasets.shards.quarantine import read_quarantine
-from scanforge.datasets.shards.reader import DataSet, ShardReader
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.discovery.quarantine import read_quarantine
+from scanfoundry.datasets.identity import keyed_hash, site_key
+from scanfoundry.datasets.labels.attach import mask_on
+from scanfoundry.datasets.readers import read
+from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
+from scanfoundry.datasets.shards.check import check
+from scanfoundry.datasets.shards.reader import DataSet, ShardReader
 
 RNG = np.random.default_rng(0)
 SIDE = 48
@@ -111,9 +111,9 @@ def test_black_and_white_on_the_grid_of_a_scan(tmp_path: Path) -> None:
 
 def test_fine_tuning_from_shards_reads_what_the_files_say(tmp_path: Path) -> None:
     """Black and white is one class; where another mask holds 1 and 255, nobody knows: it is asked, as of the files."""
-    from scanforge.finetune.config import LabelledData, SegmentationTask
-    from scanforge.finetune.data import discover
-    from scanforge.finetune.data.check import Checked, check_cases
+    from scanfoundry.finetune.checks.check import Checked, check_cases
+    from scanfoundry.finetune.config.study import LabelledData, SegmentationTask
+    from scanfoundry.finetune.formats import discover
 
     def checked(path: Path, **task: object) -> Checked:
         chosen = SegmentationTask(**task)  # type: ignore[arg-type]

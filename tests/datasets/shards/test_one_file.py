@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.readers.scan import Scan
-from scanforge.datasets.shards.check import check_shard
-from scanforge.datasets.shards.format import ShardRecord
-from scanforge.datasets.shards.reader import BadSample, ShardReader
-from scanforge.datasets.shards.writer import ShardWriter
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.readers.scan import Scan
+from scanfoundry.datasets.shards.check import check_shard
+from scanfoundry.datasets.shards.format import ShardRecord
+from scanfoundry.datasets.shards.reader import BadSample, ShardReader
+from scanfoundry.datasets.shards.writer import ShardWriter
 
 SHAPE = (1, 64, 70, 70)  # noise of this size is a member that is mapped, and as large whatever the noise
 PART = (slice(3, 40), slice(0, 70), slice(5, 9))

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.recfunctions import repack_fields
 
-from scanforge.configs.errors import UserError
-from scanforge.datasets.identity import fraction
-from scanforge.datasets.shards.format import SampleEntry, ShardRecord
-from scanforge.datasets.shards.reader import DataSet
-from scanforge.datasets.shards.table import ROW, differs, parse_table, rows_of, to_bytes
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord
+from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.datasets.shards.table import ROW, differs, parse_table, rows_of, to_bytes
 
 HASHES = st.text("0123456789abcdef", min_size=32, max_size=32)
 FACTS = {

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.boxes.anchors import (
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.boxes.anchors import (
     CELLS,
     _k_means,
     fit_anchors,
@@ -15,7 +15,7 @@ from scanforge.finetune.boxes.anchors import (
     plan_anchors,
     plan_strides,
 )
-from scanforge.finetune.boxes.geometry import iou
+from scanfoundry.finetune.boxes.geometry import iou
 
 PYRAMID_2D = [(1, 2**i, 2**i) for i in range(6)]
 PYRAMID_3D = [(2**i, 2**i, 2**i) for i in range(6)]

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.finetune.boxes.geometry import at_scan, centres, in_patch, iou, mirrored, sides, volumes
-from scanforge.finetune.boxes.windows import quarter_turn
-from scanforge.finetune.config import AugmentationConfig
-from scanforge.finetune.training.sampling import Window, extract, random_matrix, still_window
+from scanfoundry.finetune.boxes.geometry import at_scan, centres, in_patch, iou, mirrored, sides, volumes
+from scanfoundry.finetune.boxes.windows import quarter_turn
+from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
+from scanfoundry.finetune.config.study import AugmentationConfig
 
 
 def boxes(rng, n, axes, reach=10):
@@ -64,7 +64,7 @@ def test_boxes_follow_the_image_through_mirrors_and_quarter_turns_exactly(seed):
     image[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1.0
     config = AugmentationConfig(flip_axes=[0, 1, 2], probability=0.0)
     matrix = random_matrix(rng, config, (1, 1, 1), False, False) @ quarter_turn(rng, [(0, 1), (0, 2), (1, 2)])
-    window = Window(still_window((12, 14, 16), (24, 24, 24)).centre, matrix, (24, 24, 24))
+    window = Window(identity_patch((12, 14, 16), (24, 24, 24)).centre, matrix, (24, 24, 24))
     patch = extract(image, window, 0.0)[0].numpy()
     assert set(np.unique(patch.round(4))) == {0.0, 1.0}  # nothing was interpolated
     (box,), kept = in_patch(np.array([[*low, *high]], float), window)
@@ -81,7 +81,7 @@ def test_a_zoomed_box_lies_on_the_zoomed_image():
     image = torch.zeros(1, 1, 40, 40)
     image[0, 0, 10:20, 22:34] = 1.0
     for _ in range(8):
-        still = still_window((1, 40, 40), (1, 64, 64))
+        still = identity_patch((1, 40, 40), (1, 64, 64))
         window = Window(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
         box = in_patch(np.array([[0.0, 10, 22, 1, 20, 34]]), window)[0][0]
         lit = np.argwhere(extract(image, window, 0.0)[0, 0].numpy() > 0.5)

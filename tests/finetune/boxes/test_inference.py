@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from scanforge.finetune.boxes.inference import find
-from scanforge.finetune.boxes.windows import sliding_windows
+from scanfoundry.finetune.boxes.inference import find
+from scanfoundry.finetune.boxes.windows import sliding_windows
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,6 @@ def test_only_the_best_boxes_of_a_pass_are_clustered(monkeypatch):
         image[0, 0, 2:6, 8 * i + 2 : 8 * i + 6] = 0.55 + 0.05 * i
     windows = sliding_windows((1, 8, 64), (1, 8, 8), 0.0)
     assert len(find([bright()], image, 0.0, windows, [()], 3, CPU).scores) == 8
-    monkeypatch.setattr("scanforge.finetune.boxes.inference.PER_PASS", 3)
+    monkeypatch.setattr("scanfoundry.finetune.boxes.inference.PER_PASS", 3)
     found = find([bright()], image, 0.0, windows, [()], 3, CPU)
     assert np.allclose(found.scores, [0.9, 0.85, 0.8])

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.boxes.findings import Findings
-from scanforge.finetune.boxes.plan import Measured, plan_detection
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.boxes.plan import Measured, plan_detection
 
 STRIDES = [(2**i, 2**i, 2**i) for i in range(6)]
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.finetune.boxes.wbc import Views, cluster
+from scanfoundry.finetune.boxes.wbc import Views, cluster
 
 
 @st.composite

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.finetune.boxes.findings import Findings
-from scanforge.finetune.boxes.windows import (
+from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.boxes.windows import (
     looked_at,
     quarter_turn,
     sliding_windows,

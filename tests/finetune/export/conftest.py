@@ -1,4 +1,4 @@
-"""Models with random weights, of any task, size and backbone, and an environment without scanforge."""
+"""Models with random weights, of any task, size and backbone, and an environment without scanfoundry."""
 
 import os
 import subprocess
@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.mednext import MedNeXtConfig
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.finetune.boxes.anchors import plan_strides
-from scanforge.finetune.heads.pyramid import available_strides
-from scanforge.finetune.modelfile import adapter_for, save_model
-from scanforge.finetune.tasks.adapter import Spec
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.finetune.boxes.anchors import plan_strides
+from scanfoundry.finetune.heads.pyramid import available_strides
+from scanfoundry.finetune.model_file import adapter_for, save_model
+from scanfoundry.finetune.task import Spec
 
 BACKBONES = {
     "stunet": STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3),
@@ -91,8 +91,8 @@ def model_of():
 @pytest.fixture(scope="session")
 def described():
     """`described(task, patch, ...)`: the task, a model, and its description."""
-    from scanforge.finetune.export.describe import describe
-    from scanforge.finetune.export.network import traceable
+    from scanfoundry.finetune.export.describe import describe
+    from scanfoundry.finetune.export.network import traceable
 
     @cache
     def make(*args, **kwargs):
@@ -130,14 +130,14 @@ def scan(tmp_path):
 
 @pytest.fixture
 def stranger():
-    """`stranger(arguments, folder)` runs Python where nobody has heard of scanforge; gives what it printed."""
+    """`stranger(arguments, folder)` runs Python where nobody has heard of scanfoundry; gives what it printed."""
     # -S leaves out the files that make an editable installation known; packages are then found by their folders.
     packages = [path for path in sys.path if path.endswith("site-packages")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     environment |= {"PYTHONPATH": os.pathsep.join(packages), "OMP_NUM_THREADS": "1"}
 
     def run(arguments, folder):
-        known = "import importlib.util as u, sys; sys.exit(u.find_spec('scanforge') is not None)"
+        known = "import importlib.util as u, sys; sys.exit(u.find_spec('scanfoundry') is not None)"
         subprocess.run([sys.executable, "-S", "-c", known], cwd=folder, env=environment, check=True)
         done = subprocess.run(
             [sys.executable, "-S", *arguments], cwd=folder, env=environment, capture_output=True, text=True

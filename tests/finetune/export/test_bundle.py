@@ -1,4 +1,4 @@
-"""The MONAI bundle runs where scanforge is not, and gives the labels of `scanforge predict`."""
+"""The MONAI bundle runs where scanfoundry is not, and gives the labels of `scanfoundry predict`."""
 
 import json
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.export.bundle import Terms, export_bundle
-from scanforge.finetune.export.bundle_runner import Network
-from scanforge.finetune.export.network import traceable
-from scanforge.finetune.inference.prediction import predict
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.export.bundle import Terms, export_bundle
+from scanfoundry.finetune.export.bundle_runner import Network
+from scanfoundry.finetune.export.network import traceable
+from scanfoundry.finetune.predict.prediction import predict
 
 # Of the bundle specification (docs.monai.io, "metadata.json File"), and of the format of a tensor in it.
 REQUIRED = {

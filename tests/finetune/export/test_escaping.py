@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 
-from scanforge.finetune.export.bundle import Terms, export_bundle
-from scanforge.finetune.export.escaping import for_markdown, for_monai
-from scanforge.finetune.modelfile import save_model
+from scanfoundry.finetune.export.bundle import Terms, export_bundle
+from scanfoundry.finetune.export.escaping import for_markdown, for_monai
+from scanfoundry.finetune.model_file import save_model
 
 
 def hostile(trap):

@@ -1,4 +1,4 @@
-"""ONNX: torch's numbers in onnxruntime, for every backbone and task, at any batch; and run where scanforge is not."""
+"""ONNX: torch's numbers in onnxruntime, for every backbone and task, at any batch; and run where scanfoundry is not."""
 
 import json
 from importlib.util import find_spec
@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 import torch
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.export import onnx as exporting
-from scanforge.finetune.export.network import INPUT, traceable
-from scanforge.finetune.export.onnx import BOUND, compare, export_onnx, write_onnx
-from scanforge.finetune.inference.prediction import predict
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.export import onnx as exporting
+from scanfoundry.finetune.export.network import INPUT, traceable
+from scanfoundry.finetune.export.onnx import BOUND, compare, export_onnx, write_onnx
+from scanfoundry.finetune.predict.prediction import predict
 
 FLAT, DEEP = (1, 32, 32), (16, 32, 32)
 BACKBONES = ("stunet", "mednext", "resenc", "vit", "primus")
@@ -45,7 +45,7 @@ def test_onnxruntime_gives_torchs_numbers(spec_of, model_of, backbones, tmp_path
 
 
 @pytest.mark.parametrize("task", ["segmentation", "classification", "regression"])
-def test_what_is_written_runs_without_scanforge(make_run, scan, stranger, tmp_path, task):
+def test_what_is_written_runs_without_scanfoundry(make_run, scan, stranger, tmp_path, task):
     run = make_run(task)
     exported = export_onnx(run, tmp_path / "onnx", scan)
     assert set(exported.differences) == {"noise", "scan"}
@@ -150,7 +150,7 @@ def test_mistakes_are_one_line_and_write_over_nothing(make_run, tmp_path, monkey
     with pytest.raises(UserError, match="no fine-tuned model"):
         export_onnx(tmp_path / "full", tmp_path / "onnx")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
-    with pytest.raises(UserError, match=r'ONNX needs onnxscript: pip install "scanforge\[onnx\]"'):
+    with pytest.raises(UserError, match=r'ONNX needs onnxscript: pip install "scanfoundry\[onnx\]"'):
         export_onnx(run, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
 

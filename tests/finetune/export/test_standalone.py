@@ -1,4 +1,4 @@
-"""What goes with every export does to a scan what scanforge does, and knows nothing of it."""
+"""What goes with every export does to a scan what scanfoundry does, and knows nothing of it."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.datasets.readers import Scan
-from scanforge.finetune.export import bundle_runner, onnx_runner, standalone
-from scanforge.finetune.export.inlining import source_without_scanforge
-from scanforge.finetune.export.standalone import padded, prepare, probabilities, resize, whole_logits
-from scanforge.finetune.tasks.adapter import centred
-from scanforge.finetune.volumes import resize as plain_resize
+from scanfoundry.datasets.readers import Scan
+from scanfoundry.finetune.cases.volumes import resize as plain_resize
+from scanfoundry.finetune.export import bundle_runner, onnx_runner, standalone
+from scanfoundry.finetune.export.inlining import source_without_scanfoundry
+from scanfoundry.finetune.export.standalone import padded, prepare, probabilities, resize, whole_logits
+from scanfoundry.finetune.task import centred
 
 CPU = torch.device("cpu")
 sizes = st.integers(3, 14)
@@ -26,7 +26,7 @@ def scan_of(rng, shape, spacing, channels=1):
 def written():
     """The script as it is written into exports, run by itself."""
     names = {"__name__": "preprocessing"}
-    exec(source_without_scanforge(standalone), names)
+    exec(source_without_scanfoundry(standalone), names)
     return names
 
 
@@ -35,7 +35,7 @@ def written():
     st.integers(0, 99), st.tuples(sizes, sizes, sizes), st.tuples(steps, steps, steps), st.sampled_from(["mr", "ct"])
 )
 @pytest.mark.parametrize("task", ["segmentation", "classification"])
-def test_a_scan_is_prepared_as_by_scanforge(described, written, task, seed, shape, spacing, modality):
+def test_a_scan_is_prepared_as_by_scanfoundry(described, written, task, seed, shape, spacing, modality):
     adapter, _, about = described(task, modality=modality)
     scan = scan_of(np.random.default_rng(seed), shape, spacing)
     sample = adapter.unlabelled(scan)
@@ -48,7 +48,7 @@ def test_a_scan_is_prepared_as_by_scanforge(described, written, task, seed, shap
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 99), st.tuples(sizes, sizes, sizes), st.tuples(sizes, sizes, sizes))
-def test_resizing_is_that_of_scanforge(seed, shape, target):
+def test_resizing_is_that_of_scanfoundry(seed, shape, target):
     array = np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float32)
     np.testing.assert_allclose(resize(array, target), plain_resize(array, target), atol=2e-5)
 
@@ -75,7 +75,7 @@ def test_colours_and_several_channels(described):
 
 @pytest.mark.parametrize("shape", [(16, 32, 32), (11, 40, 32), (19, 35, 20)])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_a_whole_scan_gets_the_labels_of_scanforge(described, shape, mirror):
+def test_a_whole_scan_gets_the_labels_of_scanfoundry(described, shape, mirror):
     adapter, model, about = described(mirror=mirror)
     sample = adapter.unlabelled(scan_of(np.random.default_rng(1), shape, (1.0, 1.0, 1.0)))
 
@@ -91,7 +91,7 @@ def test_a_whole_scan_gets_the_labels_of_scanforge(described, shape, mirror):
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_a_class_has_the_probability_of_scanforge(described, mirror):
+def test_a_class_has_the_probability_of_scanfoundry(described, mirror):
     adapter, model, about = described("classification", mirror=mirror)
     sample = adapter.unlabelled(scan_of(np.random.default_rng(1), (9, 30, 21), (1.0, 1.2, 1.0)))
     image, _ = padded(sample.image.numpy(), sample.fill, about["patch"])
@@ -115,8 +115,8 @@ def test_a_temperature_divides_the_logits(described):
 
 
 @pytest.mark.parametrize("module", [standalone, bundle_runner, onnx_runner])
-def test_nothing_of_scanforge_is_imported_by_what_is_written(module):
-    text = source_without_scanforge(module, {standalone.__name__: "preprocessing"})
-    assert "import scanforge" not in text
-    assert "from scanforge" not in text
+def test_nothing_of_scanfoundry_is_imported_by_what_is_written(module):
+    text = source_without_scanfoundry(module, {standalone.__name__: "preprocessing"})
+    assert "import scanfoundry" not in text
+    assert "from scanfoundry" not in text
     compile(text, "script", "exec")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from monai.transforms import LoadImage
 
-from scanforge.finetune.export.bundle_runner import Labels, Prepared, Saved
-from scanforge.finetune.export.onnx import export_onnx
-from scanforge.finetune.export.onnx_runner import run
-from scanforge.finetune.export.standalone import millimetres
+from scanfoundry.finetune.export.bundle_runner import Labels, Prepared, Saved
+from scanfoundry.finetune.export.onnx import export_onnx
+from scanfoundry.finetune.export.onnx_runner import run
+from scanfoundry.finetune.export.standalone import millimetres
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from scanforge.finetune.heads.bfloat16 import gradients_fail
+from scanfoundry.finetune.heads.bfloat16 import gradients_fail
 
 CUBES = [(1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8)]
 

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.mednext import MedNeXtConfig
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.registry import BACKBONES as ALL
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.finetune.boxes.anchors import plan_anchors, plan_strides
-from scanforge.finetune.heads.detection import DetectionModel
-from scanforge.finetune.heads.pyramid import WIDTH, Pyramid, available_strides
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.registry import BACKBONES as ALL
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.finetune.boxes.anchors import plan_anchors, plan_strides
+from scanfoundry.finetune.heads.detection import DetectionModel
+from scanfoundry.finetune.heads.pyramid import WIDTH, Pyramid, available_strides
 
 STUNET = STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2)
 BACKBONES = {

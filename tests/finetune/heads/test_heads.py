@@ -2,16 +2,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scanforge.backbones.mednext import MedNeXtConfig
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.registry import BACKBONES as ALL
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.finetune.heads.classification import ClassificationModel
-from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.training.losses import deep_supervision, dice_ce, soft_dice
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.registry import BACKBONES as ALL
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.finetune.heads.classification import ClassificationModel
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
+from scanfoundry.finetune.losses import deep_supervision, dice_ce, soft_dice
 
 BACKBONES = {
     "mednext": MedNeXtConfig(size="S"),

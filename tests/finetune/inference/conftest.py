@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.datasets.intensity import IntensityConfig
-from scanforge.finetune.boxes.anchors import plan_strides
-from scanforge.finetune.boxes.plan import DetectionPlan
-from scanforge.finetune.config import ClassificationTask, DetectionTask, InferenceConfig, SegmentationTask
-from scanforge.finetune.heads.pyramid import available_strides
-from scanforge.finetune.modelfile import adapter_for, save_model
-from scanforge.finetune.plan import Fingerprint, Plan
-from scanforge.finetune.tasks.adapter import Spec
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.datasets.intensity import IntensityConfig
+from scanfoundry.finetune.boxes.anchors import plan_strides
+from scanfoundry.finetune.config.detection import DetectionPlan
+from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, InferenceConfig, SegmentationTask
+from scanfoundry.finetune.heads.pyramid import available_strides
+from scanfoundry.finetune.model_file import adapter_for, save_model
+from scanfoundry.finetune.plan import Fingerprint, Plan
+from scanfoundry.finetune.task import Spec
 
 BACKBONE = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
 TASKS = {

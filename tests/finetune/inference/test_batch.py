@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.data.looks import look_of, profile_of
-from scanforge.finetune.inference.prediction import SOME_FAILED, SomeFailed, predict
-from scanforge.finetune.inference.progress import PROGRESS
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.appearance import look_of, profile_of
+from scanfoundry.finetune.predict.prediction import SOME_FAILED, SomeFailed, predict
+from scanfoundry.finetune.predict.progress import PROGRESS
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1])
 SHAPE = (18, 16, 20)
@@ -41,7 +41,7 @@ def rows_of(table):
 @pytest.fixture(scope="session")
 def profile():
     """Of an MR's noise."""
-    from scanforge.datasets.readers import Scan
+    from scanfoundry.datasets.readers import Scan
 
     return profile_of([look_of(Scan(noise(seed)[None], (1, 1, 1))) for seed in range(3)])
 
@@ -77,7 +77,7 @@ def hostile(root, dicom):
 
 
 def test_forty_inputs_of_which_twelve_are_hostile(models, profile, dicom, tmp_path, capfd):
-    from scanforge.launch.cli import app
+    from scanfoundry.launch.cli.main import app
 
     for number in range(28):
         folder, suffix = f"p{number % 3}", (".nii.gz", ".nii", ".nii.bz2", ".mgz")[number % 4]
@@ -128,8 +128,8 @@ class Stop(BaseException):
 
 def stopped_after(monkeypatch, count):
     """Lets `count` inputs through, then ends in the middle of the next one's output."""
-    from scanforge.finetune.outputs import nifti
-    from scanforge.finetune.outputs.writing import Writer
+    from scanfoundry.finetune.predict import nifti
+    from scanfoundry.finetune.predict.writing import Writer
 
     left = [count]
     put = Writer._put
@@ -200,7 +200,7 @@ def test_boxes_grow_as_json_and_end_as_if_nothing_had_happened(models, tmp_path,
         save(tmp_path / "in" / f"{name}.nii.gz", noise(ord(name)))
     model = models("detection")
     predict(model, [tmp_path / "in"], tmp_path / "whole", "cpu")
-    from scanforge.finetune.outputs.writing import Writer
+    from scanfoundry.finetune.predict.writing import Writer
 
     left, write = [3], Writer.write
     with monkeypatch.context() as patch:
@@ -245,7 +245,7 @@ def test_kills_at_any_time_end_in_the_same_files(models, tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(models, tmp_path):
-    from scanforge.finetune.inference.progress import opened
+    from scanfoundry.finetune.predict.progress import opened
 
     source = save(tmp_path / "in" / "a.nii.gz")
     with opened(tmp_path / "out", "x"), pytest.raises(UserError, match="another process predicts into"):
@@ -253,7 +253,7 @@ def test_two_processes_do_not_share_a_folder(models, tmp_path):
 
 
 def test_a_full_disk_ends_the_batch_and_the_same_command_goes_on(models, tmp_path, monkeypatch):
-    from scanforge.finetune.outputs import nifti
+    from scanfoundry.finetune.predict import nifti
 
     for name in "ab":
         save(tmp_path / "in" / f"{name}.nii.gz", noise(ord(name)))

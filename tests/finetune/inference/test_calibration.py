@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from scanforge.finetune.inference.calibration import (
+from scanfoundry.finetune.inference.calibration import (
     COLDEST,
     HOTTEST,
     drawn_spots,
@@ -14,7 +14,7 @@ from scanforge.finetune.inference.calibration import (
     temperature_of,
     tempered,
 )
-from scanforge.finetune.metrics.classification import expected_calibration_error
+from scanfoundry.finetune.metrics.classification import expected_calibration_error
 
 
 def overconfident(n, scale, seed=0, k=3):

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
-from scanforge.finetune.inference.postprocess import ClassRule, Held, apply, choose
-from scanforge.finetune.metrics.dice import dice
+from scanfoundry.finetune.config.postprocess import ClassRule
+from scanfoundry.finetune.inference.postprocess import apply, choose
+from scanfoundry.finetune.metrics.dice import dice
+from scanfoundry.finetune.task import HeldBackCase
 
 
 def scene():
@@ -52,22 +54,24 @@ def test_a_rule_is_chosen_where_it_helps_and_none_where_it_does_not():
     truth = scene()
     noisy = truth.copy()
     noisy[0:2, 11:14, 12:16] = 1  # a false component, of class 1 alone
-    rules = choose([Held(noisy, truth, 1.0)] * 3, 2)
+    rules = choose([HeldBackCase(noisy, truth, 1.0)] * 3, 2)
     assert rules[0] != ClassRule()
     assert rules[1] == ClassRule()
     assert dice(apply(noisy, rules, 1.0), truth, 2) == [1.0, 1.0]
     two = scene()
     two[0:2, 11:14, 12:16] = 1  # both components are true
-    assert choose([Held(two, two, 1.0)], 2) == [ClassRule(), ClassRule()]
+    assert choose([HeldBackCase(two, two, 1.0)], 2) == [ClassRule(), ClassRule()]
 
 
 def test_a_class_that_no_held_back_case_has_gets_no_rule():
     noisy = scene()
-    assert choose([Held(noisy, np.zeros_like(noisy), 1.0)], 2) == [ClassRule(), ClassRule()]
+    assert choose([HeldBackCase(noisy, np.zeros_like(noisy), 1.0)], 2) == [ClassRule(), ClassRule()]
 
 
 def test_a_wrong_component_in_a_case_without_the_class_counts():
     truth, empty = scene(), np.zeros_like(scene())
     false = empty.copy()
     false[0, 0, 0] = 1
-    assert choose([Held(truth, truth, 1.0), Held(false, empty, 1.0)], 1)[0].min_mm3 == pytest.approx(0.02 * 210)
+    assert choose([HeldBackCase(truth, truth, 1.0), HeldBackCase(false, empty, 1.0)], 1)[0].min_mm3 == pytest.approx(
+        0.02 * 210
+    )

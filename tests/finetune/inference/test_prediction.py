@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from PIL import Image
 from tifffile import imwrite
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.inference.prediction import predict
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.predict.prediction import predict
 
 AFFINE = np.array([[0.0, 1.5, 0, 3], [-1.5, 0, 0, 5], [0, 0, 2.0, -7], [0, 0, 0, 1]])
 
@@ -211,7 +211,7 @@ def test_an_empty_folder_a_volume_for_an_image_model_and_dicom_seg_without_dicom
 
 
 def test_the_command_line(models, tmp_path, capfd):
-    from scanforge.launch.cli import main
+    from scanfoundry.launch.cli.main import main
 
     source = volume(tmp_path / "in" / "a.nii.gz")
     words = ["predict", "--model", str(models("segmentation")), "--input", str(source), "--out", str(tmp_path / "out")]

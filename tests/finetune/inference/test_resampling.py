@@ -2,8 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.finetune.inference.resampling import PlaneResampler
-from scanforge.finetune.volumes import resize
+from scanfoundry.finetune.cases.volumes import resize
+from scanfoundry.finetune.inference.resampling import PlaneResampler
 
 sizes = st.tuples(*[st.integers(1, 17)] * 3)
 

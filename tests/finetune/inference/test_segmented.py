@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 from scipy.stats import entropy as scipy_entropy
 
-from scanforge.configs.errors import UserError
-from scanforge.finetune.inference.segmented import Wanted, segment_volume
-from scanforge.finetune.inference.uncertainty import disagreement, entropy
-from scanforge.finetune.inference.windows import Tiling
-from scanforge.finetune.volumes import resize
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.volumes import resize
+from scanfoundry.finetune.inference.segmented import Wanted, segment_volume
+from scanfoundry.finetune.inference.uncertainty import disagreement, entropy
+from scanfoundry.finetune.inference.windows import Tiling
 
 CPU = torch.device("cpu")
 
@@ -113,9 +113,9 @@ def test_a_network_that_gives_nan_is_refused():
 
 MEASURED = """
 import json, torch
-from scanforge.pretrain.memory.measured import Resident
-from scanforge.finetune.inference.windows import Tiling
-from scanforge.finetune.inference.segmented import segment_volume
+from scanfoundry.pretrain.memory.measured import Resident
+from scanfoundry.finetune.inference.windows import Tiling
+from scanfoundry.finetune.inference.segmented import segment_volume
 torch.set_num_threads(1)
 model = torch.nn.Conv3d(1, 24, 1)
 def run(length):

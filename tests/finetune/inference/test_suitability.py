@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from scanforge.datasets.readers import Scan, read
-from scanforge.finetune.config import InferenceConfig, SegmentationTask
-from scanforge.finetune.data.looks import look_of, profile_of
-from scanforge.finetune.inference.prediction import SomeFailed, predict
-from scanforge.finetune.inference.suitability import why_unlike
-from scanforge.finetune.plan import Fingerprint, Plan
-from scanforge.finetune.tasks.adapter import Spec
+from scanfoundry.datasets.readers import Scan, read
+from scanfoundry.finetune.cases.appearance import look_of, profile_of
+from scanfoundry.finetune.config.study import InferenceConfig, SegmentationTask
+from scanfoundry.finetune.plan import Fingerprint, Plan
+from scanfoundry.finetune.predict.prediction import SomeFailed, predict
+from scanfoundry.finetune.predict.suitability import why_unlike
+from scanfoundry.finetune.task import Spec
 
 RNG = np.random.default_rng(0)
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.inference.windows import Tiling, stream_order, stream_scores, window_starts
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
+from scanfoundry.finetune.inference.windows import Tiling, stream_order, stream_scores, window_starts
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from scanforge.finetune.metrics import classification as ours
+from scanfoundry.finetune.metrics import classification as ours
 
 NAMED = [ours.auroc, ours.average_precision, ours.accuracy, ours.balanced_accuracy, ours.brier]
 

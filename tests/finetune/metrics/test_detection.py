@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
-from scanforge.finetune.boxes.geometry import iou
-from scanforge.finetune.metrics.detection import average_precision, match
+from scanfoundry.finetune.boxes.geometry import iou
+from scanfoundry.finetune.metrics.detection import average_precision, match
 
 
 def boxes(rng, n, axes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.finetune.metrics.dice import dice, mean_defined
+from scanfoundry.finetune.metrics.dice import dice, mean_defined
 
 
 def test_equals_monai_on_random_label_maps():

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.finetune.metrics.detection import average_precision, match
-from scanforge.finetune.metrics.froc import (
+from scanfoundry.finetune.metrics.detection import average_precision, match
+from scanfoundry.finetune.metrics.froc import (
     FALSE_POSITIVES,
     IOUS,
     average_precision_at,

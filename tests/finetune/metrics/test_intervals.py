@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scanforge.finetune.metrics.classification import auroc, of_records
-from scanforge.finetune.metrics.intervals import difference, interval
-from scanforge.finetune.metrics.weighted import mean_of
+from scanfoundry.finetune.metrics.classification import auroc, of_records
+from scanfoundry.finetune.metrics.intervals import difference, interval
+from scanfoundry.finetune.metrics.weighted import mean_of
 
 
 def records(values, per_patient=1):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from scanforge.finetune.metrics import regression as ours
+from scanfoundry.finetune.metrics import regression as ours
 
 ALL = [ours.mae, ours.rmse, ours.r2, ours.pearson, ours.spearman]
 

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from scanforge.finetune.metrics.classification import expected_calibration_error
-from scanforge.finetune.metrics.reliability import around, counted, ece, pooled
+from scanfoundry.finetune.metrics.classification import expected_calibration_error
+from scanfoundry.finetune.metrics.reliability import around, counted, ece, pooled
 
 
 def case(seed, shape=(3, 4, 5)):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.finetune.metrics import surface
-from scanforge.finetune.metrics.surface import distances, surface_scores
+from scanfoundry.finetune.metrics import surface
+from scanfoundry.finetune.metrics.surface import distances, surface_scores
 
 SPACING = (3.0, 0.7, 1.1)
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.configs.errors import UserError
-from scanforge.finetune.boxes.wbc import Found
-from scanforge.finetune.config import DetectionTask, ValidationConfig
-from scanforge.finetune.data import discover
-from scanforge.finetune.data.cases import Case
-from scanforge.finetune.metrics.froc import hits_at
-from scanforge.finetune.running import prepare
-from scanforge.finetune.tasks.detection import Detection
-from scanforge.finetune.training.loop import Course, Progress, train
-from scanforge.finetune.training.recipes import Arm
+from scanfoundry.backbones.registry import build
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.config.recipes import Arm
+from scanfoundry.finetune.config.study import DetectionTask, ValidationConfig
+from scanfoundry.finetune.formats import discover
+from scanfoundry.finetune.metrics.froc import hits_at
+from scanfoundry.finetune.run_study import prepare
+from scanfoundry.finetune.tasks.detection import Detection
+from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def planned(adapter, cases):
 
 def fit(adapter, model, samples, config):
     told = config.schedule, config.augmentation, ValidationConfig(), config.self_training
-    return train(adapter, model, samples, Course(Arm("scratch", "full", False), 0, *told, CPU), Progress())
+    return train(adapter, model, samples, TrainSetup(Arm("scratch", "full", False), 0, *told, CPU), TrainProgress())
 
 
 def nodule_adapter(study, nodules, **task):

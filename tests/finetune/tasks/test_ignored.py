@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.finetune.config import AugmentationConfig, SegmentationTask, ValidationConfig
-from scanforge.finetune.data.label_values import IGNORE
-from scanforge.finetune.inference.segmented import Segmented
-from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.running import prepare
-from scanforge.finetune.tasks.adapter import Validation
+from scanfoundry.backbones.registry import build
+from scanfoundry.finetune.cases.label_values import IGNORE
+from scanfoundry.finetune.config.study import AugmentationConfig, SegmentationTask, ValidationConfig
+from scanfoundry.finetune.inference.segmented import Segmented
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.run_study import prepare
+from scanfoundry.finetune.task import Validation
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scanforge.backbones.registry import build
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import AugmentationConfig, RegressionTask
-from scanforge.finetune.inference.prediction import predict
-from scanforge.finetune.modelfile import adapter_for, load_model
-from scanforge.finetune.running import prepare, run
+from scanfoundry.backbones.registry import build
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.study import AugmentationConfig, RegressionTask
+from scanfoundry.finetune.model_file import adapter_for, load_model
+from scanfoundry.finetune.predict.prediction import predict
+from scanfoundry.finetune.run_study import prepare, run
 
 CPU = torch.device("cpu")
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.configs.errors import UserError
-from scanforge.finetune.config import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
-from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.running import prepare
-from scanforge.finetune.training.loop import Course, Progress, train
-from scanforge.finetune.training.optimisation import factor, preset
-from scanforge.finetune.training.recipes import Arm
+from scanfoundry.backbones.registry import build
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.recipes import Arm
+from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.run_study import prepare
+from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
+from scanfoundry.finetune.training.optimisation import factor, preset
 
 CPU = torch.device("cpu")
 
@@ -32,8 +32,8 @@ def fit(made, recipe="full", pretrained=False, seconds=None, check=None, validat
     adapter, model, samples = made
     settings = ScheduleConfig(**{"steps": 4, "warmup_steps": 0, **schedule})
     told = settings, AugmentationConfig(), ValidationConfig(**(validation or {})), SelfTrainingConfig()
-    course = Course(Arm(recipe, recipe, pretrained), 0, *told, CPU, seconds)
-    return train(adapter, model, samples, course, Progress(), check)
+    course = TrainSetup(Arm(recipe, recipe, pretrained), 0, *told, CPU, seconds)
+    return train(adapter, model, samples, course, TrainProgress(), check)
 
 
 def weights(parameters):

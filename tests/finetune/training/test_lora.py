@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from scanforge.backbones.mednext import MedNeXtConfig
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import DepthFreeConv3d, STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.finetune.heads.segmentation import SegmentationModel
-from scanforge.finetune.training.lora import inject, targets
-from scanforge.finetune.training.recipes import LoraConfig
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import DepthFreeConv3d, STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.recipes import LoraConfig
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
+from scanfoundry.finetune.training.lora import inject, targets
 
 STRIDES = ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 BACKBONES = {

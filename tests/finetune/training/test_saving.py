@@ -1,7 +1,7 @@
 import torch
 
-from scanforge.finetune.stopping import Stop
-from scanforge.finetune.training.saving import Saved, Snapshot
+from scanfoundry.finetune.training.interrupts import Stop
+from scanfoundry.finetune.training.saving import Saved, Snapshot
 
 
 def test_a_damaged_mark_costs_its_own_snapshot_alone(tmp_path):

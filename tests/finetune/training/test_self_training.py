@@ -5,15 +5,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from scanforge.backbones.registry import build
-from scanforge.finetune.config import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
-from scanforge.finetune.modelfile import adapter_for
-from scanforge.finetune.running import prepare
-from scanforge.finetune.tasks.adapter import Sample
-from scanforge.finetune.training.batches import Batches
-from scanforge.finetune.training.loop import Course, Progress, train
-from scanforge.finetune.training.recipes import Arm
-from scanforge.finetune.training.self_training import SelfTraining
+from scanfoundry.backbones.registry import build
+from scanfoundry.finetune.config.recipes import Arm
+from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.run_study import prepare
+from scanfoundry.finetune.task import Sample
+from scanfoundry.finetune.training.batches import Batches
+from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
+from scanfoundry.finetune.training.self_training import SelfTraining
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,9 @@ def trained(made, monkeypatch, **told):
     monkeypatch.setattr(type(adapter), "batch", watched)
     settings = ScheduleConfig(steps=8, warmup_steps=0, average=0.5, precision="float32")
     how = settings, AugmentationConfig(), ValidationConfig(), SelfTrainingConfig(min_steps=0, **told)
-    history = train(adapter, model, samples, Course(Arm("s", "full", False), 0, *how, CPU), Progress(), None, scans)
+    history = train(
+        adapter, model, samples, TrainSetup(Arm("s", "full", False), 0, *how, CPU), TrainProgress(), None, scans
+    )
     monkeypatch.undo()
     return history, model.eval(), seen
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scanforge.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, squared_norm, standardised
+from scanfoundry.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, squared_norm, standardised
 
 WIDTHS = [2, 23]  # below and above what is taken from the products of rows
 
@@ -137,8 +137,8 @@ CROSS_RANK = """
 import torch
 import torch.distributed as dist
 from torch import nn
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, standardised
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, standardised
 world = join("cpu", 1)
 TOTAL, WIDTH = {total}, {width}
 g = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scanforge.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, normalised, nt_xent, pair_weights
+from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, normalised, nt_xent, pair_weights
 
 LOSSES = {"nt_xent": nt_xent, "dcl": dcl, "dclw": dclw}
 SAME = {
@@ -186,8 +186,8 @@ CROSS_RANK = """
 import torch
 import torch.distributed as dist
 from torch import nn
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.losses.contrastive import dcl, dclw, moco_v3, nt_xent
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.losses.contrastive import dcl, dclw, moco_v3, nt_xent
 world = join("cpu", 1)
 TOTAL = {total}
 g = torch.Generator().manual_seed(0)

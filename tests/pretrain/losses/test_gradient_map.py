@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scanforge.pretrain.losses.gradient_map import gradient_map
+from scanfoundry.pretrain.losses.gradient_map import gradient_map
 
 SMOOTH, SLOPE = (0.25, 0.5, 0.25), (-0.5, 0.0, 0.5)
 

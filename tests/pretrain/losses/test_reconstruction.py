@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scanforge.pretrain.losses.reconstruction import masked_mse, patch_normalise, reconstruction_loss
+from scanfoundry.pretrain.losses.reconstruction import masked_mse, patch_normalise, reconstruction_loss
 
 EPS = 1e-6
 
@@ -114,8 +114,8 @@ def test_ranks_with_more_padding_count_less(ranks):
     code = """
 import json
 import torch
-from scanforge.pretrain.distributed import join, sum_over_ranks
-from scanforge.pretrain.losses.reconstruction import masked_mse
+from scanfoundry.pretrain.distributed.world import join, sum_over_ranks
+from scanfoundry.pretrain.losses.reconstruction import masked_mse
 world = join("cpu", 1)
 generator = torch.Generator().manual_seed(0)
 patches, shift = (torch.randn(4, 5, 6, 1, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.objectives.barlow_twins import BarlowTwinsConfig, mixing
-from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser
+from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig, mixing
 
 VIT = ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(2, 4, 4))
 STUNET = STUNetConfig(size="S", strides=((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)))
@@ -203,11 +203,11 @@ import os
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from scanforge.backbones.registry import build
-from scanforge.backbones.vit import ViTConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.objectives import barlow_twins
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.objectives import barlow_twins
 world = join("cpu", 1)
 n = 4 // world.size
 rows = slice(world.rank * n, (world.rank + 1) * n)

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.contrastive import dcl, dclw, moco_v3, nt_xent
-from scanforge.pretrain.objectives.contrastive import ContrastiveConfig, same_scans
-from scanforge.pretrain.optimiser import OptimiserConfig, build_optimiser
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser
+from scanfoundry.pretrain.losses.contrastive import dcl, dclw, moco_v3, nt_xent
+from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig, same_scans
 
 VIT = ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(2, 4, 4))
 STUNET = STUNetConfig(size="S", strides=((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)))
@@ -224,11 +224,11 @@ import dataclasses, os
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from scanforge.backbones.registry import build
-from scanforge.backbones.vit import ViTConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
 world = join("cpu", 1)
 g = torch.Generator().manual_seed(0)
 rows = slice(world.rank * 4 // world.size, (world.rank + 1) * 4 // world.size)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from scanforge.backbones.positions import sincos_positions
-from scanforge.backbones.registry import build
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.losses.gradient_map import gradient_map
-from scanforge.pretrain.masking import block_mask, patchify, visible_indices
-from scanforge.pretrain.objectives.mae import MAEConfig
+from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.losses.gradient_map import gradient_map
+from scanfoundry.pretrain.masking import block_mask, patchify, visible_indices
+from scanfoundry.pretrain.objectives.mae import MAEConfig
 
 SHAPES = [(1, 8, 24), (4, 8, 12)]
 

@@ -5,18 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.objectives import OBJECTIVES
-from scanforge.pretrain.objectives.barlow_twins import BarlowTwinsConfig
-from scanforge.pretrain.objectives.contrastive import ContrastiveConfig
-from scanforge.pretrain.objectives.mae import MAEConfig
-from scanforge.pretrain.objectives.masked import MaskedObjective, hidden_indices, take
-from scanforge.pretrain.objectives.spark import SparkConfig
-from scanforge.pretrain.objectives.weighted_sum import SumConfig, TermConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.objectives import OBJECTIVES
+from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
+from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.mae import MAEConfig
+from scanfoundry.pretrain.objectives.masked import MaskedObjective, hidden_indices, take
+from scanfoundry.pretrain.objectives.spark import SparkConfig
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
 
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))  # total (2, 4, 4)
 VIT = ViTConfig(size="Ti", in_channels=2, patch_2d=(4, 4), patch_3d=(2, 4, 4))

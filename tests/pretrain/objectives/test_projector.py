@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.pretrain.objectives.projector import GlobalBatchNorm1d, mlp, pooled, same_shape
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.pretrain.objectives.projector import GlobalBatchNorm1d, mlp, pooled, same_shape
 
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 
@@ -62,8 +62,8 @@ def test_over_ranks_of_unequal_batches_it_is_torchs_on_the_whole(ranks):
 import torch
 import torch.distributed as dist
 from torch import nn
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.objectives.projector import mlp
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.objectives.projector import mlp
 world = join("cpu", 1)
 torch.manual_seed(0)
 x = torch.randn(7, 5, dtype=torch.float64) * 2 + 3

@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scanforge.backbones.primus import PrimusConfig
-from scanforge.backbones.registry import build
-from scanforge.backbones.resenc import ResEncConfig
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.configs.errors import UserError
-from scanforge.pretrain.objectives.light_decoder import LightDecoder, UpConv3d
-from scanforge.pretrain.objectives.spark import Densify, SparkConfig
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.pretrain.objectives.light_decoder import LightDecoder, UpConv3d
+from scanfoundry.pretrain.objectives.spark import Densify, SparkConfig
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 2)])

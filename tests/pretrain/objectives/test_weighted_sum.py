@@ -6,12 +6,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from scanforge.backbones.registry import build
-from scanforge.backbones.stunet import STUNetConfig
-from scanforge.backbones.vit import ViTConfig
-from scanforge.configs.errors import UserError
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.objectives.weighted_sum import SumConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 
 VIT = ViTConfig(size="Ti", patch_2d=(8, 8), patch_3d=(4, 8, 8))
 MAE = {"name": "mae", "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 2}
@@ -97,13 +97,13 @@ CODE = """
 import json, os
 from pathlib import Path
 import torch
-from scanforge.backbones.registry import build
-from scanforge.backbones.vit import ViTConfig
-from scanforge.datasets.batch import Batch
-from scanforge.pretrain.distributed import barrier, join
-from scanforge.pretrain.engine import Engine, EngineConfig
-from scanforge.pretrain.objectives.weighted_sum import SumConfig
-from scanforge.pretrain.optimiser import OptimiserConfig
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import barrier, join
+from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig
 
 terms = json.loads(os.environ["TERMS"])
 vit = ViTConfig(size="Ti", patch_2d=(8, 8), patch_3d=(4, 8, 8))

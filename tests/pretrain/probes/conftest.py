@@ -18,7 +18,7 @@ def labelled_shards(tmp_path_factory: pytest.TempPathFactory, fixed_key: Callabl
     from PIL import Image
     from scipy import ndimage
 
-    from scanforge.datasets.shards.build import BuildOptions, build
+    from scanfoundry.datasets.shards.build import BuildOptions, build
 
     root = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)

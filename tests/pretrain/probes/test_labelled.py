@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check
-from scanforge.datasets.identity import fraction
-from scanforge.datasets.shards.build import BuildOptions, build
-from scanforge.datasets.shards.reader import DataSet
-from scanforge.pretrain.probes.config import ProbeDataConfig
-from scanforge.pretrain.probes.labelled import choose
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.datasets.shards.build import BuildOptions, build
+from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.pretrain.config.probes import ProbeDataConfig
+from scanfoundry.pretrain.probes.labelled import choose
 
 
 def data_config(path: Path, **changes) -> ProbeDataConfig:
@@ -58,7 +58,7 @@ def test_masks_are_asked_for_or_classes(labelled_shards):
     [
         ("images", {}, "several classes (kind, side); set `target`"),
         ("images", {"target": "age"}, "no scan of .* has a class 'age'; there are kind, side"),
-        ("images", {"masks": True}, "has a mask; build it with `scanforge data build --masks`"),
+        ("images", {"masks": True}, "has a mask; build it with `scanfoundry data build --masks`"),
         ("images", {"target": "kind", "crop": [8, 16, 16]}, "no volume for a crop of three numbers"),
         ("images", {"target": "kind", "scans": 1}, "of one patient"),
         ("images", {"target": "kind", "test_fraction": 1e-9}, "20 training and 0 test patients"),
@@ -101,5 +101,5 @@ def test_classes_that_are_too_rare_are_left_out_and_too_few_classes_refused(tmp_
 
 
 def test_labels_of_nothing_are_missed(tiny_shards):
-    with pytest.raises(UserError, match="has a class; build it with `scanforge data build --labels`"):
+    with pytest.raises(UserError, match="has a class; build it with `scanfoundry data build --labels`"):
         chosen(tiny_shards["us"])

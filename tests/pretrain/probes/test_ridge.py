@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from scanforge.pretrain.probes.ridge import Sums, ridge
+from scanfoundry.pretrain.probes.ridge import Sums, ridge
 
 
 @pytest.mark.parametrize("strength", [1e-4, 1.0])

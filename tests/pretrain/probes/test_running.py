@@ -11,16 +11,16 @@ import pytest
 import torch
 import yaml
 
-from scanforge.backbones.registry import build
-from scanforge.configs.errors import UserError
-from scanforge.configs.loading import check
-from scanforge.datasets.plan import SamplingPlan
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import World
-from scanforge.pretrain.probes.opening import Site
-from scanforge.pretrain.probes.running import Probes
+from scanfoundry.backbones.registry import build
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check
+from scanfoundry.datasets.plan import SamplingPlan
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.probes.opening import Site
+from scanfoundry.pretrain.probes.running import Probes
 
-SCANFORGE = str(Path(sys.executable).parent / "scanforge")
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 NOBODY = Site(frozenset(), frozenset())
 BACKBONES = {
@@ -66,14 +66,14 @@ def config(*given, **changes) -> PretrainConfig:
 MEASURE = """
 import json, os
 import torch
-from scanforge.backbones.registry import build
-from scanforge.pretrain.averaged_encoder import EmaConfig, add_average
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.ema import local
-from scanforge.pretrain.engine import Engine, EngineConfig
-from scanforge.pretrain.probes.opening import Site
-from scanforge.pretrain.probes.running import Probes
+from scanfoundry.backbones.registry import build
+from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig, add_average
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.ema import local
+from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
+from scanfoundry.pretrain.probes.opening import Site
+from scanfoundry.pretrain.probes.running import Probes
 
 world = join("cpu", 1)
 config = PretrainConfig.model_validate_json(os.environ["CONFIG"])
@@ -127,7 +127,7 @@ def test_they_are_the_same_numbers_at_any_stage_and_world_size(ranks, tiny_shard
 
 def finished(tmp_path: Path, name: str, given: dict) -> tuple[str, list[dict]]:
     (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(given))
-    command = [SCANFORGE, "pretrain", str(tmp_path / f"{name}.yaml")]
+    command = [SCANFOUNDRY, "pretrain", str(tmp_path / f"{name}.yaml")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert process.returncode == 0, process.stderr
     return process.stderr, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -136,9 +136,9 @@ def finished(tmp_path: Path, name: str, given: dict) -> tuple[str, list[dict]]:
 WITH_NOISE = BACKBONES["vit"] | {"patch_3d": [4, 8, 8], "patch_2d": [8, 8], "drop_path": 0.5}
 RUN = """
 import os
-from scanforge.pretrain.config import PretrainConfig
-from scanforge.pretrain.distributed import join
-from scanforge.pretrain.loop import run
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import join
+from scanfoundry.pretrain.training.loop import run
 
 world = join("cpu", 1)
 run(PretrainConfig.model_validate_json(os.environ["CONFIG"]))
@@ -252,12 +252,12 @@ def test_a_scan_that_cannot_be_read_ends_the_start_on_every_rank(ranks, tiny_sha
     given = config(tiny_shards, labelled_shards | {"volumes": broken}, tmp_path / "run").model_dump_json()
     code = """
     import os
-    from scanforge.backbones.registry import build
-    from scanforge.configs.errors import UserError
-    from scanforge.pretrain.config import PretrainConfig
-    from scanforge.pretrain.distributed import join
-    from scanforge.pretrain.probes.opening import Site
-    from scanforge.pretrain.probes.running import Probes
+    from scanfoundry.backbones.registry import build
+    from scanfoundry.configs.errors import UserError
+    from scanfoundry.pretrain.config.run import PretrainConfig
+    from scanfoundry.pretrain.distributed.world import join
+    from scanfoundry.pretrain.probes.opening import Site
+    from scanfoundry.pretrain.probes.running import Probes
     world = join("cpu", 1)
     config = PretrainConfig.model_validate_json(os.environ["CONFIG"])
     try:

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scanforge.pretrain.probes.images import Images, share_of
-from scanforge.pretrain.probes.segmentation import at_points, dice, draw_points, mean_dice, predicted
+from scanfoundry.pretrain.probes.images import Images, share_of
+from scanfoundry.pretrain.probes.segmentation import at_points, dice, draw_points, mean_dice, predicted
 
 SHAPES = [((8, 12, 6), [(8, 12, 6), (4, 6, 3), (2, 2, 1)]), ((1, 16, 12), [(1, 16, 12), (1, 4, 3)])]
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
 
 small = st.integers(1, 3)
 triples = st.tuples(small, small, small)

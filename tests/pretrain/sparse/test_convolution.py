@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from scanforge.backbones.stunet import DepthFreeConv3d
-from scanforge.pretrain.sparse import convolution
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.convolution import packed_conv
+from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.pretrain.sparse import convolution
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.convolution import packed_conv
 
 LAYERS = {  # kernel, stride, groups
     "k3": (3, 1, 1),

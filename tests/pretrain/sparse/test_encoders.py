@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.backbones import mednext, stunet
-from scanforge.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanforge.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanforge.backbones.stunet import STUNetConfig, STUNetEncoder
-from scanforge.pretrain import recompute
-from scanforge.pretrain.masking import enlarge
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.encoders import packed_features
+from scanfoundry.backbones import mednext, stunet
+from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
+from scanfoundry.backbones.stunet import STUNetConfig, STUNetEncoder
+from scanfoundry.pretrain.engine import activation_checkpointing
+from scanfoundry.pretrain.masking import enlarge
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.encoders import packed_features
 
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1), (1, 1, 1))  # total (2, 4, 8)
 RELEASED = ((2, 2, 2),) * 4 + ((1, 1, 2),)
@@ -162,7 +162,7 @@ def test_equal_to_the_masked_dense_walk_with_all_gradients(case):
     expected = gradients(dense, probes, inputs)
     for checkpointing in (False, True):
         if checkpointing:
-            recompute.apply(encoder)
+            activation_checkpointing.apply(encoder)
         packed = unpacked(packed_features(encoder, voxels, blocks), blocks)
         for one, other in zip(packed, dense, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
@@ -215,7 +215,7 @@ def test_masks_are_not_mixed_up_by_threads_and_checkpointing():
     """Two active sets at once on one encoder; the backward pass recomputes with the right one."""
     config, shape, block = CASES["stunet 3d"]
     encoder, visible = make(config), visible_blocks(shape, block)
-    recompute.apply(encoder)
+    activation_checkpointing.apply(encoder)
     voxels = torch.randn(2, config.in_channels, *shape, dtype=torch.float64)
     results = {}
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanforge.pretrain.sparse import norm as module
-from scanforge.pretrain.sparse.blocks import ActiveBlocks
-from scanforge.pretrain.sparse.norm import packed_norm
+from scanfoundry.pretrain.sparse import norm as module
+from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.norm import packed_norm
 
 
 def blocks_of(batch=3):

@@ -1,0 +1,183 @@
+"""What a build works on: the sources in their order, dealt to shards before the first is read."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from scanfoundry.configs.errors import Mistakes
+from scanfoundry.datasets.discovery.quarantine import Kind, Quarantined
+from scanfoundry.datasets.identity import keyed_hash, patient_of
+from scanfoundry.datasets.labels import LabelRef
+from scanfoundry.datasets.labels.label_index import LabelIndex
+from scanfoundry.datasets.labels.pairing.study import shared_studies, studies_of
+from scanfoundry.datasets.readers import Source, file_source, find_files
+
+MAX_SOURCES = 512  # in a shard, whatever their size
+NO_FILE_OF_IT = "no file of this data set: neither a scan by its name nor DICOM by its content"
+
+File = tuple[Path, str]  # root, path relative to it
+
+# Finds the DICOM among files of one root: its sources, and those files that are none, with the reason.
+DicomFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[Quarantined]]]
+FrameFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[str]]]
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source to read. `order` is its keyed hash: it sorts the sources and names their samples."""
+
+    source: Source
+    order: str
+    patient: str  # keyed hash
+    labels: LabelRef | None = None
+    study: str = ""  # keyed hash
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The sources that make up one shard; it depends on no other shard."""
+
+    name: str
+    sources: list[PlannedSource]
+
+
+def find_sources(
+    inputs: Sequence[Path],
+    key: bytes,
+    patient_regex: str | None,
+    book: LabelIndex,
+    find_dicom: DicomFinder,
+    find_frames: FrameFinder | None = None,
+) -> tuple[list[PlannedSource], list[Quarantined]]:
+    """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
+
+    UserError where labels of a source contradict each other, or two inputs hold the same one: their samples would
+    collide, and a series may lie in parts in both.
+    """
+    none: list[Quarantined] = []
+    files, others = find_files(inputs)
+    book.claim(files, len(others))
+    files, others = (_opened(each, book, none) for each in (files, others))
+    sources: list[Source] = []
+    if find_frames is not None:
+        for root in sorted({root for root, _ in files}):
+            videos, single = find_frames(root, [relative for each, relative in files if each == root])
+            sources += videos
+            files = [file for file in files if file[0] != root] + [(root, relative) for relative in single]
+    sources += [file_source(root, relative) for root, relative in files]
+    taken = {(source.root, name) for source in sources for name in source.files}  # a header's voxels
+    others = [file for file in others if file not in taken]
+    for root in sorted({root for root, _ in others}):
+        dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
+        sources += dicom
+        none += [_told(each, root, book) for each in rest]
+    studies = studies_of([source.relative for source in sources if source.study is None])
+    shared = shared_studies(studies)
+    sources = _told_apart(sources)
+    book.pair([source.relative for source in sources])
+    mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
+    for source in sources:
+        with mistakes.each():
+            planned.append(_planned(source, key, patient_regex, book, studies, shared))
+    planned.sort(key=lambda each: each.order)
+    for one, following in pairwise(planned):
+        if one.order == following.order:
+            names = " and ".join(f"'{each.source.root / each.source.relative}'" for each in (one, following))
+            mistakes.add(
+                f"two inputs hold '{one.source.relative}' ({names}): give their common parent, or build two data sets"
+            )
+    mistakes.tell()
+    return planned, none
+
+
+def shown(relative: str) -> str:
+    """A path for people and for JSON: file names are bytes, and those of old systems are often not UTF-8."""
+    return os.fsencode(relative).decode("utf-8", "backslashreplace")
+
+
+def _told(each: Quarantined, root: Path, book: LabelIndex) -> Quarantined:
+    """A file that is no DICOM is seldom meant to be: what it is to this data set."""
+    if each.reason != "not DICOM":
+        return each
+    labels = book.listed and (root / each.path).resolve() in book.listed
+    return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
+
+
+def _opened(files: Sequence[File], book: LabelIndex, none: list[Quarantined]) -> list[File]:
+    """Those that are regular files and no masks."""
+    opened = regular_files(files, none)
+    if not book.claimed:
+        return opened
+    return [(root, relative) for root, relative in opened if book.real.of(root, relative) not in book.claimed]
+
+
+def regular_files(files: Sequence[File], none: list[Quarantined], kind: Kind = "skipped") -> list[File]:
+    """Those that are regular files. The others get a line in `none`, of `kind` where they are something else: a pipe
+    would be waited on for ever. A folder among them is one that cannot be listed."""
+    opened: list[File] = []
+    for root, relative in files:
+        try:
+            mode = (root / relative).stat().st_mode
+        except OSError as error:
+            none.append(Quarantined(path=shown(relative), reason=f"cannot be opened: {error.strerror}"))
+            continue
+        if stat.S_ISREG(mode):
+            opened.append((root, relative))
+        elif stat.S_ISDIR(mode):
+            none.append(Quarantined(path=shown(relative), reason="a folder that cannot be opened"))
+        else:
+            none.append(Quarantined(path=shown(relative), kind=kind, reason="no regular file"))
+    return opened
+
+
+def _told_apart(sources: Sequence[Source]) -> list[Source]:
+    """Sources of one input have an identity each, whatever damaged headers say: the second of two gets a number."""
+    seen = Counter[tuple[Path, str]]()
+    apart: list[Source] = []
+    for source in sorted(sources, key=lambda source: source.files):
+        number = seen[source.root, source.identity]
+        seen[source.root, source.identity] += 1
+        apart.append(replace(source, identity=f"{source.identity}\n{number}") if number else source)
+    return apart
+
+
+def _planned(
+    source: Source,
+    key: bytes,
+    patient_regex: str | None,
+    book: LabelIndex,
+    studies: Mapping[str, str],
+    shared: Mapping[str, str],
+) -> PlannedSource:
+    # The header knows better than the path, the user's pattern better than both.
+    known = source.patient if patient_regex is None else None
+    patient = known or patient_of(source.relative, patient_regex, shared.get(source.relative))
+    # Of a path without a patient in it, the study's own name has to tell patients apart.
+    whose = patient if known or patient_regex is not None else ""
+    study = studies[source.relative] if source.study is None else source.study
+    return PlannedSource(
+        source,
+        keyed_hash(key, "scan", source.identity),
+        keyed_hash(key, "patient", patient),
+        book.of(source.relative),
+        keyed_hash(key, "study", f"{whose}\0{study}"),
+    )
+
+
+def deal(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
+    """`sources` in order into shards of about `shard_bytes` of source files, at most `MAX_SOURCES` each."""
+    plans: list[ShardPlan] = []
+    current: list[PlannedSource] = []
+    size = 0
+    for each in sources:
+        if current and (size + each.source.size > shard_bytes or len(current) == MAX_SOURCES):
+            plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
+            current, size = [], 0
+        current.append(each)
+        size += each.source.size
+    plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
+    return plans

@@ -1,0 +1,58 @@
+"""Boxes: out of a mask, and held against the extent of a scan."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from scanfoundry.datasets.readers.labels import Box
+from scanfoundry.datasets.readers.scan import ReadError
+
+OVERHANG = 2.0  # voxels by which rounding may carry a box over the edge
+
+
+def boxes_of_mask(mask: NDArray[np.unsignedinteger], names: dict[int, str]) -> tuple[Box, ...]:
+    """One tight half-open box per connected component (diagonals connect) of each value of `mask` (D, H, W).
+
+    Its label is the value's name, else 'finding' for 1 and 'label <value>' for others.
+    """
+    boxes = []
+    everywhere = np.ones((3, 3, 3))
+    values, numbered = np.unique(mask, return_inverse=True)
+    numbered = numbered.reshape(mask.shape) + (values[0] > 0)  # 0 stays the background
+    values = values[values > 0]
+    for number, around in enumerate(ndimage.find_objects(numbered), start=1):
+        value = int(values[number - 1])
+        parts, _ = ndimage.label(numbered[around] == number, everywhere)
+        label = names.get(value) or ("finding" if value == 1 else f"label {value}")
+        for place in ndimage.find_objects(parts):
+            pairs = list(zip(around, place, strict=True))
+            low = tuple(float(outer.start + inner.start) for outer, inner in pairs)
+            high = tuple(float(outer.start + inner.stop) for outer, inner in pairs)
+            boxes.append(Box(low, high, label))  # type: ignore[arg-type]
+    return tuple(boxes)
+
+
+def why_no_voxels(x0: float, y0: float, x1: float, y1: float) -> str:
+    """Why a box cannot be in voxels, '' where it may be: one within the first voxel is a part of the image's extent."""
+    if 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1:
+        return "lies within the first voxel: coordinates are voxels, no fractions of the image; multiply by its size"
+    return ""
+
+
+def fit_boxes(boxes: tuple[Box, ...], shape: tuple[int, ...]) -> tuple[tuple[Box, ...], int]:
+    """Boxes within a scan of `shape` (D, H, W), and how many are left out: wholly outside, or without extent.
+
+    What rounding carried over the edge is cut off there; ReadError where a box reaches farther: it is of another scan,
+    or of this one at another size.
+    """
+    kept = []
+    for box in boxes:
+        low, high, size = np.array(box.low), np.array(box.high), np.array(shape, float)
+        if not np.isfinite([low, high]).all() or (low >= high).any() or (high <= 0).any() or (low >= size).any():
+            continue
+        over = max((-low).max(), (high - size).max())
+        if over > OVERHANG:
+            raise ReadError(f"a box reaches {over:g} voxels over the edge: drawn at another size?")
+        inside = np.clip([low, high], 0, size).tolist()
+        kept.append(Box(tuple(inside[0]), tuple(inside[1]), box.label))
+    return tuple(kept), len(boxes) - len(kept)

@@ -1,0 +1,156 @@
+"""The end of a build: shards without duplicates into their place, then the table and the manifest."""
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal.isal_zlib import crc32
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import write_atomically
+from scanfoundry.datasets.discovery.quarantine import Quarantined
+from scanfoundry.datasets.shards.duplicates import Dropped, Kept, Place, decide
+from scanfoundry.datasets.shards.encode import Codec, Encoded
+from scanfoundry.datasets.shards.format import (
+    MANIFEST,
+    SAMPLES,
+    VERSION,
+    FinalShard,
+    Manifest,
+    Member,
+    SampleEntry,
+    ShardRecord,
+    index_name,
+    parse,
+    to_json,
+)
+from scanfoundry.datasets.shards.reader import read_index
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
+from scanfoundry.datasets.shards.table import rows_of, to_bytes
+from scanfoundry.datasets.shards.writer import ShardWriter
+
+Fates = dict[Place, Kept | Dropped]
+
+
+def final_path(out: Path, shard: str) -> Path:
+    """Exists when the shard is in its place; until then its tar is in the partial folder."""
+    return out / PARTIAL / f"{shard}.final.json"
+
+
+def finish(
+    out: Path, parameters: dict[str, Any], results: Sequence[ShardResult], codec: Codec
+) -> tuple[Manifest, list[Quarantined]]:
+    """Moves the shards in the partial folder into `out`; their manifest, and a line per duplicate.
+
+    Killed at any point, it ends with the same bytes when it is called again. `close` ends the build.
+    """
+    written = [result for result in results if result.record is not None]
+    fates = decide(lambda: _walk(out, written))
+    shards = [record for number, result in enumerate(written) if (record := _place(out, number, result, fates, codec))]
+    modalities = sum((Counter(shard.modalities) for shard in shards), Counter[str]())
+    patients: set[str] = set()
+    also: set[str] = set()
+    warnings, greys = Counter[str](), Counter[str]()
+    rows = []
+    for number, shard in enumerate(shards):
+        entries = read_index(out, shard).samples
+        rows.append(rows_of(number, entries, sorted(modalities)))
+        patients.update(entry.patient for entry in entries)
+        also.update(*(entry.also for entry in entries))
+        warnings.update(warning for entry in entries for warning in entry.warnings)
+        greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
+    table = to_bytes(np.concatenate(rows))
+    write_atomically(out / SAMPLES, table)
+    manifest = Manifest(
+        version=VERSION,
+        tool=f"scanfoundry {version('scanfoundry')}",
+        parameters=parameters,
+        scans=sum(shard.samples for shard in shards),
+        patients=len(patients | also),
+        also=sorted(also),
+        modalities=dict(sorted(modalities.items())),
+        warnings=dict(sorted(warnings.items())),
+        greys=dict(sorted(greys.items())),
+        samples_sha256=hashlib.sha256(table).hexdigest(),
+        shards=shards,
+    )
+    return manifest, list(_lines(written, fates))
+
+
+def close(out: Path, manifest: Manifest) -> None:
+    """Writes the manifest: from here on the folder is a data set."""
+    write_atomically(out / MANIFEST, to_json(manifest, indent=1))
+    shutil.rmtree(out / PARTIAL)
+
+
+def _walk(out: Path, results: Sequence[ShardResult]) -> Iterator[tuple[Place, SampleEntry]]:
+    for number, result in enumerate(results):
+        if result.record is not None:
+            for sample, entry in enumerate(read_index(out / PARTIAL, result.record).samples):
+                yield (number, sample), entry
+
+
+def _lines(results: Sequence[ShardResult], fates: Fates) -> Iterator[Quarantined]:
+    for (shard, sample), fate in fates.items():
+        if isinstance(fate, Dropped):
+            twin = results[fate.twin[0]].paths[fate.twin[1]]
+            reason = f"has the same voxels as {twin}" + ("; their labels differ" if fate.labels_differ else "")
+            yield Quarantined(path=results[shard].paths[sample], kind="duplicate", reason=reason)
+
+
+def _place(out: Path, number: int, result: ShardResult, fates: Fates, codec: Codec) -> ShardRecord | None:
+    """One shard into `out`; its record there, None where nothing of it is left."""
+    record = result.record
+    assert record is not None
+    done = final_path(out, record.name)
+    if done.exists():
+        return parse(FinalShard, done.read_bytes(), str(done)).record
+    source = out / PARTIAL / record.name
+    if any((number, sample) in fates for sample in range(record.samples)):
+        final = _rewritten(out, number, record, fates, codec)
+    else:
+        # The tar stays until the record is written: a link is no copy.
+        for name in (record.name, index_name(record.name)):
+            (out / name).unlink(missing_ok=True)
+            _link(out / PARTIAL / name, out / name)
+        final = record
+    write_atomically(done, to_json(FinalShard(record=final)))
+    source.unlink()
+    return final
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # exFAT, SMB, mounted object stores
+        shutil.copyfile(source, target)
+
+
+def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec: Codec) -> ShardRecord | None:
+    """The shard without its dropped scans, and with what is known of the twins of those that stay."""
+    with open(out / PARTIAL / record.name, "rb") as stream, ShardWriter(out / record.name, codec) as writer:
+
+        def payload(member: Member) -> bytes:
+            content = os.pread(stream.fileno(), member.length, member.offset)
+            if crc32(content) != member.crc32:  # it gets a new checksum, which would hide that
+                raise UserError(f"shard {out / PARTIAL / record.name} is damaged; delete it and build again")
+            return content
+
+        for sample, entry in enumerate(read_index(out / PARTIAL, record).samples):
+            fate = fates.get((number, sample))
+            if isinstance(fate, Dropped):
+                continue
+            facts = entry.scan_facts()
+            mask = None
+            if entry.mask is not None:
+                encoded = Encoded(payload(entry.mask), entry.mask.stored, None, entry.mask.rows)
+                mask = (encoded, entry.mask.dtype, entry.mask.greys)
+            facts = facts if fate is None else fate.apply(facts)
+            writer.append(facts, payload(entry), entry.content, mask)
+    return writer.record

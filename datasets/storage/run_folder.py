@@ -1,0 +1,49 @@
+"""The lock of a run folder, and what lies in it: shared by pre-training and fine-tuning."""
+
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.storage.locks import NoLock, exclusive
+
+LOCK = ".lock"
+# Files that a folder may hold before a run begins in it: a configuration, a log, what a killed writer left.
+HARMLESS = {".yaml", ".yml", ".log", ".out", ".err", ".part"}
+
+
+def take(run_dir: Path, stack: ExitStack, patience: float) -> str:
+    """Lock the run folder for as long as `stack` is open; returns the problem in one line, or an empty string.
+
+    The lock is the kernel's, so that a process that died holds none.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(exclusive(run_dir / LOCK, patience))
+    except NoLock as error:
+        return str(error)
+    except UserError:
+        return f"{run_dir} is in use by {_holder(run_dir)}; end that run, or choose another run_dir"
+    except OSError as error:
+        return f"cannot write to the run folder {run_dir}: {error.strerror}"
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return ""
+
+
+def _holder(run_dir: Path) -> str:
+    try:
+        return (run_dir / LOCK).read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of what lies in a run folder, none where it is not there; UserError where it cannot be read."""
+    try:
+        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except NotADirectoryError as error:
+        raise UserError(f"run_dir {folder} is a file; choose a folder") from error
+    except OSError as error:
+        raise UserError(f"cannot read the run folder {folder}: {error.strerror}") from error

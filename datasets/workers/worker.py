@@ -1,0 +1,255 @@
+"""What a loader's worker process does: fill a batch buffer with the crops it is told. Imports no torch."""
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.crop import Place, Slices, as_channels, near, overlap, place
+from scanfoundry.datasets.intensity import IntensityConfig, scaling
+from scanfoundry.datasets.plan import Draw
+from scanfoundry.datasets.processes import Handler
+from scanfoundry.datasets.sampling.excluded import read_excluded
+from scanfoundry.datasets.sampling.pairs import aligned
+from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
+from scanfoundry.datasets.shards.reader import BadSample, ShardReader
+from scanfoundry.datasets.storage.store import Store, Unavailable
+from scanfoundry.datasets.workers.shared_buffers import DTYPES, bits_of, view_of
+
+_INDICES = 64  # of shards, that a process keeps
+
+
+@dataclass(frozen=True)
+class SourceSetup:
+    """A source as a worker needs it."""
+
+    store: Store
+    shards: Sequence[ShardRecord]
+    flip_axes: Sequence[int]
+    exclude: str | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The first message to a worker."""
+
+    sources: Sequence[SourceSetup]
+    channels: int
+    foreground: float
+    intensity: IntensityConfig
+    open_shards: int  # that a worker keeps open
+    min_overlap: float = 0.0  # of two crops of one scan
+
+
+@dataclass(frozen=True)
+class Attach:
+    """The buffer `slot` of `size` bytes; its descriptor follows on the pipe."""
+
+    slot: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Fill the buffer `slot` with `draws`, the batch number `number` of this loader."""
+
+    number: int
+    slot: int
+    crop: Size3D
+    draws: list[Draw]
+    paired: bool = False  # the second half are the partners of the first
+
+
+@dataclass
+class Filled:
+    """A task's answer: what `batch.Crops` says of the voxels in the buffer, and whether bits of exclusion are there.
+
+    Where `bad` (position in the batch: reason) is not empty, the buffer is not to be used.
+    """
+
+    number: int
+    dtype: str
+    inside: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    scaling: NDArray[np.float32]
+    keys: list[str]
+    modalities: list[str]
+    bad: dict[int, str] = field(default_factory=dict)
+    excluded: bool = False
+
+
+class CropReader:
+    """Reads crops straight into buffers."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
+        self._opened: OrderedDict[ShardReader, None] = OrderedDict()  # those with an open file
+
+    def _reader(self, source: int, shard: int) -> ShardReader:
+        place = (source, shard)
+        if place not in self._readers:
+            chosen = self._setup.sources[source]
+            self._readers[place] = ShardReader(chosen.store, chosen.shards[shard])
+        self._readers.move_to_end(place)
+        return self._readers[place]
+
+    def _used(self, reader: ShardReader) -> None:
+        """Closes files that were used longest ago, so that few are held in a cache of remote shards."""
+        self._opened[reader] = None
+        self._opened.move_to_end(reader)
+        while len(self._opened) > self._setup.open_shards:
+            self._opened.popitem(last=False)[0].close()
+
+    def _forget(self) -> None:
+        """Lets go of indices that were used longest ago; between batches, since a batch holds its readers."""
+        while len(self._readers) > _INDICES:
+            reader = self._readers.popitem(last=False)[1]
+            self._opened.pop(reader, None)
+            reader.close()
+
+    def fill(self, task: Task, buffer: NDArray[np.uint8]) -> Filled:
+        """Fills `buffer` with the crops of `task`."""
+        count = len(task.draws)
+        dtype, readers, bad = self._survey(task)
+        filled = Filled(
+            task.number,
+            dtype,
+            np.zeros((count, 2, 3), np.int64),
+            np.zeros((count, 3), np.bool_),
+            np.zeros((count, 4), np.float32),
+            [""] * count,
+            [""] * count,
+            bad=bad,
+        )
+        voxels = view_of(buffer, dtype, task.crop, count, self._setup.channels)
+        batch = _Filling(task, readers, [None] * count, buffer, voxels, filled)
+        for position in batch.order():
+            reader = readers[position]
+            if reader is not None:
+                try:
+                    self._crop(batch, position, reader)
+                except (BadSample, ValueError) as error:
+                    bad[position] = str(error)
+                except (LookupError, ArithmeticError) as error:
+                    bad[position] = f"shard {reader.name}: its index is damaged ({type(error).__name__}: {error})"
+                self._used(reader)
+        self._forget()
+        return filled
+
+    def _survey(self, task: Task) -> tuple[str, list[ShardReader | None], dict[int, str]]:
+        """The dtype that holds all of the batch, the opened shards, and those that could not be opened."""
+        readers: list[ShardReader | None] = []
+        bad: dict[int, str] = {}
+        dtypes = set()
+        for position, draw in enumerate(task.draws):
+            try:
+                reader = self._reader(draw.source, draw.shard)
+            except Unavailable as error:
+                readers.append(None)
+                bad[position] = str(error)
+                continue
+            readers.append(reader)
+            entry = reader.entries[draw.sample]
+            # Colour that becomes grey has fractions.
+            mixed = entry.shape[0] > self._setup.channels
+            dtypes.add("float32" if mixed or entry.dtype not in DTYPES else entry.dtype)
+        return dtypes.pop() if len(dtypes) == 1 else "float32", readers, bad
+
+    def _crop(self, batch: "_Filling", position: int, reader: ShardReader) -> None:
+        """Writes one crop into the buffer, and what is to know of it; BadSample where it cannot be read."""
+        setup, draw, filled = self._setup, batch.task.draws[position], batch.filled
+        entry = reader.entries[draw.sample]
+        where = self._place(batch, position, entry)
+        if where is None:
+            return
+        of_scan, of_crop = overlap(where.start, entry.shape[1:], batch.task.crop)
+        target = batch.voxels[(position, slice(None), *of_crop)]
+        if entry.shape[0] == setup.channels:
+            reader.read_into(draw.sample, of_scan, target)
+        else:
+            np.copyto(target, as_channels(reader.read(draw.sample, of_scan), setup.channels), casting="unsafe")
+        exclude = setup.sources[draw.source].exclude
+        if exclude is not None:
+            excluded = read_excluded(reader, draw.sample, of_scan, exclude)
+            if excluded is not None:
+                batch.exclude(position, excluded, of_crop)
+        batch.places[position] = where
+        filled.inside[position] = [[part.start for part in of_crop], [part.stop for part in of_crop]]
+        filled.flips[position] = where.flips
+        low, high, centre, scale = scaling(entry.modality, entry.stats, setup.intensity)
+        filled.scaling[position] = low, high, centre, 1 / scale
+        filled.keys[position] = entry.key
+        filled.modalities[position] = entry.modality
+
+    def _place(self, batch: "_Filling", position: int, entry: SampleEntry) -> Place | None:
+        """Where a crop lies; None for the partner of one that could not be read: both will be replaced."""
+        setup, task, draw = self._setup, batch.task, batch.task.draws[position]
+        scan, axes = entry.shape[1:], setup.sources[draw.source].flip_axes
+        number = position - len(task.draws) // 2
+        if task.paired and number >= 0:
+            first, reader, partner = batch.places[number], batch.readers[number], task.draws[number]
+            if first is None or reader is None:
+                return None
+            if draw[2:5] != partner[2:5]:
+                if aligned(reader.entries[partner.sample], entry):
+                    return first
+            elif setup.min_overlap:
+                return near(first, draw.seed, scan, task.crop, setup.min_overlap, axes)
+        bitmap = unpack_bits(entry.foreground, entry.grid)
+        return place(draw.seed, scan, task.crop, bitmap, setup.foreground, axes)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """A task under way."""
+
+    task: Task
+    readers: list[ShardReader | None]
+    places: list[Place | None]  # of the crops that are done
+    buffer: NDArray[np.uint8]
+    voxels: NDArray  # (B, C, D, H, W), in the buffer
+    filled: Filled
+
+    def order(self) -> Iterable[int]:
+        """The positions, partners one after the other: they may be of one scan, which is opened once."""
+        count = len(self.task.draws)
+        if not self.task.paired:
+            return range(count)
+        return [position for first in range(count // 2) for position in (first, count // 2 + first)]
+
+    def exclude(self, position: int, excluded: NDArray[np.bool_], where: Slices) -> None:
+        """Marks voxels of the part `where` of a crop."""
+        count, channels = self.voxels.shape[:2]
+        bits = bits_of(self.buffer, self.task.crop, count, channels)
+        if not self.filled.excluded:
+            bits[:] = 0
+            self.filled.excluded = True
+        whole = np.zeros(self.task.crop, np.bool_)
+        whole[where] = excluded
+        bits[position] = np.packbits(whole)
+
+
+def worker(connection: Connection) -> Handler:
+    """Factory for `processes.Worker`."""
+    blosc2.set_nthreads(1)
+    reader = CropReader(connection.recv())
+    buffers: dict[int, NDArray[np.uint8]] = {}
+
+    def handle(message: Attach | Task) -> Iterator[Filled]:
+        if isinstance(message, Attach):
+            descriptor = recv_handle(connection)
+            buffers[message.slot] = np.frombuffer(mmap.mmap(descriptor, message.size), np.uint8)
+            os.close(descriptor)
+        else:
+            yield reader.fill(message, buffers[message.slot])
+
+    return handle

@@ -1,0 +1,128 @@
+"""Those who fill batch buffers: worker processes that may die, or this process itself."""
+
+from collections import Counter, deque
+from contextlib import suppress
+from multiprocessing.reduction import send_handle
+
+import blosc2
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.processes import Died, Worker, ready
+from scanfoundry.datasets.workers.shared_buffers import SharedBuffers
+from scanfoundry.datasets.workers.worker import Attach, CropReader, Filled, Setup, Task
+
+_FACTORY = "scanfoundry.datasets.workers.worker:worker"
+_QUEUED = 2  # tasks a worker holds, so that it never waits for the parent
+_DEATHS = 3  # of workers at one task
+
+
+class InProcess:
+    """Fills buffers in the calling process, one per call of `collect`."""
+
+    respawned = 0
+
+    def __init__(self, setup: Setup, ring: SharedBuffers) -> None:
+        blosc2.set_nthreads(1)  # blocks are small: threads only wait for each other
+        self._reader, self._ring = CropReader(setup), ring
+        self._waiting: deque[Task] = deque()
+
+    def submit(self, task: Task) -> None:
+        """Queues a task."""
+        self._waiting.append(task)
+
+    def collect(self) -> list[Filled]:
+        """Does the next task."""
+        task = self._waiting.popleft()
+        return [self._reader.fill(task, self._ring.view(task.slot))]
+
+    def close(self) -> None:
+        """Forgets what is queued."""
+        self._waiting.clear()
+
+
+class WorkerPool:
+    """`count` worker processes. One that dies is replaced and its tasks are done again, to the same result."""
+
+    def __init__(self, setup: Setup, ring: SharedBuffers, count: int, timeout: float) -> None:
+        self._setup, self._ring, self._timeout = setup, ring, timeout
+        self._waiting: deque[Task] = deque()
+        self._held: dict[Worker, deque[Task]] = {}
+        self._attached: dict[Worker, int] = {}
+        self._deaths: Counter[int] = Counter()
+        self.respawned = 0
+        for _ in range(count):
+            self._start()
+
+    def _start(self) -> None:
+        worker = Worker(_FACTORY)
+        worker.send(self._setup)
+        self._held[worker], self._attached[worker] = deque(), 0
+
+    def submit(self, task: Task) -> None:
+        """Queues a task."""
+        self._waiting.append(task)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            worker = min(self._held, key=lambda each: len(self._held[each]))
+            if len(self._held[worker]) == _QUEUED:
+                return
+            for slot in range(self._attached[worker], len(self._ring.descriptors)):
+                worker.send(Attach(slot, self._ring.size))
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    send_handle(worker.connection, self._ring.descriptors[slot], worker.process.pid)
+            self._attached[worker] = len(self._ring.descriptors)
+            self._held[worker].append(self._waiting.popleft())
+            worker.send(self._held[worker][-1])
+
+    def collect(self) -> list[Filled]:
+        """Waits for at least one worker to fill a buffer or to die; UserError where none does within the timeout."""
+        filled = []
+        replied = ready(self._held, self._timeout)
+        if not replied:
+            raise UserError(self._stuck())
+        for worker in replied:
+            reply = worker.receive()
+            if isinstance(reply, Died):
+                self._replace(worker, reply)
+            else:
+                self._held[worker].popleft()
+                filled.append(reply)
+        self._hand_out()
+        return filled
+
+    def _replace(self, worker: Worker, died: Died) -> None:
+        lost = self._held.pop(worker)
+        del self._attached[worker]
+        worker.close()
+        if lost:
+            self._deaths[lost[0].number] += 1
+            if self._deaths[lost[0].number] > _DEATHS:
+                raise UserError(
+                    f"worker processes died {_DEATHS + 1} times at one batch (exit status {died.status}: -9 is mostly "
+                    f"lack of memory, -7 a disk or a shard that went away); it reads {self._shards(lost[0])}"
+                )
+        self._waiting.extendleft(reversed(lost))
+        self.respawned += 1
+        self._start()
+
+    def _stuck(self) -> str:
+        reading = next((self._shards(tasks[0]) for tasks in self._held.values() if tasks), "nothing")
+        return (
+            f"no worker has filled a batch for {self._timeout:g} s (data.timeout_s): a disk or a network that hangs? "
+            f"one reads {reading}"
+        )
+
+    def _shards(self, task: Task) -> str:
+        sources = self._setup.sources
+        names = {sources[draw.source].store.shown(sources[draw.source].shards[draw.shard].name) for draw in task.draws}
+        return ", ".join(sorted(names))
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self._held:
+            worker.connection.close()
+        for worker in self._held:
+            worker.close()
+        self._held.clear()

@@ -1,0 +1,58 @@
+"""How a pre-trained encoder is adapted: which of its parameters learn, and from when on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from scanfoundry.configs.base import Config
+
+RecipeName = Literal["full", "staged", "frozen", "lora", "linear_probe", "attentive_probe", "knn"]
+Head = Literal["plain", "linear_probe", "attentive_probe", "knn"]
+PROBES: tuple[RecipeName, ...] = ("linear_probe", "attentive_probe", "knn")  # on features that are computed once
+STAGED_SHARE = 0.2  # of the steps that a staged encoder stands still, where `schedule.frozen_steps` says nothing
+
+
+class LoraConfig(Config):
+    """Low-rank updates of the encoder (Hu et al. 2021, arXiv 2106.09685): w + alpha / rank * B A."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class ProbeConfig(Config):
+    """Heads on frozen features."""
+
+    views: int = Field(default=4, ge=1)  # of each training scan: as it is, and augmented
+    neighbours: int = Field(default=20, ge=1)  # that vote; all training scans where there are fewer
+    temperature: float = Field(default=0.07, gt=0)  # of their votes: exp(cosine / temperature)
+    steps: int = Field(default=300, ge=1)  # of the attentive probe
+    heads: int = Field(default=8, ge=1)  # of its attention, at most
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training that a study compares."""
+
+    name: str  # the recipe's, or 'scratch'
+    recipe: RecipeName
+    pretrained: bool
+
+    def still(self, step: int, done: float, given: int) -> bool:
+        """Whether the encoder stands still at this step; `done`: share of the training, `given`: what the schedule
+        says of steps, 0 for nothing."""
+        if self.recipe == "staged":
+            return step < given if given else done < STAGED_SHARE
+        return self.recipe == "frozen"
+
+
+def head_of(recipe: RecipeName) -> Head:
+    """The kind of head that a recipe trains."""
+    return recipe if recipe in PROBES else "plain"  # type: ignore[return-value]
+
+
+def check_recipe(recipe: RecipeName, task: str) -> None:
+    """ValueError, for the configuration to refuse, where a recipe does not exist for a task."""
+    if recipe in PROBES and task != "classification":
+        raise ValueError(f"recipe '{recipe}' is for classification; for {task} take full, staged, frozen or lora")

@@ -1,0 +1,351 @@
+"""What a fine-tuning run is told: data, task, few-shot protocol, schedule. Every option has one reader."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, field_validator, model_validator
+
+from scanfoundry.backbones.registry import BackboneConfig
+from scanfoundry.configs.base import Config, Seed
+from scanfoundry.configs.geometry import PositiveSize3D
+from scanfoundry.datasets.modality import Modality
+from scanfoundry.datasets.readers.labels import IGNORED
+from scanfoundry.finetune.config.loss import LossConfig
+from scanfoundry.finetune.config.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
+from scanfoundry.finetune.config.time import Seconds
+from scanfoundry.finetune.config.unread_options import check_no_unread_options
+
+
+def _class_names(value: Any) -> Any:
+    """Whole numbers are names too; what YAML has turned into something else is not what was typed."""
+    if not isinstance(value, list):
+        return value
+    turned = [each for each in value if isinstance(each, bool | float) or each is None]
+    if turned:
+        raise ValueError(f"YAML reads one of these names as {turned[0]}: put names such as no, yes and 1.0 in quotes")
+    names = [str(each) if isinstance(each, int) else each for each in value]
+    if all(isinstance(name, str) for name in names) and len(set(names)) < len(names):
+        raise ValueError("a class is named twice")
+    return names
+
+
+ClassNames = Annotated[list[str], BeforeValidator(_class_names)]
+
+
+class SegmentationTask(Config):
+    """Label maps of integers, 0 the background."""
+
+    name: Literal["segmentation"] = "segmentation"
+    classes: ClassNames | None = None  # names of labels 1..n; None: read from the label maps
+    values: dict[int, str] | None = None  # class by value, several may share one; 'ignore': as `ignore`
+    ignore: int | None = None  # value of voxels that nobody has looked at: in no loss, no sample, no metric
+    tolerance: float = Field(default=1.0, gt=0)  # mm: a surface this near counts as right in the surface Dice (NSD)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SegmentationTask":
+        if self.values is not None and self.classes is not None:
+            raise ValueError("task.values names the classes by value: leave out task.classes")
+        if self.ignore == 0 or (self.values and self.values.get(0, "background").lower() != "background"):
+            raise ValueError("0 is the background: it is neither a class nor ignored")
+        named = {value for value, name in (self.values or {}).items() if value != 0 and name.lower() != IGNORED}
+        if self.values is not None and not named:
+            raise ValueError("task.values names no class")
+        if self.values and self.ignore is not None and self.values.get(self.ignore, IGNORED).lower() != IGNORED:
+            raise ValueError(f"{self.ignore} is both task.ignore and a class of task.values")
+        if self.classes and self.ignore is not None and 1 <= self.ignore <= len(self.classes):
+            raise ValueError(f"{self.ignore} is both task.ignore and a class of task.classes")
+        return self
+
+
+class ClassificationTask(Config):
+    """One class per scan, from a column of a list, an archive, or shards."""
+
+    name: Literal["classification"] = "classification"
+    id_column: str | None = None  # stem or file name of the scan; None: the first of id, file, filename, image, name
+    label_column: str = "class"
+    classes: ClassNames | None = None  # None: the values of the column, sorted
+
+
+class RegressionTask(Config):
+    """One number per scan, from a column of a list, an archive, or shards."""
+
+    name: Literal["regression"] = "regression"
+    id_column: str | None = None
+    label_column: str = "value"
+
+
+class DetectionTask(Config):
+    """Boxes of findings: from COCO, Pascal VOC or CSV, or of masks."""
+
+    name: Literal["detection"] = "detection"
+    id_column: str | None = None
+    label_column: str | None = None  # of a CSV of boxes: the class of each; None: 'label' where there is one
+    classes: ClassNames | None = None  # of findings; None: those of the boxes, or of the named values of the masks
+    masks: Literal["components", "instances"] = "components"  # instances: each value of a mask is one finding
+    whole_scan: bool | None = None  # scans scaled to fit the patch, or windows; None: by the size of the findings
+    min_voxels: int = Field(default=16, ge=1)  # findings of a mask below this are none
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)  # boxes below are not kept
+    boxes_per_scan: int = Field(default=50, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DetectionTask":
+        if self.masks == "instances" and self.classes is not None and len(self.classes) > 1:
+            raise ValueError("the values of instance masks are findings, not classes: give one class")
+        return self
+
+
+Task = Annotated[SegmentationTask | ClassificationTask | RegressionTask | DetectionTask, Field(discriminator="name")]
+
+Format = Literal["auto", "folders", "channels", "dataset", "list", "archive", "shards"]
+
+
+class LabelledData(Config):
+    """Where scans and labels lie; see docs/finetuning.md for what is read.
+
+    Patients and scans are hashed by their path below the folder that is given here, as `scanfoundry data build` of that
+    folder does: only then are patients of the pre-training recognised.
+    """
+
+    path: str | None = None  # what holds scans and labels: dataset.json or its folder, a list, an .npz, shards (or URL)
+    images: Path | None = None  # folder of scans whose labels lie elsewhere, or a pattern ('img_*.png')
+    labels: Path | list[Path] | None = None  # masks, CSV, COCO, VOC, names of mask values; a pattern
+    format: Format = "auto"
+    channels: dict[str, str] | None = None  # name: pattern ('*/t1.nii.gz') or folder; of a list: its column
+    allow_missing: bool = False  # cases may lack channels (but never all)
+    modality: Modality | dict[str, Modality] | None = None  # of all or by name; None: where the data set tells it
+    patient_regex: str | None = None  # its first group in the path is the patient; None: see identity.patient_of
+    key_file: Path | None = None  # key of the site, the one the shards were built with
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LabelledData":
+        if self.path is not None and self.images is not None:
+            raise ValueError("give data.path (a whole data set) or data.images (with data.labels), not both")
+        if self.channels is not None and not self.channels:
+            raise ValueError("data.channels names no channel")
+        return self
+
+    @property
+    def where(self) -> str:
+        """The folder, file or URL that was given; '' where none was."""
+        return self.path or (str(self.images) if self.images else "")
+
+    @property
+    def label_paths(self) -> list[Path]:
+        """`labels` as a list."""
+        return list(self.labels) if isinstance(self.labels, list) else [self.labels] if self.labels else []
+
+
+class SplitConfig(Config):
+    """Who is tested on. By default the rule of pre-training's `data.holdout`: equal fractions keep the patients apart.
+
+    `file` and `official` override it.
+    """
+
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    file: Path | None = None  # JSON: {"train": [ids], "test": [ids]}, or nnU-Net's splits_final.json
+    fold: int = Field(default=0, ge=0)  # of splits_final.json: its 'val' is tested on
+    official: bool = False  # the data set's own test split (MedMNIST, a column 'split', imagesTs)
+    allow_pretraining_overlap: bool = False  # transductive: test patients may have been pre-trained on, unlabelled
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SplitConfig":
+        if self.file is not None and self.official:
+            raise ValueError("give split.file or split.official, not both")
+        return self
+
+
+class ScheduleConfig(Config):
+    """Optimisation of one cell. None: the default of the backbone, see `optimisation.preset`."""
+
+    steps: int = Field(default=1000, ge=1)
+    minutes: float | None = Field(default=None, gt=0)  # end a cell after this time, the learning rate annealed in time
+    optimiser: Literal["auto", "sgd", "adamw"] = "auto"
+    lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    encoder_lr_scale: float = Field(default=1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
+    warmup_steps: int = Field(default=50, ge=0)
+    frozen_steps: int = Field(default=0, ge=0)  # recipe 'staged': the encoder stands still so long; 0: a fifth
+    average: float = Field(default=0.0, ge=0, lt=1)  # momentum of the average that is kept; 0: the last weights
+    clip_norm: float = Field(default=12.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
+    foreground: float = Field(default=0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
+
+
+class ValidationConfig(Config):
+    """What is held back of the training cases, by patient: to choose weights, temperature and post-processing."""
+
+    folds: int = Field(default=1, ge=1)  # from 2 on: so many models, each without one fold, that predict together
+    fraction: float = Field(default=0.0, ge=0, lt=1)  # held back from the one model; 0: nothing is
+    checks: int = Field(default=10, ge=1)  # looks at the held-back cases in a training; the best weights are kept
+    patience: int | None = Field(default=None, ge=1)  # end after so many checks without a better one
+    postprocess: bool = True  # remove small components and all but the largest where that helps the held-back cases
+    calibrate: bool = True  # fit a temperature to the held-back probabilities of classes
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ValidationConfig":
+        if self.folds > 1 and self.fraction:
+            raise ValueError("give validation.folds or validation.fraction, not both: each fold is held back in turn")
+        return self
+
+    @property
+    def any(self) -> bool:
+        """Whether cases are held back."""
+        return self.folds > 1 or self.fraction > 0
+
+
+class SelfTrainingConfig(Config):
+    """Scans without a label take part in the training of a segmentation with the labels that the model of the moment
+    gives them: of the training patients that are not among the shots (whose own labels are not used), and of the data
+    set's patients without a label; never of test patients. See benchmarks/results/finetuning.md for what it is worth.
+    """
+
+    rounds: int = Field(default=0, ge=0)  # times that they are labelled anew, spread over what is left; 0: they rest
+    start: float = Field(default=0.25, gt=0, lt=1)  # share of the training before the first time
+    min_steps: int = Field(default=400, ge=0)  # before the first time: labels of a network that knows little do harm
+    share: float = Field(default=0.5, gt=0, lt=1)  # of the training samples, from then on
+    scans: int = Field(default=200, ge=1)  # at most, drawn by the seed
+
+
+class AugmentationConfig(Config):
+    """Random changes of training samples. Axes: 0 = D, 1 = H, 2 = W."""
+
+    flip_axes: list[int] = []  # axes along which the anatomy may be mirrored
+    rotation: float = Field(default=15.0, ge=0, le=180)  # degrees, at most; not for boxes
+    scale: float = Field(default=0.2, ge=0, lt=1)  # zoom within 1/(1+scale)..1+scale
+    elastic: float = Field(default=0.0, ge=0, lt=0.4)  # see `elastic.random_warp`; not for boxes
+    probability: float = Field(default=0.5, ge=0, le=1)  # of each spatial change, and of each of intensity
+    gamma: float = Field(default=0.3, ge=0, lt=1)
+    brightness: float = Field(default=0.2, ge=0)  # in standard deviations
+    contrast: float = Field(default=0.25, ge=0, lt=1)
+    noise: float = Field(default=0.1, ge=0)
+    coarser: float = Field(default=1.0, ge=1)  # voxels up to so many times as large along each axis, and back
+    channel_dropout: float = Field(default=0.0, ge=0, lt=1)  # of each channel of a sample, never of all of them
+
+    @field_validator("flip_axes")
+    @classmethod
+    def _axes(cls, value: list[int]) -> list[int]:
+        if any(axis not in (0, 1, 2) for axis in value) or len(set(value)) < len(value):
+            raise ValueError("axes are 0 (D), 1 (H) and 2 (W), each once")
+        return value
+
+
+class PlanOverrides(Config):
+    """Values the planner would choose itself."""
+
+    patch: PositiveSize3D | None = None
+    batch: int | None = Field(default=None, ge=1)
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+
+
+class InferenceConfig(Config):
+    """Prediction of whole scans."""
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    mirror: bool = False  # mean over all mirrorings along augmentation.flip_axes
+
+
+class FinetuneConfig(Config):
+    """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
+
+    rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+        "budget": {"schedule.steps": ("schedule.steps",), "schedule.minutes": ("schedule.minutes",)},
+        "schedule.steps": {"budget": ("budget",)},
+        "schedule.minutes": {"budget": ("budget",)},
+        "checkpoint": {"backbone": ("backbone",)},
+        "backbone": {
+            "checkpoint": ("checkpoint", "recipes"),
+            "recipes": ("recipes",),
+            "schedule.encoder_lr_scale": ("schedule.encoder_lr_scale",),
+            "schedule.frozen_steps": ("schedule.frozen_steps",),
+        },
+        "data.path": {"data.images": ("data.images", "data.labels")},
+        "data.images": {"data.path": ("data.path",)},
+        "split.file": {"split.official": ("split.official",), "split.test_fraction": ("split.test_fraction",)},
+        "split.official": {
+            "split.file": ("split.file", "split.fold"),
+            "split.test_fraction": ("split.test_fraction",),
+        },
+        "split.test_fraction": {"split.file": ("split.file", "split.fold"), "split.official": ("split.official",)},
+        "validation.folds": {"validation.fraction": ("validation.fraction",)},
+        "validation.fraction": {"validation.folds": ("validation.folds",)},
+    }
+
+    run_dir: Path
+    task: Task
+    data: LabelledData
+    checkpoint: Path | None = None  # pre-training run folder or safetensors file
+    backbone: BackboneConfig | None = None  # from scratch only; a checkpoint brings its own
+    recipes: list[RecipeName] = ["full"]  # how the checkpoint is adapted; the first one's model is kept
+    compare_scratch: bool = True  # beside a checkpoint: the same cases and steps from random weights
+    shots: list[Annotated[int, Field(ge=1)] | Literal["all"]] = [5]
+    seeds: list[Seed] = [0]
+    split: SplitConfig = SplitConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    budget: Seconds | None = None  # '10min': of the whole study, training and testing; in place of schedule.steps
+    validation: ValidationConfig = ValidationConfig()
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
+    probe: ProbeConfig = ProbeConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    plan: PlanOverrides = PlanOverrides()
+    inference: InferenceConfig = InferenceConfig()
+    bootstrap: int = Field(default=1000, ge=10)  # resamples behind each interval
+    worst_cases: int = Field(default=6, ge=0)  # pictures in the report
+    keep_weights: Literal["best", "all"] = "best"
+    checkpoint_minutes: float = Field(default=5.0, ge=0)  # work that a kill may cost, about; 0: saved after every step
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FinetuneConfig":
+        if self.checkpoint is None and self.backbone is None:
+            raise ValueError("give a checkpoint, or a backbone to train from scratch")
+        if self.checkpoint is not None and self.backbone is not None:
+            raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
+        self._check_recipes()
+        self.loss.check_options_read(self.task.name)
+        if self.augmentation.elastic and self.task.name == "detection":
+            raise ValueError("augmentation.elastic: a deformed box is no box; leave it out")
+        if self.self_training.rounds and self.task.name != "segmentation":
+            raise ValueError("self_training is for segmentation: leave it out")
+        if self.budget and (self.schedule.minutes or self.schedule.steps != ScheduleConfig().steps):
+            raise ValueError(
+                "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"
+            )
+        check_no_unread_options(self)
+        if not self.shots or not self.seeds:
+            raise ValueError("'shots' and 'seeds' need one value each at least")
+        if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("'shots' and 'seeds' must not repeat a value")
+        return self
+
+    @classmethod
+    def gives_way(cls, typed: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
+        """Of the file: what belongs to another recipe or task than those that were typed."""
+        told = [typed.get("task.name", typed.get("task")), content.get("task")]
+        task, before = (each.get("name") if isinstance(each, dict) else each for each in told)
+        idle = [] if task in (None, before) else ["self_training", "loss", "schedule.foreground", "inference.overlap"]
+        idle += ["augmentation.elastic", "augmentation.rotation"] if idle and task == "detection" else []
+        if (recipes := typed.get("recipes")) is not None and "staged" not in str(recipes):
+            idle.append("schedule.frozen_steps")
+        return idle
+
+    def _check_recipes(self) -> None:
+        if not self.recipes or len(set(self.recipes)) < len(self.recipes):
+            raise ValueError("'recipes' needs one at least, each once")
+        if self.checkpoint is None and self.recipes != ["full"]:
+            raise ValueError("from scratch everything is trained: 'recipes' are for a checkpoint")
+        if self.schedule.frozen_steps and "staged" not in self.recipes:
+            raise ValueError("schedule.frozen_steps is for recipe 'staged'")
+        for name in self.recipes:
+            check_recipe(name, self.task.name)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The checkpoint by each recipe, and training from scratch, as far as this run has them."""
+        scratch = Arm("scratch", "full", pretrained=False)
+        if self.checkpoint is None:
+            return [scratch]
+        adapted = [Arm(name, name, pretrained=True) for name in self.recipes]
+        return [*adapted, scratch] if self.compare_scratch else adapted

@@ -1,0 +1,126 @@
+"""`predict`: a fine-tuned model on new scans; output in the geometry of the input."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scanfoundry.backbones.models.release import sha256
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.text import printable
+from scanfoundry.datasets.readers.scratch import scratch_below
+from scanfoundry.finetune.model_file import INFO, load_model, pick_device
+from scanfoundry.finetune.predict.batch import Force, PredictionBatch
+from scanfoundry.finetune.predict.inputs import InputCase, cases_of, find_items
+from scanfoundry.finetune.predict.progress import is_under_way, opened
+from scanfoundry.finetune.predict.tables import Table, only_reasons
+from scanfoundry.finetune.predict.writing import FORMATS, SUFFIXES, Options, Writer, columns_of
+from scanfoundry.finetune.task import Adapter
+
+DEVICES = ("auto", "cpu", "cuda")
+TABLES = {"segmentation": "predictions.csv", "detection": "predictions.json"}
+SOME_FAILED = 3  # the command line's exit code
+
+Tell = Callable[[str], None]
+
+
+class SomeFailed(UserError):
+    """The batch is done, and some inputs could not be predicted: they are in the table, with the reason."""
+
+    exit_code = SOME_FAILED
+
+
+@scratch_below("out")
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    device: str = "auto",
+    format: str = "auto",
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    tell: Tell | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Predict every scan under `inputs` (files or folders) with the model of a fine-tuning run; gives what it wrote.
+
+    Segmentation: a label map for each scan and the volumes of all in predictions.csv. Classification: predictions.csv.
+    Detection: predictions.json, and a structured report for each DICOM series. See docs/finetuning.md.
+    The table grows with every scan. The same call goes on where a killed one was; nothing that is finished is done
+    again.
+    format   'auto' (NIfTI for volumes, PNG for images, DICOM-SEG for DICOM), 'nifti', 'dicom-seg'
+    tell     takes lines for people: what fell back to another format, and each scan that failed; stderr by default
+    force    predict also what is evidently of another kind than the training scans (an MR for a model of CT)
+    Raises UserError before any work for an unusable model, input or output folder; SomeFailed after all of it where a
+    scan could not be predicted: the others are then written, and it is in the table with the reason.
+    """
+    tell = tell or (lambda line: print(printable(line), file=sys.stderr))
+    model, out, inputs = Path(model), Path(out), [Path(path) for path in inputs]
+    adapter, members = load_model(model)
+    options = _checked(adapter, device, format, probabilities, uncertainty)
+    items, refused = find_items(inputs)
+    items, others = cases_of(items, adapter.spec.channels)
+    table = out / TABLES.get(adapter.spec.task.name, "predictions.csv")
+    _check_output(inputs, out, items, table)
+    place = pick_device(device)
+    serial = _serial(model)
+    command = f"{serial} {options} {force}"
+    with opened(out, hashlib.sha256(command.encode()).hexdigest()[:16]) as progress:
+        writer = Writer(adapter, options, out, serial, tell)
+        batch = PredictionBatch(
+            adapter, [member.to(place) for member in members], place, writer, progress,
+            Table(table, columns_of(adapter.spec)), tell, Force(force),
+        )  # fmt: skip
+        try:
+            failed = batch.run(items, [*refused, *others])
+        except KeyboardInterrupt:
+            tell(f"stopped after {batch.over} of {len(items)} inputs: the same command goes on with the others")
+            raise
+        progress.complete()
+    writer.written.append(table)
+    if failed:
+        done = f"{batch.predicted} scans are in {out}"
+        raise SomeFailed(
+            f"{len(failed)} inputs could not be predicted (in {table.name}, with the reason; the first: {failed[0]}); "
+            f"{done}"
+        )
+    return writer.written
+
+
+def _checked(adapter: Adapter[Any, Any], device: str, format: str, probabilities: bool, uncertainty: bool) -> Options:
+    task = adapter.spec.task.name
+    if device not in DEVICES:
+        raise UserError(f"device '{device}' is not known: choose {', '.join(DEVICES)}")
+    if format not in FORMATS:
+        raise UserError(f"format '{format}' is not known: choose {', '.join(FORMATS)}")
+    if task != "segmentation":
+        for name, asked in (
+            ("format", format != "auto"),
+            ("probabilities", probabilities),
+            ("uncertainty", uncertainty),
+        ):
+            if asked:
+                raise UserError(f"--{name} is for segmentation; the outputs of {task} are always the same")
+    return Options(format, probabilities, uncertainty)
+
+
+def _check_output(inputs: Sequence[Path], out: Path, items: Sequence[InputCase], table: Path) -> None:
+    """UserError where something would be written over, or would be found as an input the next time.
+
+    What an unfinished batch has left is no obstacle, nor a table that tells of failures alone.
+    """
+    for given in inputs:
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            raise UserError(f"the output folder {out} lies in the input folder {given}; put it elsewhere")
+    if is_under_way(out):
+        return
+    candidates = [out / (item.name + suffix) for item in items for suffix in SUFFIXES]
+    there = [path for path in ([] if only_reasons(table) else [table]) + candidates if path.exists()]
+    if there:
+        raise UserError(f"{there[0]} is there already and is not written over; choose another --out")
+
+
+def _serial(model: Path) -> str:
+    """Tells this model from others, in DICOM objects."""
+    return sha256((model if model.is_dir() else model.parent) / INFO)[:16]

@@ -1,0 +1,155 @@
+"""`results.json`: every number of a study, with intervals, and what has to be known to read them."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel
+
+from scanfoundry.finetune.cases.cases import UNLABELLED, CaseList
+from scanfoundry.finetune.checks.check import Checked
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.metrics.intervals import Interval, difference, interval
+from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.study.caveats import caveats
+from scanfoundry.finetune.study.label_caveats import caveats_of_labels, label_maps
+from scanfoundry.finetune.study.split import Split, class_counts
+from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.training.optimisation import preset
+
+SCRATCH = "scratch"
+
+
+class Row(BaseModel):
+    """One arm at one number of shots, over all seeds."""
+
+    arm: str
+    shots: int | str
+    train_cases: int
+    metrics: dict[str, Interval]
+
+
+class Difference(BaseModel):
+    """An arm minus scratch at one number of shots: same cases, same steps, same test cases."""
+
+    arm: str
+    shots: int | str
+    metrics: dict[str, Interval]
+
+
+class Results(BaseModel):
+    """The file's content."""
+
+    format_version: int = 1
+    task: str
+    headline: str
+    overview: list[str]  # the metrics that a table shows; `table` and `paired` hold all of them
+    classes: list[str]
+    table: list[Row]
+    paired: list[Difference]
+    cells: list[TrialResult]
+    data: dict[str, Any]
+    setup: dict[str, Any]
+    left_out: dict[str, int]
+    warnings: list[str]
+    versions: dict[str, str]
+
+
+def summarise(
+    config: FinetuneConfig,
+    spec: Spec,
+    sides: Split,
+    found: CaseList,
+    cells: Sequence[TrialResult],
+    checked: Checked | None = None,
+) -> Results:
+    """Means, intervals and paired differences of the finished cells; what was `checked` in their label maps."""
+    adapter = adapter_for(spec)
+    table, paired = [], []
+    for k in config.shots:
+        by_arm = {arm.name: [c for c in cells if c.arm == arm.name and c.shots == k] for arm in config.arms}
+        records = {arm: [cell.records for cell in group] for arm, group in by_arm.items()}
+        for arm, group in by_arm.items():
+            values = {n: interval(records[arm], f, config.bootstrap) for n, f in adapter.metrics().items()}
+            table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
+        for arm in (name for name in records if SCRATCH in records and name != SCRATCH):
+            gain = {
+                n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in adapter.metrics().items()
+            }
+            paired.append(Difference(arm=arm, shots=k, metrics=gain))
+    undefined = any(row.metrics[adapter.headline].value is None for row in table)
+    shown = caveats(config, sides, cells, adapter.headline if undefined else None)
+    maps = label_maps(spec, sides, checked) if checked is not None else []
+    if checked is not None:
+        shown = [*caveats_of_labels(maps, cells, checked), *shown]
+    return Results(
+        task=config.task.name,
+        headline=adapter.headline,
+        overview=list(adapter.overview),
+        classes=spec.classes,
+        table=table,
+        paired=paired,
+        cells=list(cells),
+        data=_data(spec, sides, found) | {"label_maps": [row.model_dump() for row in maps]},
+        setup=_setup(config, spec),
+        left_out=left_out(config, sides, found),
+        warnings=found.warnings + shown,
+        versions=versions(),
+    )
+
+
+def left_out(config: FinetuneConfig, sides: Split, found: CaseList) -> dict[str, int]:
+    """What did not take part; scans without a label do by self-training."""
+    used = len(sides.unlabelled) if config.self_training.rounds else 0
+    return {why: n for why, count in found.left_out.items() if (n := count - used * (why == UNLABELLED))}
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    names = ("scanfoundry", "torch", "monai", "numpy", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _data(spec: Spec, sides: Split, found: CaseList) -> dict[str, Any]:
+    everyone = sides.pool + sides.test
+    return {
+        "cases": len(found.cases),
+        "patients": len({case.patient for case in everyone}),
+        "pool_cases": len(sides.pool),
+        "test_cases": len(sides.test),
+        "test_patients": len({case.patient for case in sides.test}),
+        "test_patients_pretrained_on": sides.overlap,
+        "pool_patients_pretrained_on": sides.pool_overlap,
+        "pretraining_patients": sides.pretrained_on,
+        "classes_in_pool": class_counts(sides.pool, spec.classes),
+        "classes_in_test": class_counts(sides.test, spec.classes),
+        "fingerprint": spec.plan.fingerprint.model_dump(),
+        "modality": spec.modality,
+    }
+
+
+def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
+    return {
+        "backbone": spec.backbone.model_dump(mode="json"),
+        "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
+        "recipes": config.recipes,
+        "optimiser": preset(config.schedule, spec.backbone.name).model_dump(),
+        "schedule": config.schedule.model_dump(mode="json"),
+        "validation": config.validation.model_dump(mode="json"),
+        "self_training": config.self_training.model_dump(mode="json"),
+        "budget_seconds": config.budget,
+        "augmentation": config.augmentation.model_dump(mode="json"),
+        "inference": config.inference.model_dump(mode="json"),
+        "intensity": spec.intensity.model_dump(mode="json"),
+        "split": config.split.model_dump(mode="json"),
+        "seeds": config.seeds,
+        "bootstrap": config.bootstrap,
+    }

@@ -1,0 +1,74 @@
+"""`scanfoundry data build` and `data check`: options in, lines and exit code out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from scanfoundry.configs.console import Console
+from scanfoundry.configs.errors import UserError, UserErrors
+
+if TYPE_CHECKING:
+    pass
+
+
+def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
+    """Build shards with a progress bar and print the summary."""
+    from pydantic import ValidationError
+
+    from scanfoundry.configs.parsing.checking import explain
+    from scanfoundry.datasets.shards.build import BuildOptions, build
+    from scanfoundry.launch.build_summary import describe_build
+
+    columns = options.get("label_columns") or []  # --label-columns age,sex is two of them
+    options["label_columns"] = [name for words in columns for name in words.split(",") if name.strip()]
+    try:
+        checked = BuildOptions(**{k: v for k, v in options.items() if v is not None})
+    except ValidationError as error:
+        found = [f"--{line.replace('_', '-', line.partition(':')[0].count('_'))}" for line in
+                 explain(BuildOptions, error)]  # fmt: skip
+        raise UserErrors("the options", found) if len(found) > 1 else UserError(found[0]) from error
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("building", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        summary = build(inputs, out, checked, progress)
+    print(describe_build(summary))
+
+
+def check_command(folder: Path, contact_sheet: Path | None) -> None:
+    """Check shards and print what is there."""
+    from scanfoundry.datasets.shards.check import check
+
+    report = check(folder, contact_sheet or folder / "contact_sheet.png")
+    print(
+        f"{folder}: {report.scans} scans of {report.patients} patients in {report.shards} shards "
+        f"({report.bytes / 2**20:.1f} MiB), all checksums right, {report.duplicates or 'no'} duplicates"
+    )
+    for name, one in report.modalities.items():
+        shape = " x ".join(_range(*each) for each in one.shape)
+        spacing = " x ".join(_range(*each) for each in one.spacing)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(one.dtypes.items()))
+        print(f"  {name}: {one.scans} scans ({kinds}), {shape} voxels of {spacing} mm, {_range(*one.intensity)}")
+        print(f"    spacing in plane: {_histogram(one.in_plane)}")
+        if any(one.between):
+            print(f"    between slices:   {_histogram(one.between)}")
+    for title, counts in (("labels", report.labels), ("look at", report.warnings)):
+        if any(counts.values()):
+            print(f"  {title}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count))
+    print(f"  contact sheet: {report.contact_sheet}")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _histogram(counts: list[int]) -> str:
+    from scanfoundry.datasets.shards.summary import SPACING_BINS
+
+    names = [f"up to {edge:g} mm" for edge in SPACING_BINS] + [f"above {SPACING_BINS[-1]:g} mm"]
+    return ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True) if count)

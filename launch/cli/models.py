@@ -1,0 +1,120 @@
+"""`scanfoundry models ...`: options in, lines out."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from scanfoundry.backbones import models_folder
+from scanfoundry.configs.console import Console
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.text import printable
+from scanfoundry.launch.zoo.catalogue import Entry, entry_of, of_family, sized
+from scanfoundry.launch.zoo.converting import Target, Words, check_same_options, convert
+from scanfoundry.launch.zoo.get import Wish, get
+from scanfoundry.launch.zoo.origin import read_origin
+
+COMMERCIAL = {"yes": "yes", "no": "NO", "unknown": "unknown"}
+
+
+def list_command(family: str | None) -> None:
+    """The catalogue as a table."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("name", "download", "verified by", "licence", "commercial use", "installed", "what"):
+        table.add_column(name, no_wrap=True)
+    for entry in of_family(family):
+        table.add_row(
+            entry.name, sized(entry), _sum(entry), entry.licence, COMMERCIAL[entry.commercial_use],
+            "yes" if read_origin(models_folder() / entry.name) else "no", entry.title,
+        )  # fmt: skip
+    console = Console()
+    console.width = max(console.width, 200)  # a cut name or licence would be worse than a wrapped line
+    console.print(table)
+    print(f"installed models lie in {models_folder()}; 'scanfoundry models get NAME' installs one")
+
+
+def _sum(entry: Entry) -> str:
+    if entry.download.sha256:
+        return "sha256"
+    return "part of md5" if entry.download.md5_prefix else "nothing known"
+
+
+def get_command(name: str, wish: Wish) -> None:
+    """Install a model, with a progress bar on a terminal."""
+    entry = entry_of(name)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(entry.name, total=None)
+        target = get(
+            entry,
+            wish,
+            say=lambda text: print(text, file=sys.stderr, flush=True) if bar.disable else bar.print(text),
+            told=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    use = entry.name if wish.out is None else target
+    from scanfoundry.backbones.models.release import INFO, read_info
+
+    backbone = read_info(target / INFO).backbone.model_dump_json()
+    print(f"{target}\nfine-tuning: checkpoint={use}\npre-training: init: {use}, with backbone: {_spaced(backbone)}")
+
+
+def _spaced(text: str) -> str:
+    """JSON as people write it, which YAML takes too."""
+    return json.dumps(json.loads(text))
+
+
+def inspect_command(path: Path) -> None:
+    """Print what is inside."""
+    from scanfoundry.launch.zoo.inspecting import inspect
+
+    for line in inspect(path):
+        print(printable(line))
+
+
+def export_command(
+    run: Path,
+    out: Path,
+    *,
+    to: Target,
+    check: Path | None,
+    push: str | None,
+    private: bool,
+    licence: str | None,
+    intended_use: str,
+    citation: str | None,
+    metrics: Path | None,
+    without_patients: bool,
+) -> None:
+    """Write a release folder, and push it where that is asked for; or ONNX, or a MONAI bundle."""
+    check_same_options(
+        to,
+        {
+            "check": check, "push": push, "private": private, "licence": licence, "intended-use": intended_use,
+            "citation": citation, "metrics": metrics, "without-patients": without_patients,
+        },
+    )  # fmt: skip
+    if to != "release":
+        print(convert(run, out, to, check, Words(licence or "", intended_use, citation or "")))
+        return
+    from scanfoundry.launch.zoo.exporting import Terms, check_terms, export, exported_before
+
+    if push is not None and push.count("/") != 1:
+        raise UserError(f"--push takes USER/NAME, not '{push}'")
+    if private and push is None:
+        raise UserError("--private says how to push: give --push USER/NAME too")
+    terms = Terms(licence, intended_use, citation, metrics, not without_patients)
+    before = exported_before(out) if push is not None and terms == Terms() else None
+    exported = before or export(run, out, terms, push)
+    if before:
+        print(f"{out} was exported before: it is pushed as it is", file=sys.stderr)
+    print(f"{exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
+    if not exported.licence:
+        print("it has no licence yet: README.md says so (--licence)", file=sys.stderr)
+    if push is not None:
+        from scanfoundry.launch.zoo.pushing import push as upload
+
+        check_terms(exported)
+        print(upload(exported.folder, push, private))

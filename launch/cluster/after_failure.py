@@ -1,0 +1,96 @@
+"""`python -m scanfoundry.launch.cluster.after_failure FOLDER CODE`: what a SLURM job's shell runs last.
+
+FOLDER is submitit's, CODE the exit code of srun. Decides whether SLURM shall start the job again, and tells it.
+
+With `guard` in place of the code it waits beside the tasks for the TERM that SLURM sends when the limit has come: a
+checkpoint that took longer than `signal_delay_s` must not end the run, and the shell itself is killed with its tasks.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scanfoundry.configs.text import printable
+from scanfoundry.launch.cluster.job_folder import JobFolder, newest_step
+from scanfoundry.launch.cluster.policy import Verdict, decide, sum_up
+from scanfoundry.launch.cluster.slurm import ENDED_FROM_OUTSIDE, shown
+
+ENDING_S = 20.0  # within which SLURM ends a job that was cancelled
+MEMBERS = "members.json"  # in submitit's folder: the job folder of each index of an array
+
+
+def write_members(logs: Path, folders: list[Path]) -> None:
+    """Say which index of the array is which job; a single job is a list of one."""
+    (logs / MEMBERS).write_text(json.dumps([str(folder) for folder in folders]))
+
+
+def member(logs: Path, index: int) -> JobFolder:
+    """The job folder of one index."""
+    return JobFolder(Path(json.loads((logs / MEMBERS).read_text())[index]))
+
+
+def conclude(job: JobFolder, life: str, code: int) -> Verdict:
+    """Judge the life that just ended, and write the verdict down."""
+    facts = job.facts()
+    end = sum_up(job.ends(life), facts.tasks, code, job.is_cancelled, newest_step(Path(facts.run_dir)))
+    verdict = decide(job.past(), end, facts)
+    with contextlib.suppress(OSError):  # a full disk must not keep the verdict from SLURM
+        job.note("end", life=life, code=code, kind=end.kind, step=end.step, reason=verdict.reason,
+                 action=verdict.action)  # fmt: skip
+    return verdict
+
+
+def main() -> int:
+    """Judge, and requeue where the verdict is so; the exit code is the job's."""
+    index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ["SLURM_JOB_ID"]
+    job = member(Path(sys.argv[1]), int(index or 0))
+    if index is not None:
+        number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}"  # scancel does nothing to an index by its own id
+    if sys.argv[2] == "guard":
+        return guard(job, number)
+    outside = shown(number)
+    if outside is not None and outside.state in ENDED_FROM_OUTSIDE:
+        # scancel, a preemption, a requeue by hand: SLURM has decided already; the time limit is the guard's.
+        _say(number, f"ended from outside ({outside.state.lower()})")
+        return int(sys.argv[2])
+    return follow(job, number, int(sys.argv[2]))
+
+
+def guard(job: JobFolder, number: str) -> int:
+    """Wait for TERM; if the time limit sent it, ask for the next life within the seconds before the KILL."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
+    outside = shown(number)
+    if outside is None or not outside.over_time or job.is_cancelled:
+        return 0
+    _say(number, "the time limit came before all was saved; a longer signal_delay_s would lose less")
+    return follow(job, number, 128 + signal.SIGTERM)
+
+
+def follow(job: JobFolder, number: str, code: int) -> int:
+    """Judge the life that ended with `code`, and do what the verdict says; gives the job's exit code."""
+    life = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+    verdict = conclude(job, life, code)
+    _say(number, verdict.reason)
+    if verdict.action == "requeue":
+        asked = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
+        if asked.returncode:
+            _say(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
+        return code or 1
+    if job.is_cancelled:
+        subprocess.run(["scancel", number], capture_output=True)
+        time.sleep(ENDING_S)  # a shell that ends first would leave the job COMPLETED
+    return verdict.code
+
+
+def _say(number: str, text: str) -> None:
+    print(f"scanfoundry: job {number}: {printable(text)}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

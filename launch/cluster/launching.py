@@ -1,0 +1,140 @@
+"""`scanfoundry launch CONFIG`: resolve every run, check all, submit, and wait where asked to."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check, find, load, read_yaml
+from scanfoundry.launch.cluster import source_copy, sweep
+from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder, job_folders
+from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format, check_plain_folder
+from scanfoundry.launch.cluster.overview import is_active
+from scanfoundry.launch.cluster.wait import wait_for
+
+if TYPE_CHECKING:
+    from scanfoundry.pretrain.config.run import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be submitted. parent: the run folder, or the folder of a sweep's runs."""
+
+    parent: Path
+    configs: list["PretrainConfig"]
+    members: list[sweep.Member]
+    stamp: str
+
+    @property
+    def logs(self) -> Path:
+        """submitit's folder: scripts, logs, the snapshot. A new one each time, since job ids come again."""
+        return self.parent / "jobs" / self.stamp
+
+    @property
+    def folders(self) -> list[JobFolder]:
+        """A job folder in each run folder."""
+        return [JobFolder(config.run_dir / "jobs" / self.stamp) for config in self.configs]
+
+
+def launch_command(source: str, words: list[str], cluster: str, asked: dict[str, Any], defaults: str | None,
+                   wait: bool | None, dry_run: bool, take_snapshot: bool) -> int:  # fmt: skip
+    """Submit the run or the sweep; returns the exit code: 0 submitted or complete, else that of a job that failed."""
+    base = read_yaml(find(defaults, "cluster")) if defaults else {}
+    config = check(ClusterConfig, {**base, **asked}, "launch options")
+    check_own_format(cluster, config)
+    plan = make_plan(source, words)
+    for one in plan.configs:
+        check_plain_folder(one.run_dir, cluster, take_snapshot)
+    if dry_run:
+        _show(plan, cluster, config, take_snapshot)
+        return 0
+    wait = cluster == "local" if wait is None else wait
+    if cluster == "local" and len(plan.configs) > 1 and not wait:
+        raise UserError("a sweep on this machine runs one job after another and has to be waited for; drop --no-wait")
+    for folder in plan.folders:
+        for other in job_folders(folder.path.parents[1]):
+            if is_active(other):
+                raise UserError(
+                    f"job {other.facts().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
+                    "ends it, or choose another run_dir"
+                )
+    return _submit(plan, cluster, config, wait, take_snapshot)
+
+
+def make_plan(source: str, words: list[str]) -> Plan:
+    """Every run, checked: its configuration, and that its folder does not hold another run already."""
+    from scanfoundry.pretrain.config.run import PretrainConfig
+    from scanfoundry.pretrain.training.run_folder import check_same_run
+
+    members = sweep.expand(words)
+    configs = []
+    for member in members:
+        config = load(PretrainConfig, source, "pretrain", list(member.words))
+        content = config.model_dump(mode="json")
+        content["run_dir"] = str(config.run_dir.absolute() / member.name)
+        for one in content["data"]["sources"]:
+            if "://" not in one["path"]:
+                one["path"] = str(Path(one["path"]).absolute())
+        configs.append(check(PretrainConfig, content, source))
+        check_same_run(configs[-1])
+    parent = configs[0].run_dir.parent if members[0].name else configs[0].run_dir
+    return Plan(parent, configs, members, time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}")
+
+
+def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_snapshot: bool) -> int:
+    from scanfoundry.launch.cluster.submit import submit
+
+    folders, contents = plan.folders, [one.model_dump(mode="json") for one in plan.configs]
+    try:
+        plan.logs.mkdir(parents=True, exist_ok=True)
+        code = plan.logs / "code" if take_snapshot else None
+        digest = source_copy.take(code) if code else None
+        if len(folders) > 1:
+            sweep.write(plan.parent, plan.members)
+        for folder, one in zip(folders, plan.configs, strict=True):
+            folder.write_facts(_facts(plan, cluster, config, one, digest))
+        worst, step = 0, 1 if cluster == "local" else len(folders)
+        for i in range(0, len(folders), step):  # this machine takes one after another, SLURM all at once
+            ids = submit(cluster, contents[i : i + step], folders[i : i + step], config, plan.logs, code)
+            for job_id, one in zip(ids, plan.configs[i:], strict=False):
+                print(f"job {job_id}; run folder {one.run_dir}; log {plan.logs / f'{job_id}_0_log.out'}", flush=True)
+            if wait:
+                worst = max([worst, *(wait_for(folder) for folder in folders[i : i + step])])
+    except (OSError, RuntimeError) as error:
+        for folder in folders:  # what was not submitted leaves nothing behind
+            if folder.exists and folder.facts().job_id is None:
+                shutil.rmtree(folder.path, ignore_errors=True)
+        if not any(folder.exists for folder in folders):
+            shutil.rmtree(plan.logs, ignore_errors=True)
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise UserError(f"could not submit to {cluster}: {reason}") from error
+    return worst
+
+
+def _facts(plan: Plan, cluster: str, config: ClusterConfig, run: "PretrainConfig", digest: str | None) -> JobFacts:
+    return JobFacts(
+        cluster=cluster, run_dir=str(run.run_dir), logs=str(plan.logs), tasks=config.tasks, steps=run.steps,
+        host=os.uname().nodename, submitted=time.time(), timeout_min=config.timeout_min,
+        signal_delay_s=config.signal_delay_s, max_requeues=config.max_requeues,
+        max_crash_requeues=config.max_crash_requeues, code=digest,
+    )  # fmt: skip
+
+
+def _show(plan: Plan, cluster: str, config: ClusterConfig, take_snapshot: bool) -> None:
+    """`--dry-run`: what would be submitted, and what it needs of each GPU; nothing is written."""
+    import yaml
+
+    from scanfoundry.launch.cluster.dry_run import describe
+    from scanfoundry.launch.cluster.submit import script
+
+    for member, run in zip(plan.members, plan.configs, strict=True):
+        print(f"run folder {run.run_dir}" + (f" ({' '.join(member.words)})" if member.name else ""))
+    print("\njob:\n" + yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False).rstrip())
+    if cluster == "slurm":
+        print("\nsbatch script:\n" + script(config, plan.logs, plan.logs / "code" if take_snapshot else None,
+                                            len(plan.configs)).rstrip())  # fmt: skip
+    for member, run in zip(plan.members, plan.configs, strict=True):
+        print("\n" + "\n".join([*([member.name] if member.name else []), *describe(run, config)]))

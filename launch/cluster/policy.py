@@ -1,0 +1,77 @@
+"""What follows when a life of a job ends: another one, or the end. Pure: no files, no scheduler."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scanfoundry.launch.cluster.job_folder import EXIT, End, JobFacts, Kind
+
+SIGNALLED = {128 + number for number in (10, 12, 15)}  # USR1, USR2, TERM before the task could listen
+HUNG = 128 + 14  # ALRM: pretrain/distributed/watchdog.py
+ORDER: tuple[Kind, ...] = ("final", "interrupted", "crashed", "stopped", "complete")  # of ranks that differ
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do, the sentence for the log, and the exit code if it is the end."""
+
+    action: Literal["requeue", "end"]
+    reason: str
+    code: int = 0
+
+
+def sum_up(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bool, step: int) -> End:
+    """One end of what the ranks said and the exit code of all of them; a rank that said nothing was killed."""
+    said: dict[str, str] = {}
+    for end in ends.values():
+        said.setdefault(end["kind"], end["reason"])
+    told: Kind | None = next((kind for kind in ORDER if kind in said), None)
+    if told in ("final", "interrupted"):
+        return End(told, step, said[told])
+    if told == "complete" and len(ends) == tasks and code == 0:
+        return End("complete", step)
+    if cancelled:
+        return End("cancelled", step, "cancelled by `scanfoundry launch cancel`")
+    if told == "crashed":
+        return End("crashed", step, said["crashed"] + _silent(ends, tasks))
+    if told == "stopped":
+        return End("stopped", step, said["stopped"])
+    if code == EXIT["final"] and not ends:
+        return End("final", step, "a mistake, or a disk too full to write it down; the log may say more")
+    if code == HUNG:
+        return End("crashed", step, "a rank finished no step in time (step_timeout_s); its stacks are in the log")
+    if code in SIGNALLED:
+        return End("stopped", step, f"told to stop by signal {code - 128} before it could save")
+    what = f"killed by signal {code - 128}, as the system does when memory runs out" if code > 128 else f"exit {code}"
+    return End("crashed", step, f"a rank was lost ({what})")
+
+
+def _silent(ends: dict[int, dict[str, str]], tasks: int) -> str:
+    """The ranks without a last word: whom the others lost, or who were ended after them."""
+    missing = [str(rank) for rank in range(tasks) if rank not in ends]
+    if not missing:
+        return ""
+    which = ", ".join(missing) if len(missing) <= 8 else f"{len(missing)} of {tasks}"
+    return f"; killed without a word: rank {which}"
+
+
+def decide(past: list[End], end: End, facts: JobFacts) -> Verdict:
+    """The verdict on a life that ended as `end`, after the lives `past`."""
+    if end.kind == "complete":
+        return Verdict("end", "complete")
+    if end.kind in ("final", "interrupted", "cancelled"):
+        code = {"final": 2, "interrupted": 130, "cancelled": 0}[end.kind]
+        return Verdict("end", f"not started again: {end.reason or end.kind}", code)
+    stuck = []
+    for one in reversed(past):
+        if one.step != end.step:
+            break
+        stuck.append(one.kind)
+    where = f"step {end.step}" if end.step else "no checkpoint at all"
+    if end.kind == "crashed" and stuck.count("crashed") >= facts.max_crash_requeues:
+        lost = stuck.count("crashed") + 1
+        return Verdict("end", f"not started again: ended {lost} times with its newest checkpoint at {where}, "
+                              f"the last time because {end.reason}", 1)  # fmt: skip
+    if len(stuck) >= facts.max_requeues:
+        return Verdict("end", f"not started again: {len(stuck) + 1} starts in a row came to no new checkpoint "
+                              f"({where}); give it more time, or lower checkpoint_every", 1)  # fmt: skip
+    return Verdict("requeue", f"{end.reason or end.kind}; to be continued from {where}")

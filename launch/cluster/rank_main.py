@@ -1,0 +1,100 @@
+"""One rank of a launched run: from the scheduler's variables to an exit code that says how it ended."""
+
+import contextlib
+import gc
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.text import guarded, printable
+from scanfoundry.launch.cluster.job_folder import EXIT, JobFolder, Kind, newest_step
+from scanfoundry.pretrain.distributed.preemption import StopRequest
+
+LONGEST = 200  # characters of an exception in a verdict; the log has it all
+
+
+@dataclass(frozen=True)
+class Place:
+    """Who this process is in the job. life: names one start of the job, on every rank alike."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    main_host: str
+    life: str
+
+    def export(self, job: JobFolder) -> None:
+        """Set what `pretrain.distributed.join` reads."""
+        for name in ("MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):  # of a shell that the job was submitted from
+            os.environ.pop(name, None)
+        os.environ.update({
+            "RANK": str(self.rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_size), "MASTER_ADDR": self.main_host,
+            "SCANFOUNDRY_RENDEZVOUS": str(job.rendezvous(self.life)),
+        })  # fmt: skip
+
+
+@guarded()
+def run_task(content: dict[str, Any], job: JobFolder, place: Place) -> dict[str, Any]:
+    """Pre-train; returns when the run is complete, and leaves the process with an exit code in every other case.
+
+    The handlers stand before torch is imported: a signal during the start is kept and answered at the first step.
+    """
+    place.export(job)
+    with StopRequest() as stop:
+        if job.is_cancelled:
+            _leave(job, place, "cancelled", "the job was cancelled before this start")
+        if place.rank == 0:
+            job.note("start", life=place.life, step=newest_step(Path(content["run_dir"])), host=os.uname().nodename)
+        try:
+            return _pretrain(content, job, place, stop)
+        except UserError as error:
+            _leave(job, place, "final", " ".join(str(error).split()))
+        except KeyboardInterrupt:
+            _leave(job, place, "interrupted", "interrupted")
+        except Exception as error:
+            traceback.print_exc()
+            first = " ".join(str(error).split())[:LONGEST]
+            _leave(job, place, "crashed", f"rank {place.rank}: {type(error).__name__}: {first}")
+
+
+def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopRequest) -> dict[str, Any]:
+    import signal
+
+    from scanfoundry.configs.loading import check
+    from scanfoundry.pretrain.config.run import PretrainConfig
+    from scanfoundry.pretrain.distributed.world import barrier, join, leave
+    from scanfoundry.pretrain.training.loop import run
+
+    config = check(PretrainConfig, content, "job")
+    result = run(config, stop, lambda text: job.write_end(place.life, place.rank, "crashed", text))
+    world = join(config.device, config.threads)
+    if not result.complete:
+        # Every rank must have saved and closed its log: the first to leave takes the others with it.
+        kind: Kind = "interrupted" if result.signal == signal.SIGINT else "stopped"
+        job.write_end(place.life, place.rank, kind, f"stopped and saved at step {result.step}")
+        barrier(world)
+        _exit(EXIT[kind])
+    leave(world)
+    gc.collect()
+    job.write_end(place.life, place.rank, "complete")
+    return {"run_dir": str(result.run_dir), "step": result.step}
+
+
+def _leave(job: JobFolder, place: Place, kind: Kind, reason: str) -> NoReturn:
+    """Say how it ended and end at once: peers may hang in a collective, which the interpreter would wait for."""
+    print(f"scanfoundry: {printable(reason)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a full disk, which is a reason too: the exit code says the same
+        job.write_end(place.life, place.rank, kind, reason)
+    _exit(EXIT[kind])
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

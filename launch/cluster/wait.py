@@ -1,0 +1,61 @@
+"""Waiting for a launched job, and passing on what the waiting person asks for."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from scanfoundry.launch.cluster.job_folder import JobFolder, newest_step
+from scanfoundry.launch.cluster.overview import is_active
+
+LOOK_S = 0.2
+ASK_S = 15.0  # between questions to the scheduler
+GONE = {"kind": "lost", "reason": "it is gone without a last word; `scanfoundry launch logs` may tell why"}
+
+
+def wait_for(job: JobFolder) -> int:
+    """Wait for the last verdict on the job; returns 0 if the run is complete, else the exit code of its end.
+
+    Ctrl-C and TERM ask a local job to save and end; a job on SLURM goes on, and only the waiting ends.
+    """
+    facts, previous = job.facts(), signal.signal(signal.SIGTERM, _raise)
+    asked, ask_at = 0, time.monotonic() + ASK_S
+    try:
+        while True:
+            try:
+                gone = time.monotonic() >= ask_at and not is_active(job)
+                end = next((note for note in job.notes() if note.get("action") == "end"), GONE if gone else None)
+                if end is not None:
+                    return _say(job, end["kind"], end["reason"], asked)
+                if time.monotonic() >= ask_at:
+                    ask_at = time.monotonic() + ASK_S
+                time.sleep(LOOK_S)
+            except KeyboardInterrupt as stop:
+                asked = stop.args[0] if stop.args else signal.SIGINT
+                if facts.cluster != "local":
+                    print(f"job {facts.job_id} goes on; `scanfoundry launch cancel {facts.run_dir}` ends it")
+                    raise
+                with contextlib.suppress(ProcessLookupError):  # it ended in this moment; its verdict is there
+                    os.kill(int(facts.job_id or 0), asked)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _say(job: JobFolder, kind: str, reason: str, asked: int) -> int:
+    facts = job.facts()
+    if kind == "complete":
+        print(f"complete: step {newest_step(Path(facts.run_dir))} in {facts.run_dir}")
+        return 0
+    print(f"scanfoundry: job {facts.job_id} ended: {reason}", file=sys.stderr)
+    print(f"scanfoundry: its log is {Path(facts.logs) / f'{facts.job_id}_0_log.out'}", file=sys.stderr)
+    if asked:
+        return 128 + asked
+    return {"final": 2, "interrupted": 130}.get(kind, 1)

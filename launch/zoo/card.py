@@ -1,0 +1,139 @@
+"""The model card of an encoder: written from facts, and plain about what nobody recorded."""
+
+import json
+import re
+
+import torch
+
+from scanfoundry.backbones.models.release import ReleaseInfo
+from scanfoundry.backbones.registry import build
+from scanfoundry.finetune.export.escaping import for_markdown
+from scanfoundry.launch.zoo.card_parts import (
+    LIMITS,
+    Facts,
+    backbone_in_words,
+    by,
+    citation,
+    header,
+    intended,
+    joined,
+    numbers,
+    terms,
+)
+
+
+def encoder_card(info: ReleaseInfo, facts: Facts, figures: list[str]) -> str:
+    """The card of a pre-trained encoder."""
+    backbone = info.backbone.model_dump(mode="json")
+    tags = ["medical-imaging", "pre-training", backbone["name"], *_words(info.objective)]
+    return joined(
+        header(facts, tags, "image-feature-extraction"),
+        f"# {for_markdown(facts.name)}",
+        f"A pre-trained encoder for medical scans: {backbone_in_words(backbone)}, objective "
+        f"{for_markdown(info.objective or 'unknown')}, {info.step or 'an unknown number of'} steps{_averaged(info)}. "
+        "It has no head: fine-tune it, or take its features.",
+        "## Training data",
+        *_sources(info),
+        _patients(info),
+        "## Use",
+        intended(facts, "fine-tuning and features in research"),
+        LIMITS,
+        *_limits(info),
+        "## Load",
+        "```python\n" + _loading(info, facts.repository) + "\n```",
+        f"`init: {facts.name}` in a pre-training and `checkpoint={facts.name}` in a fine-tuning take the folder too.",
+        "## Preprocessing",
+        *_preprocessing(info),
+        "## Numbers",
+        *numbers(figures),
+        "## Licence and citation",
+        terms(facts),
+        citation(facts),
+        "## Files",
+        f"`model.safetensors` (sha256 `{info.weights_sha256}`), `model.json` (architecture, preprocessing, origin), "
+        f"`patients.txt` (sha256 `{info.patients_sha256}`); all sums are in `SHA256SUMS`.",
+        _versions(info.versions),
+    )
+
+
+def _words(objective: str | None) -> list[str]:
+    return re.findall(r"[a-z][a-z_]+", objective.lower()) if objective and ":" not in objective else []
+
+
+def _averaged(info: ReleaseInfo) -> str:
+    momentum = info.averaged
+    return f", weights averaged over the steps (momentum {momentum:g})" if momentum is not None else ""
+
+
+def _sources(info: ReleaseInfo) -> list[str]:
+    if not info.sources:
+        return ["Which data it was trained on is not recorded."]
+    lines = ["| source | scans | sha256 of its manifest |", "|---|---|---|"]
+    for source in info.sources:
+        scans = "not recorded" if source.scans is None else source.scans
+        lines.append(f"| {for_markdown(source.name)} | {scans} | `{source.manifest_sha256}` |")
+    return ["\n".join(lines)]
+
+
+def _patients(info: ReleaseInfo) -> str:
+    if info.patients_withheld:
+        return (
+            f"The hashes of {info.patients_withheld} patients trained on are left out of this copy: whether a test "
+            "patient was among them cannot be checked with it. Ask whoever published it."
+        )
+    if info.patients:
+        return (
+            f"`patients.txt` has keyed hashes (HMAC-SHA256) of the {info.patients} patients trained on. Without the "
+            "site's key they name nobody; with it, `scanfoundry finetune` refuses to test on them."
+        )
+    return "Which patients it was trained on is not recorded."
+
+
+def _limits(info: ReleaseInfo) -> list[str]:
+    said = "How it does on other devices, protocols, body parts or populations than those of its data is not known."
+    return [said] if info.sources else [f"{said} Its data are not recorded."]
+
+
+def _loading(info: ReleaseInfo, repository: str) -> str:
+    shape = info.crop_3d or ((1, *info.crop_2d) if info.crop_2d else None)
+    if shape is None:
+        d, h, w = _divisor(info)
+        shape = (2 * d, 2 * h, 2 * w)
+    channels = info.backbone.in_channels
+    return "\n".join(
+        [
+            "import torch",
+            "",
+            "import scanfoundry.backbones",
+            "",
+            f'folder = "."  # this folder; from the hub: huggingface_hub.snapshot_download({json.dumps(repository)})',
+            "encoder, info = scanfoundry.backbones.load(folder)",
+            f"scans = torch.zeros(1, {channels}, {', '.join(map(str, shape))})  # (B, C, D, H, W), preprocessed",
+            "maps = encoder.eval()(scans)  # feature maps, finest first",
+            "vector = encoder.pooled(scans)  # (B, F)",
+        ]
+    )
+
+
+def _divisor(info: ReleaseInfo) -> tuple[int, int, int]:
+    with torch.device("meta"):
+        return build(info.backbone).size_divisor(False)
+
+
+def _preprocessing(info: ReleaseInfo) -> list[str]:
+    lines = [f"Axis order {info.axis_order}."]
+    lines.append(f"Crops: {_crops(info)}.")
+    spacing = f"{by(info.spacing_mm)} mm" if info.spacing_mm else "that of each scan, or not recorded"
+    lines.append(f"Spacing (D, H, W): {spacing}.")
+    intensity = f"```json\n{json.dumps(info.intensity, indent=1)}\n```" if info.intensity else "Not recorded."
+    return [" ".join(lines), "Intensities (`datasets/intensity.py` of scanfoundry applies them):", intensity]
+
+
+def _crops(info: ReleaseInfo) -> str:
+    kinds = [f"{by(crop)} voxels" for crop in (info.crop_3d, info.crop_2d) if crop]
+    return " and ".join(kinds) or "not recorded"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    listed = ", ".join(f"{for_markdown(name)} {for_markdown(number)}" for name, number in versions.items())
+    return f"Made with {listed}." if listed else ""

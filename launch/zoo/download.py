@@ -1,0 +1,147 @@
+"""The file of a catalogue entry, from a URL, into a folder: continued where it was cut, and verified."""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.storage.address import Unavailable, shown
+from scanfoundry.datasets.storage.fetch import Fetch
+from scanfoundry.datasets.storage.web import Version
+from scanfoundry.launch.zoo.catalogue import Download, human
+from scanfoundry.launch.zoo.verifying import Fetched, held_against, require_room
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+Say = Callable[[str], None]
+Told = Callable[[int, int | None], None]  # bytes that are here, bytes of the whole file
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for."""
+
+    timeout: float = 60.0  # s without a byte
+    attempts: int = 5  # in a row without progress
+
+
+@dataclass
+class _Progress:
+    """What the fetch tells after each piece: kept for a later run, and held against what is expected."""
+
+    url: str
+    record: Path
+    version: Version
+    expected: Download
+    told: Told
+    _noted: tuple[str, int | None] | None = field(default=None)
+
+    def __call__(self, position: int) -> None:
+        now = (self.version.validator, self.version.size)
+        if now != self._noted:
+            self._noted = now
+            self._judge(position)
+            self.record.write_text(json.dumps({"url": _hashed(self.url), **asdict(self.version)}))
+        self.told(position, self.version.size)
+
+    def _judge(self, position: int) -> None:
+        size, known = self.version.size, self.expected.bytes
+        if size is not None and known is not None and size != known:
+            raise Unavailable(f"{shown(self.url)} has {size} bytes, the catalogue's file has {known}")
+        if size is not None:
+            require_room(self.record.parent, size - position + size)
+
+
+def download(
+    expected: Download, urls: list[str], folder: Path, patience: Patience, say: Say, told: Told = lambda *_: None
+) -> Fetched:
+    """The verified file in `folder`; what an earlier run got of it is continued.
+
+    The addresses are tried in order. UserError where none of them has it, or what came is not what is `expected`.
+    """
+    refused: list[Unavailable] = []
+    for url in urls:
+        try:
+            return _from_one(expected, url, folder, patience, say, told)
+        except Unavailable as error:
+            refused.append(error)
+            if len(urls) > len(refused):
+                say(f"{error}; trying the next address")
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise UserError(
+                f"the disk of {folder} is full; free some and run the same command again: it goes on where it was"
+            ) from error
+    last = Unavailable("; ".join(str(error) for error in refused))
+    last.status = refused[-1].status
+    raise last
+
+
+def _from_one(expected: Download, url: str, folder: Path, patience: Patience, say: Say, told: Told) -> Fetched:
+    part, seen = folder / f"{expected.file}.part", list[str]()
+    wrong = folder / f"{expected.file}.wrong"
+    while True:
+        say(f"fetching {shown(url)} ({human(expected.bytes) if expected.bytes else expected.about or 'size unknown'})")
+        digest = _fetched(expected, url, part, patience, told)
+        reason, verified = held_against(expected, part, digest)
+        if not reason:
+            done = part.rename(folder / expected.file)
+            wrong.unlink(missing_ok=True)
+            _record(part).unlink(missing_ok=True)
+            return Fetched(done, shown(url), done.stat().st_size, digest, verified)
+        part.replace(wrong)
+        _record(part).unlink(missing_ok=True)
+        if len(seen) == 1:
+            raise UserError(_explained(reason, url, wrong, digest in seen))
+        seen.append(digest)
+        say(f"{reason}; fetching it once more from the start")
+
+
+def _explained(reason: str, url: str, wrong: Path, same: bool) -> str:
+    if same:
+        advice = (
+            "the server gives the same file each time, so it has another one than the catalogue: if you trust it, "
+            "install it with --from and --sha256 and that sum; else get it from elsewhere with --from"
+        )
+    else:
+        advice = "it came differently each time: something on the way damages it; use another network, or --from"
+    return f"{shown(url)}: {reason}; what came is kept as {wrong} and nothing was installed; {advice}"
+
+
+def _fetched(expected: Download, url: str, part: Path, patience: Patience, told: Told) -> str:
+    """Completes the part file; its sha256."""
+    version = _known_version(url, part, strict=expected.sha256 is None)
+    progress = _Progress(url, _record(part), version, expected, told)
+    part.touch()
+    if expected.bytes is not None:
+        require_room(part.parent, 2 * expected.bytes - part.stat().st_size)
+    limit = shutil.disk_usage(part.parent).free + part.stat().st_size
+    with open(part, "r+b", buffering=0) as stream:
+        fetch = Fetch(
+            url, patience.timeout, patience.attempts, size=expected.bytes, limit=limit, version=version, told=progress
+        )
+        return fetch.copied(stream)
+
+
+def _known_version(url: str, part: Path, strict: bool) -> Version:
+    """What the server said of the file when the part was begun; nothing where it was another address, or is lost."""
+    try:
+        noted = json.loads(_record(part).read_text())
+        if noted.pop("url") == _hashed(url):
+            return Version(str(noted["validator"]), noted["size"], strict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return Version(strict=strict)
+
+
+def _record(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _hashed(url: str) -> str:
+    """Addresses may hold secrets: what is kept can only be compared."""
+    return hashlib.sha256(url.encode()).hexdigest()

@@ -1,0 +1,154 @@
+"""`scanfoundry models inspect`: what is inside a file or folder, without running anything in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sha256_of
+from scanfoundry.launch.zoo.catalogue import by_sha256, human
+from scanfoundry.launch.zoo.contents import Contents
+from scanfoundry.launch.zoo.open import contents_of
+from scanfoundry.launch.zoo.origin import read_origin
+
+KEYS, LARGEST, GROUPS, RECORDS = 5, 3, 40, 40  # that are shown
+SEAL = "complete.json"  # of a checkpoint folder, see pretrain/checkpoint/checkpoint.py
+
+
+def inspect(path: Path) -> list[str]:
+    """Lines for people. UserError for what is missing, damaged, or holds code."""
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}; check the name")
+    if path.name == "model.safetensors" and (path.parent / "model.json").is_file():
+        return _release(path.parent)
+    contents = contents_of(path)
+    digest = sha256_of(path)
+    lines = [f"{path}: {contents.kind}, {human(path.stat().st_size)}", f"sha256: {digest}", *_tensors(contents)]
+    lines += [f"{name}: {value}" for name, value in list(contents.metadata.items())[:RECORDS]]
+    lines += [f"and {len(contents.metadata) - RECORDS} more records"] if len(contents.metadata) > RECORDS else []
+    entry = by_sha256(digest)
+    if entry is None:
+        lines.append("licence and origin: not in the file, and not a file of the catalogue")
+    else:
+        lines.append(f"the file of {entry.name} ({entry.page}): licence {entry.licence}, cite {entry.citation}")
+    return [*lines, *_loads(path, contents)]
+
+
+def _tensors(contents: Contents) -> list[str]:
+    tensors = contents.tensors
+    if not tensors:
+        return ["tensors: none"]
+    total = sum(tensor.numbers for tensor in tensors)
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numbers
+    kinds = ", ".join(f"{count:,} {dtype}" for dtype, count in sorted(counts.items(), key=lambda item: -item[1]))
+    lines = [f"tensors: {len(tensors)} of {total:,} numbers ({kinds})"]
+    groups: dict[str, list[int]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.group, []).append(tensor.numbers)
+    if len(groups) > 1:
+        shown = list(groups.items())[:GROUPS]
+        lines += [f"  {name}: {len(sizes)} tensors, {sum(sizes):,} numbers" for name, sizes in shown]
+        lines += [f"  and {len(groups) - GROUPS} more"] if len(groups) > GROUPS else []
+    lines.append("first: " + ", ".join(str(tensor) for tensor in tensors[:KEYS]))
+    largest = sorted(tensors, key=lambda tensor: -tensor.numbers)[:LARGEST]
+    return [*lines, "largest: " + ", ".join(str(tensor) for tensor in largest)]
+
+
+def _loads(path: Path, contents: Contents) -> list[str]:
+    """Which backbone the file becomes, with what happens to its keys."""
+    from scanfoundry.backbones.foreign import load_foreign
+
+    if not contents.tensors:
+        return []
+    try:
+        encoder, _, report = load_foreign(path)
+    except UserError as error:
+        return [f"loads into no backbone: {error}"]
+    return [f"loads into: {encoder.config!r}", *str(report).splitlines()]
+
+
+def _folder(path: Path) -> list[str]:
+    if (path / SEAL).is_file():
+        return _checkpoint(path)
+    if (path / "model.json").is_file():
+        return _release(path)
+    checkpoints = sorted((path / "checkpoints").glob("step-*"))
+    if checkpoints or (path / "config.yaml").is_file():
+        lines = [f"{path}: a run folder without a finished model"]
+        return [*lines, *(line for one in checkpoints[-1:] for line in _checkpoint(one))]
+    raise UserError(f"{path} is no release, run or checkpoint folder; give a file in it")
+
+
+def _checkpoint(path: Path) -> list[str]:
+    try:
+        seal = json.loads((path / SEAL).read_text())
+        files = {str(name): int(facts["bytes"]) for name, facts in seal["files"].items()}
+        step = int(seal["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is a broken checkpoint: {SEAL} cannot be read; use an earlier one") from error
+    missing = [name for name, size in files.items() if not _has(path / name, size)]
+    lines = [f"{path}: a checkpoint of step {step}, {len(files)} files, {human(sum(files.values()))}"]
+    lines += [f"  {name}: {human(size)}" for name, size in sorted(files.items())]
+    return lines + [f"BROKEN: {name} is missing or of another size" for name in missing]
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _release(folder: Path) -> list[str]:
+    described = _described(folder)
+    weights = folder / "model.safetensors"
+    finetuned = described.get("kind") == "finetuned"
+    lines = [f"{folder}: {'a fine-tuned model' if finetuned else 'a pre-trained encoder'}"]
+    if weights.is_file():
+        whole = sha256_of(weights) == described.get("weights_sha256")
+        lines.append(f"weights: {human(weights.stat().st_size)}, checksum {'right' if whole else 'WRONG: damaged'}")
+        lines += _tensors(contents_of(weights))
+    else:
+        lines.append("weights: model.safetensors is MISSING")
+    lines += _finetuned_facts(described) if finetuned else _release_facts(folder)
+    if origin := read_origin(folder):
+        lines.append(f"origin: {origin.name}, {origin.file} from {origin.fetched_from} (sha256 {origin.sha256})")
+        lines.append(f"verified by: {origin.verified_by or 'nothing: no checksum is published'}")
+        lines += [f"trained on: {origin.trained_on}", f"preprocessing: {origin.preprocessing}"]
+        lines.append(f"commercial use: {origin.commercial_use}")
+    return lines
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / 'model.json'} is not valid JSON ({error}); copy the release again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / 'model.json'} describes no model; copy the release again")
+    return content
+
+
+def _release_facts(folder: Path) -> list[str]:
+    from scanfoundry.backbones.models.release import read_info
+
+    info = read_info(folder / "model.json")
+    withheld = f" ({info.patients_withheld} more were left out of the list)" if info.patients_withheld else ""
+    return [
+        f"backbone: {info.backbone!r}",
+        f"objective: {info.objective or 'unknown'}, step {info.step}",
+        *(f"source: {source.name}, manifest {source.manifest_sha256}" for source in info.sources),
+        f"patients trained on: {info.patients} listed{withheld}",
+        f"licence: {info.licence or 'unknown'}",
+        f"citation: {info.citation or 'none'}",
+    ]
+
+
+def _finetuned_facts(described: dict[str, Any]) -> list[str]:
+    task = described.get("task")
+    name = task.get("name") if isinstance(task, dict) else "unknown"
+    return [
+        f"task: {name}, classes {described.get('classes')!r}, modality {described.get('modality')!r}",
+        f"backbone: {described.get('backbone')!r}",
+    ]

@@ -1,0 +1,82 @@
+"""From a file of others to a release of ours, in one rename."""
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from scanfoundry.backbones.foreign import Report, load_foreign
+from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.errors import UserError
+from scanfoundry.launch.zoo.catalogue import Entry
+from scanfoundry.launch.zoo.download import Say
+from scanfoundry.launch.zoo.origin import FILE, Origin
+from scanfoundry.launch.zoo.verifying import Fetched
+
+
+def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channels: int | None, say: Say) -> None:
+    """Convert a verified file and put the release in place; `work` is a folder of ours on the same disk."""
+    encoder, info, report = load_foreign(fetched.path, in_channels=in_channels or entry.in_channels)
+    if info.weights_sha256 != fetched.sha256:
+        raise UserError(f"{fetched.path} was replaced after it was verified: its sha256 is {info.weights_sha256}")
+    check_same(entry, encoder, fetched.path)
+    built = work / "release"
+    shutil.rmtree(built, ignore_errors=True)
+    save_release(built, encoder.state_dict(), described(entry, info), [])  # whom others trained on is unknown
+    origin = _origin(entry, fetched, report)
+    (built / FILE).write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if target.exists():  # an empty folder, which `installed` has let pass
+        target.rmdir()
+    built.rename(target)
+    say(str(report))
+    if fetched.verified:
+        say(f"verified by {fetched.verified} ({entry.download.evidence})")
+    else:
+        say(f"NOT verified: no checksum is published; its sha256 is {fetched.sha256} (kept in {FILE})")
+    terms = {"no": ": NO commercial use", "unknown": ": ask whether commercial use is allowed"}
+    say(f"licence {entry.licence}{terms.get(entry.commercial_use, '')}; cite {entry.citation}")
+    if entry.attribution:
+        say(entry.attribution)
+
+
+def check_same(entry: Entry, encoder: Encoder, path: Path) -> None:
+    """UserError where a file turns out to be of another backbone than the catalogue says."""
+    found = encoder.config.model_dump(mode="json")
+    for key, value in entry.backbone.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{path} is no {entry.name}: its {key} is {found.get(key)}, the catalogue's is {value}; "
+                "give the file of that model"
+            )
+
+
+def described(entry: Entry, info: ReleaseInfo) -> ReleaseInfo:
+    """The description that the file's own keys gave, with what the catalogue knows."""
+    facts = {
+        "objective": entry.objective,
+        "licence": entry.licence,
+        "citation": entry.citation,
+        "spacing_mm": entry.spacing_mm,
+        "versions": {name: version(name) for name in ("scanfoundry", "torch")},
+    }
+    return info.model_copy(update=facts)
+
+
+def _origin(entry: Entry, fetched: Fetched, report: Report) -> Origin:
+    return Origin(
+        name=entry.name,
+        title=entry.title,
+        page=entry.page,
+        fetched_from=fetched.origin,
+        file=entry.download.file,
+        bytes=fetched.bytes,
+        sha256=fetched.sha256,
+        verified_by=fetched.verified,
+        trained_on=entry.trained_on,
+        preprocessing=entry.preprocessing,
+        licence=entry.licence,
+        commercial_use=entry.commercial_use,
+        attribution=entry.attribution,
+        citation=entry.citation,
+        report=str(report),
+    )

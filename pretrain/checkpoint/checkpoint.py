@@ -1,0 +1,188 @@
+"""Checkpoints that are whole or not there: written to a temporary folder, sealed, renamed.
+
+run/checkpoints/step-00000500/
+    rank-00000.safetensors ... state.json   see state_files.py
+    complete.json    step, position in the stream, and size and crc32 of every file: the seal, written last
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from isal import isal_zlib
+
+from scanfoundry.backbones.models.tensor_file import Written
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sync_folder
+from scanfoundry.datasets.plan import Position
+from scanfoundry.pretrain.distributed.world import ALONE, World, all_ranks_agree, barrier, gather_objects
+
+SEAL = "complete.json"
+FORMAT = 2  # 1 was DeepSpeed's own, bound to a world size and a stage
+
+
+def save(
+    root: Path, step: int, stream: dict[str, Any], write: Callable[[Path], list[Written]], world: World, keep_last: int
+) -> Path:
+    """Let every rank `write` into a temporary folder, then seal and rename it; keep the newest `keep_last`.
+
+    `stream` is the position of the sampling plan and its sources' manifests, kept in the seal for people to read.
+
+    Raises UserError on every rank if any could not write (disk full, no permission); older checkpoints stay.
+    """
+    final, temporary = root / f"step-{step:08d}", root / f".tmp-step-{step:08d}"
+    problem, written = "", []
+    if world.is_main:
+        problem = _attempt(lambda: _make_anew(temporary))
+    if all_ranks_agree(not problem, world):
+        problem = _attempt(lambda: written.extend(write(temporary)))
+    everything = gather_objects(written, world)
+    if all_ranks_agree(not problem, world) and world.is_main:
+        problem = _attempt(lambda: _seal(temporary, final, {"step": step, "stream": stream}, everything))
+    if not all_ranks_agree(not problem, world):
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = next(text for text in [*gather_objects(problem, world), "unknown"] if text)
+        raise UserError(f"cannot write checkpoint {final}: {reason}; earlier checkpoints are untouched")
+    if world.is_main:
+        for old in _folders(root)[:-keep_last]:
+            shutil.rmtree(old, ignore_errors=True)
+    barrier(world)
+    return final
+
+
+def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None:
+    """The newest complete checkpoint under `root`; broken ones are passed over with a word to `warn`.
+
+    Every rank calls it and reads a share of the files. Returns None if there was never one; raises UserError if there
+    are some and all are broken.
+    """
+    folders = gather_objects(_folders(root), world)[0]
+    for folder in reversed(folders):
+        problems = [problem for problem in gather_objects(examine(folder, world), world) if problem is not None]
+        if not problems:
+            return folder
+        warn(f"checkpoint {folder} is broken ({problems[0]}); trying the one before")
+    if folders:
+        raise UserError(f"every checkpoint in {root} is broken; delete that folder to start from the beginning")
+    return None
+
+
+def clean(root: Path) -> None:
+    """Remove what a killed writer left."""
+    for leftover in root.glob(".tmp-step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def position(folder: Path, seed: int) -> tuple[int, Position]:
+    """Optimiser steps taken when this checkpoint was written, and the position of the sampling plan."""
+    seal = json.loads((folder / SEAL).read_text())
+    return seal["step"], Position.of(seal["stream"], seed)
+
+
+def verified_step(folder: Path) -> int:
+    """The step of a checkpoint whose files are all whole; UserError where one is not."""
+    problem = examine(folder, ALONE)
+    if problem is not None:
+        raise UserError(f"checkpoint {folder} is broken ({problem}); use an earlier one")
+    return int(json.loads((folder / SEAL).read_text())["step"])
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """For verifying a checkpoint and then reading it while a run may still write or delete: what is read is what was
+    verified. UserError where the folder or a file in it was replaced, changed or removed before the end."""
+    before = _states(folder)
+    problem = UserError(f"checkpoint {folder} was replaced or removed while it was read; run the command again")
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if _states(folder) != before:
+            raise problem from error
+        raise
+    if _states(folder) != before:
+        raise problem
+
+
+def _states(folder: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    with suppress(FileNotFoundError):
+        for path in (folder, *folder.iterdir()):
+            status = path.stat()
+            found[path.name] = (status.st_ino, status.st_size if path != folder else 0, status.st_mtime_ns)
+    return found
+
+
+def check_same_data(folder: Path, manifests: dict[str, str]) -> None:
+    """UserError if a source's manifest (sha256 by source name) is not the one that the checkpoint was trained on."""
+    before = json.loads((folder / SEAL).read_text())["stream"]["manifests"]
+    for name, digest in manifests.items():
+        if before.get(name) != digest:
+            raise UserError(
+                f"the shards of source '{name}' are not those that {folder} was trained on; "
+                "restore them, or choose a new run_dir"
+            )
+
+
+def examine(folder: Path, world: World) -> str | None:
+    """What is wrong with this rank's share of a checkpoint, or None.
+
+    Every sealed file must be there, of its size and crc32.
+    """
+    try:
+        seal = json.loads((folder / SEAL).read_text())
+        if seal["format"] != FORMAT:
+            return f"format {seal['format']}, this scanfoundry reads {FORMAT}"
+        for name, expected in sorted(seal["files"].items())[world.rank :: world.size]:
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} of {expected['bytes']} bytes"
+            if _crc32(path) != expected["crc32"]:
+                return f"{name} has changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{SEAL} cannot be read"
+    return None
+
+
+def _attempt(action: Callable[[], object]) -> str:
+    """What went wrong, in one line; empty if nothing did."""
+    try:
+        action()
+    except OSError as error:
+        return " ".join(str(error.strerror or error).split()) or type(error).__name__
+    return ""
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _seal(temporary: Path, final: Path, content: dict[str, Any], everything: list[list[Written]]) -> None:
+    files = {one.name: {"bytes": one.bytes, "crc32": one.crc32} for each in everything for one in each}
+    with open(temporary / SEAL, "w") as handle:
+        json.dump({"format": FORMAT, **content, "files": files}, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    sync_folder(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.glob("step-*") if p.is_dir())
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            value = isal_zlib.crc32(chunk, value)
+    return value

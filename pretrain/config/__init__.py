@@ -1,0 +1,1 @@
+"""What a pre-training run is told, section by section."""

@@ -1,0 +1,43 @@
+"""The command line as a person meets it: help, wrong words, wrong files."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
+with io.BytesIO() as stream:
+    np.save(stream, np.zeros((8, 8), np.uint8))
+    SCAN = stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nope"], "No such command"),
+        (["data", "build"], "Missing"),
+        (["data", "build", "no_such_folder", "--out", "OUT"], "no_such_folder"),
+        (["data", "build", "EMPTY", "--out", "OUT"], "EMPTY"),
+        (["data", "build", "EMPTY", "--out", "OUT", "--codec", "zip"], "codec"),
+        (["data", "check", "EMPTY"], "EMPTY"),
+        (["pretrain", "no_such_recipe"], "neither a file nor a recipe"),
+        (["pretrain", "spark_stunet_volumes", "stpes=3"], "did you mean 'steps'?"),
+        (["finetune", "hippocampus_segmentation", "shosts=3"], "did you mean 'shots'?"),
+        (["predict", "--model", "EMPTY", "--input", "EMPTY", "--out", "OUT"], "EMPTY"),
+        (["demo", "--data", "EMPTY", "--out", "OUT"], "imagesTr"),
+        (["demo", "--out", "HOME"], "HOME is no folder of a demo: it holds scan.npy, thesis.tex"),
+        (["data", "build", "HOME", "--out", "OUT", "--patient-regex", "(a"], "'(a' is no regular expression"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words: list[str], said: str):
+    for name in ("EMPTY", "HOME"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "HOME" / "thesis.tex").write_text("x")
+    (tmp_path / "HOME" / "scan.npy").write_bytes(SCAN)
+    done = subprocess.run([SCANFOUNDRY, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert said in done.stderr

@@ -1,0 +1,249 @@
+"""A whole run through the command line: killed at random, stopped by a signal, continued bit for bit."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.loading import check
+from scanfoundry.pretrain.checkpoint import checkpoint
+from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.config.wandb import WandbConfig
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, learning_rate
+from scanfoundry.pretrain.training.initialize import start_encoder
+from scanfoundry.pretrain.training.run_folder import check_same_run
+
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
+
+
+def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark") -> dict:
+    backbones = {
+        "spark": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3},
+        "mae": {"name": "vit", "size": "Ti", "patch_2d": [8, 8], "patch_3d": [4, 8, 8]},
+    }
+    blocks = {"spark": {"block_2d": [4, 4], "block_3d": [4, 4, 4], "decoder_width": 32}, "mae": {}}
+    moco = {"name": "contrastive", "loss": "moco_v3", "projector_hidden": 32, "projector_dim": 16}
+    blocks["sum"] = {"terms": [{"objective": {"name": "mae", "gradient_weight": 0.5}}, {"objective": moco}]}
+    pairs = {"positives": "crops", "augment": {"preset": "strong"}} if objective == "sum" else {}
+    return {
+        "run_dir": str(run_dir), "seed": 3, "steps": 10, "checkpoint_every": 2, "threads": 1, "monitor_crops": 8,
+        "backbone": backbones.get(objective, backbones["mae"]), "objective": {"name": objective, **blocks[objective]},
+        "data": {
+            "sources": [{"name": name, "path": str(path)} for name, path in shards.items()],
+            "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": 1, **pairs,
+        },
+        "optimiser": {"lr": 1e-3, "warmup_steps": 2},
+    }  # fmt: skip
+
+
+def start(path: Path, *words: str) -> subprocess.Popen:
+    return subprocess.Popen([SCANFOUNDRY, "pretrain", str(path), *words], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < step:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
+def lines(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("objective", ["spark", "mae", "sum"])
+def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, objective: str):
+    paths = {}
+    for name in ("straight", "killed"):
+        paths[name] = tmp_path / f"{name}.yaml"
+        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective)))
+    straight = start(paths["straight"])
+    killed = start(paths["killed"])
+    wait_for_step(tmp_path / "killed", random.randint(3, 6), killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    if objective == "spark":
+        stopped = start(paths["killed"], "data.workers=0")
+        while "continuing" not in stopped.stderr.readline():  # from here on the signal handlers are in place
+            assert stopped.poll() is None
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(120) == 128 + signal.SIGTERM
+        assert "stopped at step" in stopped.stderr.read()
+    assert start(paths["killed"]).wait(120) == 0
+    assert straight.wait(120) == 0
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed"))
+    assert one == other
+    a, b = lines(tmp_path / "straight"), lines(tmp_path / "killed")
+    assert [line["step"] for line in b] == list(range(1, 11))
+    assert [line["loss"] for line in a] == [line["loss"] for line in b]
+    assert {line["kind"] for line in a} == {"2d", "3d"}
+    for line in a:
+        modality = {"2d": "us", "3d": "mr"}[line["kind"]]
+        own = {key for key in line if key.endswith(("/us", "/mr"))}
+        name = "mae/reconstruction" if objective == "sum" else "reconstruction"
+        assert f"{name}/{modality}" in own
+        assert all(key.endswith(modality) for key in own)
+        assert line[f"{name}/{modality}"] == pytest.approx(line[name])
+        assert ("rankme_2d" in line) == ("rankme_3d" in line) == (line["step"] % 2 == 0)
+    timing = ("samples_per_second", "data_wait", "memory_gib")
+    assert [{k: v for k, v in line.items() if k not in timing} for line in a] == [
+        {k: v for k, v in line.items() if k not in timing} for line in b
+    ]
+    assert list((tmp_path / "killed" / "pictures").glob("*.png"))
+
+
+def finished(path: Path, given: dict, *words: str) -> str:
+    path.write_text(yaml.safe_dump(given))
+    process = start(path, *words)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def test_monitors_change_no_bit_of_the_weights(tmp_path, tiny_shards):
+    for name, crops in (("with", 8), ("without", 0)):
+        given = content(tiny_shards, tmp_path / name) | {"monitor_crops": crops, "monitor_every": 3, "steps": 7}
+        finished(tmp_path / f"{name}.yaml", given)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without"))
+    assert one == other
+    assert [line["step"] for line in lines(tmp_path / "with") if "rankme_2d" in line] == [3, 6, 7]
+    assert not any("rankme_2d" in line for line in lines(tmp_path / "without"))
+
+
+def test_a_run_starts_from_released_weights_once_and_hands_on_whom_they_have_seen(tmp_path, tiny_shards):
+    first = content({"mr": tiny_shards["mr"]}, tmp_path / "first") | {"steps": 3, "citation": "Nobody 2026"}
+    first["data"].pop("crop_2d")
+    assert "starting from random weights" in finished(tmp_path / "first.yaml", first)
+    began = load_file(tmp_path / "first" / "model.safetensors")
+
+    second = content({"us": tiny_shards["us"]}, tmp_path / "second") | {"steps": 3, "init": str(tmp_path / "first")}
+    second["data"].pop("crop_3d")
+    second["data"]["holdout"] = 0.5  # the scans of both sources are of the same patients
+    second["optimiser"] = {"lr": 1e-12, "warmup_steps": 1}
+    assert f"starting from {tmp_path / 'first'}" in finished(tmp_path / "second.yaml", second)
+    ended = load_file(tmp_path / "second" / "model.safetensors")
+    assert all(torch.allclose(began[key], ended[key], rtol=0, atol=1e-9) for key in began)
+    seen = [set((tmp_path / name / "patients.txt").read_text().split()) for name in ("first", "second")]
+    assert len(seen[0]) == 12
+    assert seen[1] == seen[0]
+    assert (
+        "of the weights it started from: Nobody 2026"
+        in json.loads((tmp_path / "second" / "model.json").read_text())["citation"]
+    )
+
+    shutil.move(tmp_path / "first", tmp_path / "gone")
+    assert "continuing from step 3" in finished(tmp_path / "second.yaml", second | {"steps": 4})
+    again = load_file(tmp_path / "second" / "model.safetensors")
+    assert all(torch.allclose(ended[key], again[key], rtol=0, atol=1e-9) for key in began)
+    assert set((tmp_path / "second" / "patients.txt").read_text().split()) == seen[1]
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path, tiny_shards):
+    given = check(PretrainConfig, content(tiny_shards, tmp_path / "run"), "test")
+    other = STUNetConfig(size="S", strides=((1, 2, 2),) * 2 + ((1, 1, 1),) * 3)
+    for folder, backbone in (("strides", other), ("kind", ViTConfig(size="Ti"))):
+        save_release(tmp_path / folder, build(backbone).state_dict(), ReleaseInfo(backbone=backbone), [])
+    with pytest.raises(UserError, match=r"backbone\.strides .*set backbone\.strides"):
+        start_encoder(given.model_copy(update={"init": str(tmp_path / "strides")}), fresh=True)
+    with pytest.raises(UserError, match=r"backbone\.name vit"):
+        start_encoder(given.model_copy(update={"init": str(tmp_path / "kind")}), fresh=True)
+    with pytest.raises(UserError, match="no file, run folder or installed model"):
+        start_encoder(given.model_copy(update={"init": str(tmp_path / "absent")}), fresh=True)
+    with pytest.raises(UserError, match=r"init\.json"):
+        start_encoder(given.model_copy(update={"init": str(tmp_path / "strides")}), fresh=False)
+
+
+def test_a_file_of_others_takes_the_runs_channels_and_patches(tmp_path, tiny_shards):
+    content_of_run = content(tiny_shards, tmp_path / "run", "mae")
+    given = check(PretrainConfig, content_of_run | {"init": str(tmp_path / "mae.pth")}, "test")
+    theirs = build(ViTConfig(size="Ti", in_channels=3, patch_2d=(16, 16)))
+    weights = {key: value for key, value in theirs.state_dict().items() if not key.startswith("patch_embed")}
+    weights |= {"patch_embed.proj.weight": torch.randn(192, 3, 16, 16), "patch_embed.proj.bias": torch.randn(192)}
+    weights |= {"pos_embed": torch.randn(1, 197, 192)}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    encoder, origin = start_encoder(given, fresh=True)
+    assert encoder.config == given.backbone
+    assert torch.equal(encoder.state_dict()["blocks.3.attn.qkv.weight"], weights["blocks.3.attn.qkv.weight"])
+    assert torch.equal(encoder.state_dict()["patch_embed_2d.bias"], weights["patch_embed.proj.bias"])
+    assert "positions that were learned" in origin.said
+    assert "He et al. 2022" in origin.citation
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
+    first = content(tiny_shards, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(
+        yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
+    )
+    check_same_run(check(PretrainConfig, first, "test"))
+    moved = first["data"] | {"workers": 0, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
+    check_same_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
+    for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
+        with pytest.raises(UserError, match=f"another '{key}'"):
+            check_same_run(check(PretrainConfig, first | {key: value, "steps": 100}, "test"))
+    (tmp_path / "run" / "checkpoints" / "step-00000002").rmdir()
+    check_same_run(check(PretrainConfig, first | {"seed": 4}, "test"))  # nothing would be lost
+
+
+def test_shards_that_changed_under_a_checkpoint_are_refused(tmp_path):
+    (tmp_path / "complete.json").write_text(json.dumps({"stream": {"manifests": {"mr": "a", "us": "b"}}}))
+    checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "b"})
+    with pytest.raises(UserError, match="source 'us'"):
+        checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "c"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data": {"crop_3d": [9, 16, 16]}}, "9, 16, 16"),
+        ({"backbone": {"name": "vit", "size": "Ti"}}, "stunet"),
+        ({"data": {"positives": "crops"}}, "looks at one"),
+        ({"init": "no/such/model"}, "no/such/model"),
+        ({"steps": 2}, "warmup_steps"),
+        ({"data": {"sources": [{"name": "x", "path": "no/such/folder"}]}}, "no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tiny_shards, change: dict, said: str):
+    given = content(tiny_shards, tmp_path / "run")
+    for key, value in change.items():
+        replace = isinstance(value, dict) and "name" not in value
+        given[key] = given[key] | value if replace else value
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(given))
+    process = subprocess.run(
+        [SCANFOUNDRY, "pretrain", str(path)], capture_output=True, text=True, env=os.environ.copy()
+    )
+    assert process.returncode == 2, process.stderr
+    message = [line for line in process.stderr.splitlines() if line.startswith("scanfoundry: ")]
+    assert len(message) == 1
+    assert said in message[0]
+    assert "Traceback" not in process.stderr
+
+
+def test_a_bare_off_in_yaml_switches_wandb_off():
+    assert WandbConfig.model_validate(yaml.safe_load("mode: off")).mode == "off"
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor():
+    config = OptimiserConfig(lr=1.0, min_lr=0.1, warmup_steps=4).filled("convolutional")
+    rates = [learning_rate(step, 20, config) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
+    assert rates[20] == pytest.approx(0.1)
