@@ -20,7 +20,7 @@ _LONGEST = 1024  # bytes of a key's file that are looked at
 _DISTINCT = 16  # different bytes among 32: of random ones there are 30, and never fewer than 16
 _NOBODY = 65534
 _SUFFIX = re.compile(r"(\.(nii|hdr)\.gz|\.nii\.bz2|\.[A-Za-z0-9]+)$", re.IGNORECASE)
-_BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
+BIDS_SUBJECT = re.compile(r"(?:^|(?<=[/_]))sub-[A-Za-z0-9]+(?=[/_.]|$)")
 
 
 def site_key(path: Path | None = None) -> bytes:
@@ -108,8 +108,8 @@ def patient_of(relative_path: str, regex: str | None = None, study: str | None =
         if found is None:
             raise UserError(f"the patient pattern '{regex}' does not match '{relative_path}'")
         return found.group(1) or "" if found.re.groups else found.group(0)
-    subject = _BIDS_SUBJECT.search(relative_path)
-    return subject.group(1) if subject else study or _SUFFIX.sub("", relative_path)
+    subject = BIDS_SUBJECT.search(relative_path)
+    return subject[0] if subject else study or _SUFFIX.sub("", relative_path)
 
 
 def fraction(hashed: str) -> float:

@@ -13,7 +13,7 @@ from scanfoundry.datasets.processes import Died, Progress, Worker, ready
 from scanfoundry.datasets.readers import Source
 
 if TYPE_CHECKING:
-    from scanfoundry.datasets.readers.dicom.headers import Survey
+    from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
 
 _FACTORY = "scanfoundry.datasets.discovery.scan_headers:worker"
 _PORTION = 500  # files that a worker is told at a time; fewer are read in this process
@@ -25,23 +25,23 @@ def find_dicom(
     """The DICOM sources among `files` (relative to `root`), and each other file with the reason why it is none."""
     # Here: pydicom takes a third of a second to import, which a build without DICOM need not wait for.
     from scanfoundry.datasets.readers.dicom.grouping import group
-    from scanfoundry.datasets.readers.dicom.headers import survey
+    from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
 
     paths = [root / relative for relative in files]
-    surveys = survey(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
-    sources, refusals = group(surveys, root)
+    headers = scan_headers(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
+    sources, refusals = group(headers, root)
     none = [Quarantined(path=shown(path), reason=reason, kind=cast(Kind, kind)) for path, reason, kind in refusals]
     return sources, none
 
 
-def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["Survey"]]]:
+def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["FileHeader"]]]:
     """Factory for `processes.Worker`."""
-    from scanfoundry.datasets.readers.dicom.headers import survey
+    from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
 
-    return lambda paths: iter([survey(paths)])
+    return lambda paths: iter([scan_headers(paths)])
 
 
-def _parallel(paths: Sequence[Path], workers: int, progress: Progress) -> list["Survey"]:
+def _parallel(paths: Sequence[Path], workers: int, progress: Progress) -> list["FileHeader"]:
     portions = [list(paths[begin : begin + _PORTION]) for begin in range(0, len(paths), _PORTION)]
     waiting = deque(range(len(portions)))
     found: dict[int, list[Any]] = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.readers.formats import suffix_of
 
 
 def split_pattern(path: Path) -> tuple[Path, str] | None:
@@ -23,8 +24,6 @@ def cases_of(pattern: str, relatives: Iterable[str]) -> dict[str, str]:
     A '*' stands for any text without '/', at the end for a name without its suffix; the same text twice in a row
     ('x/x_t1.nii.gz') counts once. Suffixes may be in capitals.
     """
-    from scanfoundry.datasets.readers import suffix_of  # which looks for files by pattern itself
-
     found: dict[str, str] = {}
     suffix = suffix_of(pattern)  # in small letters
     expression = _expression((pattern[: len(pattern) - len(suffix)] + suffix).removesuffix(".*"))

@@ -21,7 +21,7 @@ class NothingToStore(ReadError):
 class Source:
     """What one or several scans are read from: a file, or the files of a DICOM series or of a frame folder.
 
-    kind      name of its reader in `readers.KINDS`
+    kind      name of its format in `readers.formats`
     identity  what makes it that scan, wherever it lies: the relative path or a DICOM UID; it is only ever hashed
     files     relative to `root`, '/' between the parts; the first one names the source to people
     size      bytes of all files; modified: the newest, ns

@@ -28,7 +28,8 @@ from scanfoundry.datasets.identity import keyed_hash, site_key
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, SamplingPlan, SourceConfig
 from scanfoundry.datasets.readers import Source, scans_of
-from scanfoundry.datasets.readers.dicom import convert, group, survey
+from scanfoundry.datasets.readers.dicom import group, scan_headers
+from scanfoundry.datasets.readers.dicom.conversion import convert
 from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
 from scanfoundry.datasets.shards.check import check
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader
@@ -129,7 +130,7 @@ def test_scans_are_what_the_readers_give(
     for shard in data.manifest.shards:
         reader = ShardReader(data.folder, shard)
         stored |= {entry.key: (entry, reader.read(number)) for number, entry in enumerate(reader.entries)}
-    sources, _ = group(survey(sorted(path for path in export.rglob("*") if path.is_file())), export)
+    sources, _ = group(scan_headers(sorted(path for path in export.rglob("*") if path.is_file())), export)
     compared = Counter[str]()
     for source in sources:
         for scan in scans_of(source):
@@ -329,7 +330,7 @@ def refusal(source: Source, out: Path) -> Quarantined:
 
 def test_reasons_repeat_nothing_of_an_unforeseen_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dicom.slices(tmp_path / "Meier", stack(4))
-    (source,), _ = group(survey(sorted((tmp_path / "Meier").iterdir())), tmp_path)
+    (source,), _ = group(scan_headers(sorted((tmp_path / "Meier").iterdir())), tmp_path)
     for name in ("disk", "bug"):
         (tmp_path / name).mkdir()
     with monkeypatch.context() as patched:

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from scanfoundry.datasets.identity import BIDS_SUBJECT
 from scanfoundry.datasets.labels.pairing.numbered import MOST_CHANNELS, numbered
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 
-_SUBJECT = re.compile(r"(?:^|(?<=[/_]))sub-[A-Za-z0-9]+(?=[/_.]|$)")
 _SESSION = re.compile(r"(?:^|(?<=[/_]))ses-[A-Za-z0-9]+(?=[/_.]|$)")
 # Contrasts and modalities as file names have them, BraTS, PI-CAI, ISLES and AutoPET among them.
 _WORDS = (
@@ -31,7 +31,7 @@ def studies_of(files: Iterable[str]) -> dict[str, str]:
     studies: dict[str, str] = {}
     folders: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for file in files:
-        subject = _SUBJECT.search(file)
+        subject = BIDS_SUBJECT.search(file)
         if subject is not None:
             session = _SESSION.search(file)
             # Two data sets below one input may both have a 'sub-01'.
