@@ -38,7 +38,7 @@ def permutation(seed: int, count: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Place:
+class CropPlacement:
     """A crop in a scan: `start` is negative along axes where the scan is smaller, and centred in, the crop."""
 
     start: Size3D
@@ -47,7 +47,7 @@ class Place:
 
 def place(
     seed: int, scan: Size3D, crop: Size3D, bitmap: NDArray[np.bool_], foreground: float, axes: Sequence[int]
-) -> Place:
+) -> CropPlacement:
     """The crop that `seed` stands for.
 
     scan, crop: shapes (D, H, W). bitmap: foreground cells of the scan. foreground: probability that the crop is
@@ -70,10 +70,12 @@ def place(
         if crop[axis] > scan[axis]:
             starts[axis] = -((crop[axis] - scan[axis]) // 2)
     flips = [axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)]
-    return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
+    return CropPlacement((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
-def near(first: Place, seed: int, scan: Size3D, crop: Size3D, share: float, axes: Sequence[int]) -> Place:
+def near(
+    first: CropPlacement, seed: int, scan: Size3D, crop: Size3D, share: float, axes: Sequence[int]
+) -> CropPlacement:
     """Another crop of the scan, at least `share` (over 0) of whose voxels lie in the crop `first`.
 
     Every start within reach is as likely; the reach is the same fraction of the crop along each axis.
@@ -89,7 +91,7 @@ def near(first: Place, seed: int, scan: Size3D, crop: Size3D, share: float, axes
             low, high = max(0, starts[axis] - reach), min(room[axis], starts[axis] + reach)
             starts[axis] = low + int(draw[2 + axis] * (high - low + 1))
     flips = [axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)]
-    return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
+    return CropPlacement((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
 def overlap(start: Size3D, scan: Size3D, crop: Size3D) -> tuple[Slices, Slices]:

@@ -11,10 +11,10 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch, Crops
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
-from scanfoundry.datasets.storage.prefetch import Prefetcher, Wanted
+from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, view_of
-from scanfoundry.datasets.workers.worker import Filled, Setup, SourceSetup, Task
-from scanfoundry.datasets.workers.worker_pool import InProcess, WorkerPool
+from scanfoundry.datasets.workers.worker import FilledBatch, FillTask, ReaderSetup, SourceSetup
+from scanfoundry.datasets.workers.worker_pool import InProcessFiller, WorkerPool
 
 _GROWTH = 4  # times the configured ring
 _OPEN_SHARDS = 64  # that a worker keeps open
@@ -55,12 +55,12 @@ class CropLoader:
             buffer_size(kind.crop, rows * kind.batch // self._shares, config.channels, excluding)
             for kind in self.plan.kinds
         ]
-        self._ring = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
+        self._buffers = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
         setup = self._setup(world_size)
-        self._crew = (
-            WorkerPool(setup, self._ring, config.workers, config.timeout_s)
+        self._pool = (
+            WorkerPool(setup, self._buffers, config.workers, config.timeout_s)
             if config.workers
-            else InProcess(setup, self._ring)
+            else InProcessFiller(setup, self._buffers)
         )
         # Batches are numbered from the start of the run.
         self._next = (position.epoch * self.plan.steps_per_epoch + position.position) * micro_batches
@@ -68,12 +68,12 @@ class CropLoader:
         self._remote = any(data.store.remote for data in self.plan.data)
         self._prefetcher = Prefetcher(config.cache.ahead_bytes)
         self._ahead = -1  # the last step whose shards are on their way
-        self._tasks: dict[int, Task] = {}  # under way or filled, not handed out yet
-        self._filled: dict[int, Filled] = {}
+        self._tasks: dict[int, FillTask] = {}  # under way or filled, not handed out yet
+        self._filled: dict[int, FilledBatch] = {}
         self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
         self._waited = 0.0
 
-    def _setup(self, world_size: int) -> Setup:
+    def _setup(self, world_size: int) -> ReaderSetup:
         config = self._config
         sources = [
             SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude)
@@ -84,7 +84,7 @@ class CropLoader:
         holders = max(1, config.workers) * world_size
         held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
         opened = max(1, min(_OPEN_SHARDS, held))
-        return Setup(sources, config.channels, config.foreground, config.intensity, opened, config.min_overlap)
+        return ReaderSetup(sources, config.channels, config.foreground, config.intensity, opened, config.min_overlap)
 
     def __iter__(self) -> "CropLoader":
         return self
@@ -97,11 +97,11 @@ class CropLoader:
         self._fetch_ahead()
         self._plan_ahead()
         if self._next not in self._tasks:
-            self._ring.grow()  # every buffer is in the caller's hands
+            self._buffers.grow()  # every buffer is in the caller's hands
             self._plan_ahead()
         began = time.perf_counter()
         while self._next not in self._filled:
-            for filled in self._crew.collect():
+            for filled in self._pool.collect():
                 self._receive(filled)
         self._waited += time.perf_counter() - began
         crops = self._hand_out(self._next)
@@ -111,11 +111,11 @@ class CropLoader:
 
     def _plan_ahead(self) -> None:
         """Gives every free buffer a batch to be filled with."""
-        while (slot := self._ring.acquire()) is not None:
+        while (slot := self._buffers.acquire()) is not None:
             step, micro = divmod(self._planned, self._micro)
             share = self._rank * self._micro + micro
             draws = self._readable(self.plan.draws(step, share, self._shares))
-            self._submit(Task(self._planned, slot, self.plan.kind(step).crop, draws, self.plan.paired))
+            self._submit(FillTask(self._planned, slot, self.plan.kind(step).crop, draws, self.plan.paired))
             self._planned += 1
 
     def _fetch_ahead(self) -> None:
@@ -129,12 +129,12 @@ class CropLoader:
         for source, number in needed:
             data = self.plan.data[source]
             shard = data.manifest.shards[number]
-            wanted.append(Wanted(data.store, shard.name, shard.sha256, shard.bytes))
+            wanted.append(PrefetchRequest(data.store, shard.name, shard.sha256, shard.bytes))
         self._prefetcher.ahead(wanted)
 
-    def _submit(self, task: Task) -> None:
+    def _submit(self, task: FillTask) -> None:
         self._tasks[task.number] = task
-        self._crew.submit(task)
+        self._pool.submit(task)
 
     def _readable(self, draws: list[Draw]) -> list[Draw]:
         """The draws, with others where a scan is known to be bad; then the partners, of the scans as they are now."""
@@ -146,7 +146,7 @@ class CropLoader:
         partners = [self.plan.partner(draw, self._bad) for draw in readable] if self.plan.paired else []
         return readable + partners
 
-    def _receive(self, filled: Filled) -> None:
+    def _receive(self, filled: FilledBatch) -> None:
         if not filled.bad:
             self._filled[filled.number] = filled
             return
@@ -165,7 +165,7 @@ class CropLoader:
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)
-        buffer = self._ring.lend(task.slot)
+        buffer = self._buffers.lend(task.slot)
         shape = task.crop, len(task.draws), self._config.channels
         voxels = view_of(buffer, filled.dtype, *shape)
         seeds = np.array([mix(draw.seed, 1) >> 1 for draw in task.draws], np.int64)
@@ -192,7 +192,7 @@ class CropLoader:
         """Scans that could not be read, workers that were replaced, seconds that the caller waited."""
         return {
             "bad_samples": len(self._bad),
-            "respawned_workers": self._crew.respawned,
+            "respawned_workers": self._pool.respawned,
             "wait_seconds": self._waited,
         }
 
@@ -213,8 +213,8 @@ class CropLoader:
     def close(self) -> None:
         """Ends the workers and gives the buffers back; batches in hand stay valid."""
         self._prefetcher.close()
-        self._crew.close()
-        self._ring.close()
+        self._pool.close()
+        self._buffers.close()
 
     def __enter__(self) -> "CropLoader":
         return self

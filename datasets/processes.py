@@ -27,7 +27,7 @@ Handler = Callable[[Any], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerDied:
     """Instead of a reply: the worker is gone, with this exit status."""
 
     status: int
@@ -69,11 +69,11 @@ class Worker:
             self.connection.send(message)
 
     def receive(self) -> Any:
-        """The next reply, or `Died`. Raises what the worker's handler raised (a UserError stays one)."""
+        """The next reply, or `WorkerDied`. Raises what the worker's handler raised (a UserError stays one)."""
         try:
             reply = self.connection.recv()
         except (EOFError, OSError):
-            return Died(self._end())
+            return WorkerDied(self._end())
         if isinstance(reply, _Failure):
             raise UserError(reply.text) if reply.mistake else RuntimeError(f"in a worker process:\n{reply.text}")
         return reply

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.discovery.quarantine import Kind, Quarantined
+from scanfoundry.datasets.discovery.quarantine import Quarantined, QuarantineKind
 from scanfoundry.datasets.discovery.sources import shown
-from scanfoundry.datasets.processes import Died, Progress, Worker, ready
+from scanfoundry.datasets.processes import Progress, Worker, WorkerDied, ready
 from scanfoundry.datasets.readers import Source
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def find_dicom(
     paths = [root / relative for relative in files]
     headers = scan_headers(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
     sources, refusals = group(headers, root)
-    none = [Quarantined(path=shown(path), reason=reason, kind=cast(Kind, kind)) for path, reason, kind in refusals]
+    none = [
+        Quarantined(path=shown(path), reason=reason, kind=cast(QuarantineKind, kind)) for path, reason, kind in refusals
+    ]
     return sources, none
 
 
@@ -43,29 +45,29 @@ def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["File
 
 def _parallel(paths: Sequence[Path], workers: int, progress: Progress) -> list["FileHeader"]:
     portions = [list(paths[begin : begin + _PORTION]) for begin in range(0, len(paths), _PORTION)]
-    waiting = deque(range(len(portions)))
+    pending = deque(range(len(portions)))
     found: dict[int, list[Any]] = {}
     busy: dict[Worker, int] = {}
-    crew = [Worker(_FACTORY) for _ in range(min(workers, len(portions)))]
+    pool = [Worker(_FACTORY) for _ in range(min(workers, len(portions)))]
     try:
-        for each in crew:
-            _hand(each, waiting, portions, busy)
+        for each in pool:
+            _hand(each, pending, portions, busy)
         while busy:
             for each in ready(busy):
                 number, reply = busy.pop(each), each.receive()
-                if isinstance(reply, Died):
+                if isinstance(reply, WorkerDied):
                     first = portions[number][0].parent
                     raise UserError(f"a process that reads DICOM headers in {first} died (exit status {reply.status})")
                 found[number] = reply
                 progress("reading headers", sum(map(len, found.values())), len(paths))
-                _hand(each, waiting, portions, busy)
+                _hand(each, pending, portions, busy)
     finally:
-        for each in crew:
+        for each in pool:
             each.close()
     return [one for number in range(len(portions)) for one in found[number]]
 
 
-def _hand(each: Worker, waiting: deque[int], portions: list[list[Path]], busy: dict[Worker, int]) -> None:
-    if waiting:
-        busy[each] = waiting.popleft()
+def _hand(each: Worker, pending: deque[int], portions: list[list[Path]], busy: dict[Worker, int]) -> None:
+    if pending:
+        busy[each] = pending.popleft()
         each.send(portions[busy[each]])

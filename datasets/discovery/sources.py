@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from scanfoundry.configs.errors import Mistakes
-from scanfoundry.datasets.discovery.quarantine import Kind, Quarantined
+from scanfoundry.datasets.discovery.quarantine import Quarantined, QuarantineKind
 from scanfoundry.datasets.identity import keyed_hash, patient_of
 from scanfoundry.datasets.labels import LabelRef
 from scanfoundry.datasets.labels.label_index import LabelIndex
@@ -49,19 +49,19 @@ def find_sources(
     inputs: Sequence[Path],
     key: bytes,
     patient_regex: str | None,
-    book: LabelIndex,
+    label_index: LabelIndex,
     find_dicom: DicomFinder,
     find_frames: FrameFinder | None = None,
 ) -> tuple[list[PlannedSource], list[Quarantined]]:
-    """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
+    """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `label_index` left aside.
 
     UserError where labels of a source contradict each other, or two inputs hold the same one: their samples would
     collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
     files, others = find_files(inputs)
-    book.claim(files, len(others))
-    files, others = (_opened(each, book, none) for each in (files, others))
+    label_index.claim(files, len(others))
+    files, others = (_opened(each, label_index, none) for each in (files, others))
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -74,15 +74,15 @@ def find_sources(
     for root in sorted({root for root, _ in others}):
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
         sources += dicom
-        none += [_told(each, root, book) for each in rest]
+        none += [_told(each, root, label_index) for each in rest]
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
     sources = _told_apart(sources)
-    book.pair([source.relative for source in sources])
+    label_index.pair([source.relative for source in sources])
     mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
     for source in sources:
         with mistakes.each():
-            planned.append(_planned(source, key, patient_regex, book, studies, shared))
+            planned.append(_planned(source, key, patient_regex, label_index, studies, shared))
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
@@ -99,23 +99,25 @@ def shown(relative: str) -> str:
     return os.fsencode(relative).decode("utf-8", "backslashreplace")
 
 
-def _told(each: Quarantined, root: Path, book: LabelIndex) -> Quarantined:
+def _told(each: Quarantined, root: Path, label_index: LabelIndex) -> Quarantined:
     """A file that is no DICOM is seldom meant to be: what it is to this data set."""
     if each.reason != "not DICOM":
         return each
-    labels = book.listed and (root / each.path).resolve() in book.listed
+    labels = label_index.listed and (root / each.path).resolve() in label_index.listed
     return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
 
 
-def _opened(files: Sequence[File], book: LabelIndex, none: list[Quarantined]) -> list[File]:
+def _opened(files: Sequence[File], label_index: LabelIndex, none: list[Quarantined]) -> list[File]:
     """Those that are regular files and no masks."""
     opened = regular_files(files, none)
-    if not book.claimed:
+    if not label_index.claimed:
         return opened
-    return [(root, relative) for root, relative in opened if book.real.of(root, relative) not in book.claimed]
+    return [
+        (root, relative) for root, relative in opened if label_index.real.of(root, relative) not in label_index.claimed
+    ]
 
 
-def regular_files(files: Sequence[File], none: list[Quarantined], kind: Kind = "skipped") -> list[File]:
+def regular_files(files: Sequence[File], none: list[Quarantined], kind: QuarantineKind = "skipped") -> list[File]:
     """Those that are regular files. The others get a line in `none`, of `kind` where they are something else: a pipe
     would be waited on for ever. A folder among them is one that cannot be listed."""
     opened: list[File] = []
@@ -149,7 +151,7 @@ def _planned(
     source: Source,
     key: bytes,
     patient_regex: str | None,
-    book: LabelIndex,
+    label_index: LabelIndex,
     studies: Mapping[str, str],
     shared: Mapping[str, str],
 ) -> PlannedSource:
@@ -163,12 +165,12 @@ def _planned(
         source,
         keyed_hash(key, "scan", source.identity),
         keyed_hash(key, "patient", patient),
-        book.of(source.relative),
+        label_index.of(source.relative),
         keyed_hash(key, "study", f"{whose}\0{study}"),
     )
 
 
-def deal(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
+def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
     """`sources` in order into shards of about `shard_bytes` of source files, at most `MAX_SOURCES` each."""
     plans: list[ShardPlan] = []
     current: list[PlannedSource] = []

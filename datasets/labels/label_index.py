@@ -14,7 +14,7 @@ from scanfoundry.datasets.labels.pairing.doubt import Doubt
 from scanfoundry.datasets.labels.pairing.names import ByName, parts_of
 from scanfoundry.datasets.labels.tables.columns import INSIST
 from scanfoundry.datasets.labels.tables.personal import MAIL, PERSONS, telling_value
-from scanfoundry.datasets.labels.tables.table import Columns, Found, read_table
+from scanfoundry.datasets.labels.tables.table import Columns, FoundLabels, read_table
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.datasets.readers.labels import LabelRef
 from scanfoundry.datasets.readers.real_paths import RealPaths
@@ -23,7 +23,7 @@ Parts = tuple[str, ...]
 
 
 @dataclass
-class _List:
+class _LabelList:
     """One file or folder of labels that name their scans."""
 
     title: str
@@ -57,7 +57,7 @@ class LabelIndex:
     left_out: dict[str, int] = field(default_factory=dict)
     doubt: Doubt = field(default_factory=Doubt)
     real: RealPaths = field(default_factory=RealPaths)
-    _lists: list[_List] = field(default_factory=list)
+    _lists: list[_LabelList] = field(default_factory=list)
     _masks: MaskSet | None = None
 
     def claim(self, files: Sequence[tuple[Path, str]], others: int) -> None:
@@ -159,7 +159,7 @@ def open_labels(
     images  the inputs: where they and `masks` are patterns, what '*' stands for is the same of a scan and its mask
     """
     listed = {file.resolve() for path in labels for file in _files(Path(path))}
-    book = LabelIndex(listed=listed, doubt=doubt or Doubt())
+    label_index = LabelIndex(listed=listed, doubt=doubt or Doubt())
     names: dict[str, Names] = {}
     there: list[str] = []
     others: list[tuple[Path, Any]] = []
@@ -175,16 +175,16 @@ def open_labels(
         there += found.columns
         if columns is not None and not columns.insist:
             _check_no_persons(path, found)
-        _file(book, path, found, claimed, boxes_from_masks)
+        _file(label_index, path, found, claimed, boxes_from_masks)
     _check_known(columns.asked if columns else (), there)
     if masks:
-        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images, book.real)
-        book.claimed |= book._masks.claimed
-    if boxes_from_masks and not book.claimed:
+        label_index._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images, label_index.real)
+        label_index.claimed |= label_index._masks.claimed
+    if boxes_from_masks and not label_index.claimed:
         raise UserError("boxes from masks are wanted, but no masks are given")
-    if names and not book.claimed:
+    if names and not label_index.claimed:
         raise UserError("names of mask values are given, but no masks")
-    return book
+    return label_index
 
 
 def _files(path: Path) -> list[Path]:
@@ -199,7 +199,7 @@ def _check_known(asked: Sequence[str], there: Sequence[str]) -> None:
             raise UserError(f"--label-columns {wanted}: no list of --labels has such a column; {lists}")
 
 
-def _check_no_persons(path: Path, found: Found) -> None:
+def _check_no_persons(path: Path, found: FoundLabels) -> None:
     """UserError where a label of a box, or the name of a mask's value, is that of a person; it is not repeated."""
     refs = [ref for _, ref in found.refs]
     texts = {box.label for ref in refs for box in ref.boxes or ()} | {
@@ -210,7 +210,9 @@ def _check_no_persons(path: Path, found: Found) -> None:
         raise UserError(f"{path}: a label of its boxes or masks looks as if it held {min(telling)}; {INSIST}")
 
 
-def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes | None) -> tuple[Found, set[Path]]:
+def _found(
+    path: Path, content: Any, columns: Columns | None, mistakes: Mistakes | None
+) -> tuple[FoundLabels, set[Path]]:
     if path.is_dir() or path.suffix.lower() == ".xml":
         if not (found := read_voc(path)).refs:
             raise UserError(f"no Pascal VOC file (.xml) in the folder of labels '{path}'; masks go with --masks")
@@ -226,15 +228,15 @@ def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes
     raise UserError(f"{path} is neither COCO boxes, a dataset.json, names of mask values, nor a list of cases")
 
 
-def _file(book: LabelIndex, path: Path, found: Found, claimed: set[Path], boxes_from_masks: bool) -> None:
-    listed = _List(str(path))
+def _file(label_index: LabelIndex, path: Path, found: FoundLabels, claimed: set[Path], boxes_from_masks: bool) -> None:
+    listed = _LabelList(str(path))
     for name, ref in found.refs:
         listed.scans.add(name, replace(ref, boxes_from_mask=boxes_from_masks and ref.mask is not None))
-    book._lists.append(listed)
-    book.claimed |= claimed
-    book.notes += found.notes
+    label_index._lists.append(listed)
+    label_index.claimed |= claimed
+    label_index.notes += found.notes
     for reason, count in found.left_out.items():
-        book.left_out[reason] = book.left_out.get(reason, 0) + count
+        label_index.left_out[reason] = label_index.left_out.get(reason, 0) + count
 
 
 def _merged(one: LabelRef, other: LabelRef, relative: str) -> LabelRef:

@@ -8,7 +8,7 @@ from typing import Any
 
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.datasets.labels.pairing.names import FIRST_CHANNEL, parts_of, whole_parts_of
-from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.labels.tables.table import FoundLabels
 from scanfoundry.datasets.readers import find_scans
 from scanfoundry.datasets.readers.labels import LabelRef
 
@@ -35,12 +35,12 @@ def is_dataset(content: Any) -> bool:
     )
 
 
-def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]:
+def read_dataset(path: Path, content: dict[str, Any]) -> tuple[FoundLabels, set[Path]]:
     """The masks that `dataset.json` lists, or all of `labelsTr` and `labelsTs` beside it, with its labels' names.
 
     Several channels of a case (x_0000, x_0001, ...) share its mask. UserError where the masks are not there.
     """
-    found, claimed = Found(), set()
+    found, claimed = FoundLabels(), set()
     names = dataset_names(content, found, path)
     for each, images in (("labelsTr", "imagesTr"), ("labelsTs", "imagesTs")):
         if (path.parent / each).is_dir():
@@ -96,7 +96,7 @@ def _check_one_reading(path: Path, stems: set[str]) -> None:
         raise UserError(f"{path}: the image {other} may be of case '{twice}' or of case '{other}': rename one of them")
 
 
-def dataset_names(content: dict[str, Any], found: Found, path: Path) -> Names:
+def dataset_names(content: dict[str, Any], found: FoundLabels, path: Path) -> Names:
     """Names of the values: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net); regions of several are left out.
 
     UserError for a value that is no label, and one that two names have.

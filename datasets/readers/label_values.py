@@ -12,7 +12,7 @@ from scanfoundry.datasets.readers.scan import ReadError, Scan
 Mask = NDArray[np.unsignedinteger]
 
 
-class Raw(NamedTuple):
+class RawMask(NamedTuple):
     """What a mask file holds. numbers: (D, H, W) of the smallest integer type. cut: they were greys, and are now 0 and
     255. lossy: the file's compression has changed them. palette: (N, 3), the colours that they were drawn in."""
 
@@ -22,18 +22,18 @@ class Raw(NamedTuple):
     palette: NDArray[np.uint8] | None = None
 
 
-def raw_of(scan: Scan, cut: bool = True) -> Raw:
+def raw_of(scan: Scan, cut: bool = True) -> RawMask:
     """The numbers of a scan that is a mask: of a palette the indices; greys that are clearly black and white as 0 and
     255, unless `cut` is False. ReadError where its channels differ, or it holds fractions."""
     if scan.indices is not None:
-        return Raw(scan.indices, palette=scan.palette)
+        return RawMask(scan.indices, palette=scan.palette)
     if any(not np.array_equal(scan.voxels[0], other) for other in scan.voxels[1:]):
         raise ReadError("mask: in colours; give one number per class")
     numbers = exact(scan.voxels[0])
     may_be = is_image(scan) and numbers.dtype == np.uint8 and numbers.max() >= WHITE - MARGIN and not is_white(numbers)
     if cut and may_be and clearly_black_and_white(np.bincount(numbers.ravel(), minlength=256), scan.lossy):
-        return Raw((numbers > WHITE // 2).astype(np.uint8) * np.uint8(WHITE), True, scan.lossy)
-    return Raw(numbers, False, scan.lossy)
+        return RawMask((numbers > WHITE // 2).astype(np.uint8) * np.uint8(WHITE), True, scan.lossy)
+    return RawMask(numbers, False, scan.lossy)
 
 
 def is_image(scan: Scan) -> bool:

@@ -22,7 +22,7 @@ R = TypeVar("R")
 _NAME, _LOCK, _CLEARED = ".scratch-", ".lock", ".cleared-"
 
 
-class _Place:
+class _ScratchRoot:
     """Where this process makes its folders; None: not told yet, or in the system's temporary folder."""
 
     folder: Path | None = None
@@ -35,13 +35,13 @@ def kept_below(folder: Path) -> Iterator[None]:
     Those that killed processes left there are removed first; `folder` is made where one is needed, and removed at the
     end if nothing else came into it.
     """
-    before, fresh = _Place.folder, not folder.exists()
+    before, fresh = _ScratchRoot.folder, not folder.exists()
     clear(folder)
-    _Place.folder = folder
+    _ScratchRoot.folder = folder
     try:
         yield
     finally:
-        _Place.folder = before
+        _ScratchRoot.folder = before
         if fresh:
             with suppress(OSError):  # not empty, or never made
                 folder.rmdir()
@@ -70,7 +70,7 @@ def scratch_below(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A new folder of this process alone; it is gone when the context ends, or when somebody begins after a kill."""
-    root = _Place.folder if _Place.folder is not None else _of_the_system()
+    root = _ScratchRoot.folder if _ScratchRoot.folder is not None else _of_the_system()
     root.mkdir(parents=True, exist_ok=True)
     lock, folder = _locked(root)
     try:

@@ -11,7 +11,7 @@ from scanfoundry.datasets.shards.format import SampleEntry
 _SPACING = 0.01  # relative difference that rounding in headers makes
 
 
-class Companions:
+class StudyPartners:
     """The scans of one source that serve one kind of crop, by study. A scan is (stream, row)."""
 
     def __init__(self, studies: Mapping[int, NDArray[np.bytes_]]) -> None:

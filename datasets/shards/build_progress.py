@@ -25,7 +25,7 @@ class BuildProgress:
         self._results, self._none = dict(done), list(none)
         self.underway: dict[str, int] = {}
 
-    def finish(self, shard: str, result: ShardResult) -> None:
+    def add(self, shard: str, result: ShardResult) -> None:
         """Books a finished shard; ends a build that can no longer stay under the ceiling."""
         self._results[shard] = result
         self.underway.pop(shard, None)
@@ -35,7 +35,7 @@ class BuildProgress:
         """Results of all finished shards, in order."""
         return [self._results[name] for name in sorted(self._results)]
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Reports the progress in sources."""
         finished = sum(result.sources for result in self._results.values())
         self._progress("building", finished + sum(self.underway.values()), self.total)

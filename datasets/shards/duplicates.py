@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from scanfoundry.datasets.shards.format import SampleEntry, ScanFacts
 
-Place = tuple[int, int]  # shard, sample
-Walk = Callable[[], Iterator[tuple[Place, SampleEntry]]]
+SampleId = tuple[int, int]  # shard, sample
+Walk = Callable[[], Iterator[tuple[SampleId, SampleEntry]]]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Kept:
 class Dropped:
     """A scan that goes, and the one that it equals."""
 
-    twin: Place
+    twin: SampleId
     labels_differ: bool
 
 
-def decide(walk: Walk) -> dict[Place, Kept | Dropped]:
+def find_duplicates(walk: Walk) -> dict[SampleId, Kept | Dropped]:
     """What becomes of every scan that has a twin. `walk` goes through all scans in order, as often as it is called.
 
     The one with the most labels stays, of these the one with the most facts (a DICOM knows more than the NIfTI made of
@@ -41,26 +41,28 @@ def decide(walk: Walk) -> dict[Place, Kept | Dropped]:
     for _, entry in walk():
         content = bytes.fromhex(entry.content)
         (twice if content in seen else seen).add(content)
-    groups: dict[bytes, list[tuple[Place, SampleEntry]]] = {}
+    groups: dict[bytes, list[tuple[SampleId, SampleEntry]]] = {}
     if twice:
         for place, entry in walk():
             if bytes.fromhex(entry.content) in twice:
                 groups.setdefault(bytes.fromhex(entry.content), []).append((place, entry))
-    fates: dict[Place, Kept | Dropped] = {}
+    decisions: dict[SampleId, Kept | Dropped] = {}
     for group in groups.values():
-        fates.update(_of_group(group))
-    return fates
+        decisions.update(_of_group(group))
+    return decisions
 
 
-def _of_group(group: Sequence[tuple[Place, SampleEntry]]) -> dict[Place, Kept | Dropped]:
+def _of_group(group: Sequence[tuple[SampleId, SampleEntry]]) -> dict[SampleId, Kept | Dropped]:
     place, kept = max(
         group, key=lambda each: (_labelled(each[1]), len(each[1].facts), tuple(-number for number in each[0]))
     )
     also = sorted({entry.patient for _, entry in group} - {kept.patient})
     differ = {each: _differ(kept, entry) for each, entry in group}
-    fates: dict[Place, Kept | Dropped] = {each: Dropped(place, differ[each]) for each, _ in group if each != place}
-    fates[place] = Kept(tuple(also), any(differ.values()))
-    return fates
+    decisions: dict[SampleId, Kept | Dropped] = {
+        each: Dropped(place, differ[each]) for each, _ in group if each != place
+    }
+    decisions[place] = Kept(tuple(also), any(differ.values()))
+    return decisions
 
 
 def _labelled(entry: SampleEntry) -> int:

@@ -45,7 +45,7 @@ class CacheConfig(Config):
         return int(self.gb * GB / 2)
 
 
-class Held:
+class HeldFile:
     """A verified file that is not deleted while this is open."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
@@ -67,7 +67,7 @@ class Cache:
 
     def hold(
         self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None = None, wait: float | None = None
-    ) -> Held:
+    ) -> HeldFile:
         """The file of that content and size, locked against deletion.
 
         Where it is missing or damaged, `fill` is called with a part file, which may hold what an earlier attempt
@@ -105,7 +105,7 @@ class Cache:
                 ) from error
             raise UserError(f"the cache {self.folder} cannot be used ({reason}); set cache.folder") from error
 
-    def _made(self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None, wait: float | None) -> Held:
+    def _made(self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None, wait: float | None) -> HeldFile:
         """The file after it was verified or fetched, or after another process did so."""
         part = self.folder / part_name(sha256, size)
         with exclusive(self.folder / f"{sha256}.lock", self._patience, stop, lambda: _progress(part)) as record:
@@ -117,7 +117,7 @@ class Cache:
             self._space.reserve(sha256, size, what, self._timeout if wait is None else wait, stop)
             return self._filled(part, data, fill, record)
 
-    def _verified(self, sha256: str, size: int, record: IO[bytes]) -> Held | None:
+    def _verified(self, sha256: str, size: int, record: IO[bytes]) -> HeldFile | None:
         """The file if it is there and its content is right."""
         path = self.folder / sha256
         try:
@@ -127,11 +127,11 @@ class Cache:
         lock(stream, shared=True, block=True)
         if os.fstat(stream.fileno()).st_size == size and sha256_of(stream) == sha256:
             set_verified(record, stream)
-            return Held(path, stream)
+            return HeldFile(path, stream)
         stream.close()
         return None
 
-    def _filled(self, part: Path, data: Path, fill: Fill, record: IO[bytes]) -> Held:
+    def _filled(self, part: Path, data: Path, fill: Fill, record: IO[bytes]) -> HeldFile:
         stream = open(part, "r+b", buffering=0)  # noqa: SIM115 (it is what keeps the file)
         try:
             fill(stream)
@@ -146,9 +146,9 @@ class Cache:
             if empty or (isinstance(error, OSError) and error.errno in _FULL):
                 part.unlink(missing_ok=True)
             raise
-        return Held(data, stream)
+        return HeldFile(data, stream)
 
-    def _present(self, sha256: str, size: int) -> Held | None:
+    def _present(self, sha256: str, size: int) -> HeldFile | None:
         """The file if it is there, whole, and has not changed since it was verified."""
         path, record = self.folder / sha256, self.folder / f"{sha256}.lock"
         try:
@@ -160,7 +160,7 @@ class Cache:
             whole = lies_at(stream, path) and os.fstat(stream.fileno()).st_size == size
             if whole and is_verified(record.read_bytes(), stream):
                 touch(record)
-                return Held(path, stream)
+                return HeldFile(path, stream)
         stream.close()
         return None
 

@@ -12,7 +12,7 @@ from scanfoundry.datasets.storage.store import Store
 _GRACE = 2.0  # seconds for a thread to notice that it is over
 
 
-class Wanted(NamedTuple):
+class PrefetchRequest(NamedTuple):
     """A file that will be needed."""
 
     store: Store
@@ -31,16 +31,16 @@ class Prefetcher:
 
     def __init__(self, budget: int, parallel: int = 3) -> None:
         self._budget, self._parallel = budget, parallel
-        self._queue: deque[Wanted] = deque()
+        self._queue: deque[PrefetchRequest] = deque()
         self._busy: set[str] = set()  # sha256
         self._change = threading.Condition()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self.failed: dict[str, str] = {}  # sha256: why; not tried again
 
-    def ahead(self, wanted: Iterable[Wanted]) -> None:
+    def ahead(self, wanted: Iterable[PrefetchRequest]) -> None:
         """Replaces what is waited for by `wanted`, soonest first; what is on its way goes on. Returns at once."""
-        chosen: dict[str, Wanted] = {}
+        chosen: dict[str, PrefetchRequest] = {}
         total = 0
         for each in wanted:
             if not each.store.remote or each.sha256 in chosen:
@@ -78,7 +78,7 @@ class Prefetcher:
                 if reason is not None:
                     self.failed[wanted.sha256] = reason
 
-    def _next(self) -> Wanted | None:
+    def _next(self) -> PrefetchRequest | None:
         with self._change:
             self._change.wait_for(lambda: self._queue or self._stop.is_set())
             if self._stop.is_set():

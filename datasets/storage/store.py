@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.storage.address import Unavailable, is_url, join, shown
-from scanfoundry.datasets.storage.cache import Cache, CacheConfig, Held
+from scanfoundry.datasets.storage.cache import Cache, CacheConfig, HeldFile
 from scanfoundry.datasets.storage.fetch import Fetch
 
 __all__ = ["CacheConfig", "FolderStore", "RemoteStore", "Store", "Unavailable"]
@@ -112,7 +112,7 @@ class RemoteStore(Store):
     def __init__(self, url: str, config: CacheConfig) -> None:
         self._url, self._config = url, config
         self._cache = Cache(config)
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldFile] = {}
         self._uses: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -149,7 +149,7 @@ class RemoteStore(Store):
     def fetch(self, name: str, sha256: str, size: int, stop: Event | None = None) -> None:
         self._hold(name, sha256, size, stop, 0.0).close()
 
-    def _hold(self, name: str, sha256: str, size: int, stop: Event | None, wait: float | None) -> Held:
+    def _hold(self, name: str, sha256: str, size: int, stop: Event | None, wait: float | None) -> HeldFile:
         fetch = self._fetch(name, sha256, size, stop)
         return self._cache.hold(sha256, size, fetch.into, self.shown(name), stop, wait)
 

@@ -15,7 +15,7 @@ Cells = Sequence[str] | None  # of each scan; None: they differ between the line
 
 
 @dataclass(frozen=True)
-class Taken:
+class StoredColumn:
     """A column that is stored: `kind` is 'class' or 'target'; `oldest` of an age is 90 years in its unit."""
 
     kind: str
@@ -30,13 +30,13 @@ class Taken:
 
 def chosen(
     path: Path, columns: Mapping[str, Cells], asked: Iterable[str], insist: bool
-) -> tuple[dict[str, Taken], list[str]]:
+) -> tuple[dict[str, StoredColumn], list[str]]:
     """The columns of the list `path` that are stored, and notes on what was taken and what was left.
 
-    columns: cells, as of `value_of`, by column. Taken is what is asked for or called as agreed, and tells no person.
+    columns: cells, as of `value_of`, by column. StoredColumn is what is asked for or called as agreed, and tells no person.
     UserError where one that was asked for cannot be taken, or tells a person and nobody insists.
     """
-    taken: dict[str, Taken] = {}
+    taken: dict[str, StoredColumn] = {}
     notes: list[str] = []
     left: list[str] = []
     wanted = set(asked)
@@ -46,7 +46,7 @@ def chosen(
             continue
         kind, why, hint = _judged(column, cells, insist and column in wanted)
         if not why:
-            taken[column] = Taken(kind, _oldest(column, kind, cells or ()))
+            taken[column] = StoredColumn(kind, _oldest(column, kind, cells or ()))
             notes.append(f"{path.name}: column '{column.strip()}' taken as {_told(taken[column], cells or ())}")
         elif column in wanted:
             raise UserError(f"{path}: column '{column.strip()}' of --label-columns {why}{hint}")
@@ -89,7 +89,7 @@ def _oldest(column: str, kind: str, cells: Sequence[str]) -> float | None:
     return oldest_of(column, max(float(cell) for cell in cells if cell)) if kind == "target" else 0.0
 
 
-def _told(taken: Taken, cells: Sequence[str]) -> str:
+def _told(taken: StoredColumn, cells: Sequence[str]) -> str:
     known = [cell for cell in cells if cell]
     stored = [taken.stored(cell) for cell in known]
     capped = sum(

@@ -18,13 +18,13 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 20  # columns in a message
 
 
-class Row(dict[str, str]):
+class TableRow(dict[str, str]):
     """Cells without their margins by column; `line` is where it stands in its file."""
 
     line: int = 0
 
 
-def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+def read_rows(path: Path) -> tuple[list[str], list[TableRow]]:
     """Columns and lines of a CSV file (comma, semicolon, tab or |; UTF-8 or UTF-16), blank lines left aside.
 
     Of two columns of one name that differ, both get a number ('class.1'): neither is the one that is meant. UserError
@@ -83,7 +83,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) -> tuple[list[str], list[Row]]:
+def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) -> tuple[list[str], list[TableRow]]:
     mistakes = Mistakes(str(path))
     for number, cells in lines:
         if any(cells[len(names) :]):
@@ -95,7 +95,7 @@ def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) 
     unique = _told_apart([names[place] for place in kept])
     rows = []
     for (number, _), cells in zip(lines, padded, strict=True):
-        row = Row(zip(unique, cells if len(kept) == count else [cells[place] for place in kept], strict=True))
+        row = TableRow(zip(unique, cells if len(kept) == count else [cells[place] for place in kept], strict=True))
         row.line = number
         rows.append(row)
     return unique, rows

@@ -7,17 +7,17 @@ from pathlib import Path
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.datasets.labels.tables.box_columns import find_box_columns
 from scanfoundry.datasets.labels.tables.box_table import BoxReader, wanted_boxes
-from scanfoundry.datasets.labels.tables.choice import Taken, named
+from scanfoundry.datasets.labels.tables.choice import StoredColumn, named
 from scanfoundry.datasets.labels.tables.choice import chosen as chosen_columns
 from scanfoundry.datasets.labels.tables.columns import value_of
-from scanfoundry.datasets.labels.tables.rows import Row, column_named, listed, read_rows
+from scanfoundry.datasets.labels.tables.rows import TableRow, column_named, listed, read_rows
 from scanfoundry.datasets.readers.labels import LabelRef
 
 ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is there
 
 
 @dataclass
-class Found:
+class FoundLabels:
     """Labels by the name of their scan, and what was left out: notes for people, counts by reason.
 
     columns: those of a list, by which one may have been asked for
@@ -38,7 +38,7 @@ class Found:
 class Columns:
     """Which columns a person has named: that of the scans, those of classes, that of the boxes' classes.
 
-    None: found by their names. Named ones are taken as they are: a study on the site's own machine names its label.
+    None: found by their names. ScanNames ones are taken as they are: a study on the site's own machine names its label.
     asked   of a build: columns to store with the scans, beside those of agreed names; see `choice.chosen`
     insist  do not refuse what was asked for, or a label of a box or mask, where it tells a person
     """
@@ -50,7 +50,7 @@ class Columns:
     insist: bool = True
 
 
-def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None = None) -> Found:
+def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None = None) -> FoundLabels:
     """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
 
     A line whose box is blank: looked, and there is none. Other columns are chosen by `choice.chosen`, and `notes` say
@@ -67,13 +67,13 @@ def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None 
     special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
     mistakes = Mistakes(str(path)) if kept is None else kept
     scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)
-    found = Found(columns=columns)
+    found = FoundLabels(columns=columns)
     found.drop("lines without an id", len(rows) - sum(map(len, scans.values())))
     if chosen.classes is None:
         others = [column for column in columns if column not in special]
         taken = _taken(path, others, named(path, columns, chosen.asked), scans, found, chosen.insist)
     else:
-        taken = dict.fromkeys(chosen.classes, Taken("class"))
+        taken = dict.fromkeys(chosen.classes, StoredColumn("class"))
     boxes = BoxReader(path, boxed, label, mistakes, found.drop) if boxed else None
     for name, lines in scans.items():
         cells = {column: value_of(lines[0][column]) for column in taken}
@@ -92,7 +92,7 @@ def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None 
     return found
 
 
-def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[Row]]:
+def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[TableRow]]:
     """Columns and lines, a column that differs from a name of `chosen` in case alone called by that name."""
     columns, rows = read_rows(path)
     if not rows:
@@ -106,10 +106,10 @@ def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[Row]]:
 
 
 def _by_scan(
-    path: Path, rows: Sequence[Row], id_column: str, several: bool, mistakes: Mistakes
-) -> dict[str, list[Row]]:
+    path: Path, rows: Sequence[TableRow], id_column: str, several: bool, mistakes: Mistakes
+) -> dict[str, list[TableRow]]:
     """Lines by the name of their scan; each has one, unless they may be `several`."""
-    scans: dict[str, list[Row]] = {}
+    scans: dict[str, list[TableRow]] = {}
     for row in rows:
         name = row[id_column]
         if "\n" in name or "\r" in name:
@@ -136,8 +136,13 @@ def _chosen_id(path: Path, columns: list[str], chosen: Columns) -> str:
 
 
 def _taken(
-    path: Path, columns: Sequence[str], asked: Sequence[str], scans: dict[str, list[Row]], found: Found, insist: bool
-) -> dict[str, Taken]:
+    path: Path,
+    columns: Sequence[str],
+    asked: Sequence[str],
+    scans: dict[str, list[TableRow]],
+    found: FoundLabels,
+    insist: bool,
+) -> dict[str, StoredColumn]:
     """What of `columns` is stored; UserError where one that was asked for places the labels."""
     if special := [column for column in asked if column not in columns]:
         raise UserError(f"{path}: column '{special[0]}' of --label-columns places the labels and cannot be one")
