@@ -43,5 +43,5 @@ def read_quarantine(out: Path) -> list[Quarantined]:
 
 
 def count(entries: Sequence[Quarantined]) -> dict[str, int]:
-    """How many scans are left out, by kind; files beyond the first of a scan are not counted."""
+    """The number of scans that are left out, by kind. Further files of one scan are not counted."""
     return dict(Counter[str](entry.kind for entry in entries if entry.first is None))

@@ -1,4 +1,4 @@
-"""Finds the DICOM among a build's files: worker processes read the headers, then the files are grouped to series."""
+"""Finds the DICOM among the files of a build: worker processes read headers, then files are grouped to series."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,20 @@ _PORTION = 500  # files that a worker is told at a time; fewer are read in this 
 def find_dicom(
     root: Path, files: Sequence[str], workers: int, progress: Progress
 ) -> tuple[list[Source], list[Quarantined]]:
-    """The DICOM sources among `files` (relative to `root`), and each other file with the reason why it is none."""
+    """Find the DICOM sources among files.
+
+    Args:
+        root: folder of the files.
+        files: paths below it, '/' between parts.
+        workers: processes that read headers, where there are many files.
+        progress: called with what is done, how much of it, and of how much.
+
+    Returns:
+        The sources, and a line for each file that is of none, with the reason.
+
+    Raises:
+        UserError: a worker process died.
+    """
     # Here: pydicom takes a third of a second to import, which a build without DICOM need not wait for.
     from scanfoundry.datasets.readers.dicom.grouping import group
     from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers

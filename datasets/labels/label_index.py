@@ -1,4 +1,4 @@
-"""All labels of a build, to look up by scan."""
+"""The labels of a build, to look up by scan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from scanfoundry.datasets.labels.tables.personal import MAIL, PERSONS, telling_v
 from scanfoundry.datasets.labels.tables.table import Columns, FoundLabels, read_table
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.datasets.readers.labels import LabelRef
-from scanfoundry.datasets.readers.real_paths import RealPaths
+from scanfoundry.datasets.readers.paths import RealPaths
 
 Parts = tuple[str, ...]
 
@@ -45,10 +45,12 @@ class _LabelList:
 class LabelIndex:
     """The labels of a build by the path of their scan.
 
-    claimed   resolved mask files: they are no scans
-    listed    resolved files of lists and drawings: no scans either
-    notes     what a person should read before the build: columns left out and why
-    left_out  boxes, lines and masks that could not be used, counted by reason
+    Attributes:
+        claimed: resolved mask files, which are no scans.
+        listed: resolved files of lists and drawings, which are no scans either.
+        notes: what a person should read before the build: columns that are left out, and why.
+        left_out: boxes, lines and masks that could not be used, counted by reason.
+        doubt: words of the command for names with two readings.
     """
 
     claimed: set[Path] = field(default_factory=set)
@@ -61,9 +63,14 @@ class LabelIndex:
     _masks: MaskSet | None = None
 
     def claim(self, files: Sequence[tuple[Path, str]], others: int) -> None:
-        """Tells masks from scans: `files` (root, path below it) are all of the inputs, `others` may be DICOM.
+        """Tell masks from scans.
 
-        UserError where nothing tells them apart.
+        Args:
+            files: all files of the inputs, as (root, path below it).
+            others: how many files may be DICOM.
+
+        Raises:
+            UserError: nothing tells masks from scans.
         """
         roots = {root for root, _ in files}
         self.doubt = replace(self.doubt, root=roots.pop() if len(roots) == 1 else None)
@@ -73,7 +80,7 @@ class LabelIndex:
             self.claimed |= self._masks.claimed
 
     def pair(self, relatives: Sequence[str]) -> None:
-        """Finds the labels of all scans; UserError where the names of masks have two readings."""
+        """Find the labels of all scans. UserError where the names of masks have two readings."""
         for each in self._lists:
             each.scans.keep(relatives)
         if self._masks is not None:
@@ -85,10 +92,18 @@ class LabelIndex:
         return any(each.scans.knows(name) for each in self._lists) or bool(self._masks and self._masks.knows(name))
 
     def of(self, relative: str) -> LabelRef | None:
-        """The labels of the scan at `relative` ('/' between parts), by path or stem; None where there are none.
+        """The labels of one scan.
 
-        A label fits where the shorter of the two paths is the end of the longer. UserError where two labels fit
-        equally well, or lists contradict each other.
+        A label is of a scan where the shorter of their two paths is the end of the longer.
+
+        Args:
+            relative: path of the scan below its input, '/' between parts.
+
+        Returns:
+            The labels of all lists and mask files together; None where there are none.
+
+        Raises:
+            UserError: two labels fit equally well, or two lists contradict each other.
         """
         found = [match[1] for each in self._lists if (match := each.find(relative)) is not None]
         if self._masks is not None and (mask := self._masks.of(relative)) is not None:
@@ -105,9 +120,10 @@ class LabelIndex:
         return self._masks.advice(relatives, self.doubt) if self._masks is not None else ""
 
     def unused(self, relatives: Sequence[str]) -> list[str]:
-        """Labels that are of none of the scans `relatives`.
+        """The names of labels that are of none of the given scans.
 
-        UserError where a whole list is of none of them, or one label is of two scans that differ in their folder only.
+        Raises:
+            UserError: a whole list is of none of them, or one label is of two scans that differ in their folder only.
         """
         unused: list[str] = []
         mistakes = Mistakes("the labels")
@@ -148,15 +164,21 @@ def open_labels(
     doubt: Doubt | None = None,
     images: Sequence[Path] = (),
 ) -> LabelIndex:
-    """Labels of files and folders, told apart by their content.
+    """Open files and folders of labels, which are told apart by their content.
 
-    labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
-            mask file) as JSON; a folder of Pascal VOC XML
-    masks   folders of masks named as their scans, or single mask files: see `pairing`; or patterns
-    columns of CSV files that are named rather than found; UserError where one that was asked for is in none of them
-    mistakes: keeps those of single lines of CSV files, to be told with others; None: they are told at once
-    doubt   the words of the command, for names with two readings
-    images  the inputs: where they and `masks` are patterns, what '*' stands for is the same of a scan and its mask
+    Args:
+        labels: CSV; COCO boxes; dataset.json of the Decathlon or nnU-Net; JSON with the names of mask values ({'1':
+            'liver'}, or the same for each mask file); folders of Pascal VOC XML.
+        masks: folders of masks that are named as their scans, single mask files, or patterns; see `pairing`.
+        boxes_from_masks: each connected component of a mask becomes a box.
+        columns: columns of CSV files that are named rather than found.
+        mistakes: keeps those of single lines of CSV files, to be raised with others; None: they are raised at once.
+        doubt: the words of the command, for names with two readings.
+        images: the inputs. Where they and `masks` are patterns, '*' stands for the same text in a scan and its mask.
+
+    Raises:
+        UserError: a file is missing or of no known form, a column that was asked for is in none of them, or a label
+            looks like the name of a person.
     """
     listed = {file.resolve() for path in labels for file in _files(Path(path))}
     label_index = LabelIndex(listed=listed, doubt=doubt or Doubt())

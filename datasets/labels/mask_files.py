@@ -14,8 +14,7 @@ from scanfoundry.datasets.labels.pairing.roles import masks_among
 from scanfoundry.datasets.labels.pairing.vocabulary import is_marked
 from scanfoundry.datasets.readers import find_scans
 from scanfoundry.datasets.readers.labels import LabelRef
-from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
-from scanfoundry.datasets.readers.real_paths import RealPaths
+from scanfoundry.datasets.readers.paths import RealPaths, cases_of, split_pattern
 
 
 class MaskSet:

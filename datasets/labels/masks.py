@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scanfoundry.configs.errors import Mistakes, UserError
-from scanfoundry.datasets.labels.pairing.names import FIRST_CHANNEL, parts_of, whole_parts_of
+from scanfoundry.datasets.labels.pairing.names import parts_of, whole_parts_of
+from scanfoundry.datasets.labels.pairing.numbered import FIRST_CHANNEL, channel_name
 from scanfoundry.datasets.labels.tables.table import FoundLabels
 from scanfoundry.datasets.readers import find_scans
 from scanfoundry.datasets.readers.labels import LabelRef
@@ -36,9 +37,17 @@ def is_dataset(content: Any) -> bool:
 
 
 def read_dataset(path: Path, content: dict[str, Any]) -> tuple[FoundLabels, set[Path]]:
-    """The masks that `dataset.json` lists, or all of `labelsTr` and `labelsTs` beside it, with its labels' names.
+    """The masks of a dataset.json: those that it lists, or all of `labelsTr` and `labelsTs` beside it.
 
-    Several channels of a case (x_0000, x_0001, ...) share its mask. UserError where the masks are not there.
+    Args:
+        path: of the file.
+        content: what it holds. Several channels of a case (x_0000, x_0001, ...) share its mask.
+
+    Returns:
+        The labels with the names of their values, and the resolved mask files.
+
+    Raises:
+        UserError: the masks are not there, or a name has two readings.
     """
     found, claimed = FoundLabels(), set()
     names = dataset_names(content, found, path)
@@ -70,7 +79,7 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[FoundLabels, set[
         firsts = _first_channels(path.parent, [name for name, _ in found.refs]) if pairs else set()
         found.refs = [("/".join(parts_of(name)) if name in firsts else name, ref) for name, ref in found.refs]
         cases = [("/".join(whole_parts_of(name)), ref) for name, ref in found.refs]
-        found.refs += [(f"{case}_{channel:04d}", ref) for case, ref in cases for channel in more]
+        found.refs += [(channel_name(case, channel), ref) for case, ref in cases for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
     return found, claimed
@@ -82,8 +91,8 @@ def _first_channels(root: Path, names: Sequence[str]) -> set[str]:
     found = set()
     for name in names:
         whole = "/".join(whole_parts_of(name))
-        second = f"{whole.removesuffix(FIRST_CHANNEL)}_0001"
-        there = os.path.isfile(root / "_0001".join(name.rsplit(FIRST_CHANNEL, 1)))
+        second = channel_name(whole.removesuffix(FIRST_CHANNEL), 1)
+        there = os.path.isfile(root / channel_name("", 1).join(name.rsplit(FIRST_CHANNEL, 1)))
         if whole.endswith(FIRST_CHANNEL) and there and second not in listed:
             found.add(name)
     return found
@@ -97,9 +106,16 @@ def _check_one_reading(path: Path, stems: set[str]) -> None:
 
 
 def dataset_names(content: dict[str, Any], found: FoundLabels, path: Path) -> Names:
-    """Names of the values: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net); regions of several are left out.
+    """The names of mask values in a dataset.json.
 
-    UserError for a value that is no label, and one that two names have.
+    Args:
+        content: of the file: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net) under 'labels'. Regions that are
+            made of several labels are left out, with a note in `found`.
+        found: receives the notes.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: a value is no label, or two names have one value.
     """
     names: Names = {}
     mistakes = Mistakes(str(path))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.readers.bounds import check_spacing
 from scanfoundry.datasets.readers.companions import header_beside
 from scanfoundry.datasets.readers.formats import SUFFIXES, UNREAD, FileFormat, formats, function_of, suffix_of
-from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
+from scanfoundry.datasets.readers.geometry import check_spacing
+from scanfoundry.datasets.readers.paths import cases_of, split_pattern
 from scanfoundry.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scanfoundry.datasets.readers.geometry import ORIENTATION, turned
 from scanfoundry.datasets.readers.guard import reason_of
-from scanfoundry.datasets.readers.orientation import ORIENTATION, turned
 from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _LOSSY = ("JPEG", "MPO")

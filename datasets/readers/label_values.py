@@ -13,8 +13,14 @@ Mask = NDArray[np.unsignedinteger]
 
 
 class RawMask(NamedTuple):
-    """What a mask file holds. numbers: (D, H, W) of the smallest integer type. cut: they were greys, and are now 0 and
-    255. lossy: the file's compression has changed them. palette: (N, 3), the colours that they were drawn in."""
+    """What a mask file holds.
+
+    Attributes:
+        numbers: (D, H, W) of the smallest integer type.
+        cut: the numbers were greys, and are now 0 and 255.
+        lossy: the file's compression has changed them.
+        palette: (N, 3), the colours that they were drawn in.
+    """
 
     numbers: NDArray[np.integer]
     cut: bool = False
@@ -23,8 +29,15 @@ class RawMask(NamedTuple):
 
 
 def raw_of(scan: Scan, cut: bool = True) -> RawMask:
-    """The numbers of a scan that is a mask: of a palette the indices; greys that are clearly black and white as 0 and
-    255, unless `cut` is False. ReadError where its channels differ, or it holds fractions."""
+    """The numbers of a scan that is a mask.
+
+    Args:
+        scan: as its reader returns it. Of a palette the indices count.
+        cut: greys that are clearly black and white become 0 and 255.
+
+    Raises:
+        ReadError: the channels differ, or the values are fractions.
+    """
     if scan.indices is not None:
         return RawMask(scan.indices, palette=scan.palette)
     if any(not np.array_equal(scan.voxels[0], other) for other in scan.voxels[1:]):

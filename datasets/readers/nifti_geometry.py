@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.scan import ReadError
 
 _UNIT = 0b111  # the bits of xyzt_units that are of space

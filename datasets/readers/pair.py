@@ -10,8 +10,7 @@ import numpy as np
 from nibabel import nifti1, nifti2
 from numpy.typing import NDArray
 
-from scanfoundry.datasets.readers.bounds import check_spacing
-from scanfoundry.datasets.readers.geometry import geometry
+from scanfoundry.datasets.readers.geometry import check_spacing, geometry
 from scanfoundry.datasets.readers.guard import check_expansion, check_ratio, reason_of
 from scanfoundry.datasets.readers.nifti import DAMAGE, array_of, exactly, opened, scaled
 from scanfoundry.datasets.readers.nifti_geometry import affine_of, check_sizes

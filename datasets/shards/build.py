@@ -37,7 +37,11 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 
 
 class BuildOptions(Config):
-    """How a data set is built. All but `workers` and `max_bad` are part of its content and kept in its manifest."""
+    """How a data set is built.
+
+    All options but `workers`, `max_bad` and `key_file` decide on its content, and its manifest keeps them. `labels` are
+    files and folders as `labels.label_index.open_labels` takes them.
+    """
 
     modality: Modality = "unknown"  # of scans whose file does not say
     labels: list[Path] = []  # CSV, COCO, VOC, dataset.json: see labels.label_index
@@ -56,7 +60,16 @@ class BuildOptions(Config):
 
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build did. `ignored` counts files that are no scan by suffix, `quarantined` its lines by kind."""
+    """What a build did.
+
+    Attributes:
+        sources: files, series and videos that were read or tried.
+        resumed_shards: finished by an earlier build that was interrupted.
+        quarantined: lines of quarantine.jsonl by kind.
+        ignored: files that are no scan, by suffix.
+        notes: what a person should know of the labels.
+        source_bytes: size of all source files; `bytes`: of all shards.
+    """
 
     out: Path
     sources: int
@@ -74,14 +87,26 @@ class BuildSummary:
 
 
 def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Progress | None = None) -> BuildSummary:
-    """Makes the data set `out` from the files and folders `inputs`; goes on where an interrupted build ended.
+    """Build a data set from files and folders, or continue a build that was interrupted.
 
-    Raises UserError for missing or empty inputs, an `out` that holds something else, other inputs or options than
-    those the interrupted build had, or more than `max_bad` of the sources refused (`out`/quarantine.jsonl).
+    The same inputs, options and site key give the same bytes, whatever the number of workers or interruptions.
+
+    Args:
+        inputs: files, folders, or patterns with '*'.
+        out: folder of the data set. It is new, empty, or holds the interrupted build.
+        options: what to store and how.
+        progress: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        Counts of what was stored and of what was left out.
+
+    Raises:
+        UserError: an input is missing or holds no scan, `out` holds something else or was begun with other inputs or
+            options, or more than `options.max_bad` of the sources were refused (see quarantine.jsonl in `out`).
     """
     key = site_key(options.key_file)
-    _keep_apart(inputs, out)
-    tell = progress or (lambda what, done, total: None)
+    _check_apart(inputs, out)
+    report = progress or (lambda what, done, total: None)
     columns = Columns(asked=tuple(options.label_columns), insist=options.allow_identifying)
     label_index = open_labels(options.labels, options.masks, options.boxes_from_masks, columns, images=inputs)
     sources, none = find_sources(
@@ -89,10 +114,10 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
         key,
         options.patient_regex,
         label_index,
-        lambda root, files: find_dicom(root, files, options.workers, tell),
+        lambda root, files: find_dicom(root, files, options.workers, report),
         find_frame_folders if options.frames else None,
     )
-    _some(inputs, sources, none)
+    _check_any(inputs, sources, none)
     unused = len(label_index.unused([each.source.relative for each in sources]))
     parameters = parameters_of(options.model_dump(), sources, key)
     plans = assign_shards(sources, int(options.shard_mb * 2**20))
@@ -100,11 +125,11 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
         complete = begin(out, parameters, sources)
         done = finished_shards(out, plans)
         if complete is None:
-            build_progress = BuildProgress(out, len(sources), options.max_bad, done, none, tell)
+            build_progress = BuildProgress(out, len(sources), options.max_bad, done, none, report)
             tasks = [
                 ShardTask(plan, out, key, options.modality, options.codec) for plan in plans if plan.name not in done
             ]
-            _run(tasks, options.workers, build_progress)
+            _run_tasks(tasks, options.workers, build_progress)
             complete, duplicates = finalize(out, parameters, build_progress.finished(), options.codec)
             write_quarantine(out, [*build_progress.quarantine(), *duplicates])
             write_manifest(out, complete)
@@ -123,25 +148,25 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
         notes=[
             *label_index.notes,
             *(f"{number} {reason}" for reason, number in label_index.left_out.items()),
-            *_of_greys(complete),
+            *_notes_on_greys(complete),
         ],
         source_bytes=sum(each.source.size for each in sources),
         bytes=sum(shard.bytes for shard in complete.shards),
     )
 
 
-def _of_greys(complete: Manifest) -> list[str]:
-    """What became of masks that were drawn in black and white."""
+def _notes_on_greys(complete: Manifest) -> list[str]:
+    """Notes on masks that were drawn in black and white."""
     cut, white = complete.greys.get("cut", 0), sum(complete.greys.values())
-    said = [f"{white} masks hold 0 and 255 alone and are stored as 0 and 1"] if white else []
-    return said + ([f"{cut} of these held greys (lossy compression) and were cut at half"] if cut else [])
+    notes = [f"{white} masks hold 0 and 255 alone and are stored as 0 and 1"] if white else []
+    return notes + ([f"{cut} of these held greys (lossy compression) and were cut at half"] if cut else [])
 
 
 def _by_suffix(paths: Sequence[str]) -> dict[str, int]:
     return dict(sorted(Counter(plain_suffix(path) for path in paths).items()))
 
 
-def _some(inputs: Sequence[Path], sources: Sequence[object], none: Sequence[Quarantined]) -> None:
+def _check_any(inputs: Sequence[Path], sources: Sequence[object], none: Sequence[Quarantined]) -> None:
     if sources:
         return
     counts = _by_suffix([line.path for line in none])
@@ -151,13 +176,13 @@ def _some(inputs: Sequence[Path], sources: Sequence[object], none: Sequence[Quar
     )
 
 
-def _keep_apart(inputs: Sequence[Path], out: Path) -> None:
+def _check_apart(inputs: Sequence[Path], out: Path) -> None:
     for given in inputs:
         if Path(given).is_dir() and out.resolve().is_relative_to(Path(given).resolve()):
             raise UserError(f"the output folder {out} lies in the input folder {given}; put it elsewhere")
 
 
-def _run(tasks: Sequence[ShardTask], count: int, build_progress: BuildProgress) -> None:
+def _run_tasks(tasks: Sequence[ShardTask], count: int, build_progress: BuildProgress) -> None:
     pending, deaths = deque(tasks), Counter[tuple[str, int]]()
     busy: dict[Worker, ShardTask] = {}
     idle: list[Worker] = []
@@ -176,7 +201,7 @@ def _run(tasks: Sequence[ShardTask], count: int, build_progress: BuildProgress) 
                 elif isinstance(reply, WorkerDied):
                     number = build_progress.underway.pop(name, 0)
                     deaths[name, number] += 1
-                    pending.append(_again(busy.pop(worker), number, deaths[name, number], reply))
+                    pending.append(_retried(busy.pop(worker), number, deaths[name, number], reply))
                 else:
                     idle.append(worker)
                     del busy[worker]
@@ -187,7 +212,7 @@ def _run(tasks: Sequence[ShardTask], count: int, build_progress: BuildProgress) 
             worker.close()
 
 
-def _again(task: ShardTask, number: int, deaths: int, died: WorkerDied) -> ShardTask:
+def _retried(task: ShardTask, number: int, deaths: int, died: WorkerDied) -> ShardTask:
     """The task once more; without the source that it dies of."""
     if deaths < _ATTEMPTS:
         return task

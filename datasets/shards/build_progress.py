@@ -1,4 +1,4 @@
-"""What is known of a build while it runs."""
+"""The state of a build while it runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ class BuildProgress:
         return [self._results[name] for name in sorted(self._results)]
 
     def report(self) -> None:
-        """Reports the progress in sources."""
+        """Report the progress in sources."""
         finished = sum(result.sources for result in self._results.values())
         self._progress("building", finished + sum(self.underway.values()), self.total)
 

@@ -42,10 +42,18 @@ class CheckReport:
 
 
 def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
-    """Verifies every shard of `folder`, draws its contact sheet (PNG) where a path for it is given.
+    """Verify every byte of a data set against its manifest.
 
-    Raises UserError that names the shard for: missing or cut shards, wrong sha256 or crc, an index that differs from
-    the member in the tar, scans that are not what their index says, totals and tables that differ from the manifest.
+    Args:
+        folder: the data set, on local disk.
+        contact_sheet: where to draw a picture (PNG) of some of its scans; None: nowhere.
+
+    Returns:
+        What the data set holds.
+
+    Raises:
+        UserError: names the shard that is missing or cut, whose sha256 or crc32 is wrong, whose index differs from the
+            member in its tar, whose scans are not what the index says, or the total that differs from the manifest.
     """
     data = DataSet(folder)
     table = data.samples()

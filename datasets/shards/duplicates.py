@@ -11,7 +11,7 @@ Walk = Callable[[], Iterator[tuple[SampleId, SampleEntry]]]
 
 @dataclass(frozen=True)
 class Kept:
-    """The one scan of a group that stays."""
+    """The scan of a group of duplicates that is kept."""
 
     also: tuple[str, ...]  # patients of the others
     labels_differ: bool  # somebody was wrong about one of them
@@ -24,17 +24,23 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A scan that goes, and the one that it equals."""
+    """A scan that is left out, and the one that it equals."""
 
     twin: SampleId
     labels_differ: bool
 
 
 def find_duplicates(walk: Walk) -> dict[SampleId, Kept | Dropped]:
-    """What becomes of every scan that has a twin. `walk` goes through all scans in order, as often as it is called.
+    """Decide what becomes of every scan whose voxels another scan repeats.
 
-    The one with the most labels stays, of these the one with the most facts (a DICOM knows more than the NIfTI made of
-    it, its modality above all), the first of these; the outcome depends on the scans' order alone.
+    The scan with the most labels is kept; among equals the one with the most facts (a DICOM knows more than the NIfTI
+    made of it, above all its modality), then the first. The outcome depends on the order of the scans alone.
+
+    Args:
+        walk: yields all scans in order; it is called twice.
+
+    Returns:
+        A decision for each scan that has a twin, by (shard, sample).
     """
     seen: set[bytes] = set()
     twice: set[bytes] = set()

@@ -46,9 +46,21 @@ def final_path(out: Path, shard: str) -> Path:
 def finalize(
     out: Path, parameters: dict[str, Any], results: Sequence[ShardResult], codec: Codec
 ) -> tuple[Manifest, list[Quarantined]]:
-    """Moves the shards in the partial folder into `out`; their manifest, and a line per duplicate.
+    """Move the shards of the partial folder into `out`, without scans that others repeat voxel by voxel.
 
-    Killed at any point, it ends with the same bytes when it is called again. `write_manifest` ends the build.
+    A call that is killed can be repeated and ends with the same bytes. `write_manifest` then completes the build.
+
+    Args:
+        out: folder of the data set.
+        parameters: what its bytes depend on, for the manifest.
+        results: of all shards, in their order.
+        codec: of frames that are written anew.
+
+    Returns:
+        The manifest, not written yet, and one line of quarantine.jsonl for each duplicate.
+
+    Raises:
+        UserError: a shard in the partial folder is damaged.
     """
     written = [result for result in results if result.record is not None]
     decisions = find_duplicates(lambda: _walk(out, written))
@@ -86,7 +98,7 @@ def finalize(
 
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
-    """Writes the manifest: from here on the folder is a data set."""
+    """Write the manifest, which makes the folder a data set, and remove the partial folder."""
     write_atomically(out / MANIFEST, to_json(manifest, indent=1))
     shutil.rmtree(out / PARTIAL)
 

@@ -49,7 +49,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class SourceStarted:
-    """Progress: the worker turns to source `number` of the task."""
+    """Progress of a worker: it begins to read source `number` of its task."""
 
     number: int
 
@@ -68,7 +68,11 @@ def worker(connection: Connection) -> Callable[[ShardTask], Iterator[SourceStart
 
 
 def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
-    """Writes the shard; yields a `SourceStarted` before each source and the `ShardResult` at the end."""
+    """Write one shard.
+
+    Yields:
+        A `SourceStarted` before each source, and the `ShardResult` at the end.
+    """
     # What is converted for a moment lies there too: the next start clears it, should this one be killed.
     with kept_below(task.out / PARTIAL), ShardWriter(task.out / PARTIAL / task.plan.name, task.codec) as writer:
         store = _SourceWriter(task, writer)
@@ -86,7 +90,7 @@ def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
 
 
 class _SourceWriter:
-    """Sources into the writer, each whole or not at all."""
+    """Writes the scans of sources: of each source all of them, or none."""
 
     def __init__(self, task: ShardTask, writer: ShardWriter) -> None:
         self._task, self._writer = task, writer

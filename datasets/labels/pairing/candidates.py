@@ -33,7 +33,7 @@ class MaskFile:
 
 @dataclass(frozen=True)
 class ScanNames:
-    """A scan at `relative` below its input, and the names that a mask may call it by: of a series, its folders'."""
+    """A scan at `relative` below its input, and the names by which a mask may call it: for a series, its folders."""
 
     relative: str
     names: tuple[Parts, ...]
@@ -97,7 +97,7 @@ class _DistinctName:
 
 
 class PathIndex:
-    """Numbers by path, to look up by its end."""
+    """Numbers by path, to look up by the end of the path."""
 
     def __init__(self, entries: Iterable[tuple[Parts, int]]) -> None:
         self._by_last: dict[str, list[tuple[Parts, int]]] = defaultdict(list)
@@ -115,7 +115,7 @@ class PathIndex:
 
 
 class PairingState:
-    """What is to be paired, and what has been."""
+    """The scans and masks to be paired, and the pairs that have been found."""
 
     def __init__(self, scans: Sequence[ScanNames], masks: Sequence[MaskFile], doubt: Doubt) -> None:
         self.scans, self.doubt = scans, doubt
@@ -154,7 +154,7 @@ class PairingState:
         return list(dict.fromkeys(near)) if own.rest else []
 
     def keep(self, found: Mapping[int, Sequence[MaskFile]]) -> None:
-        """Takes pairs over."""
+        """Add pairs to those that have been found."""
         taken = {mask for masks in found.values() for mask in masks}
         for number, masks in found.items():
             self.found[number] = [*self.found.get(number, []), *masks]

@@ -1,4 +1,4 @@
-"""Which columns of a list are stored with the scans, and what of them; all of it is told."""
+"""Which columns of a list are stored with the scans, and what of them. A note says what becomes of each column."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,12 @@ Cells = Sequence[str] | None  # of each scan; None: they differ between the line
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """A column that is stored: `kind` is 'class' or 'target'; `oldest` of an age is 90 years in its unit."""
+    """A column that is stored.
+
+    Attributes:
+        kind: 'class' or 'target' (a number).
+        oldest: of a column of ages, 90 years in its unit.
+    """
 
     kind: str
     oldest: float | None = None
@@ -31,10 +36,21 @@ class StoredColumn:
 def chosen(
     path: Path, columns: Mapping[str, Cells], asked: Iterable[str], insist: bool
 ) -> tuple[dict[str, StoredColumn], list[str]]:
-    """The columns of the list `path` that are stored, and notes on what was taken and what was left.
+    """Decide which columns of a list are stored.
 
-    columns: cells, as of `value_of`, by column. StoredColumn is what is asked for or called as agreed, and tells no person.
-    UserError where one that was asked for cannot be taken, or tells a person and nobody insists.
+    A column is stored where it was asked for or is called as labels are, and identifies no person.
+
+    Args:
+        path: of the list, for messages.
+        columns: the cells of each column, as of `value_of`; None where they differ between the lines of one scan.
+        asked: columns that were asked for.
+        insist: store these even where they may identify a person.
+
+    Returns:
+        The columns that are stored, and notes on what is stored and what is left out.
+
+    Raises:
+        UserError: a column that was asked for cannot be stored.
     """
     taken: dict[str, StoredColumn] = {}
     notes: list[str] = []
@@ -47,7 +63,7 @@ def chosen(
         kind, why, hint = _judged(column, cells, insist and column in wanted)
         if not why:
             taken[column] = StoredColumn(kind, _oldest(column, kind, cells or ()))
-            notes.append(f"{path.name}: column '{column.strip()}' taken as {_told(taken[column], cells or ())}")
+            notes.append(f"{path.name}: column '{column.strip()}' taken as {_summary(taken[column], cells or ())}")
         elif column in wanted:
             raise UserError(f"{path}: column '{column.strip()}' of --label-columns {why}{hint}")
         else:
@@ -89,7 +105,7 @@ def _oldest(column: str, kind: str, cells: Sequence[str]) -> float | None:
     return oldest_of(column, max(float(cell) for cell in cells if cell)) if kind == "target" else 0.0
 
 
-def _told(taken: StoredColumn, cells: Sequence[str]) -> str:
+def _summary(taken: StoredColumn, cells: Sequence[str]) -> str:
     known = [cell for cell in cells if cell]
     stored = [taken.stored(cell) for cell in known]
     capped = sum(

@@ -92,7 +92,7 @@ def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) 
     count = len(names)
     padded = [cells[:count] if len(cells) >= count else cells + [""] * (count - len(cells)) for _, cells in lines]
     kept = [place for place in range(count) if not _superfluous(names, place, padded)]
-    unique = _told_apart([names[place] for place in kept])
+    unique = _unique_names([names[place] for place in kept])
     rows = []
     for (number, _), cells in zip(lines, padded, strict=True):
         row = TableRow(zip(unique, cells if len(kept) == count else [cells[place] for place in kept], strict=True))
@@ -109,7 +109,7 @@ def _superfluous(names: Sequence[str], place: int, lines: Sequence[Sequence[str]
     return any(all(cells[other] == cells[place] for cells in lines) for other in before)
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _unique_names(names: Sequence[str]) -> list[str]:
     counts, seen, unique = Counter(names), Counter[str](), []
     for name in names:
         seen[name] += 1

@@ -18,9 +18,13 @@ ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is th
 
 @dataclass
 class FoundLabels:
-    """Labels by the name of their scan, and what was left out: notes for people, counts by reason.
+    """Labels by the name of their scan, and what was left out.
 
-    columns: those of a list, by which one may have been asked for
+    Attributes:
+        refs: (name of the scan, its labels).
+        notes: for people.
+        left_out: counts by reason.
+        columns: of a list, by which one may have been asked for.
     """
 
     refs: list[tuple[str, LabelRef]] = field(default_factory=list)
@@ -29,18 +33,21 @@ class FoundLabels:
     columns: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Counts what is left out."""
+        """Count something that is left out."""
         if count:
             self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns a person has named: that of the scans, those of classes, that of the boxes' classes.
+    """The columns of a list that a person has named. None: they are found by their names.
 
-    None: found by their names. ScanNames ones are taken as they are: a study on the site's own machine names its label.
-    asked   of a build: columns to store with the scans, beside those of agreed names; see `choice.chosen`
-    insist  do not refuse what was asked for, or a label of a box or mask, where it tells a person
+    Attributes:
+        id: column with the names of the scans.
+        classes: columns of classes. A study on the site's own machine takes them as they are.
+        box_class: column with the classes of boxes.
+        asked: of a build: columns to store with the scans beside those of agreed names; see `choice.chosen`.
+        insist: do not refuse a column that was asked for, or a label of a box or mask, that may identify a person.
     """
 
     id: str | None = None
@@ -51,11 +58,18 @@ class Columns:
 
 
 def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None = None) -> FoundLabels:
-    """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
+    """Read the labels in a CSV file.
 
-    A line whose box is blank: looked, and there is none. Other columns are chosen by `choice.chosen`, and `notes` say
-    which. UserError for a damaged file, no id column, a scan named twice; where `kept` is given, what is wrong with
-    single lines is kept there.
+    One line is one scan or, with the columns of `box_columns`, one box (half-open, in voxels). A scan whose box is
+    blank was looked at and has none. `choice.chosen` decides which other columns are stored, and the notes say which.
+
+    Args:
+        path: of the file.
+        chosen: columns that a person has named.
+        kept: keeps the mistakes of single lines; None: they are raised.
+
+    Raises:
+        UserError: the file is damaged, has no column with names of scans, or names a scan twice.
     """
     chosen = chosen or Columns()
     columns, rows = _as_named(path, chosen)

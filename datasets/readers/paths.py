@@ -1,5 +1,6 @@
-"""Paths with '*', and what it stands for: the name of a case."""
+"""Paths: patterns with '*', which name cases, and where files lie once links are followed."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -46,3 +47,27 @@ def _expression(pattern: str) -> re.Pattern[str]:
         raise UserError(f"'{pattern}' is no folder and holds no '*' that tells the cases apart")
     parts = re.split(r"(\*)", unicodedata.normalize("NFC", pattern))
     return re.compile("".join("([^/]*)" if part == "*" else re.escape(part) for part in parts))
+
+
+class RealPaths:
+    """As `Path.resolve`, with each folder and each file looked up once: links that change meanwhile are not seen."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+        self._files: dict[tuple[Path, str], Path] = {}
+
+    def of(self, root: Path, relative: str) -> Path:
+        """The real path of the file at `relative` ('/' between parts) below `root`."""
+        found = self._files.get((root, relative))
+        if found is None:
+            found = self._files[root, relative] = self._looked_up(os.path.join(root, relative))
+        return found
+
+    def _looked_up(self, path: str) -> Path:
+        if os.path.islink(path):
+            return Path(os.path.realpath(path))
+        folder, name = os.path.split(path)
+        real = self._folders.get(folder)
+        if real is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        return Path(real, name)

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from scanfoundry.datasets.readers.real_paths import RealPaths
+from scanfoundry.datasets.readers.paths import RealPaths
 
 
 def test_as_resolve_with_links_of_files_and_folders(tmp_path: Path) -> None:
