@@ -66,7 +66,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_anew(path: Path) -> None:
-    """An empty file at `path`, in place of whatever has the name; OSError where there is a folder."""
+    """An empty file at `path`, in place of whatever has the name.
+
+    Raises:
+        OSError: `path` is a folder.
+    """
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
 

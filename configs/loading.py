@@ -35,7 +35,11 @@ def find(source: str | Path, kind: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where it is not one."""
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read or holds no mapping.
+    """
     try:
         with path.open("rb") as stream:
             text = stream.read(LONGEST + 1)

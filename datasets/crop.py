@@ -39,7 +39,12 @@ def permutation(seed: int, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class CropPlacement:
-    """A crop in a scan: `start` is negative along axes where the scan is smaller, and centred in, the crop."""
+    """Where a crop lies in a scan, and how it is flipped.
+
+    Attributes:
+        start: first voxel (D, H, W). Negative along axes where the scan is smaller than the crop and centred in it.
+        flips: along D, H, W.
+    """
 
     start: Size3D
     flips: tuple[bool, bool, bool]  # along D, H, W
@@ -48,10 +53,15 @@ class CropPlacement:
 def place(
     seed: int, scan: Size3D, crop: Size3D, bitmap: NDArray[np.bool_], foreground: float, axes: Sequence[int]
 ) -> CropPlacement:
-    """The crop that `seed` stands for.
+    """The placement of the crop that a seed stands for.
 
-    scan, crop: shapes (D, H, W). bitmap: foreground cells of the scan. foreground: probability that the crop is
-    centred on a foreground voxel; otherwise each position is as likely. axes: those that may be flipped.
+    Args:
+        seed: of the crop.
+        scan: shape (D, H, W) of the scan.
+        crop: shape (D, H, W) of the crop.
+        bitmap: foreground cells of the scan.
+        foreground: probability that the crop is centred on a foreground voxel; else all positions are equally likely.
+        axes: those that may be flipped.
     """
     draw = _eight(seed)
     room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]
@@ -76,9 +86,17 @@ def place(
 def near(
     first: CropPlacement, seed: int, scan: Size3D, crop: Size3D, share: float, axes: Sequence[int]
 ) -> CropPlacement:
-    """Another crop of the scan, at least `share` (over 0) of whose voxels lie in the crop `first`.
+    """The placement of another crop of a scan that overlaps a first one.
 
-    Every start within reach is as likely; the reach is the same fraction of the crop along each axis.
+    Every start within reach is equally likely; the reach is the same fraction of the crop along each axis.
+
+    Args:
+        first: placement of the first crop.
+        seed: of this crop.
+        scan: shape (D, H, W) of the scan.
+        crop: shape (D, H, W) of both crops.
+        share: over 0; so much of the voxels of this crop lie in the first at least.
+        axes: those that may be flipped.
     """
     draw = _eight(seed)
     room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]

@@ -23,13 +23,25 @@ _START = Position()
 
 
 class CropLoader:
-    """Iterator of `Batch`: rank `rank`'s part of every optimiser step, as `micro_batches` batches of equal size.
+    """Iterator of `Batch`: one rank's part of every optimiser step.
 
-    What it yields depends on config, seed and position alone, not on workers, their deaths, or earlier iteration;
-    the ranks' parts of a step make up the same global batch at any world size. A scan that cannot be read is
-    replaced by the next of its source and counted; beyond `config.bad_sample_ceiling` it is a UserError. With
-    `config.positives` of two scans a batch is twice as long: the partners of its first half are the second.
-    Use it as a context manager, or call `close`.
+    What it yields depends on configuration, seed and position alone, not on workers, their deaths, or what was iterated
+    before. The parts of all ranks make up the same global batch at any number of ranks. A scan that cannot be read is
+    replaced by the next scan of its source and counted. With `config.positives` of two scans a batch is twice as long,
+    and its second half are the partners of the first. Use it as a context manager, or call `close`.
+
+    Args:
+        config: what is sampled.
+        seed: of the run.
+        rank: which part of the global batch this process gets, of `world_size`.
+        world_size: how many parts there are.
+        micro_batches: batches of equal size that a step is handed out in.
+        position: where the stream goes on.
+        device: where batches are cast, normalised, padded and flipped.
+
+    Raises:
+        UserError: a source cannot be used, or a batch cannot be divided; while iterating, more scans are damaged than
+            `config.bad_sample_ceiling` allows, or no worker answers for `config.timeout_s`.
     """
 
     def __init__(
@@ -93,7 +105,7 @@ class CropLoader:
         return self.crops().to(self._device)
 
     def crops(self) -> Crops:
-        """The next batch as it lies in the ring, before it is cast and normalised on the device."""
+        """The next batch as it lies in shared memory, before it is cast and normalised on the device."""
         self._fetch_ahead()
         self._plan_ahead()
         if self._next not in self._tasks:
@@ -119,7 +131,7 @@ class CropLoader:
             self._planned += 1
 
     def _fetch_ahead(self) -> None:
-        """Has the remote shards of the coming steps fetched; looks again when half of them are done."""
+        """Fetch the remote shards of the coming steps; look again when half of these are done."""
         step = self._next // self._micro
         if not self._remote or step + _AHEAD // 2 < self._ahead:
             return
@@ -184,12 +196,12 @@ class CropLoader:
         )
 
     def state(self) -> dict[str, int]:
-        """The position after the whole steps handed out so far; `Position.of` takes it back."""
+        """The position after all whole steps that were handed out, which `Position.of` takes back."""
         epoch, position = divmod(self._next // self._micro, self.plan.steps_per_epoch)
         return {"seed": self.plan.seed, "epoch": epoch, "position": position}
 
     def stats(self) -> dict[str, float]:
-        """Scans that could not be read, workers that were replaced, seconds that the caller waited."""
+        """Scans that could not be read, workers that were replaced, and the seconds that the caller has waited."""
         return {
             "bad_samples": len(self._bad),
             "respawned_workers": self._pool.respawned,
@@ -211,7 +223,7 @@ class CropLoader:
         return self.plan.patients()
 
     def close(self) -> None:
-        """Ends the workers and gives the buffers back; batches in hand stay valid."""
+        """End the workers and free the buffers. Batches that the caller holds stay valid."""
         self._prefetcher.close()
         self._pool.close()
         self._buffers.close()

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.geometry import Size3D
+from scanfoundry.configs.geometry import PositiveSize3D, Size3D
 from scanfoundry.datasets.augment.config import AugmentConfig
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.identity import fraction
@@ -64,7 +64,7 @@ class DataConfig(Config):
     positives: Literal["views", "crops", "study", "projection"] = "views"
     min_overlap: Share = 0.5
     crop_2d: tuple[PositiveInt, PositiveInt] | None = None  # H, W
-    crop_3d: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # D, H, W
+    crop_3d: PositiveSize3D | None = None  # D, H, W
     batch_2d: PositiveInt = 32
     batch_3d: PositiveInt = 4
     channels: Annotated[int, Field(ge=1, le=3)] = 1
@@ -97,14 +97,18 @@ class DataConfig(Config):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream: so many whole optimiser steps of `epoch` are done."""
+    """A position in the stream: `position` whole optimiser steps of `epoch` are done."""
 
     epoch: int = 0
     position: int = 0
 
     @classmethod
     def of(cls, state: dict[str, int], seed: int) -> "Position":
-        """From `CropLoader.state()`; UserError where that belongs to a run of another seed."""
+        """The position in a `CropLoader.state()`.
+
+        Raises:
+            UserError: the state belongs to a run of another seed.
+        """
         if state["seed"] != seed:
             raise UserError(f"the checkpoint's data stream has seed {state['seed']}, the config {seed}; set that seed")
         return cls(state["epoch"], state["position"])
@@ -123,7 +127,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class StepKind:
-    """Steps of one crop shape."""
+    """The steps whose crops have one shape."""
 
     crop: Size3D
     batch: int  # of all ranks together
@@ -133,7 +137,7 @@ class StepKind:
 
 @dataclass(frozen=True)
 class Stream:
-    """The scans of one source that serve one kind."""
+    """The scans of one source that serve crops of one shape."""
 
     source: int
     shards: NDArray[np.uint32]  # per row
@@ -144,7 +148,7 @@ class Stream:
 
 
 class _SourceRows(NamedTuple):
-    """Scans of one source that serve one kind; those of one group share its mass."""
+    """Scans of one source that serve crops of one shape. The scans of one group share its mass."""
 
     source: int
     crop: Size3D
@@ -153,7 +157,15 @@ class _SourceRows(NamedTuple):
 
 
 class SamplingPlan:
-    """Every crop of a run, by number. Raises UserError where a source cannot be opened or used."""
+    """Which crop every sample of every optimiser step of a run is.
+
+    Args:
+        config: sources, mixture and crop shapes.
+        seed: of the run.
+
+    Raises:
+        UserError: a source cannot be opened, or has no scan that serves the configured crops.
+    """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -278,13 +290,16 @@ class SamplingPlan:
         return sorted(self._patients)
 
     def kind(self, step: int) -> StepKind:
-        """What shape the crops of step `step` (since the start of the run) have: the same on all ranks."""
+        """The kind of step number `step` since the start of the run, the same on all ranks."""
         return self.kinds[self._schedule.locate(step)[0]]
 
     def draws(self, step: int, share: int = 0, shares: int = 1) -> list[Draw]:
-        """The global batch of step `step` in order, or part `share` of it when it is cut into `shares`.
+        """The crops of one step, in order.
 
-        Parts are consecutive, so that the crops of one visit stay on one rank.
+        Args:
+            step: since the start of the run.
+            share: which part of the global batch. Parts are consecutive: the crops of one visit stay on one rank.
+            shares: how many parts the global batch is cut into.
         """
         number, earlier = self._schedule.locate(step)
         size = self.kinds[number].batch // shares
@@ -303,7 +318,12 @@ class SamplingPlan:
         return self.config.positives in ("crops", "study")
 
     def partner(self, draw: Draw, bad: Container[tuple[int, int]] = ()) -> Draw:
-        """The crop that `draw` is paired with; not of a scan that is `bad` (stream, row), unless `draw` is."""
+        """The crop that a crop is paired with.
+
+        Args:
+            draw: the crop.
+            bad: scans as (stream, row). A partner is of none of them unless `draw` itself is.
+        """
         stream, row = draw.stream, draw.row
         if stream in self._partners:
             stream, row = self._partners[stream].of(stream, row, draw.seed, bad)
@@ -314,12 +334,12 @@ class SamplingPlan:
         return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
 
     def shards_of(self, step: int) -> list[tuple[int, int]]:
-        """(source, shard) that the global batch of step `step` needs, each once, in order."""
+        """The shards that the global batch of a step needs, as (source, shard), each once and in order."""
         draws = self.draws(step)
         if self._partners:
             draws += [self.partner(draw) for draw in draws]
         return list(dict.fromkeys((draw.source, draw.shard) for draw in draws))
 
     def replacement(self, draw: Draw) -> Draw:
-        """What takes the place of a crop whose scan cannot be read: the same of the source's next scan."""
+        """The crop in place of one whose scan cannot be read: the same crop of the next scan of its source."""
         return self._draw_at(draw.stream, (draw.row + 1) % self.streams[draw.stream].visits.rows, draw.seed)

@@ -12,7 +12,11 @@ NAME = "name"  # chooses among several kinds of a thing: backbone, objective, ta
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """`a.b.0.c=value` words as values by key; values are read as YAML. UserError for what is none."""
+    """`a.b.0.c=value` words as values by key; values are read as YAML.
+
+    Raises:
+        UserError: a word is not of that form, or its value is not YAML.
+    """
     found = {}
     for word in words:
         key, separator, text = word.partition("=")

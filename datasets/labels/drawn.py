@@ -19,8 +19,10 @@ def is_coco(content: Any) -> bool:
 def read_coco(path: Path, content: dict[str, Any]) -> FoundLabels:
     """Boxes (x, y, width, height) of each of the images; an image without annotation: looked, and there is none.
 
-    Without extent, of a crowd, or of no image: left out and counted. UserError where it is not what COCO says, an id is
-    of two images or categories, or boxes are no pixels.
+    Without extent, of a crowd, or of no image: left out and counted.
+
+    Raises:
+        UserError: the content is not of COCO's form, an id is of two images or categories, or boxes are no pixels.
     """
     found, mistakes = FoundLabels(), Mistakes(str(path))
     try:

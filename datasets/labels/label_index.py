@@ -80,7 +80,11 @@ class LabelIndex:
             self.claimed |= self._masks.claimed
 
     def pair(self, relatives: Sequence[str]) -> None:
-        """Find the labels of all scans. UserError where the names of masks have two readings."""
+        """Find the labels of all scans.
+
+        Raises:
+            UserError: the names of masks have two readings.
+        """
         for each in self._lists:
             each.scans.keep(relatives)
         if self._masks is not None:

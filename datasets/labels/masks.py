@@ -18,7 +18,11 @@ _DIGITS = 10  # of a label: more are none
 
 
 def masks_below(path: Path) -> tuple[Path, list[str]]:
-    """The absolute folder of masks, or that of a single one, and the readable files below it; UserError for none."""
+    """The absolute folder of masks, or that of a single one, and the readable files below it.
+
+    Raises:
+        UserError: the path does not exist, or there is no readable file.
+    """
     if not path.exists():
         raise UserError(f"the masks '{path}' do not exist")
     files = [relative for _, relative in find_scans([path]) if not relative.lower().endswith(".npz")]

@@ -6,15 +6,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scanfoundry.configs.geometry import Spacing3D
 from scanfoundry.datasets.readers.scan import ReadError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def geometry(affine: NDArray[np.float64]) -> tuple[tuple[float, float, float], str]:
-    """Spacing (D, H, W) in mm and orientation code of an affine (4, 4) from voxel (W, H, D) to RAS mm.
+def geometry(affine: NDArray[np.float64]) -> tuple[Spacing3D, str]:
+    """Spacing and orientation of an affine.
 
-    ReadError where it is singular or holds NaN.
+    Args:
+        affine: (4, 4) from voxel (W, H, D) to RAS mm.
+
+    Returns:
+        The spacing (D, H, W) in mm and the orientation code, as in `Scan`.
+
+    Raises:
+        ReadError: the affine is singular or holds NaN.
     """
     import nibabel as nib  # here: it takes a fifth of a second, which no other function of this module needs
 
@@ -32,9 +40,14 @@ _ROUNDING = 1e-5  # relative: headers hold float32
 
 
 def check_spacing(spacing: Sequence[float], unit: str = "") -> None:
-    """ReadError where a step of `spacing` (D, H, W) in mm lies outside `FINEST` to `COARSEST`.
+    """Check that voxels have a size that a scan can have.
 
-    unit: what the header gives its lengths in, for the message; '' where it does not say.
+    Args:
+        spacing: (D, H, W) in mm.
+        unit: in which the header gives lengths, for the message; '' where it does not say.
+
+    Raises:
+        ReadError: a step lies outside of `FINEST` to `COARSEST`.
     """
     if all(FINEST * (1 - _ROUNDING) <= step <= COARSEST * (1 + _ROUNDING) for step in spacing):
         return  # NaN is not between

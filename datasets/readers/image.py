@@ -29,8 +29,10 @@ class _Pixels(NamedTuple):
 def read_image(source: Source) -> Iterator[Scan]:
     """The one image in a file (.png, .jpg, .jpeg, .bmp, .gif): (1 or 3, 1, H, W), uint8 or uint16, upright by EXIF.
 
-    1-bit images become 0 and 1, palettes RGB with their indices beside it. ReadError for animations, real transparency,
-    CMYK and damaged files.
+    1-bit images become 0 and 1, palettes RGB with their indices beside it.
+
+    Raises:
+        ReadError: the file is an animation, is transparent, is CMYK, or is damaged.
     """
     yield _read(source.paths[0], False)
 

@@ -29,7 +29,11 @@ class ItkHeader:
 
 
 def read_header(path: Path) -> ItkHeader:
-    """The header of a .nrrd, .nhdr, .mha or .mhd. ReadError where it is none, or points out of its folder."""
+    """The header of a .nrrd, .nhdr, .mha or .mhd.
+
+    Raises:
+        ReadError: the file has no such header, or its header points out of its folder.
+    """
     with path.open("rb") as stream:
         start = stream.read(MAX_HEADER_BYTES)
     header = _nrrd(start) if start.startswith(b"NRRD000") else _metaimage(start)

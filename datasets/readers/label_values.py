@@ -55,7 +55,11 @@ def is_image(scan: Scan) -> bool:
 
 
 def exact(values: NDArray) -> NDArray[np.integer]:
-    """`values` of any shape in the smallest integer type; ReadError where they are fractions, or need over 32 bits."""
+    """`values` of any shape in the smallest integer type.
+
+    Raises:
+        ReadError: they are fractions, or need over 32 bits.
+    """
     low, top = 0 if values.dtype.kind in "bu" else values.min(), values.max()
     if values.dtype.kind == "f" and (values % 1).any():
         which = f" ({low:g} to {top:g}: probabilities? Threshold them first)" if low >= 0 and top <= 1 else ""
@@ -71,7 +75,8 @@ def exact(values: NDArray) -> NDArray[np.integer]:
 def whole_numbers(values: NDArray, image: bool) -> Mask:
     """`values` of any shape in the smallest unsigned type; in an `image`, 0 and 255 become 0 and 1.
 
-    ReadError where they are not whole numbers from 0 to 2^32 - 1.
+    Raises:
+        ReadError: they are not whole numbers from 0 to 2^32 - 1.
     """
     numbers = exact(values)
     if numbers.dtype.kind == "i":

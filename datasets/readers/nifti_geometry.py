@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scanfoundry.configs.geometry import Spacing3D
 from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.scan import ReadError
 
@@ -32,7 +33,7 @@ def affine_of(header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def check_sizes(header: Any, spacing: tuple[float, float, float]) -> None:
+def check_sizes(header: Any, spacing: Spacing3D) -> None:
     """ReadError where `spacing` (D, H, W) in mm is none of a scan, or pixdim speaks of other voxels than the sform."""
     unit, millimetres = unit_of(header)
     check_spacing(spacing, unit)

@@ -11,7 +11,11 @@ from scanfoundry.datasets.readers.formats import suffix_of
 
 
 def split_pattern(path: Path) -> tuple[Path, str] | None:
-    """'d/img_*.png' is ('d', 'img_*.png'): a folder, and a pattern below it; None for a path without '*', or a file."""
+    """Split a path with '*' into a folder and a pattern below it: 'd/img_*.png' is ('d', 'img_*.png').
+
+    Returns:
+        None for a path without '*', or of something that exists.
+    """
     parts = path.parts
     first = next((number for number, part in enumerate(parts) if "*" in part), None)
     if first is None or path.exists():
@@ -20,10 +24,17 @@ def split_pattern(path: Path) -> tuple[Path, str] | None:
 
 
 def cases_of(pattern: str, relatives: Iterable[str]) -> dict[str, str]:
-    """Path by case, of the `relatives` that `pattern` describes; UserError for two of one case.
+    """The files that a pattern describes, by case.
 
-    A '*' stands for any text without '/', at the end for a name without its suffix; the same text twice in a row
+    A '*' stands for any text without '/', at the end for a name without its suffix. The same text twice in a row
     ('x/x_t1.nii.gz') counts once. Suffixes may be in capitals.
+
+    Args:
+        pattern: below a folder.
+        relatives: paths of files below that folder.
+
+    Raises:
+        UserError: two files are of one case.
     """
     found: dict[str, str] = {}
     suffix = suffix_of(pattern)  # in small letters

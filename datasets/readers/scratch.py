@@ -30,10 +30,10 @@ class _ScratchRoot:
 
 @contextmanager
 def kept_below(folder: Path) -> Iterator[None]:
-    """Until the context ends, this process makes its folders below `folder`.
+    """Until the context ends, make the temporary folders of this process below `folder`.
 
-    Those that killed processes left there are removed first; `folder` is made where one is needed, and removed at the
-    end if nothing else came into it.
+    Folders that killed processes left there are removed first. `folder` itself is made where one is needed, and
+    removed at the end if nothing else came into it.
     """
     before, fresh = _ScratchRoot.folder, not folder.exists()
     clear(folder)
@@ -69,7 +69,7 @@ def scratch_below(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder of this process alone; it is gone when the context ends, or when somebody begins after a kill."""
+    """A new folder for this process alone. It is removed when the context ends, or by the next start after a kill."""
     root = _ScratchRoot.folder if _ScratchRoot.folder is not None else _of_the_system()
     root.mkdir(parents=True, exist_ok=True)
     lock, folder = _locked(root)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.readers.labels import Greys
 from scanfoundry.datasets.shards.encode import Levels
 
@@ -183,8 +184,12 @@ def pack_bits(bitmap: NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(bitmap).tobytes()).decode()
 
 
-def unpack_bits(text: str, grid: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Inverse of `pack_bits` for an array of shape `grid`; ValueError where `text` is of another size."""
+def unpack_bits(text: str, grid: Size3D) -> NDArray[np.bool_]:
+    """Inverse of `pack_bits` for an array of shape `grid`.
+
+    Raises:
+        ValueError: `text` is of another size.
+    """
     count = grid[0] * grid[1] * grid[2]
     packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if packed.size != -(-count // 8):

@@ -70,7 +70,11 @@ class DataSet:
 
     @property
     def folder(self) -> Path:
-        """The folder on local disk. UserError where the data set lies behind a URL."""
+        """The folder on local disk.
+
+        Raises:
+            UserError: the data set lies behind a URL.
+        """
         if isinstance(self.store, FolderStore):
             return self.store.folder
         raise UserError(f"{self.store.shown('')} is not on local disk: copy it there first")
@@ -89,7 +93,11 @@ class DataSet:
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
 
     def index(self, shard: ShardRecord) -> ShardIndex:
-        """The index of one shard, checked against the manifest; UserError where it is damaged."""
+        """The index of one shard, checked against the manifest.
+
+        Raises:
+            UserError: the index is damaged.
+        """
         return read_index(self.store, shard)
 
 

@@ -93,7 +93,8 @@ class ShardWriter:
     ) -> None:
         """Appends one scan under `key`; its modality is the file's own where that knows it.
 
-        ReadError where its intensities cannot be normalised.
+        Raises:
+            ReadError: its intensities cannot be normalised.
         """
         labels = scan.labels if labels is None else labels
         stats = statistics(scan.voxels)

@@ -80,7 +80,10 @@ class Fetch:
     def into(self, stream: BinaryIO) -> None:
         """Completes `stream`, which may hold the first bytes already; Unavailable when the attempts are used up.
 
-        OSError comes from `stream` alone. Stopped where `stop` was set.
+        OSError comes from `stream` alone.
+
+        Raises:
+            Stopped: `stop` was set.
         """
         self.copied(stream)
 

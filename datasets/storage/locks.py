@@ -35,7 +35,8 @@ os.register_at_fork(after_in_child=_let_go)
 def lock(stream: IO[bytes], shared: bool = False, block: bool = False) -> bool:
     """Takes the lock of an open file; False where another has it. Closing the file gives it back.
 
-    UserError where the file system knows no locks.
+    Raises:
+        UserError: the file system knows no locks.
     """
     try:
         fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if block else fcntl.LOCK_NB))
@@ -73,7 +74,8 @@ class NoLock(UserError):
 def open_lock(path: Path) -> IO[bytes]:
     """A lock file, made where it is missing, open for reading and writing, and as it was.
 
-    NoLock where a link or anything but a plain file has its name: what that leads to is not ours to write into.
+    Raises:
+        NoLock: a link or anything but a plain file has its name: what that leads to is not ours to write into.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
     try:
@@ -101,7 +103,8 @@ def exclusive(
 ) -> Iterator[IO[bytes]]:
     """The lock file `path`, made where it is missing, open for reading and writing and locked.
 
-    UserError where its holder keeps it for `patience` seconds in which `sign_of_life` does not change.
+    Raises:
+        UserError: its holder keeps it for `patience` seconds in which `sign_of_life` does not change.
     """
     wait, seen, since = _POLL[0], sign_of_life(), time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""Shards on their way before they are needed, by threads of the training process."""
+"""Fetches shards before they are needed, by threads of the training process."""
 
 import threading
 from collections import deque
@@ -22,11 +22,14 @@ class PrefetchRequest(NamedTuple):
 
 
 class Prefetcher:
-    """Fetches files into the cache in the order in which they will be used, `parallel` at a time.
+    """Fetches files into the cache in the order in which they will be used.
 
-    What fails is left to whoever needs the file: he meets the error, and says it. Together the files ahead are at
-    most `budget` bytes, so that they do not push each other out of the cache before they are used: see
-    `CacheConfig.ahead_bytes`.
+    An error is kept in `failed` and not raised: whoever needs the file meets it again and raises it.
+
+    Args:
+        budget: bytes of all files ahead together, so that they do not displace each other before they are used; see
+            `CacheConfig.ahead_bytes`.
+        parallel: files that are fetched at a time.
     """
 
     def __init__(self, budget: int, parallel: int = 3) -> None:
@@ -39,7 +42,11 @@ class Prefetcher:
         self.failed: dict[str, str] = {}  # sha256: why; not tried again
 
     def ahead(self, wanted: Iterable[PrefetchRequest]) -> None:
-        """Replaces what is waited for by `wanted`, soonest first; what is on its way goes on. Returns at once."""
+        """Replace the files in the queue; fetches under way go on. Returns at once.
+
+        Args:
+            wanted: the files, soonest first.
+        """
         chosen: dict[str, PrefetchRequest] = {}
         total = 0
         for each in wanted:

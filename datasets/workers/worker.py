@@ -1,4 +1,4 @@
-"""What a loader's worker process does: fill a batch buffer with the crops it is told. Imports no torch."""
+"""The worker process of a loader: it fills a batch buffer with the crops of a task. It imports no torch."""
 
 import mmap
 import os
@@ -39,7 +39,7 @@ class SourceSetup:
 
 @dataclass(frozen=True)
 class ReaderSetup:
-    """The first message to a worker."""
+    """The first message to a worker: what it reads, and how."""
 
     sources: Sequence[SourceSetup]
     channels: int
@@ -51,7 +51,7 @@ class ReaderSetup:
 
 @dataclass(frozen=True)
 class AttachBuffer:
-    """The buffer `slot` of `size` bytes; its descriptor follows on the pipe."""
+    """Message: use the buffer `slot` of `size` bytes, whose descriptor follows on the pipe."""
 
     slot: int
     size: int
@@ -59,7 +59,7 @@ class AttachBuffer:
 
 @dataclass(frozen=True)
 class FillTask:
-    """Fill the buffer `slot` with `draws`, the batch number `number` of this loader."""
+    """Message: fill the buffer `slot` with the crops `draws`, for batch number `number` of this loader."""
 
     number: int
     slot: int
@@ -70,9 +70,11 @@ class FillTask:
 
 @dataclass
 class FilledBatch:
-    """A task's answer: what `batch.Crops` says of the voxels in the buffer, and whether bits of exclusion are there.
+    """The answer to a `FillTask`: what `batch.Crops` holds beside the voxels in the buffer.
 
-    Where `bad` (position in the batch: reason) is not empty, the buffer is not to be used.
+    Attributes:
+        bad: reasons by position in the batch. Where there are any, the buffer is not to be used.
+        excluded: the buffer holds bits of exclusion behind the voxels.
     """
 
     number: int
@@ -210,7 +212,7 @@ class CropReader:
 
 @dataclass(frozen=True)
 class _BatchInProgress:
-    """A task under way."""
+    """A task while it is worked on."""
 
     task: FillTask
     readers: list[ShardReader | None]

@@ -1,4 +1,4 @@
-"""Those who fill batch buffers: worker processes that may die, or this process itself."""
+"""The processes that fill batch buffers: workers that may die, or the calling process itself."""
 
 from collections import Counter, deque
 from contextlib import suppress
@@ -17,7 +17,7 @@ _DEATHS = 3  # of workers at one task
 
 
 class InProcessFiller:
-    """Fills buffers in the calling process, one per call of `collect`."""
+    """Fills buffers in the calling process, one for each call of `collect`."""
 
     respawned = 0
 
@@ -31,7 +31,7 @@ class InProcessFiller:
         self._waiting.append(task)
 
     def collect(self) -> list[FilledBatch]:
-        """Does the next task."""
+        """Do the next task."""
         task = self._waiting.popleft()
         return [self._reader.fill(task, self._buffers.view(task.slot))]
 
@@ -41,7 +41,14 @@ class InProcessFiller:
 
 
 class WorkerPool:
-    """`count` worker processes. One that dies is replaced and its tasks are done again, to the same result."""
+    """Worker processes that fill buffers. One that dies is replaced, and its tasks are done again, to the same result.
+
+    Args:
+        setup: what the workers read.
+        buffers: that they fill.
+        count: of processes.
+        timeout: seconds without any reply that end the run.
+    """
 
     def __init__(self, setup: ReaderSetup, buffers: SharedBuffers, count: int, timeout: float) -> None:
         self._setup, self._buffers, self._timeout = setup, buffers, timeout
@@ -77,7 +84,14 @@ class WorkerPool:
             worker.send(self._held[worker][-1])
 
     def collect(self) -> list[FilledBatch]:
-        """Waits for at least one worker to fill a buffer or to die; UserError where none does within the timeout."""
+        """Wait for at least one worker to fill a buffer or to die.
+
+        Returns:
+            The batches that were filled, perhaps none.
+
+        Raises:
+            UserError: no worker replied within the timeout, or workers died too often at one batch.
+        """
         filled = []
         replied = ready(self._held, self._timeout)
         if not replied:

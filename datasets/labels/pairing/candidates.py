@@ -162,7 +162,11 @@ class PairingState:
         self.pairs.left = [mask for mask in self.pairs.left if mask not in taken]
 
     def united(self, scan: int, found: Sequence[tuple[int, MaskFile]]) -> list[MaskFile]:
-        """The masks of a scan in the order of their numbers (-1: none); UserError where two have the same."""
+        """The masks of a scan in the order of their numbers (-1: none).
+
+        Raises:
+            UserError: two masks have the same number.
+        """
         if scan in self.found:
             self.doubt.masks(self.shown(scan), self.found[scan][0].path, found[0][1].path)
         ordered = sorted(found, key=lambda each: (each[0], each[1].relative))

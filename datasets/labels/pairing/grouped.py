@@ -79,7 +79,8 @@ def _masks_of_cases(
 def by_folder(work: PairingState) -> None:
     """Masks that are called by a mark alone (seg): of the one scan of their folder, or of the contrasts of one study.
 
-    UserError where the folder holds scans of which nothing says that they belong together.
+    Raises:
+        UserError: the folder holds scans of which nothing says that they belong together.
     """
     masks: dict[Parts, MaskFile] = {}
     for mask in work.pairs.left:

@@ -69,7 +69,11 @@ class ByName(Generic[T]):
         return any(agree(parts, name) for name, _ in self._found.get(parts[-1], []))
 
     def get(self, relative: str) -> tuple[Parts, T] | None:
-        """(name, value) for the scan at `relative`; UserError where two fit equally well."""
+        """(name, value) for the scan at `relative`.
+
+        Raises:
+            UserError: two values fit equally well.
+        """
         parts = whole_parts_of(relative)
         fitting = self._fitting(parts)
         if not fitting and parts[-1].endswith(FIRST_CHANNEL):

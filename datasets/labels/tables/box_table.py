@@ -19,7 +19,8 @@ def wanted_boxes(
 ) -> tuple[BoxColumns, str | None]:
     """The columns of the boxes, and that of their class (`label` where it is named), of a list of boxes alone.
 
-    UserError where there are none, or nobody says how to read them.
+    Raises:
+        UserError: there are no such columns, or nothing says how to read them.
     """
     boxed = find_box_columns(path, columns)
     if boxed is None and (whole := whole_boxes(columns)):

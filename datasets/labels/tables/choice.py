@@ -77,7 +77,8 @@ def chosen(
 def named(path: Path, columns: Sequence[str], asked: Sequence[str]) -> list[str]:
     """The columns of a list that were asked for: by name, else by name but for case and margin.
 
-    UserError where two columns fit.
+    Raises:
+        UserError: two columns fit.
     """
     found: list[str] = []
     for wanted in asked:

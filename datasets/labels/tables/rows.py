@@ -27,8 +27,10 @@ class TableRow(dict[str, str]):
 def read_rows(path: Path) -> tuple[list[str], list[TableRow]]:
     """Columns and lines of a CSV file (comma, semicolon, tab or |; UTF-8 or UTF-16), blank lines left aside.
 
-    Of two columns of one name that differ, both get a number ('class.1'): neither is the one that is meant. UserError
-    where it cannot be read, a quote is not closed, or lines have more cells than the first one.
+    Of two columns of one name that differ, both get a number ('class.1'): neither is the one that is meant.
+
+    Raises:
+        UserError: the file cannot be read, a quote is not closed, or lines have more cells than the first one.
     """
     text = _text(path)
     before = _BEFORE.match(text)

@@ -26,11 +26,18 @@ _STATES = {
 
 
 def group(headers: Iterable[FileHeader], root: Path) -> tuple[list[Source], list[Refusal]]:
-    """Sources and refusals; every file is in exactly one of either, by its path relative to `root`.
+    """Group files to sources by their headers.
 
     Slices of one series, kind, size and orientation are one source, wherever they lie below `root`; everything else is
-    a source per file. Of the copies of one picture the first sound one is kept. Localisers are left out: they are
-    a few thick planes (MR) or projections that are no Hounsfield units (CT), planned on and never read.
+    a source per file. Of the copies of one picture the first sound one is kept. Localisers are left out: they are a few
+    thick planes (MR) or projections that are no Hounsfield units (CT), made for planning.
+
+    Args:
+        headers: of all files.
+        root: folder of the input.
+
+    Returns:
+        Sources and refusals. Every file is in exactly one of either, by its path relative to `root`.
     """
     refusals: list[Refusal] = []
     images: list[FileHeader] = []

@@ -24,10 +24,19 @@ PHYSICAL = ("ct", "mr", "pt", "nm")  # values that mean something: not turned ro
 
 
 def read_image(source: Source) -> Iterator[Scan]:
-    """The image of a 'dicom-image' source, (1 or 3, D, H, W); D counts frames, and `frames` is set, where D > 1.
+    """Read the image of a 'dicom-image' source.
 
-    Modality LUT applied, VOI LUT applied where it is a table (a window only says what a screen shows, and would clip),
-    MONOCHROME1 turned round where values are brightness, palettes and YBR as RGB. ReadError says why there is none.
+    The modality LUT is applied, a VOI LUT where it is a table (a window only says what a screen shows, and would clip).
+    MONOCHROME1 is inverted where values are brightness. Palettes and YBR become RGB.
+
+    Args:
+        source: one file.
+
+    Yields:
+        One scan (1 or 3, D, H, W). D counts frames; where D > 1, `frames` is set.
+
+    Raises:
+        ReadError: the file holds no image that can be used.
     """
     (file,) = scan_headers(source.paths)
     if file.state != "dicom":

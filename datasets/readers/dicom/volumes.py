@@ -1,4 +1,4 @@
-"""Volumes: the headers say what must come out, dcm2niix converts, and what comes out is held against the headers."""
+"""Volumes: headers say what must come out, dcm2niix converts, and the result is compared with the headers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -52,11 +52,18 @@ class Volume:
 
 
 def read_volume(source: Source) -> Iterator[Scan]:
-    """The volumes of a 'dicom-volume' source, (1, D, H, W), D from slice to slice; CT in Hounsfield units.
+    """Read the volumes of a 'dicom-volume' source.
 
-    Stored values times their slope, in the smallest dtype that holds them; where no integer does, float32. Voxels that
-    a CT marks as padding, below air, become air. Volumes of one source have `part` '1', '2', ...
-    ReadError says why the slices are no trustworthy volume, or why the conversion does not match the headers.
+    Args:
+        source: files of one series.
+
+    Yields:
+        Scans (1, D, H, W), D from slice to slice: stored values times their slope, CT in Hounsfield units, in the
+        smallest dtype that holds them; float32 where no integer does. Voxels that a CT marks as padding, below air,
+        become air. Volumes of one source have `part` '1', '2', ...
+
+    Raises:
+        ReadError: the slices are no trustworthy volume, or the conversion does not match the headers.
     """
     files = scan_headers(source.paths)
     _check_files(files)

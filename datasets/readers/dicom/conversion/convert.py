@@ -37,7 +37,8 @@ _ELEMENT = 12  # bytes of a long explicit element before its value
 class Conversion:
     """`volumes`: NIfTI files in the order of their names; `slices`: what was converted, a file per plane or mosaic.
 
-    scales  (slope, intercept) of every plane, where the volumes hold stored values
+    Attributes:
+        scales: (slope, intercept) of every plane, where the volumes hold stored values.
     """
 
     volumes: list[Path]
@@ -49,11 +50,17 @@ class Conversion:
 def run_dcm2niix(
     files: Sequence[FileHeader], planes: Sequence[Plane], grid: Grid | None, as_they_are: bool = True
 ) -> Iterator[Conversion]:
-    """`files` converted, in a folder that is gone when the context ends. `grid` is None for mosaics.
+    """Convert files in a folder that is removed when the context ends.
 
-    as_they_are  give the converter the files; else neutral copies of their planes, numbered by `grid`
+    Args:
+        files: headers of one series.
+        planes: of all files, in order; none for mosaics.
+        grid: that they make up; None for mosaics.
+        as_they_are: give the converter the files themselves; else copies of the planes with neutral headers, numbered
+            by `grid`.
 
-    ReadError where the converter fails or takes longer than two minutes and a second per megabyte.
+    Raises:
+        ReadError: the converter fails, or takes longer than two minutes and a second per megabyte.
     """
     with scratch_folder() as folder:
         given, made = (folder / "in").resolve(), (folder / "out").resolve()

@@ -15,9 +15,18 @@ AGREEMENT = 1e-3  # mm between our corners of a volume and the converter's
 
 
 def checked_affine(affine: NDArray[np.float64], shape: Sequence[int], grid: Grid) -> NDArray[np.float64] | None:
-    """Where a converted volume lies: `affine` if it agrees with `grid` but for turned axes, None if it does not.
+    """The affine of a converted volume, compared with the headers.
 
-    The converter measures the step between two slices, whose rounding grows over the stack: there ours is returned.
+    The converter measures the step between two slices, whose rounding grows over the stack: there the affine of the
+    grid is returned.
+
+    Args:
+        affine: of the converted volume.
+        shape: of it.
+        grid: of the series.
+
+    Returns:
+        `affine`, or that of the grid with axes turned like it; None where the two disagree.
     """
     if tuple(shape) != grid.shape:
         return None
@@ -50,7 +59,19 @@ ROUNDING = 2.0  # stored values: the converter cuts fractions off, and measures 
 def straightened(
     grid: Grid, images: Sequence[Any], paths: Sequence[Path]
 ) -> list[tuple[Any, int, NDArray[np.float64]]]:
-    """The straightened volume among `paths`; `images` are the same slices as stored. ReadError where they differ."""
+    """The straightened volume of a tilted CT.
+
+    Args:
+        grid: of the series, with its shear.
+        images: the slices as stored, converted.
+        paths: of converted files that the converter has straightened.
+
+    Returns:
+        (image, 0, affine).
+
+    Raises:
+        ReadError: the straightened slices are not the stored ones, moved as the tilt demands.
+    """
     if len(images) != 1 or len(images[0].shape) != 3 or len(paths) != 1:
         raise ReadError("gantry tilt in a series of several volumes")
     image = nib.Nifti1Image.from_filename(paths[0])

@@ -57,7 +57,11 @@ class Slice:
         return values.reshape(self.shape) if values.size == self.shape[0] * self.shape[1] else None
 
     def decoded(self) -> NDArray:
-        """The stored values as pydicom decodes them. ReadError where it cannot."""
+        """The stored values as pydicom decodes them.
+
+        Raises:
+            ReadError: pydicom cannot decode them.
+        """
         register()
         try:
             with suppress_warnings(), without_panic():
@@ -77,7 +81,8 @@ def split(
 ) -> tuple[list[Slice], list[Scale] | None]:
     """One file per plane in `folder`, in the order of `planes`; and each one's scale, where it is not in the file.
 
-    ReadError where frames cannot be decoded.
+    Raises:
+        ReadError: frames cannot be decoded.
     """
     order = {plane: (k, v) for k, several in enumerate(grid.members) for v, plane in enumerate(several)}
     try:

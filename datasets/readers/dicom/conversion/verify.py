@@ -21,11 +21,19 @@ ROUNDING = 1e-5  # of the largest stored value times the slope: the converter co
 def match_volumes(
     images: Sequence[Any], grid: Grid, slices: Sequence[Slice], own_scale: bool
 ) -> list[tuple[Any, int, list[int]]]:
-    """(image, number of the volume in it, the slice in each of its planes) for all volumes of the converted `images`.
+    """Find the slices of each converted volume by their pixels.
 
-    slices     what was converted, in the order of the grid's planes; each stands for one plane
-    own_scale  the maker has private slopes that the converter prefers: values may differ by a factor and an offset
-    ReadError where a volume does not hold, plane by plane, the slices that belong together.
+    Args:
+        images: converted, as nibabel opens them.
+        grid: of the series.
+        slices: what was converted, one for each plane, in the order of the grid's planes.
+        own_scale: the maker has private slopes that the converter prefers; values may differ by a factor and an offset.
+
+    Returns:
+        (image, number of the volume in it, number of the slice in each of its planes) for every volume.
+
+    Raises:
+        ReadError: a volume does not hold, plane by plane, slices that belong together.
     """
     left = [[several[volume] for several in grid.members] for volume in range(grid.volumes)]
     found, sums = [], []

@@ -63,9 +63,15 @@ class Attribute:
 
 
 def attribute_values(header: Dataset, known: dict[bytes, bytes]) -> tuple[bytes, ...]:
-    """The values in `header`, in the order of `TAGS`; b'' where one is not given.
+    """The raw values in a header of what tells acquisitions apart.
 
-    known  equal values of other files: a series of thousands holds each once, in memory and between processes
+    Args:
+        header: parsed, with its elements still raw.
+        known: equal values of other files. A series of thousands then holds each value once, in memory and on its way
+            between processes.
+
+    Returns:
+        In the order of `TAGS`; b'' where one is not given.
     """
     told = [b""] * len(TAGS)
     for element in header.values():
@@ -86,7 +92,7 @@ def attributes_of_files(values: Sequence[tuple[bytes, ...]]) -> list[Attribute]:
 
 
 def attributes_of_frames(frames: Sequence[dict[str, Value]]) -> list[Attribute]:
-    """The same of an object's frames, each with the values that are given, by name; names unknown here are IN_TURN."""
+    """The attributes that differ between the frames of an object. Attributes unknown here are IN_TURN."""
     names = dict.fromkeys(name for frame in frames for name in frame)
     found = [
         Attribute(name, _STRENGTHS.get(name, IN_TURN), tuple(frame.get(name, ()) for frame in frames)) for name in names

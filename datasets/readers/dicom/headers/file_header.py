@@ -8,15 +8,17 @@ from pathlib import Path
 class FileHeader:
     """One file's header in short. It travels between processes.
 
-    state         'dicom', 'other' (no DICOM), 'pretended' (no DICOM but by its name), 'damaged' (DICOM that does not
-                  parse), 'bomb' (deflated, and far too much) or 'unreadable' (by the system)
-    sop           SOPInstanceUID; where a file has none, a hash of its bytes, so that copies are still known
-    position      ImagePositionPatient in mm (LPS); orientation: direction of a row, then of a column
-    spacing       PixelSpacing in mm: between rows, between columns
-    pixel_length  bytes of the pixel element, -1 in fragments, 0 where there is none; pixel_offset: where they start
-    loose_pixels  the pixel element is written as an implicit one in an explicit file
-    padding       stored values that mark padding: lowest and highest
-    attributes    raw values of what may tell acquisitions apart, in the order of `attributes.TAGS`
+    Attributes:
+        state: 'dicom', 'other' (no DICOM), 'pretended' (no DICOM but by its name), 'damaged' (DICOM that does not
+            parse), 'bomb' (deflated, and far too much) or 'unreadable' (by the system).
+        sop: SOPInstanceUID; where a file has none, a hash of its bytes, so that copies are still known.
+        position: ImagePositionPatient in mm (LPS); orientation: direction of a row, then of a column.
+        spacing: PixelSpacing in mm: between rows, between columns.
+        pixel_length: bytes of the pixel element, -1 in fragments, 0 where there is none; pixel_offset: where they
+            start.
+        loose_pixels: the pixel element is written as an implicit one in an explicit file.
+        padding: stored values that mark padding: lowest and highest.
+        attributes: raw values of what may tell acquisitions apart, in the order of `attributes.TAGS`.
     """
 
     path: Path

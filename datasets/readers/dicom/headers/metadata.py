@@ -1,4 +1,4 @@
-"""What may be known of a scan: facts from closed vocabularies, and what a person should look at."""
+"""What may be known of a scan: facts from closed vocabularies, and warnings about what a person should look at."""
 
 import re
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ _CLEAN_FACES = "113101"  # code of the option "clean recognizable visual feature
 
 @dataclass(frozen=True)
 class ScanMetadata:
-    """What a header lets us keep, and what the warnings depend on. thickness: of a slice, mm."""
+    """What a header lets us keep, and what the warnings depend on. `thickness` is that of a slice, in mm."""
 
     modality: str
     facts: dict[str, str]
@@ -46,7 +46,12 @@ class ScanMetadata:
     faceless: bool
 
     def warnings(self, shape: Sequence[int], affine: NDArray[np.float64] | None) -> tuple[str, ...]:
-        """Of `WARNINGS`, for voxels (x, y, z) at `affine`; an image (None) shows no face."""
+        """The warnings (of `WARNINGS`) about a scan.
+
+        Args:
+            shape: of the voxels (x, y, z).
+            affine: (4, 4) to mm; None for an image, which shows no face.
+        """
         found = ["burned_in_annotation"] if self.burned_in else []
         if affine is not None and self.head and not self.faceless and self.modality in ("ct", "mr", "pt"):
             extents = sorted(np.linalg.norm(affine[:3, :3], axis=0) * np.asarray(shape[:3]))
@@ -56,7 +61,11 @@ class ScanMetadata:
 
 
 def metadata_of(file: FileHeader) -> ScanMetadata:
-    """What is known of the scan that `file` belongs to. ReadError where its header cannot be read any more."""
+    """What is known of the scan that `file` belongs to.
+
+    Raises:
+        ReadError: its header cannot be read any more.
+    """
     try:
         with suppress_warnings():
             header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)

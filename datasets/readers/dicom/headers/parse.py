@@ -37,7 +37,7 @@ _ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 def scan_headers(paths: Iterable[Path]) -> list[FileHeader]:
-    """One `FileHeader` per file, in order. For worker processes: hand each a chunk of the files."""
+    """Scan the headers of files, in order. Worker processes get a part of the files each."""
     known: dict[bytes, bytes] = {}
     with suppress_warnings():
         return [_look(Path(path), known) for path in paths]

@@ -83,11 +83,16 @@ def sort_into_volumes(
     numbers: Sequence[int],
     elements: Elements = lambda plane: {},
 ) -> Grid:
-    """`grid` with the planes of each position in the order of the volumes that they belong to.
+    """Sort the planes at each position into the order of the volumes that they belong to.
 
-    attributes  those that differ between planes; numbers: instance number of each plane; elements: what else the
-    header of a plane holds, by tag, looked at only where the attributes do not suffice
-    ReadError where slices differ that must not in one volume, or nothing says which belong together.
+    Args:
+        grid: positions, and the planes at each.
+        attributes: those that differ between planes.
+        numbers: instance number of each plane.
+        elements: what else the header of a plane holds, by tag. Read only where the attributes do not suffice.
+
+    Raises:
+        ReadError: slices differ in what must not differ within a volume, or nothing says which of them belong together.
     """
     table = np.asarray(grid.members, np.int64)
     for each in attributes:
@@ -116,7 +121,11 @@ class _VolumeSorter:
         self._numbers, self._elements = numbers, cache(elements)
 
     def volumes(self, table: Table, attributes: Sequence[Attribute]) -> list[Table]:
-        """The planes (positions,) of each volume in `table`. ReadError where that is open or contradictory."""
+        """The planes (positions,) of each volume in `table`.
+
+        Raises:
+            ReadError: the attributes leave that open, or contradict each other.
+        """
         if table.shape[1] == 1:
             return [table[:, 0]]
         coded = [(each, value_ranks(each, table)) for each in attributes]

@@ -34,11 +34,12 @@ class Plane:
 class Grid:
     """A regular stack: `shape` (columns, rows, slices), how often every position occurs, and its place.
 
-    affine  (4, 4) from (column, row, slice) to RAS mm, square: the third column is the normal's part of the step
-    jitter  mm by which a plane lies off that grid at most, along the normal
-    lean    mm by which the stack leans in the plane over its whole height; rounding where there is no shear
-    shear   rows by which each slice is shifted against the one before (gantry tilt); 0 where slices are square
-    members numbers of the planes at each position, in the order of the slices
+    Attributes:
+        affine: (4, 4) from (column, row, slice) to RAS mm, square: the third column is the normal's part of the step.
+        jitter: mm by which a plane lies off that grid at most, along the normal.
+        lean: mm by which the stack leans in the plane over its whole height; rounding where there is no shear.
+        shear: rows by which each slice is shifted against the one before (gantry tilt); 0 where slices are square.
+        members: numbers of the planes at each position, in the order of the slices.
     """
 
     shape: tuple[int, int, int]
@@ -53,7 +54,8 @@ class Grid:
 def stack(planes: Sequence[Plane], thickness: float | None = None) -> Grid:
     """The grid that the planes fill. ReadError says why they are not one (or several) whole volumes.
 
-    thickness  mm, of a single slice; it has no neighbour to be measured against
+    Args:
+        thickness: mm, of a single slice; it has no neighbour to be measured against.
     """
     first = planes[0]
     _same_frame(planes)

@@ -33,7 +33,11 @@ def is_mosaic(file: FileHeader) -> bool:
 
 
 def planes_of(file: FileHeader) -> list[Plane]:
-    """The planes of one file in the order of its frames or tiles. ReadError where their place is not given."""
+    """The planes of one file in the order of its frames or tiles.
+
+    Raises:
+        ReadError: their place is not given.
+    """
     return planes_and_attributes(file)[0]
 
 
@@ -113,7 +117,8 @@ def _tomography(file: FileHeader) -> list[Plane]:
 class SeriesGeometry:
     """The planes of all files, in the order of files and frames, and the grid with the volumes that they make up.
 
-    is_plain  the converter can be given the files as they are: classic slices, numbered as it expects
+    Attributes:
+        is_plain: the converter can be given the files as they are: classic slices, numbered as it expects.
     """
 
     planes: list[Plane]
@@ -122,7 +127,15 @@ class SeriesGeometry:
 
 
 def describe_series(files: Sequence[FileHeader], thickness: float | None) -> SeriesGeometry:
-    """What `files` describe. ReadError where that is not one or several whole volumes. thickness: of a slice, mm."""
+    """The planes that files describe, and the grid and volumes that they make up.
+
+    Args:
+        files: headers of one series, in order.
+        thickness: of a slice, mm.
+
+    Raises:
+        ReadError: they are not one or several whole volumes.
+    """
     each = [planes_and_attributes(file) for file in files]
     planes = [plane for of_file, _ in each for plane in of_file]
     if has_tiles(files[0]):
