@@ -1,4 +1,4 @@
-"""A configuration's content against its model; what is wrong in plain words, every mistake a line of its own."""
+"""Validation of a configuration, with one plain line for each mistake."""
 
 import difflib
 import types
@@ -29,7 +29,17 @@ WANTED = {
 
 
 def check(model: type[T], content: dict[str, Any], origin: str) -> T:
-    """`content` validated as `model`; its mistakes become a UserError, or, if they are several, UserErrors."""
+    """Validate the content of a configuration.
+
+    Args:
+        model: its type.
+        content: keys and values.
+        origin: where they come from, for messages.
+
+    Raises:
+        UserError: there is one mistake.
+        UserErrors: there are several.
+    """
     _check_moderate(content, "", origin)
     try:
         return model.model_validate(read_as_meant(model, content))
@@ -51,7 +61,7 @@ def _check_moderate(value: Any, key: str, origin: str) -> None:
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    """Each mistake in one line: the key, what is wrong, and what to type instead."""
+    """One line for each mistake: the key, what is wrong, and what to type instead."""
     problems: dict[str, list[Any]] = {}
     for problem in error.errors():
         problems.setdefault(_key(model, problem["loc"]), []).append(problem)
@@ -68,7 +78,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """'; did you mean ...?' where something known is like `name`, else ''."""
+    """'; did you mean ...?' where a known name is like `name`, else ''."""
     by_case = {each.casefold(): each for each in known}
     found = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=cutoff)
     return f"; did you mean '{by_case[found[0]]}'?" if found else ""

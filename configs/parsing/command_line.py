@@ -1,4 +1,4 @@
-"""What is typed on the command line beats what a file or a recipe says: nobody has to unsay what nobody typed."""
+"""Values from the command line, which override what a file or a recipe says, with all that contradicts them."""
 
 from typing import Any
 
@@ -33,9 +33,14 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 
 def give_way(model: type[BaseModel], content: dict[str, Any], typed: dict[str, Any]) -> None:
-    """Remove from a file's `content` what contradicts the `typed` values; see `Config.rivals`.
+    """Remove from a file's content what contradicts the typed values; see `Config.rivals`.
 
-    Where another kind is typed (`backbone.name=vit` over a STU-Net), what the file says of its own kind goes too.
+    Where another kind is typed (`backbone.name=vit` over a STU-Net), what the file says of its own kind is removed too.
+
+    Args:
+        model: type of the configuration.
+        content: of the file, which is changed.
+        typed: values by key.
     """
     idle = model.gives_way(typed, content) if issubclass(model, Config) else []
     for key, value in typed.items():

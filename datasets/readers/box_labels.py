@@ -1,4 +1,4 @@
-"""Boxes: out of a mask, and held against the extent of a scan."""
+"""Boxes from a mask, and boxes compared with the extent of a scan."""
 
 import numpy as np
 from numpy.typing import NDArray

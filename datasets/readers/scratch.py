@@ -1,8 +1,8 @@
-"""Folders for a moment, in which headers of patients may lie: also after a kill they do not stay.
+"""Temporary folders in which headers of patients may lie, and which do not stay, even after a kill.
 
-Each has a lock beside it that the system takes back when its process ends, however it ends. Whoever begins to work
-below the same place removes the folders whose locks nobody holds: a build in its partial folder, a study in its run
-folder, a prediction in its output folder. Anything else uses a folder of the user's in the system's temporary one.
+Each has a lock beside it that the system releases when its process ends, however it ends. The next process that works
+below the same place removes the folders whose locks are free: a build in its partial folder, a study in its run folder,
+a prediction in its output folder. Anything else uses a folder of the user's in the system's temporary one.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ _NAME, _LOCK, _CLEARED = ".scratch-", ".lock", ".cleared-"
 
 
 class _ScratchRoot:
-    """Where this process makes its folders; None: not told yet, or in the system's temporary folder."""
+    """Where this process makes its folders. None: in the system's temporary folder."""
 
     folder: Path | None = None
 

@@ -1,4 +1,4 @@
-"""`scanfoundry data check`: is every byte of a data set what was built, and what does it hold."""
+"""`scanfoundry data check`: whether every byte of a data set is what was built, and what the data set holds."""
 
 import hashlib
 import os

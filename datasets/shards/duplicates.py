@@ -1,4 +1,4 @@
-"""Exact duplicates (the same voxels): which scan is kept, and what is known of the others goes with it."""
+"""Exact duplicates (scans with the same voxels): which is kept, and what it takes over from the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

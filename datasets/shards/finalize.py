@@ -1,4 +1,4 @@
-"""The end of a build: shards without duplicates into their place, then the table and the manifest."""
+"""The end of a build: shards without duplicates are moved into place, then the table and the manifest are written."""
 
 import hashlib
 import os

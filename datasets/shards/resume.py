@@ -1,4 +1,4 @@
-"""How an interrupted build goes on: what it was, which shards it finished, and that nobody else is at it."""
+"""How an interrupted build is continued: its parameters, the shards that it finished, and its lock."""
 
 import fcntl
 import json

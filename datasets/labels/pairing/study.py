@@ -1,4 +1,4 @@
-"""Which files without a DICOM header are of one study, by their paths: names that say so, never a mere neighbourhood.
+"""Which files without a DICOM header are of one study, by names that say so and never by mere neighbourhood.
 
 Two patients taken for one study would be trained to look alike; a study that is not seen only costs a pair.
 """

@@ -1,4 +1,9 @@
-"""Slices as they are given to the converter: files as they lie, or copies with neutral headers."""
+"""Slices as they are given to the converter: files as they lie, or copies with neutral headers.
+
+dcm2niix trusts headers that are better left out. Where an enhanced object holds several volumes it sorts the frames of
+some makers into the wrong ones; of classic slices whose instance numbers do not run through a volume it drops or mixes
+some; and it takes all slopes below 1e-7 for the same. Of slices with neutral headers it needs the positions only.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +84,16 @@ Scale = tuple[float, float]  # slope, intercept
 def split(
     files: Sequence[FileHeader], planes: Sequence[Plane], grid: Grid, folder: Path
 ) -> tuple[list[Slice], list[Scale] | None]:
-    """One file per plane in `folder`, in the order of `planes`; and each one's scale, where it is not in the file.
+    """Write one classic slice with a neutral header for each plane, numbered volume after volume.
+
+    Args:
+        files: headers of the series.
+        planes: of all files, in order.
+        grid: that they make up.
+        folder: where the files are written.
+
+    Returns:
+        The slices in the order of `planes`, and the scale of each where it is not in its file.
 
     Raises:
         ReadError: frames cannot be decoded.

@@ -34,7 +34,10 @@ def frames_of(file: FileHeader) -> Iterator[NDArray]:
 
 @contextmanager
 def without_panic(is_rle: bool = True) -> Iterator[None]:
-    """The RLE decoder is written in Rust: a frame that it does not expect ends in what is no Exception, and is told."""
+    """Turn the panic of the RLE decoder into a ReadError.
+
+    The decoder is written in Rust. On a frame that it does not expect it raises what is no `Exception`.
+    """
     try:
         with suppress_stderr() if is_rle else nullcontext():
             yield

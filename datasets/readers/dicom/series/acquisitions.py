@@ -1,4 +1,8 @@
-"""How the values of an attribute lie over the positions of a series and the slices at each."""
+"""Which slices of a series belong together, where several lie at each position.
+
+Attributes are believed before numbers: an attribute sorts the slices if each of its values is a whole stack. Codes are
+the values of an attribute by their order, laid over the positions of the series and the slices at each.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Are these planes a volume, and where does it lie? From the headers alone, before and after any conversion."""
+"""Whether planes make up a volume, and where it lies: from the headers alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,10 +52,14 @@ class Grid:
 
 
 def stack(planes: Sequence[Plane], thickness: float | None = None) -> Grid:
-    """The grid that the planes fill. ReadError says why they are not one (or several) whole volumes.
+    """The grid that planes fill.
 
     Args:
-        thickness: mm, of a single slice; it has no neighbour to be measured against.
+        planes: of one series, in any order.
+        thickness: of a slice, mm; it gives a single slice its depth.
+
+    Raises:
+        ReadError: the planes are not one or several whole volumes, with the reason.
     """
     first = planes[0]
     _same_frame(planes)
