@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-MOST_TOLD = 20  # mistakes of one data set that are told one by one; of the others the number
+MOST_SHOWN = 20  # mistakes of one data set that are shown one by one; of the others the number
 
 
 class UserError(Exception):
@@ -14,13 +14,13 @@ class UserError(Exception):
 
 
 class UserErrors(UserError):
-    """Several mistakes: the first line says how many there are, then one line for each of the first `MOST_TOLD`."""
+    """Several mistakes: the first line says how many there are, then one line for each of the first `MOST_SHOWN`."""
 
     def __init__(self, where: str, mistakes: Sequence[str]) -> None:
-        told = [f"  {mistake}" for mistake in mistakes[:MOST_TOLD]]
-        rest = len(mistakes) - len(told)
+        shown = [f"  {mistake}" for mistake in mistakes[:MOST_SHOWN]]
+        rest = len(mistakes) - len(shown)
         more = [f"  and {rest} more"] if rest else []
-        super().__init__("\n".join([f"{len(mistakes)} mistakes in {' '.join(where.split())}:", *told, *more]))
+        super().__init__("\n".join([f"{len(mistakes)} mistakes in {' '.join(where.split())}:", *shown, *more]))
         self.mistakes = list(mistakes)
 
 
@@ -53,10 +53,10 @@ class Mistakes:
         try:
             yield
         except UserError:
-            self.tell()
+            self.raise_if_any()
             raise
 
-    def tell(self) -> None:
+    def raise_if_any(self) -> None:
         """Raise the mistakes that were kept, if any.
 
         Raises:

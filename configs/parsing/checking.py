@@ -74,7 +74,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
         meant = [hint for one, hint in hints.items() if one.rpartition(".")[0] == parent]
         if key in hints or (found[0]["type"] == "missing" and f"did you mean '{name}'?" in meant):
             continue  # what is missing was misspelt
-        yield f"{key}: {_wrong(found, model)}" if key else _said(found[0])
+        yield f"{key}: {_wrong(found, model)}" if key else _message(found[0])
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -84,7 +84,7 @@ def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean '{by_case[found[0]]}'?" if found else ""
 
 
-def _said(problem: Any) -> str:
+def _message(problem: Any) -> str:
     return str(problem["msg"]).removeprefix("Value error, ")
 
 
@@ -105,8 +105,10 @@ def _wrong(problems: list[Any], model: type[BaseModel]) -> str:
     bounds = [each for each in problems if each["type"] in ("value_error", "assertion_error") or "ctx" in each]
     bounds = [each for each in bounds if each["type"] != "literal_error"]
     if bounds and not _wanted(bounds[0]):
-        said = _said(bounds[0])
-        return said.replace("Input should be", "must be") + ("" if said == bounds[0]["msg"][13:] else f", not {value}")
+        message = _message(bounds[0])
+        return message.replace("Input should be", "must be") + (
+            "" if message == bounds[0]["msg"][13:] else f", not {value}"
+        )
     wanted = [_wanted(each) for each in problems]
     return f"{value!r} is not {' or '.join(dict.fromkeys(each for each in wanted if each))}"
 

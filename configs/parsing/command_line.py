@@ -50,9 +50,9 @@ def give_way(model: type[BaseModel], content: dict[str, Any], typed: dict[str, A
             held.clear()
     if not issubclass(model, Config):
         return
-    said = {key: value for key, value in typed.items() if value is not None and value is not False}
+    effective = {key: value for key, value in typed.items() if value is not None and value is not False}
     for key, others in model.rivals.items():
-        if not any(_within(each, key) or _holds(each, key, value) for each, value in said.items()):
+        if not any(_within(each, key) or _holds(each, key, value) for each, value in effective.items()):
             continue
         for other, keys in others.items():
             if _get(content, other) in (None, False) or any(_within(each, other) for each in typed):

@@ -108,7 +108,7 @@ def find_sources(
             mistakes.add(
                 f"two inputs hold '{one.source.relative}' ({names}): give their common parent, or build two data sets"
             )
-    mistakes.tell()
+    mistakes.raise_if_any()
     return planned, none
 
 

@@ -53,7 +53,7 @@ def read_coco(path: Path, content: dict[str, Any]) -> FoundLabels:
             found.refs.append((str(each["file_name"]), ref))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no COCO list of boxes: {type(error).__name__} {error}") from error
-    mistakes.tell()
+    mistakes.raise_if_any()
     return found
 
 
@@ -107,7 +107,7 @@ def read_voc(folder: Path) -> FoundLabels:
         found.refs.append((name.removesuffix(".xml"), LabelRef(boxes=tuple(boxes), flat_boxes=True, size=size)))
     if any(objects for _, (_, objects) in drawn) and not first:
         found.notes.append(f"{folder.name}: boxes that begin at 0, so pixels are counted from 0")
-    mistakes.tell()
+    mistakes.raise_if_any()
     return found
 
 

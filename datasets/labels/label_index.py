@@ -153,7 +153,7 @@ class LabelIndex:
                     f"is called '{label}', a scan '{scan}')"
                 )
             unused += ["/".join(name) for name in each.scans.names() if name not in owners]
-        mistakes.tell()
+        mistakes.raise_if_any()
         if self._masks is not None:
             unused += self._masks.unused(relatives, self.doubt)
         return unused

@@ -135,7 +135,7 @@ def dataset_names(content: dict[str, Any], found: FoundLabels, path: Path) -> Na
             )
         elif names.setdefault(number, name) != name and number > 0:
             mistakes.add(f"{path}: '{names[number]}' and '{name}' are both label {number}")
-    mistakes.tell()
+    mistakes.raise_if_any()
     return {value: name for value, name in names.items() if value > 0}
 
 

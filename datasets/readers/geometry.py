@@ -52,9 +52,9 @@ def check_spacing(spacing: Sequence[float], unit: str = "") -> None:
     if all(FINEST * (1 - _ROUNDING) <= step <= COARSEST * (1 + _ROUNDING) for step in spacing):
         return  # NaN is not between
     size = " x ".join(f"{step:g}" for step in spacing)
-    said = f" by a header that counts in {unit}" if unit else ""
+    by = f" by a header that counts in {unit}" if unit else ""
     raise ReadError(
-        f"voxels of {size} mm (D x H x W){said}; {FINEST:g} to {COARSEST:g} mm are read: mend the unit or the size "
+        f"voxels of {size} mm (D x H x W){by}; {FINEST:g} to {COARSEST:g} mm are read: mend the unit or the size "
         "in its header"
     )
 

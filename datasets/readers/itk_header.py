@@ -77,11 +77,11 @@ def _check_size(header: ItkHeader, packed: int, stored: int) -> None:
 
     packed: bytes that there are of them; stored: of the file behind the header.
     """
-    told = header.fields.get("compresseddatasize", "0")
-    if told.strip("0") == "" and header.data_file is not None:  # then it takes the whole file
+    declared = header.fields.get("compresseddatasize", "0")
+    if declared.strip("0") == "" and header.data_file is not None:  # then it takes the whole file
         return
-    if not told.isdigit() or len(told) > 18 or not packed <= int(told) <= stored:
-        raise ReadError(f"its header declares {told[:20]} bytes of compressed data, they are {packed}")
+    if not declared.isdigit() or len(declared) > 18 or not packed <= int(declared) <= stored:
+        raise ReadError(f"its header declares {declared[:20]} bytes of compressed data, they are {packed}")
 
 
 def _inflated(file: Path, offset: int, expected: int) -> tuple[int, int]:

@@ -48,5 +48,7 @@ def check_sizes(header: Any, spacing: Spacing3D) -> None:
     free = [axis for axis, length in enumerate(lengths) if length > 1]  # of one slice the thickness hardly matters
     ratio = np.exp(np.abs(np.log(sizes[free] / np.array(spacing)[::-1][free])))
     if (ratio > (_RIGID if int(header["sform_code"]) == 1 else _REGISTERED)).any():
-        said, other = (" x ".join(f"{step:g}" for step in each) for each in (spacing[::-1], sizes))
-        raise ReadError(f"its sform makes voxels of {said} mm (x, y, z), its pixdim of {other} mm: mend the header")
+        of_sform, of_pixdim = (" x ".join(f"{step:g}" for step in each) for each in (spacing[::-1], sizes))
+        raise ReadError(
+            f"its sform makes voxels of {of_sform} mm (x, y, z), its pixdim of {of_pixdim} mm: mend the header"
+        )

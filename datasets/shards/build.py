@@ -13,9 +13,9 @@ from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.quarantine import Quarantined, count, read_quarantine, write_quarantine
 from scanfoundry.datasets.discovery.scan_headers import find_dicom
-from scanfoundry.datasets.discovery.sources import assign_shards, find_sources
+from scanfoundry.datasets.discovery.sources import PlannedSource, assign_shards, find_sources
 from scanfoundry.datasets.identity import site_key
-from scanfoundry.datasets.labels.label_index import open_labels
+from scanfoundry.datasets.labels.label_index import LabelIndex, open_labels
 from scanfoundry.datasets.labels.tables.table import Columns
 from scanfoundry.datasets.modality import Modality
 from scanfoundry.datasets.processes import Progress, Worker, WorkerDied, ready
@@ -39,8 +39,8 @@ _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 class BuildOptions(Config):
     """How a data set is built.
 
-    All options but `workers`, `max_bad` and `key_file` decide on its content, and its manifest keeps them. `labels` are
-    files and folders as `labels.label_index.open_labels` takes them.
+    All options but `workers` and `max_bad` decide on its content. Its manifest records them, the key as a fingerprint.
+    `labels` and `masks` are what `labels.label_index.open_labels` takes.
     """
 
     modality: Modality = "unknown"  # of scans whose file does not say
@@ -133,6 +133,12 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
             complete, duplicates = finalize(out, parameters, build_progress.finished(), options.codec)
             write_quarantine(out, [*build_progress.quarantine(), *duplicates])
             write_manifest(out, complete)
+    return _summary_of(out, sources, complete, resumed=len(done), label_index=label_index, unused=unused)
+
+
+def _summary_of(
+    out: Path, sources: Sequence[PlannedSource], complete: Manifest, resumed: int, label_index: LabelIndex, unused: int
+) -> BuildSummary:
     lines = read_quarantine(out)
     return BuildSummary(
         out=out,
@@ -140,7 +146,7 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
         scans=complete.scans,
         patients=complete.patients,
         shards=len(complete.shards),
-        resumed_shards=len(done),
+        resumed_shards=resumed,
         quarantined=count([line for line in lines if line.kind != "skipped"]),
         ignored=_by_suffix([line.path for line in lines if line.kind == "skipped"]),
         warnings=complete.warnings,

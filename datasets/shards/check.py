@@ -66,8 +66,15 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     found = {name: report.scans for name, report in summary.modalities().items()}
     counts = (dict(summary.warnings), dict(summary.greys))
     totals = (summary.scans, found, len(summary.patients), sorted(also), *counts)
-    said = data.manifest
-    if totals != (said.scans, said.modalities, said.patients, said.also, said.warnings, said.greys):
+    manifest = data.manifest
+    if totals != (
+        manifest.scans,
+        manifest.modalities,
+        manifest.patients,
+        manifest.also,
+        manifest.warnings,
+        manifest.greys,
+    ):
         raise UserError(
             f"{folder}: its shards hold {found} of {len(summary.patients)} patients, its manifest says otherwise"
         )

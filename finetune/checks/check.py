@@ -74,7 +74,7 @@ def check_cases(
     with kept.each():
         walk.settle(whole=not len(kept))
     if mistakes is None:
-        kept.tell()
+        kept.raise_if_any()
     return walk.found
 
 

@@ -43,7 +43,7 @@ def discover(data: LabelledData, task: Task) -> CaseList:
     one line, or where several cases are wrong a line for each.
     """
     found = known_cases(data, task)
-    found.mistakes.tell()
+    found.mistakes.raise_if_any()
     return found
 
 

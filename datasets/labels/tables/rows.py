@@ -90,7 +90,7 @@ def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) 
     for number, cells in lines:
         if any(cells[len(names) :]):
             mistakes.add(f"{path}: line {number} has more cells ({len(cells)}) than the first line ({len(names)})")
-    mistakes.tell()
+    mistakes.raise_if_any()
     count = len(names)
     padded = [cells[:count] if len(cells) >= count else cells + [""] * (count - len(cells)) for _, cells in lines]
     kept = [place for place in range(count) if not _superfluous(names, place, padded)]

@@ -102,7 +102,7 @@ def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None 
     if boxes:
         boxes.judge()
     if kept is None:
-        mistakes.tell()
+        mistakes.raise_if_any()
     return found
 
 

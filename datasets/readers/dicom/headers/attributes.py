@@ -73,12 +73,12 @@ def attribute_values(header: Dataset, known: dict[bytes, bytes]) -> tuple[bytes,
     Returns:
         In the order of `TAGS`; b'' where one is not given.
     """
-    told = [b""] * len(TAGS)
+    values = [b""] * len(TAGS)
     for element in header.values():
         place = _PLACES.get(element.tag)
         if place is not None and isinstance(element, RawDataElement) and element.value:
-            told[place] = known.setdefault(element.value, element.value)
-    return tuple(told)
+            values[place] = known.setdefault(element.value, element.value)
+    return tuple(values)
 
 
 def attributes_of_files(values: Sequence[tuple[bytes, ...]]) -> list[Attribute]:

@@ -79,8 +79,8 @@ def model_of(vendor: str, model: str, identifying: set[str], short: set[str]) ->
     known = known_model(vendor, model)
     folded = f"{known} {model}".casefold()
     words = set(re.findall(r"[^\W\d_]+", folded))
-    told = any(one.casefold() in folded for one in identifying) or words & {part.casefold() for part in short}
-    return "" if told else known
+    identifies = any(one.casefold() in folded for one in identifying) or words & {part.casefold() for part in short}
+    return "" if identifies else known
 
 
 def sequence_of(description: str) -> str:
