@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-ORDER = "headers pixels series conversion images volumes grouping".split()
+ORDER = ["headers", "pixels", "series", "conversion", "images", "volumes", "grouping"]
 FOLDER = Path(__file__).resolve().parents[4] / "datasets" / "readers" / "dicom"
 PREFIX = "scanfoundry.datasets.readers.dicom."
 
