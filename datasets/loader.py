@@ -122,7 +122,7 @@ class CropLoader:
         return crops
 
     def _plan_ahead(self) -> None:
-        """Gives every free buffer a batch to be filled with."""
+        """Give every free buffer a batch to be filled with."""
         while (slot := self._buffers.acquire()) is not None:
             step, micro = divmod(self._planned, self._micro)
             share = self._rank * self._micro + micro

@@ -79,7 +79,7 @@ def find_sources(
     none: list[Quarantined] = []
     files, others = find_files(inputs)
     label_index.claim(files, len(others))
-    files, others = (_opened(each, label_index, none) for each in (files, others))
+    files, others = (_scan_files(each, label_index, none) for each in (files, others))
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -125,8 +125,8 @@ def _as_labels(each: Quarantined, root: Path, label_index: LabelIndex) -> Quaran
     return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
 
 
-def _opened(files: Sequence[File], label_index: LabelIndex, none: list[Quarantined]) -> list[File]:
-    """Those that are regular files and no masks."""
+def _scan_files(files: Sequence[File], label_index: LabelIndex, none: list[Quarantined]) -> list[File]:
+    """The regular files that are no masks."""
     opened = regular_files(files, none)
     if not label_index.claimed:
         return opened

@@ -90,7 +90,7 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[FoundLabels, set[
 
 
 def _first_channels(root: Path, names: Sequence[str]) -> set[str]:
-    """Those of the listed files that are a case's first channel: x_0000 where x_0001 lies there and is no case."""
+    """The listed files that are the first channel of a case: x_0000 where x_0001 lies there and is no case."""
     listed = {"/".join(whole_parts_of(name)) for name in names}
     found = set()
     for name in names:
@@ -174,6 +174,6 @@ def _only_names(pairs: Iterable[tuple[Any, Any]]) -> bool:
 
 
 def names_of(names: dict[str, Names], file: str) -> Names:
-    """Those of the mask `file`, else those of all masks."""
+    """The names of the values of one mask file, else the names that are given for all masks."""
     last = parts_of(file)[-1]
     return next((each for name, each in names.items() if name and parts_of(name)[-1] == last), names.get("", {}))

@@ -38,8 +38,7 @@ def read_image(source: Source) -> Iterator[Scan]:
 
 
 def read_mask(source: Source) -> Iterator[Scan]:
-    """The same of a file that is a mask: of a palette the indices alone, (1, 1, H, W), whatever colours or
-    transparency are to show them by."""
+    """The one mask in an image file: for a palette the indices alone, (1, 1, H, W), whatever colours show them."""
     yield _read(source.paths[0], True)
 
 

@@ -133,7 +133,7 @@ class _SourceWriter:
             raise ReadError(f"cannot be stored ({place}: {first['msg']})") from error
 
     def _labels(self, planned: PlannedSource, scan: Scan) -> Labels:
-        """Those of the build where they fit, else the scan's own, else none."""
+        """The labels of the build where they fit, else the scan's own, else none."""
         own, ref = (lambda: scan.labels), planned.labels
         for find in [own] if ref is None else [lambda: attach(scan, ref), own]:
             try:

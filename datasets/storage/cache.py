@@ -41,12 +41,12 @@ class CacheConfig(Config):
 
     @property
     def ahead_bytes(self) -> int:
-        """How much may lie there before it is needed: the rest is for what is in use."""
+        """The bytes that may lie in the cache before they are needed. The rest is for what is in use."""
         return int(self.gb * GB / 2)
 
 
 class HeldFile:
-    """A verified file that is not deleted while this is open."""
+    """A verified file that is not deleted while this object is open."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self.path, self._stream = path, stream
@@ -57,7 +57,10 @@ class HeldFile:
 
 
 class Cache:
-    """The folder of `config`. Methods raise UserError where it cannot be used, has no room, or its disk is full."""
+    """A folder of verified files.
+
+    Methods raise UserError where the folder cannot be used, has no room, or its disk is full.
+    """
 
     def __init__(self, config: CacheConfig) -> None:
         self.folder = config.folder.expanduser()
@@ -68,17 +71,31 @@ class Cache:
     def hold(
         self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None = None, wait: float | None = None
     ) -> HeldFile:
-        """The file of that content and size, locked against deletion.
+        """A file of some content, locked against deletion.
 
-        Where it is missing or damaged, `fill` is called with a part file, which may hold what an earlier attempt
-        got; it leaves exactly the content there or raises. Others who ask meanwhile wait for it. `wait`: seconds to
-        wait for room while everything in the cache is in use (default: the timeout).
+        Others who ask for the same content meanwhile wait for it.
+
+        Args:
+            sha256: of the content, hexadecimal.
+            size: of the content, in bytes.
+            fill: called where the file is missing or damaged, with a part file that may hold what an earlier attempt
+                fetched. It leaves exactly the content there, or raises.
+            what: the file is, for messages.
+            stop: ends a wait.
+            wait: seconds to wait for room while everything in the cache is in use; None: the timeout of the
+                configuration.
         """
         with self._usable(f"{what} ({size / GB:.3g} GB)"):
             return self._present(sha256, size) or self._made(sha256, size, fill, what, stop, wait)
 
     def small(self, sha256: str, download: Callable[[], bytes], what: str) -> bytes:
-        """The content itself, from the folder or else from `download`, whose answer is trusted; hashed at each read."""
+        """A small content, from the folder or else from a download.
+
+        Args:
+            sha256: of the content. What the folder holds is hashed at each read.
+            download: called where the folder lacks it. Its answer is trusted.
+            what: the file is, for messages.
+        """
         with self._usable(what):
             if (content := self._content(sha256)) is not None:
                 return content

@@ -1,4 +1,4 @@
-"""Locks between the processes of a machine or of a shared disk, by flock: the kernel lets go of a dead holder's."""
+"""Locks between the processes of a machine or of a shared disk, by flock, which the kernel releases for the dead."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ _held: set[int] = set()  # descriptors of exclusive locks of this process
 
 
 class Stopped(Exception):
-    """Whoever asked does not want it any more."""
+    """The caller does not want the result any more."""
 
 
 def _let_go() -> None:
@@ -33,7 +33,15 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def lock(stream: IO[bytes], shared: bool = False, block: bool = False) -> bool:
-    """Takes the lock of an open file; False where another has it. Closing the file gives it back.
+    """Take the lock of an open file. Closing the file releases it.
+
+    Args:
+        stream: the file.
+        shared: others may hold it too, if they share it.
+        block: wait for it.
+
+    Returns:
+        False where another process has it.
 
     Raises:
         UserError: the file system knows no locks.

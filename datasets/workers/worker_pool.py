@@ -24,20 +24,20 @@ class InProcessFiller:
     def __init__(self, setup: ReaderSetup, buffers: SharedBuffers) -> None:
         blosc2.set_nthreads(1)  # blocks are small: threads only wait for each other
         self._reader, self._buffers = CropReader(setup), buffers
-        self._waiting: deque[FillTask] = deque()
+        self._queued: deque[FillTask] = deque()
 
     def submit(self, task: FillTask) -> None:
         """Queues a task."""
-        self._waiting.append(task)
+        self._queued.append(task)
 
     def collect(self) -> list[FilledBatch]:
         """Do the next task."""
-        task = self._waiting.popleft()
+        task = self._queued.popleft()
         return [self._reader.fill(task, self._buffers.view(task.slot))]
 
     def close(self) -> None:
         """Forgets what is queued."""
-        self._waiting.clear()
+        self._queued.clear()
 
 
 class WorkerPool:
@@ -52,7 +52,7 @@ class WorkerPool:
 
     def __init__(self, setup: ReaderSetup, buffers: SharedBuffers, count: int, timeout: float) -> None:
         self._setup, self._buffers, self._timeout = setup, buffers, timeout
-        self._waiting: deque[FillTask] = deque()
+        self._queued: deque[FillTask] = deque()
         self._held: dict[Worker, deque[FillTask]] = {}
         self._attached: dict[Worker, int] = {}
         self._deaths: Counter[int] = Counter()
@@ -67,11 +67,11 @@ class WorkerPool:
 
     def submit(self, task: FillTask) -> None:
         """Queues a task."""
-        self._waiting.append(task)
+        self._queued.append(task)
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._waiting:
+        while self._queued:
             worker = min(self._held, key=lambda each: len(self._held[each]))
             if len(self._held[worker]) == _QUEUED:
                 return
@@ -80,7 +80,7 @@ class WorkerPool:
                 with suppress(BrokenPipeError, ConnectionResetError):
                     send_handle(worker.connection, self._buffers.descriptors[slot], worker.process.pid)
             self._attached[worker] = len(self._buffers.descriptors)
-            self._held[worker].append(self._waiting.popleft())
+            self._held[worker].append(self._queued.popleft())
             worker.send(self._held[worker][-1])
 
     def collect(self) -> list[FilledBatch]:
@@ -117,7 +117,7 @@ class WorkerPool:
                     f"worker processes died {_DEATHS + 1} times at one batch (exit status {died.status}: -9 is mostly "
                     f"lack of memory, -7 a disk or a shard that went away); it reads {self._shards(lost[0])}"
                 )
-        self._waiting.extendleft(reversed(lost))
+        self._queued.extendleft(reversed(lost))
         self.respawned += 1
         self._start()
 

@@ -49,7 +49,7 @@ class ScanNames:
 
     @property
     def folder(self) -> Parts:
-        """Of its files."""
+        """The folder of the scan's files."""
         return self.names[0][:-1] if self.single else self.names[0]
 
 
@@ -106,7 +106,7 @@ class PathIndex:
                 self._by_last[parts[-1]].append((parts, number))
 
     def best(self, name: Parts) -> list[int]:
-        """Of those that agree with `name` in the most parts; each once."""
+        """The numbers whose paths agree with `name` in the most parts, each once."""
         if not name or name[-1] not in self._by_last:
             return []
         fitting = [(agree(parts, name), number) for parts, number in self._by_last[name[-1]]]

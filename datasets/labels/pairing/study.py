@@ -22,11 +22,17 @@ _CONTRASTS = frozenset(_WORDS.split())
 
 
 def studies_of(files: Iterable[str]) -> dict[str, str]:
-    """The study of each path ('/' between its parts), a text that files of one study share.
+    """The study of each file.
 
     BIDS: one subject and session. nnU-Net: the channels x_0000, x_0001, ... of a case, where all cases of the folder
     have the same channels. Else names that end with a contrast ('x_t1', 'x_flair') share what stands before it, and
     names that are nothing but a contrast ('t1', 'flair') their folder. Anything else is a study of its own.
+
+    Args:
+        files: paths, '/' between their parts.
+
+    Returns:
+        By path, a text that files of one study share.
     """
     studies: dict[str, str] = {}
     folders: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -46,7 +52,7 @@ def studies_of(files: Iterable[str]) -> dict[str, str]:
 
 
 def shared_studies(studies: Mapping[str, str]) -> dict[str, str]:
-    """Those of `studies_of` that two files at least share, by file."""
+    """The studies that at least two files share, by file."""
     sizes = Counter(studies.values())
     return {file: study for file, study in studies.items() if sizes[study] > 1}
 

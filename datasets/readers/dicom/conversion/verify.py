@@ -77,7 +77,7 @@ class _Planes:
         return all(self._holds(self._stored[place], slices[volume[place]]) for place in order)
 
     def checksums(self) -> list[int | None]:
-        """Of every plane; None of one whose pixels are all the same."""
+        """A checksum of every plane; None for one whose pixels are all the same."""
         return [None if (plane == plane[0, 0]).all() else crc32(plane.tobytes()) for plane in self._stored]
 
     def _holds(self, plane: NDArray, source: Slice) -> bool:

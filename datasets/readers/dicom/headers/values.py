@@ -27,7 +27,7 @@ def value(dataset: Dataset, keyword: str) -> Any:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """As stripped text, the first of several values; '' where there is none."""
+    """The element as stripped text, the first of several values; '' where there is none."""
     return next(iter(texts(dataset, keyword)), "")
 
 
