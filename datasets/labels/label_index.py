@@ -11,15 +11,13 @@ from scanfoundry.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanfoundry.datasets.labels.mask_files import MaskSet
 from scanfoundry.datasets.labels.masks import Names, as_names, is_dataset, read_dataset
 from scanfoundry.datasets.labels.pairing.doubt import Doubt
-from scanfoundry.datasets.labels.pairing.names import ByName, parts_of
+from scanfoundry.datasets.labels.pairing.names import ByName, Parts, parts_of
 from scanfoundry.datasets.labels.tables.columns import INSIST
 from scanfoundry.datasets.labels.tables.personal import MAIL, PERSONS, telling_value
 from scanfoundry.datasets.labels.tables.table import Columns, FoundLabels, read_table
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.datasets.readers.labels import LabelRef
 from scanfoundry.datasets.readers.paths import RealPaths
-
-Parts = tuple[str, ...]
 
 
 @dataclass

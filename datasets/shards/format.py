@@ -30,7 +30,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 OptionalHash = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
 FactName = Annotated[str, Field(pattern=r"^(manufacturer|model|body_part|sequence)$")]
 WarningName = Annotated[str, Field(pattern=r"^(burned_in_annotation|face|labels_differ)$")]
-Count = Annotated[int, Field(ge=0)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(max_length=64)]
 T = TypeVar("T", bound=BaseModel)
@@ -85,9 +85,9 @@ class ScanFacts(_Record):
 class Member(_Record):
     """Where the payload of a member lies in the tar."""
 
-    offset: Count
+    offset: NotNegativeInt
     length: Size
-    crc32: Count
+    crc32: NotNegativeInt
 
 
 class MaskMember(Member):
