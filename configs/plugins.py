@@ -1,9 +1,9 @@
-"""Parts that lie outside of this package: a toy objective, a site's own file format, a new task.
+"""Plug-ins: parts from outside of this package, such as a site's own file format, an objective, or a task.
 
 A plug-in is a Python file or an installed module with a dictionary `PLUGINS` from a kind ("objective", "backbone",
-"format", "task", "metric", "output") to a list of what it adds of that kind; what an entry is, the registry of the
-kind says. Files are named by the environment variable SCANFOUNDRY_PLUGINS (several with the path separator between
-them), so that the processes of a run and of a cluster load the same ones; installed modules by the entry point group
+"format", "task", "metric", "output") to a list of what it adds of that kind. The registry of each kind documents what
+an entry is. The environment variable SCANFOUNDRY_PLUGINS names files (several with the path separator between them), so
+that all processes of a run and of a cluster load the same ones; installed modules use the entry point group
 `scanfoundry.plugins`. A plug-in is code and runs with the rights of the user: nothing in a recipe can name one.
 """
 

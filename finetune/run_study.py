@@ -117,7 +117,7 @@ def prepare(config: FinetuneConfig) -> Study:
     with found.mistakes.instead():
         sides = split(found, config.split, release.patients if release else [])
         checked = _checked(config, found, sides)
-    found.mistakes.tell()
+    found.mistakes.raise_if_any()
     if release:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})

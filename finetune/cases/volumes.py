@@ -13,7 +13,7 @@ from scanfoundry.configs.geometry import Size3D, Spacing3D
 from scanfoundry.datasets.intensity import IntensityConfig, background, normalise, statistics
 from scanfoundry.datasets.labels.attach import as_mask, check_grid
 from scanfoundry.datasets.readers import ReadError, Scan
-from scanfoundry.datasets.readers.label_values import Raw, is_image, raw_of
+from scanfoundry.datasets.readers.label_values import RawMask, is_image, raw_of
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.label_values import MOST, LabelValues
 from scanfoundry.finetune.cases.sources import scan_file
@@ -29,7 +29,7 @@ def read_one(path: Path) -> Scan:
     return scan_file(path).read()
 
 
-def read_numbers(source: ScanSource, image: Scan, cut: bool = True) -> Raw:
+def read_numbers(source: ScanSource, image: Scan, cut: bool = True) -> RawMask:
     """The numbers (D, H, W) of a mask that lies on `image`'s grid; UserError, naming the source, where it does not.
 
     cut: greys that are clearly black and white are 0 and 255.

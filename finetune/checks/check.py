@@ -8,7 +8,7 @@ import numpy as np
 
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.datasets.readers import ReadError, Scan
-from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.label_values import is_image
 from scanfoundry.finetune.cases.appearance import Look, look_of
 from scanfoundry.finetune.cases.cases import Case, Stated
@@ -74,7 +74,7 @@ def check_cases(
     with kept.each():
         walk.settle(whole=not len(kept))
     if mistakes is None:
-        kept.tell()
+        kept.raise_if_any()
     return walk.found
 
 

@@ -7,7 +7,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.json_file import load_json
 from scanfoundry.datasets.labels.drawn import is_coco
 from scanfoundry.datasets.labels.masks import as_names, is_dataset
-from scanfoundry.datasets.readers.pattern import split_pattern
+from scanfoundry.datasets.readers.paths import split_pattern
 from scanfoundry.datasets.shards.format import MANIFEST
 from scanfoundry.datasets.storage.address import is_url
 from scanfoundry.finetune.cases.cases import CaseList
@@ -43,7 +43,7 @@ def discover(data: LabelledData, task: Task) -> CaseList:
     one line, or where several cases are wrong a line for each.
     """
     found = known_cases(data, task)
-    found.mistakes.tell()
+    found.mistakes.raise_if_any()
     return found
 
 

@@ -8,7 +8,7 @@ from scanfoundry.configs.errors import Mistakes
 from scanfoundry.datasets.labels.masks import dataset_names
 from scanfoundry.datasets.labels.tables.columns import value_of
 from scanfoundry.datasets.labels.tables.rows import column_named
-from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.labels.tables.table import FoundLabels
 from scanfoundry.finetune.cases.modality import modality_named
 from scanfoundry.finetune.formats.entries import SPLITS, Entries
 from scanfoundry.finetune.formats.spelling import number_of
@@ -16,7 +16,7 @@ from scanfoundry.finetune.formats.spelling import number_of
 
 def about_labels(found: Entries, path: Path) -> dict[int, str]:
     """Names of the values of masks, where MONAI's list has 'labels'; UserError where they are none."""
-    return dataset_names(found.about, Found(), path) if isinstance(found.about.get("labels"), dict) else {}
+    return dataset_names(found.about, FoundLabels(), path) if isinstance(found.about.get("labels"), dict) else {}
 
 
 def about_modalities(found: Entries, channels: Sequence[str]) -> list[str]:

@@ -146,7 +146,7 @@ def _item(
     else:
         with missing.each():
             text = text_of(cells.get(listed.label), what)
-    missing.tell()
+    missing.raise_if_any()
     side = text_of(cells.get(listed.split), f"{where}: split") if listed.split else ""
     return LabelledItem(
         first,

@@ -8,7 +8,7 @@ from scanfoundry.datasets.discovery.sources import PlannedSource
 from scanfoundry.datasets.labels.label_index import LabelIndex
 from scanfoundry.datasets.labels.pairing.names import FIRST_CHANNEL, whole_parts_of
 from scanfoundry.datasets.readers import find_scans
-from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
+from scanfoundry.datasets.readers.paths import cases_of, split_pattern
 from scanfoundry.finetune.cases.sources import FileScan, scan_file
 from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, Task
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem, labelled

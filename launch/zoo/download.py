@@ -122,7 +122,13 @@ def _fetched(expected: Download, url: str, part: Path, patience: Patience, told:
     limit = shutil.disk_usage(part.parent).free + part.stat().st_size
     with open(part, "r+b", buffering=0) as stream:
         fetch = Fetch(
-            url, patience.timeout, patience.attempts, size=expected.bytes, limit=limit, version=version, told=progress
+            url,
+            patience.timeout,
+            patience.attempts,
+            size=expected.bytes,
+            limit=limit,
+            version=version,
+            progress=progress,
         )
         return fetch.copied(stream)
 
