@@ -6,18 +6,18 @@ Dosovitskiy et al. 2021 for the trunk, He et al. 2022 (MAE) for positions and in
 timm's.
 """
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanfoundry.backbones.patch_embedding import PatchEmbedding, check_divides
-from scanfoundry.backbones.positions import positions_like
-from scanfoundry.backbones.protocol import Encoder, masked_mean
+from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding, check_divides
+from scanfoundry.backbones.layers.positions import positions_like
+from scanfoundry.backbones.protocol import EncoderConfig, Family, TokenEncoder, masked_mean
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
-from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 
 WIDTH_DEPTH_HEADS = {
@@ -31,9 +31,10 @@ Positive = Annotated[int, Field(gt=0)]
 INIT_STD = 0.02
 
 
-class ViTConfig(Config):
+class ViTConfig(EncoderConfig):
     """Size and patches of a ViT; a patch is (H, W) in 2D and (D, H, W) in 3D, in voxels."""
 
+    family: ClassVar[Family] = "transformer"
     name: Literal["vit"] = "vit"
     size: Literal["Ti", "S", "B", "L", "H"] = "B"
     in_channels: Positive = 1
@@ -43,6 +44,10 @@ class ViTConfig(Config):
     dual_patch_norm: bool = False  # LayerNorm of the voxels of a patch, and of its token
     registers: Annotated[int, Field(ge=0)] = 0  # learned tokens without position, behind the class token
     layer_scale: Annotated[float, Field(gt=0)] | None = None  # each block's branches start times this; None: no scale
+
+    def build(self) -> "ViTEncoder":
+        """An encoder with fresh weights."""
+        return ViTEncoder(self)
 
 
 def transformer_blocks(
@@ -71,7 +76,7 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class ViTEncoder(Encoder):
+class ViTEncoder(TokenEncoder):
     """Patch tokens, a class token and registers through the trunk; one feature level at the patch grid."""
 
     config: ViTConfig
@@ -138,6 +143,14 @@ class ViTEncoder(Encoder):
         valid: (B, 1, D, H, W) bool; patches count by their share of valid voxels.
         """
         return masked_mean(self.forward(x)[0], valid)
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The transformer blocks."""
+        return iter(self.blocks)
+
+    def patch_embeddings(self) -> Iterator[nn.Module]:
+        """The embedding of images and that of volumes."""
+        return iter((self.patch_embed_2d, self.patch_embed_3d))
 
     def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """The patch (D, H, W): a ViT has one level."""

@@ -15,10 +15,11 @@ from scanfoundry.backbones.foreign import (
 )
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Weights, read_weights
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.layers.levels import Stride
+from scanfoundry.backbones.mednext import MedNeXt
 from scanfoundry.backbones.models.release import ReleaseInfo, sha256
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import Stride, STUNet
+from scanfoundry.backbones.stunet import STUNet
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once
 from scanfoundry.configs.geometry import Size3D

@@ -5,8 +5,9 @@ from functools import partial
 
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanfoundry.backbones.mednext import BLOCKS, LEVELS, RATIOS, WIDTH, MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext.blocks import LEVELS
+from scanfoundry.backbones.mednext.encoder import BLOCKS, RATIOS, WIDTH
 from scanfoundry.configs.errors import UserError
 
 STEM, FIRST, HEAD = "stem.weight", "enc_block_0.0.conv1.weight", "out_0.conv_out.weight"

@@ -10,8 +10,8 @@ from torch import Tensor
 from scanfoundry.backbones.foreign import openmind
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
+from scanfoundry.backbones.layers.levels import Stride
 from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanfoundry.backbones.stunet import Stride
 from scanfoundry.configs.errors import UserError
 
 STEM = "stem.convs.0.conv.weight"

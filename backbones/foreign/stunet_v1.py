@@ -10,7 +10,8 @@ from functools import partial
 
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, Stride, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.backbones.layers.levels import Stride
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanfoundry.configs.errors import UserError
 
 Strides = tuple[Stride, Stride, Stride, Stride, Stride]

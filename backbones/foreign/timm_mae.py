@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill, joined
-from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.layers.positions import sincos_positions
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.backbones.transfer.inflate import inflate_kernels
 from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig, ViTEncoder

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from scanfoundry.backbones.registry import TRANSFORMERS, BackboneConfig
+from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.pretrain.config.probes import ProbeConfigs
@@ -66,7 +66,7 @@ class PretrainConfig(Config):
         backbone = info.data.get("backbone")  # absent where it was refused, which is said already
         if backbone is None:
             return value
-        return value.filled("transformer" if backbone.name in TRANSFORMERS else "convolutional")
+        return value.filled(backbone.family)
 
     @model_validator(mode="after")
     def _warm_up_ends_before_the_run(self) -> "PretrainConfig":

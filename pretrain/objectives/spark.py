@@ -7,22 +7,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import DepthFreeConv3d
-from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.pretrain.masking import masked_count, patchify
 from scanfoundry.pretrain.objectives.light_decoder import LightDecoder
 from scanfoundry.pretrain.objectives.masked import MaskedObjective
+from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
 from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
-from scanfoundry.pretrain.sparse.encoders import LEVELS, packed_features
+from scanfoundry.pretrain.sparse.encoders import can_be_packed, packed_features
 from scanfoundry.pretrain.sparse.norm import packed_norm
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class SparkConfig(Config):
+class SparkConfig(ObjectiveOptions):
     """Blocks, the share of them hidden, the decoder and the target."""
 
     name: Literal["spark"] = "spark"
@@ -40,7 +40,7 @@ class SparkConfig(Config):
 
     def build(self, encoder: Encoder) -> "Spark":
         """The objective on an encoder; UserError where they do not go together."""
-        if type(encoder) not in LEVELS:
+        if not can_be_packed(encoder):
             raise UserError(
                 "objective 'spark' needs a convolutional backbone ('stunet', 'mednext' or 'resenc'); "
                 "for 'vit' take 'mae', for 'primus' 'contrastive' or 'barlow_twins'"

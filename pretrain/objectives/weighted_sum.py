@@ -10,8 +10,8 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
-from scanfoundry.pretrain.objectives.protocol import Objective
-from scanfoundry.pretrain.objectives.single import SingleConfig
+from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
+from scanfoundry.pretrain.objectives.registry import SingleConfig
 
 
 class TermConfig(Config):
@@ -27,7 +27,7 @@ class TermConfig(Config):
         return self.name or self.objective.name
 
 
-class SumConfig(Config):
+class SumConfig(ObjectiveOptions):
     """loss = sum of weight * loss over the terms."""
 
     name: Literal["sum"] = "sum"
