@@ -91,8 +91,10 @@ class BasicBlockD(nn.Module):
         """`forward` on packed maps (N, d, h, w, channels) of visible blocks, which are whole windows of the stride."""
         y = layers.conv(self.conv2.conv, packed_conv_norm(self.conv1, x, layers, LEAK))
         for part in self.skip:
-            pools = isinstance(part, ShortcutPool)
-            x = layers.pool(x, part.stride) if pools else packed_conv_norm(cast(ConvNorm, part), x, layers)
+            if isinstance(part, ShortcutPool):
+                x = layers.pool(x, part.stride)
+            else:
+                x = packed_conv_norm(cast(ConvNorm, part), x, layers)
         return layers.norm(self.conv2.norm, y, LEAK, x)
 
 

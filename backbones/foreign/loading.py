@@ -67,7 +67,7 @@ def load_foreign(
             digest = sha256(stream)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)  # type: ignore[arg-type]
+    info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)
     return encoder, info, replace(report, notes=(*report.notes, *notes))
 
 

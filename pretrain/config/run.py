@@ -63,7 +63,7 @@ class PretrainConfig(Config):
     @field_validator("optimiser")
     @classmethod
     def _fill_in(cls, value: OptimiserConfig, info: ValidationInfo) -> OptimiserConfig:
-        backbone = info.data.get("backbone")  # absent where it was refused, which is said already
+        backbone = info.data.get("backbone")  # absent where it was refused, which is reported already
         if backbone is None:
             return value
         return value.filled(backbone.family)

@@ -22,7 +22,7 @@ from scanfoundry.backbones.models.tensor_file import Written
 from scanfoundry.configs.base import Config
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.checkpoint import model_state
-from scanfoundry.pretrain.checkpoint.parameter_shards import Piece, pieces
+from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard, parameter_shards
 from scanfoundry.pretrain.checkpoint.state_files import StateFiles
 from scanfoundry.pretrain.distributed.world import World, all_ranks_agree, sum_over_ranks
 from scanfoundry.pretrain.engine import activation_checkpointing
@@ -102,7 +102,7 @@ class Engine:
         self._engine.enable_backward_allreduce = world.size > 1 or self._stage > 0
         if isinstance(self._optimiser, Lamb) and self._stage > 0:
             numbers = {name: row for row, (name, _) in enumerate(objective.named_parameters())}
-            self._optimiser.lay_out(self._pieces(), numbers, self._summed)
+            self._optimiser.lay_out(self._shards(), numbers, self._summed)
 
     @property
     def objective(self) -> Objective:
@@ -176,11 +176,11 @@ class Engine:
 
         Gives the files that this rank wrote. Any ZeRO stage and world size can `load` them.
         """
-        return model_state.save(folder, self.objective, self._pieces(), self._optimiser.state, extra, self.world)
+        return model_state.save(folder, self.objective, self._shards(), self._optimiser.state, extra, self.world)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read back what `save` wrote, bit for bit at the same world size; returns the `extra`."""
-        return model_state.load(folder, self.objective, self._pieces(), self._optimiser.state, self.world)
+        return model_state.load(folder, self.objective, self._shards(), self._optimiser.state, self.world)
 
     def weights(self, folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         """The objective's weights of names with `prefix`, in fp32 on the CPU.
@@ -193,8 +193,8 @@ class Engine:
         state = self.objective.state_dict()
         return {k: v.detach().float().cpu() for k, v in state.items() if k.startswith(prefix)}
 
-    def _pieces(self) -> list[Piece]:
-        return pieces(self.objective, self._engine.optimizer, self._stage, self.world)
+    def _shards(self) -> list[ParameterShard]:
+        return parameter_shards(self.objective, self._engine.optimizer, self._stage, self.world)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
         return sum_over_ranks(values.to(self.world.device), self.world)
