@@ -70,7 +70,10 @@ def _is_double(weights: Weights, key: str) -> bool:
 def resenc_config(
     weights: Weights, prefix: str, in_channels: int | None, strides: Strides | None
 ) -> tuple[ResEncConfig, tuple[str, ...]]:
-    """Features and blocks from the shapes, strides as given or as in the file, and notes; UserError where they are unknown."""
+    """Features and blocks from the shapes, strides as given or as in the file, and notes.
+
+    Raises UserError where the strides are unknown.
+    """
     tensors = weights.tensors
     blocks = [_count(tensors, f"{prefix}{FIRST}", level) for level in range(_count(tensors, f"{prefix}{FIRST}"))]
     features = tuple(len(tensors[prefix + FIRST.format(level, 0)]) for level in range(len(blocks)))

@@ -16,9 +16,13 @@ STEP = "step"  # of an optimiser's state: how often it stepped, the same for all
 
 
 def save(
-    folder: Path, model: nn.Module, held: list[ParameterShard], states: dict[Tensor, dict[str, Any]], extra: dict[str, Any],
+    folder: Path,
+    model: nn.Module,
+    held: list[ParameterShard],
+    states: dict[Tensor, dict[str, Any]],
+    extra: dict[str, Any],
     world: World,
-) -> list[Written]:  # fmt: skip
+) -> list[Written]:
     """Write this rank's shards into `folder`; every rank calls it.
 
     Args:
