@@ -32,6 +32,7 @@ class PrimusConfig(EncoderConfig):
     """Size, patch and the grid that the learned positions are for; on another grid they are interpolated."""
 
     family: ClassVar[Family] = "transformer"
+    not_of_weights: ClassVar[frozenset[str]] = frozenset({"drop_path"})
     name: Literal["primus"] = "primus"
     size: Literal["S", "B", "M", "L"] = "M"
     in_channels: Positive = 1

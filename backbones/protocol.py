@@ -24,6 +24,7 @@ class EncoderConfig(Config):
     """
 
     family: ClassVar[Family]  # decides presets of optimisers
+    not_of_weights: ClassVar[frozenset[str]] = frozenset()  # fields that only say how weights are trained
     if TYPE_CHECKING:  # each backbone declares these among its own fields, in its own order
         name: str
         in_channels: int

@@ -35,6 +35,7 @@ class ViTConfig(EncoderConfig):
     """Size and patches of a ViT; a patch is (H, W) in 2D and (D, H, W) in 3D, in voxels."""
 
     family: ClassVar[Family] = "transformer"
+    not_of_weights: ClassVar[frozenset[str]] = frozenset({"drop_path", "layer_scale"})  # a scale only starts there
     name: Literal["vit"] = "vit"
     size: Literal["Ti", "S", "B", "L", "H"] = "B"
     in_channels: Positive = 1

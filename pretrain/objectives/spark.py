@@ -42,7 +42,8 @@ class SparkConfig(ObjectiveOptions):
         """The objective on an encoder; UserError where they do not go together."""
         if not can_be_packed(encoder):
             raise UserError(
-                "objective 'spark' needs a convolutional backbone ('stunet', 'mednext' or 'resenc'); "
+                "objective 'spark' needs a backbone that is computed on visible blocks alone ('stunet', 'mednext', "
+                "'resenc', or a plug-in with `packed_levels`); "
                 "for 'vit' take 'mae', for 'primus' 'contrastive' or 'barlow_twins'"
             )
         for is_2d, name in ((True, "block_2d"), (False, "block_3d")):

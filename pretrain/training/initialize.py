@@ -18,7 +18,6 @@ from scanfoundry.configs.files import write_text
 from scanfoundry.pretrain.config.run import PretrainConfig
 
 RECORD = "init.json"
-FREE = {"drop_path", "layer_scale"}  # not of the weights: how they are trained, where a scale once began
 
 
 class Origin(Config):
@@ -84,7 +83,7 @@ def _check_fit(config: PretrainConfig, name: str, given: Release, encoder: Encod
     """UserError, naming the first difference that matters, where weights are of another backbone than the run's."""
     theirs, mine = given.info.backbone.model_dump(), config.backbone.model_dump()
     for key in theirs.keys() | mine.keys() if theirs["name"] == mine["name"] else ("name",):
-        if key not in FREE and theirs.get(key) != mine.get(key):
+        if key not in config.backbone.not_of_weights and theirs.get(key) != mine.get(key):
             raise UserError(
                 f"init {name} has backbone.{key} {theirs.get(key)}, the run's is {mine.get(key)}; "
                 f"set backbone.{key} to that of the weights, or start from other weights"
