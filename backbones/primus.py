@@ -118,7 +118,11 @@ class PrimusEncoder(Encoder):
         return (1, *self.config.patch[1:]) if is_2d else self.config.patch
 
     def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
+        """Patches (d, h, w) of scans of (D, H, W).
+
+        Raises:
+            UserError: they do not fill it.
+        """
         self.check_input(shape)
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
         return d, h, w

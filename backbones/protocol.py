@@ -107,7 +107,11 @@ class TokenEncoder(Encoder):
 
     @abstractmethod
     def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
+        """Patches (d, h, w) of scans of (D, H, W).
+
+        Raises:
+            UserError: they do not fill it.
+        """
 
     @abstractmethod
     def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -104,7 +104,11 @@ class ViTEncoder(TokenEncoder):
         return (1, *self.config.patch_2d) if is_2d else self.config.patch_3d
 
     def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
+        """Patches (d, h, w) of scans of (D, H, W).
+
+        Raises:
+            UserError: they do not fill it.
+        """
         self.check_input(shape)
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
         return d, h, w
@@ -117,8 +121,10 @@ class ViTEncoder(TokenEncoder):
     def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens (B, extra_tokens + n, F) after the last norm, of the scans (B, C, D, H, W).
 
-        keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
         The patches left out have no influence on the result. The first token is the class token.
+
+        Args:
+            keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
         """
         extra = self.cls_token if self.reg_token is None else torch.cat((self.cls_token, self.reg_token), dim=1)
         tokens = torch.cat((extra.expand(x.shape[0], -1, -1), self.embed(x, keep)), dim=1)  # extra ones have position 0
@@ -141,7 +147,8 @@ class ViTEncoder(TokenEncoder):
     def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Mean of the patch tokens (B, F), which is what MAE fine-tunes on; the class token has no task.
 
-        valid: (B, 1, D, H, W) bool; patches count by their share of valid voxels.
+        Args:
+            valid: (B, 1, D, H, W) bool; patches count by their share of valid voxels.
         """
         return masked_mean(self.forward(x)[0], valid)
 

@@ -49,10 +49,13 @@ def load_foreign(
     """The encoder in a file that others released, what is known about it, and what became of every key.
 
     Read are STU-Net and MedNeXt files of their authors (nnU-Net v1), ViTs under timm's names (timm, MAE), ResEncs of
-    nnssl (OpenMind) and nnU-Net v2, and Primus of nnssl. in_channels: None keeps the file's. strides: of a STU-Net,
-    where they are not the released ones, or of a ResEnc whose file does not say them. patch_2d, patch_3d: of a ViT, see
-    `timm_mae.load_encoder`. Raises UserError for a file that is damaged, unsafe or of no known kind, and for an option
-    that the file's kind does not have.
+    nnssl (OpenMind) and nnU-Net v2, and Primus of nnssl. Raises UserError for a file that is damaged, unsafe or of no
+    known kind, and for an option that the file's kind does not have.
+
+    Args:
+        in_channels: None keeps the file's.
+        strides: of a STU-Net, where they are not the released ones, or of a ResEnc whose file does not say them.
+        patch_2d, patch_3d: of a ViT, see `timm_mae.load_encoder`.
     """
     given = {"strides": strides, "patch_2d": patch_2d, "patch_3d": patch_3d}
     options = {name: value for name, value in given.items() if value is not None}
@@ -79,7 +82,8 @@ def load_foreign_whole(
 ) -> tuple[STUNet | MedNeXt, Report]:
     """The whole segmentation network in a STU-Net or MedNeXt file, heads included; options as in `load_foreign`.
 
-    num_classes: another number than the file's gets fresh heads.
+    Args:
+        num_classes: another number than the file's gets fresh heads.
     """
     weights = read_weights(Path(path))
     kind = recognise(weights)

@@ -87,7 +87,7 @@ def _preprocessing(entry: Mapping[Any, Any], fields: dict[str, Any]) -> Iterable
 
 
 def check_architecture(weights: Weights, known: tuple[str, ...]) -> None:
-    """UserError where the plan names another architecture than those known."""
+    """Raise UserError where the plan names another architecture than those known."""
     entry = plan_entry(weights, "architecture_plans", "arch_class_name")
     if entry is not None and entry not in known:
         raise UserError(f"{weights.path} says that it is a {str(entry)[:40]!r}; known are {', '.join(known)}")

@@ -34,10 +34,15 @@ def _prefix(weights: Weights) -> str | None:
 def load_encoder(
     weights: Weights, in_channels: int | None = None, strides: Strides | None = None
 ) -> tuple[ResEncEncoder, Report]:
-    """The encoder alone; UserError where it is not a whole one of 3x3x3 kernels.
+    """The encoder alone.
 
-    in_channels: None keeps the file's; another number adapts the stem. strides: into each level but the first; None
-    takes those of the plan, else those of the decoder, which undoes them; needed where neither says them.
+    Args:
+        in_channels: None keeps the file's; another number adapts the stem.
+        strides: into each level but the first; None takes those of the plan, else those of the decoder, which
+            undoes them; needed where neither says them.
+
+    Raises:
+        UserError: it is not a whole one of 3x3x3 kernels.
     """
     prefix = _prefix(weights) or ""
     openmind.check_architecture(weights, ARCHITECTURES)
@@ -72,7 +77,8 @@ def resenc_config(
 ) -> tuple[ResEncConfig, tuple[str, ...]]:
     """Features and blocks from the shapes, strides as given or as in the file, and notes.
 
-    Raises UserError where the strides are unknown.
+    Raises:
+        UserError: the strides are unknown.
     """
     tensors = weights.tensors
     blocks = [_count(tensors, f"{prefix}{FIRST}", level) for level in range(_count(tensors, f"{prefix}{FIRST}"))]

@@ -23,24 +23,31 @@ STATE = "state.json"
 
 
 def rank_file(rank: int) -> str:
-    """Name of a rank's file."""
+    """The name of a rank's file."""
     return f"rank-{rank:05d}.safetensors"
 
 
 def write_shards(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> Written:
-    """A rank's file; `starts` of the shards among its tensors."""
+    """Write a rank's file.
+
+    Args:
+        path: of the file.
+        tensors: by key.
+        starts: the first element of each shard among them, by the same keys.
+    """
     return write_tensors(path, tensors, {"starts": json.dumps(starts)})
 
 
 def write_state(path: Path, state: dict[str, Any]) -> Written:
-    """`state.json`."""
+    """Write `state.json`."""
     return write_blocks(path, [json.dumps(state).encode()])
 
 
 class StateFiles:
     """The files of one checkpoint, for reading any range of any tensor of any rank's; a context manager.
 
-    Raises RuntimeError where a tensor, or a part of one, is missing.
+    Raises:
+        RuntimeError: a tensor, or a part of one, is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +65,7 @@ class StateFiles:
         return sorted({key.split("/", 1)[0] for key in self._places} - {"weight"})
 
     def read(self, kind: str, name: str, start: int, numel: int, out: Tensor) -> None:
-        """Elements [start, start + numel) of a flattened tensor into `out` (numel,)."""
+        """Copy elements [start, start + numel) of a flattened tensor into `out` (numel,)."""
         missing = numel
         for begin, length, file in self._places.get(f"{kind}/{name}", ()):
             low, high = max(begin, start), min(begin + length, start + numel)
@@ -69,7 +76,7 @@ class StateFiles:
             raise RuntimeError(f"{self.folder} lacks {missing} of {numel} elements of {kind} of {name}")
 
     def read_shard(self, kind: str, shard: ParameterShard, out: Tensor) -> None:
-        """A shard (numel,) into `out`."""
+        """Copy a shard (numel,) into `out`."""
         self.read(kind, shard.name, shard.start, shard.numel, out)
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:

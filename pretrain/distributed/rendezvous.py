@@ -28,7 +28,9 @@ NAME = "scanfoundry_rendezvous"  # a key of the store: whose it is
 def form_group(backend: str, rank: int, size: int, timeout: timedelta) -> None:
     """Initialise the default process group of `size` ranks.
 
-    Raises UserError where MASTER_PORT is taken or the address is not given; TimeoutError where rank 0 never came.
+    Raises:
+        UserError: MASTER_PORT is taken or the address is not given.
+        TimeoutError: rank 0 never came.
     """
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -74,7 +74,8 @@ class StepRecord:
 class Engine:
     """DeepSpeed around an objective (`loss, metrics = objective(*views)`).
 
-    modalities: by which the metrics of samples are also averaged; the same on all ranks.
+    Args:
+        modalities: by which the metrics of samples are also averaged; the same on all ranks.
     """
 
     def __init__(
@@ -113,10 +114,11 @@ class Engine:
     def step(self, batches: Iterable[tuple[Batch, ...]], lr: float, progress: float = 0.0) -> StepRecord:
         """One optimiser step over `accumulation` micro-batches, each as its views, at the learning rate `lr`.
 
-        progress: share of the run that is done with this step, for `Objective.after_step`.
-
         If a loss is not finite on any rank, no rank changes its weights: the step runs with zero gradients at a
         learning rate of zero, so that DeepSpeed's own counters stay in step on all ranks.
+
+        Args:
+            progress: share of the run that is done with this step, for `Objective.after_step`.
         """
         averages = Averages(self.modalities, self.world)
         finite = True
@@ -185,7 +187,8 @@ class Engine:
     def weights(self, folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         """The objective's weights of names with `prefix`, in fp32 on the CPU.
 
-        folder: a checkpoint of this very state; it is read at ZeRO 3, where no rank holds the weights whole.
+        Args:
+            folder: a checkpoint of this very state; it is read at ZeRO 3, where no rank holds the weights whole.
         """
         if self._stage == 3:
             with StateFiles(folder) as files:

@@ -49,7 +49,8 @@ class Lamb(torch.optim.Optimizer):
     def lay_out(self, held: list[ParameterShard], numbers: dict[str, int], sum_over_ranks: Sum) -> None:
         """Say which parameters lie where in what is stepped, and how a small tensor is summed over ranks.
 
-        numbers: of every parameter one below `len(numbers)`, the same on all ranks.
+        Args:
+            numbers: of every parameter one below `len(numbers)`, the same on all ranks.
         """
         self._layout, self._count, self._sum = {}, len(numbers), sum_over_ranks
         for shard in held:

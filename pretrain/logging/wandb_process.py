@@ -24,7 +24,11 @@ OFFLINE_S = 10.0  # to write an offline run down at the end; it is killed then
 class WandbProcess:
     """One process, `python -m scanfoundry.pretrain.logging.tracker`; a second one, offline, where it is not online.
 
-    job: what `tracker.follow` needs; `log`: takes one line for the user. Nothing here raises for what wandb does.
+    Nothing here raises for what wandb does.
+
+    Args:
+        job: what `tracker.follow` needs.
+        log: takes one line for the user.
     """
 
     def __init__(self, job: dict[str, Any], run_dir: Path, log: Callable[[str], None]) -> None:

@@ -109,7 +109,8 @@ def mixing(batch: Batch) -> tuple[float, Tensor]:
 def mix(views: Sequence[tuple[Tensor, Tensor]], share: float, partner: Tensor) -> tuple[Tensor, Tensor]:
     """share * x1 + (1 - share) * x2[partner], and where both are valid; each of the two views is voxels and valid.
 
-    UserError where they are of different sizes.
+    Raises:
+        UserError: they are of different sizes.
     """
     (x1, valid1), (x2, valid2) = views
     if x1.shape != x2.shape:

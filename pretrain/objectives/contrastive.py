@@ -61,7 +61,11 @@ class ContrastiveConfig(ObjectiveOptions):
         return self
 
     def build(self, encoder: Encoder) -> "Contrastive":
-        """The objective on an encoder; UserError where they do not go together."""
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """
         if self.freeze_patch_embedding and not isinstance(encoder, TokenEncoder):
             raise UserError("objective.freeze_patch_embedding is for backbone 'vit' alone; remove it")
         return (MomentumContrastive if self.loss == "moco_v3" else Contrastive)(self, encoder)

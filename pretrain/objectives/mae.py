@@ -40,7 +40,11 @@ class MAEConfig(ObjectiveOptions):
     gradient_weight: Annotated[float, Field(ge=0)] = 0.0  # of the gradient map's loss; 0: no second decoder
 
     def build(self, encoder: Encoder) -> "MAE":
-        """The objective on an encoder; UserError where they do not go together."""
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """
         if not isinstance(encoder, TokenEncoder):
             raise UserError(
                 "objective 'mae' needs the tokens of backbone 'vit'; for a convolutional one take 'spark', "
@@ -49,7 +53,11 @@ class MAEConfig(ObjectiveOptions):
         return MAE(self, encoder)
 
     def decoder_size(self, encoder_dim: int) -> tuple[int, int, int]:
-        """Width, depth and heads of the decoder; UserError where the heads do not divide the width."""
+        """Width, depth and heads of the decoder.
+
+        Raises:
+            UserError: the heads do not divide the width.
+        """
         chosen = (self.decoder_dim, self.decoder_depth, self.decoder_heads)
         defaults = DECODERS.get(encoder_dim, PAPER_DECODER)
         dim, depth, heads = (given or default for given, default in zip(chosen, defaults, strict=True))

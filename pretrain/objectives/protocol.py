@@ -59,4 +59,8 @@ class ObjectiveOptions(Config):
 
     @abstractmethod
     def build(self, encoder: Encoder) -> Objective:
-        """The objective on an encoder; UserError where they do not go together."""
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """

@@ -39,7 +39,11 @@ class SparkConfig(ObjectiveOptions):
         return (1, *self.block_2d) if is_2d else self.block_3d
 
     def build(self, encoder: Encoder) -> "Spark":
-        """The objective on an encoder; UserError where they do not go together."""
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """
         if not can_be_packed(encoder):
             raise UserError(
                 "objective 'spark' needs a backbone that is computed on visible blocks alone ('stunet', 'mednext', "

@@ -31,8 +31,11 @@ class TokenDecoder(nn.Module):
     def forward(self, encoded: Tensor, keep: Tensor, grid: Size3D, is_2d: bool, wanted: Tensor | None = None) -> Tensor:
         """Outputs (B, m, outputs) of the patches `wanted`, or of all patches of the grid in order.
 
-        encoded: (B, e + n, F), e tokens of no place (class token, registers), then those of the n visible patches;
-        keep: (B, n) int64, the visible ones' places in the grid; wanted: (B, m) int64 places, None for all.
+        Args:
+            encoded: (B, e + n, F), e tokens of no place (class token, registers), then those of the n visible
+                patches.
+            keep: (B, n) int64, the visible ones' places in the grid.
+            wanted: (B, m) int64 places, None for all.
         """
         embedded = self.embed(encoded)
         extra = encoded.shape[1] - keep.shape[1]

@@ -117,7 +117,7 @@ def _numbers(images: Images, known: np.ndarray) -> torch.Tensor:
 
 
 def everyones(mine: object, world: World) -> list:
-    """Of every rank, in their order."""
+    """The objects of all ranks, in the order of ranks, on every rank."""
     if world.size == 1:
         return [mine]
     everyone: list = [None] * world.size

@@ -1,4 +1,4 @@
-"""The probes of a run: opened and checked at its start, measured when they are due."""
+"""The probes of a run: set up and checked at its start, measured when they are due."""
 
 import time
 from collections.abc import Callable
@@ -105,5 +105,5 @@ class _Classified:
         return labels, test, np.array([scan.entry.patient for scan in scans])
 
     def forget(self) -> None:
-        """The next step has other features."""
+        """Drop the features, which are other ones at the next step."""
         self._features = None

@@ -21,7 +21,7 @@ RECORD = "init.json"
 
 
 class Origin(Config):
-    """Where a run's first weights came from; kept in its folder, since the file may be gone when it continues."""
+    """The origin of a run's first weights; kept in its folder, since the file may be gone when the run continues."""
 
     summary: str = Field(validation_alias="said", serialization_alias="said")  # one line; "said" in the file
     licence: str = ""
@@ -32,7 +32,8 @@ class Origin(Config):
 def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]:
     """The run's encoder, and where its weights are from; a run that continues (not `fresh`) reads no `init` again.
 
-    Raises UserError where the weights of `init` are not of the run's backbone.
+    Raises:
+        UserError: the weights of `init` are not of the run's backbone.
     """
     encoder = build(config.backbone)
     if config.init is None:

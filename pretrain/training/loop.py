@@ -38,7 +38,7 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a call of `run` ended."""
+    """The end of a call of `run`: the last step, whether the run is complete, and the signal that stopped it."""
 
     run_dir: Path
     step: int
