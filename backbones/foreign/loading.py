@@ -16,10 +16,9 @@ from scanfoundry.backbones.foreign import (
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Weights, read_weights
 from scanfoundry.backbones.layers.levels import Stride
-from scanfoundry.backbones.mednext import MedNeXt
+from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.models.release import ReleaseInfo, sha256
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import STUNet
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once
 from scanfoundry.configs.geometry import Size3D
@@ -37,6 +36,7 @@ class Kind:
     encoder: Callable[..., tuple[Encoder, Report]]
     options: tuple[str, ...]  # that `encoder` takes beside in_channels
     facts: Callable[[Weights], tuple[dict[str, Any], tuple[str, ...]]]  # fields of ReleaseInfo, notes
+    whole: Callable[..., tuple[UNet, Report]] | None = None  # reads the decoder and the heads too
 
 
 def load_foreign(
@@ -79,7 +79,7 @@ def load_foreign_whole(
     in_channels: int | None = None,
     strides: stunet_v1.Strides | None = None,
     num_classes: int | None = None,
-) -> tuple[STUNet | MedNeXt, Report]:
+) -> tuple[UNet, Report]:
     """The whole segmentation network in a STU-Net or MedNeXt file, heads included; options as in `load_foreign`.
 
     Args:
@@ -87,11 +87,10 @@ def load_foreign_whole(
     """
     weights = read_weights(Path(path))
     kind = recognise(weights)
-    if kind.name == "STU-Net":
-        return stunet_v1.load_whole(weights, in_channels, strides, num_classes)
-    if kind.name == "MedNeXt" and strides is None:
-        return mednext_official.load_whole(weights, in_channels, num_classes)
-    raise UserError(f"{path} is a {kind.name}, which has no {'strides' if strides else 'decoder'}; leave it out")
+    if kind.whole is None or (strides and "strides" not in kind.options):
+        raise UserError(f"{path} is a {kind.name}, which has no {'strides' if strides else 'decoder'}; leave it out")
+    options = {} if strides is None else {"strides": strides}
+    return kind.whole(weights, in_channels, num_classes=num_classes, **options)
 
 
 def recognise(weights: Weights) -> Kind:
@@ -133,9 +132,16 @@ def _mednext_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 KINDS = (
-    Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts),
+    Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts, stunet_v1.load_whole),
     Kind("ViT", timm_mae.is_vit, timm_mae.load_encoder, ("patch_2d", "patch_3d"), _vit_facts),
-    Kind("MedNeXt", mednext_official.is_mednext, mednext_official.load_encoder, (), _mednext_facts),
+    Kind(
+        "MedNeXt",
+        mednext_official.is_mednext,
+        mednext_official.load_encoder,
+        (),
+        _mednext_facts,
+        mednext_official.load_whole,
+    ),
     Kind("ResEnc", openmind_resenc.is_resenc, openmind_resenc.load_encoder, ("strides",), openmind_resenc.facts),
     Kind("Primus", openmind_primus.is_primus, openmind_primus.load_encoder, (), openmind_primus.facts),
 )
