@@ -141,7 +141,7 @@ def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
         "backbone": spec.backbone.model_dump(mode="json"),
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
         "recipes": config.recipes,
-        "optimiser": preset(config.schedule, spec.backbone.name).model_dump(),
+        "optimiser": preset(config.schedule, spec.backbone.family).model_dump(),
         "schedule": config.schedule.model_dump(mode="json"),
         "validation": config.validation.model_dump(mode="json"),
         "self_training": config.self_training.model_dump(mode="json"),

@@ -92,7 +92,7 @@ def train(
     schedule = course.schedule
     model.to(course.device).train()
     scale = schedule.encoder_lr_scale if course.arm.pretrained else 1.0
-    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.name), scale)
+    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.family), scale)
     rates = Rates(optimiser, schedule.warmup_steps, course.still)
     loop = _Loop(model, course, BestWeights(model, schedule.average, course.validation, check))
     half = use_bfloat16(schedule.precision, course.device)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from pydantic import BaseModel
 
-from scanfoundry.backbones.registry import TRANSFORMERS
+from scanfoundry.backbones.protocol import Family
 from scanfoundry.finetune.config.study import ScheduleConfig
 from scanfoundry.finetune.task import TaskModel
 
@@ -19,14 +19,16 @@ class Preset(BaseModel):
     weight_decay: float
 
 
-def preset(schedule: ScheduleConfig, backbone: str) -> Preset:
-    """The defaults by backbone. STU-Net: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps:
-    in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml).
-    Transformers: AdamW 3e-4 with decay 0.05, as Primus from scratch; neither trains with SGD.
+def preset(schedule: ScheduleConfig, family: Family) -> Preset:
+    """The optimiser and its numbers: what `schedule` gives, and defaults by the backbone's family for the rest.
+
+    Convolutional: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps: in a few hundred AdamW ends
+    far higher (measured, see configs/finetune/hippocampus_segmentation.yaml). Transformers: AdamW 3e-4 with decay
+    0.05, as Primus from scratch; neither trains with SGD.
     """
     if schedule.optimiser == "sgd":
         chosen = Preset(optimiser="sgd", lr=1e-2, weight_decay=3e-5)
-    elif backbone in TRANSFORMERS:
+    elif family == "transformer":
         chosen = Preset(optimiser="adamw", lr=3e-4, weight_decay=0.05)
     else:
         chosen = Preset(optimiser="adamw", lr=1e-3, weight_decay=0.01)

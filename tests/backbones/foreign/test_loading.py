@@ -8,8 +8,7 @@ import scanfoundry.backbones as backbones
 from scanfoundry.backbones import primus
 from scanfoundry.backbones.foreign import load_foreign, load_foreign_whole
 from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES
-from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
 from scanfoundry.backbones.models.release import save_release, sha256
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import BACKBONES, build

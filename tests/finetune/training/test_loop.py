@@ -96,12 +96,12 @@ def test_schedule():
 
 
 def test_recipe_keeps_what_the_user_gives():
-    assert preset(ScheduleConfig(), "vit").weight_decay == 0.05
-    assert preset(ScheduleConfig(), "primus") == preset(ScheduleConfig(), "vit") != preset(ScheduleConfig(), "resenc")
-    assert preset(ScheduleConfig(lr=0.5, weight_decay=0.0), "stunet").model_dump() == {
+    assert preset(ScheduleConfig(), "transformer").weight_decay == 0.05
+    assert preset(ScheduleConfig(), "transformer") != preset(ScheduleConfig(), "convolutional")
+    assert preset(ScheduleConfig(lr=0.5, weight_decay=0.0), "convolutional").model_dump() == {
         "optimiser": "adamw", "lr": 0.5, "weight_decay": 0.0
     }  # fmt: skip
-    assert preset(ScheduleConfig(optimiser="sgd"), "vit").optimiser == "sgd"
+    assert preset(ScheduleConfig(optimiser="sgd"), "transformer").optimiser == "sgd"
 
 
 def test_minutes_end_the_training_early(made):

@@ -19,7 +19,7 @@ from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.zoo.exporting import Terms, check_terms, export, exported_before, weights_of
 from scanfoundry.pretrain.checkpoint import checkpoint, model_state
-from scanfoundry.pretrain.checkpoint.parameter_shards import pieces
+from scanfoundry.pretrain.checkpoint.parameter_shards import parameter_shards
 from scanfoundry.pretrain.distributed.world import ALONE
 from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig, add_average
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
         save_release(run, release.state_dict, info, release.patients)
 
     def write(folder):
-        return model_state.save(folder, objective, pieces(objective, None, 0, ALONE), {}, {}, ALONE)
+        return model_state.save(folder, objective, parameter_shards(objective, None, 0, ALONE), {}, {}, ALONE)
 
     step = checkpoint.save(run / "checkpoints", 7, {}, write, ALONE, keep_last=1)
     found = weights_of(step)

@@ -1,21 +1,18 @@
 """The whole MedNeXt (Roy et al. 2023, arXiv 2303.09975): encoder, decoder with sum skips, five outputs."""
 
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.mednext import (
-    LEVELS,
-    Expansion,
-    MedNeXtEncoder,
-    block_stage,
-    encoder_features,
-    encoder_stages,
-)
+from scanfoundry.backbones.layers.segmentation import UNet
+from scanfoundry.backbones.mednext.blocks import LEVELS, Expansion, block_stage, encoder_features, encoder_stages
 from scanfoundry.configs.geometry import Size3D
+
+if TYPE_CHECKING:
+    from scanfoundry.backbones.mednext.encoder import MedNeXtEncoder
 
 
 class DepthFreeConvTranspose3d(nn.ConvTranspose3d):
@@ -61,7 +58,7 @@ class OutBlock(nn.Module):
         return self.conv_out(x)
 
 
-class MedNeXt(nn.Module):
+class MedNeXt(UNet):
     """The original's modules under its names; shares the encoder's weights. Any size that the encoder takes.
 
     All five output blocks exist, as in every network that the authors train; `deep_supervision` says what `forward`
@@ -70,7 +67,7 @@ class MedNeXt(nn.Module):
 
     dummy_tensor: Tensor
 
-    def __init__(self, encoder: MedNeXtEncoder, num_classes: int, deep_supervision: bool = False) -> None:
+    def __init__(self, encoder: "MedNeXtEncoder", num_classes: int, deep_supervision: bool = False) -> None:
         super().__init__()
         self.config = config = encoder.config
         self.deep_supervision = deep_supervision
@@ -87,12 +84,13 @@ class MedNeXt(nn.Module):
             self.add_module(f"out_{level}", OutBlock(channels[level], num_classes))
         self.register_buffer("dummy_tensor", torch.ones(1))  # a parameter would never get a gradient
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Logits (B, num_classes, D, H, W); with deep supervision a list of five, full resolution first.
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's five feature maps, finest first."""
+        return encoder_features(self, x)
 
-        The coarser maps of deep supervision stay at their own resolution.
-        """
-        decoded = self.decode(encoder_features(self, x))
+    def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
+        """Logits (B, num_classes, D, H, W); with deep supervision a list of five, full resolution first."""
+        decoded = self.decode(features)
         if not self.deep_supervision:
             return self.get_submodule("out_0")(decoded[0])
         return [self.get_submodule(f"out_{level}")(y) for level, y in enumerate(decoded)]

@@ -1,4 +1,4 @@
-"""The start of a probe: its scans chosen, everything that can be wrong with them said, their crops read."""
+"""The start of a probe: its scans chosen, everything that can be wrong with them checked, their crops read."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ class Site:
     keys: frozenset[str]
 
 
-class Opening:
+class ProbeSetup:
     """Everything that is read and checked of one probe at the start of a run."""
 
     def __init__(self, config: PretrainConfig, probe: ProbeConfig, encoder: Encoder, world: World, site: Site) -> None:
@@ -41,7 +41,7 @@ class Opening:
         target = None if isinstance(probe, SegmentationConfig) else probe.target
         self.chosen = choose(self.data, probe.data, config.data.holdout, self.masks, target)
         self.rows = self._rows()
-        self.said = [self._sizes(), *self._transductive(site)]
+        self.messages = [self._sizes(), *self._transductive(site)]
 
     def _rows(self) -> int:
         """Images in a forward pass: no more voxels than a micro-batch of the training has."""
@@ -117,7 +117,7 @@ def _numbers(images: Images, known: np.ndarray) -> torch.Tensor:
 
 
 def everyones(mine: object, world: World) -> list:
-    """Of every rank, in their order."""
+    """The objects of all ranks, in the order of ranks, on every rank."""
     if world.size == 1:
         return [mine]
     everyone: list = [None] * world.size

@@ -16,7 +16,10 @@ from scanfoundry.configs.geometry import Size3D
 def patch_voxels(x: Tensor, patch: Size3D, keep: Tensor | None = None) -> Tensor:
     """(B, C, D, H, W) -> (B, n, C * voxels): all patches in d, h, w order (w fastest), or those of `keep`.
 
-    keep: (B, n) int64 indices. A patch's voxels are in the order of a convolution's flattened kernel.
+    A patch's voxels are in the order of a convolution's flattened kernel.
+
+    Args:
+        keep: (B, n) int64 indices.
     """
     b, c, *shape = x.shape
     d, h, w = (size // step for size, step in zip(shape, patch, strict=True))
@@ -28,7 +31,7 @@ def patch_voxels(x: Tensor, patch: Size3D, keep: Tensor | None = None) -> Tensor
 
 
 def check_divides(shape: Size3D, patch: Size3D) -> None:
-    """UserError where scans of (D, H, W) are no whole number of patches."""
+    """Raise UserError where scans of (D, H, W) are no whole number of patches."""
     if any(size < step or size % step for size, step in zip(shape, patch, strict=True)):
         raise UserError(
             f"a scan of (D, H, W) = {tuple(shape)} does not divide into patches of {patch}: "
