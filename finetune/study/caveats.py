@@ -6,8 +6,8 @@ import numpy as np
 
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.study.split import Split
-from scanfoundry.finetune.study.trials import TrialResult
-from scanfoundry.finetune.training.loop import History
+from scanfoundry.finetune.study.trial import TrialResult
+from scanfoundry.finetune.training.setup import History
 
 FEW_PATIENTS = 20
 FLAT = 0.95  # of the loss of the first tenth: one that ends above has hardly fallen

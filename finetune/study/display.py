@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from scanfoundry.configs.console import Console
-from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.study.trial import TrialResult
 
 LINE_EVERY_S = 60.0
 
@@ -32,7 +32,7 @@ class StudyDisplay:
         """A cell is about to be trained for so many steps (None: by time), then tested."""
         return TrialDisplay(self, name, steps, tests, self._bars.add_task(name, total=steps, note=""))
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line above the bars."""
         self._print(line)
 

@@ -21,7 +21,7 @@ OURS = "plan.json"  # what the first start of a study writes first
 # May differ between a study and its continuation: what there is more of, where it runs, how it is shown.
 FREE_TO_CHANGE = {
     "run_dir", "shots", "seeds", "recipes", "compare_scratch", "bootstrap", "keep_weights", "checkpoint_minutes",
-    "device",
+    "device", "sample_cache_gb",
 }  # fmt: skip
 PLACES = {"path", "images", "labels", "key_file"}
 PATIENCE = 3.0  # seconds that a study waits for one that is about to end
@@ -110,7 +110,7 @@ def _of_a_study(path: Path) -> dict[str, Any] | None:
 
 
 def _fixed(content: dict[str, Any]) -> dict[str, Any]:
-    """What decides the numbers, but for where data and checkpoint lie: their content does, see `cells.digest`."""
+    """What decides the numbers. Where data and checkpoint lie does not: their content does (`digest_of_trial`)."""
     kept = {key: value for key, value in content.items() if key not in FREE_TO_CHANGE | {"checkpoint"}}
     return kept | {"data": {key: value for key, value in kept["data"].items() if key not in PLACES}}
 

@@ -109,7 +109,7 @@ class TrialCases:
     test: list[Case]
 
 
-def cell_cases(sides: Split, k: Shots, seed: int, config: SelfTrainingConfig) -> TrialCases:
+def trial_cases(sides: Split, k: Shots, seed: int, config: SelfTrainingConfig) -> TrialCases:
     """The shots; for self-training, in the seed's order, the others to train from, whose labels are left out here, and
     the scans that have none."""
     train = shots(sides.pool, k, seed)

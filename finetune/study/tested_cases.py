@@ -11,12 +11,13 @@ from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, TaskModel, Validation
 from scanfoundry.finetune.training.resuming import as_array, as_tensor
-from scanfoundry.finetune.training.saving import Slot, Snapshot
+from scanfoundry.finetune.training.saving import Snapshot
+from scanfoundry.finetune.training.slot import Slot
 
 Arrays = dict[str, Any]  # name: array
 
 
-class LookedAt:
+class TestedCases:
     """Records of cases in their order, and some arrays beside them.
 
     slot: where they are kept. arrays: by key, what stands beside the records now; they are kept too.
@@ -72,7 +73,7 @@ def held_back(
     slot: Slot,
 ) -> Validation:
     """What the model predicts of cases that it did not see."""
-    looked = LookedAt(slot)
+    looked = TestedCases(slot)
 
     def look(number: int, case: Case) -> Record:
         prediction = adapter.predict([model], samples[number], device)

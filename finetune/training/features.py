@@ -37,7 +37,7 @@ class FeatureStore:
         return found
 
 
-def mark_of(*parts: str) -> str:
+def digest_of(*parts: str) -> str:
     """A folder's name for features that all of `parts` decide."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -3,20 +3,15 @@
 cells/<cell>/progress/<part>-<count>-<crc32>.safetensors    parts: training-0, member-0, held-0, ..., testing
 """
 
-import hashlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cache
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
 from isal import isal_zlib
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -29,7 +24,6 @@ from scanfoundry.finetune.training.interrupts import Stop, Stopped
 SHARE = 0.01  # of the time that may go into writing, however large a snapshot is
 PROGRESS = "progress"  # the folder in a cell's
 SUFFIX = ".safetensors"
-PACKAGES = "configs", "backbones", "datasets", "finetune"  # whose code a training runs
 
 
 @dataclass
@@ -174,70 +168,6 @@ class Saved:
             f"cannot save {self._cell} in {self._folder}: {error.strerror or error}; what was saved before is still "
             "there: once that is mended, the same command goes on from it"
         ) from error
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One part of a cell's snapshots, for the code that fills it. Without a cell nothing is saved."""
-
-    saved: Saved | None
-    part: str
-
-    def soon(self) -> AbstractContextManager[None]:
-        """See `Saved.soon`."""
-        return nullcontext() if self.saved is None else self.saved.soon()
-
-    def chance(self, what: str, take: Callable[[], Snapshot]) -> None:
-        """See `Saved.chance`."""
-        if self.saved is not None:
-            self.saved.chance(self.part, what, take)
-
-    def read(self) -> Snapshot | None:
-        """See `Saved.read`."""
-        return None if self.saved is None else self.saved.read(self.part)
-
-    def write(self, snapshot: Snapshot, what: str) -> None:
-        """See `Saved.write`."""
-        if self.saved is not None:
-            self.saved.write(self.part, snapshot, what)
-
-    def of(self, part: str) -> "Slot":
-        """Another part of the same cell."""
-        return replace(self, part=part)
-
-    def forget(self) -> None:
-        """See `Saved.forget`."""
-        if self.saved is not None:
-            self.saved.forget(self.part)
-
-    def leave_if_asked(self, what: str) -> None:
-        """See `Saved.leave_if_asked`."""
-        if self.saved is not None:
-            self.saved.leave_if_asked(what)
-
-    def goes_on(self, what: str) -> None:
-        """Say from where."""
-        if self.saved is not None:
-            self.saved.goes_on(what)
-
-
-NOWHERE = Slot(None, "")
-
-
-def code_mark(of: str) -> str:
-    """`of`, with the code that runs: another version of it may not go on where this one stopped."""
-    return hashlib.sha256(f"{of} {_code()}".encode()).hexdigest()[:32]
-
-
-@cache
-def _code() -> str:
-    digest = hashlib.sha256(f"torch {torch.__version__} numpy {np.__version__}".encode())
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(f"scanfoundry.{name}")
-        root = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{name}/{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _crc32(path: Path) -> int:

@@ -16,7 +16,8 @@ from scanfoundry.finetune.config.study import FinetuneConfig, RegressionTask
 from scanfoundry.finetune.run_study import run
 from scanfoundry.finetune.study.display import TrialDisplay
 from scanfoundry.finetune.training.interrupts import Stop, Stopped
-from scanfoundry.finetune.training.saving import PROGRESS, Saved, Slot, Snapshot
+from scanfoundry.finetune.training.saving import PROGRESS, Saved, Snapshot
+from scanfoundry.finetune.training.slot import Slot
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 DROPPING = {"name": "vit", "size": "Ti", "patch_2d": [16, 16], "drop_path": 0.4}  # draws random numbers as it trains
@@ -151,7 +152,7 @@ def test_what_another_configuration_or_other_code_left_is_not_continued(small, m
     changed = small.model_copy(update={"schedule": small.schedule.model_copy(update={"lr": 2e-3})})
     stopped(changed, "training-0 step 3", monkeypatch)
     assert "changed since it was stopped; it starts over" in capfd.readouterr().err
-    monkeypatch.setattr("scanfoundry.finetune.training.saving._code", lambda: "another version")
+    monkeypatch.setattr("scanfoundry.finetune.training.code_digest._code", lambda: "another version")
     stopped(changed, "training-0 step 3", monkeypatch)
     assert "changed since it was stopped; it starts over" in capfd.readouterr().err
     stopped(changed, "training-0 step 4", monkeypatch)
