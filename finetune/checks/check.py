@@ -26,8 +26,8 @@ class Checked:
     """What stands in the labels.
 
     empty       cases without a voxel of a class, or without a finding
-    marks       by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
-    scan_marks  the same of the scans that take part without a label
+    digests     by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
+    scan_digests  the same of the scans that take part without a label
     grids       by key, the grid of each case
     headers     by key, a checksum of what the headers of all channels say
     boxes       of a detection: by key, the findings
@@ -39,8 +39,8 @@ class Checked:
     """
 
     empty: int = 0
-    marks: dict[str, int] = field(default_factory=dict)
-    scan_marks: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, int] = field(default_factory=dict)
+    scan_digests: dict[str, int] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     headers: dict[str, int] = field(default_factory=dict)
     boxes: dict[str, tuple[LabelledBox, ...]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class _Walk:
         if isinstance(self._task, SegmentationTask):
             if case.target is None:
                 self._looked_at(case, scans)
-                self.found.scan_marks[case.key] = _mark(voxels)
+                self.found.scan_digests[case.key] = _digest(voxels)
                 return
             assert not isinstance(case.target, int | float | tuple)
             raw = read_numbers(case.target, first, cut=not self._given)
@@ -116,13 +116,13 @@ class _Walk:
             self.found.boxes[case.key] = boxes
             self.found.empty += not boxes
         self._looked_at(case, scans)
-        self.found.marks[case.key] = _mark([*voxels, target])
+        self.found.digests[case.key] = _digest([*voxels, target])
 
     def _looked_at(self, case: Case, scans: Sequence[Scan | None]) -> None:
         first = next(scan for scan in scans if scan is not None)
         d, h, w = first.voxels.shape[1:]
         self.found.grids[case.key] = Grid(str(case.image), (d, h, w), first.spacing)
-        self.found.headers[case.key] = _mark([part for scan in scans for part in _header(scan)])
+        self.found.headers[case.key] = _digest([part for scan in scans for part in _header(scan)])
         self.found.looks[case.key] = [None if scan is None else look_of(scan) for scan in scans]
 
     def check_not_mixed(self) -> None:
@@ -140,7 +140,7 @@ class _Walk:
             _settle(self.found, self._seen, self._keys, self._stated, self._given)
         elif isinstance(self._task, DetectionTask) and not self._instances and self._seen.counts:
             check_plausible_findings(self._seen, self._stated.values)
-        if whole and self.found.marks and self.found.empty == len(self.found.marks):
+        if whole and self.found.digests and self.found.empty == len(self.found.digests):
             segmented = isinstance(self._task, SegmentationTask)
             what = "label map is empty: there is nothing to segment"
             raise UserError(f"every {what if segmented else 'case is without a finding: there is nothing to detect'}")
@@ -177,10 +177,10 @@ def _header(scan: Scan | None) -> tuple[object, ...]:
     return () if scan is None else (scan.spacing, scan.orientation, scan.affine, scan.modality, scan.frames)
 
 
-def _mark(parts: Sequence[object]) -> int:
+def _digest(parts: Sequence[object]) -> int:
     """Checksum of arrays and of values by how they are written."""
-    mark = 0
+    digest = 0
     for part in parts:
         content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode()
-        mark = crc32(content, mark)
-    return mark
+        digest = crc32(content, digest)
+    return digest

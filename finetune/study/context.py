@@ -7,7 +7,7 @@ from pathlib import Path
 from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.sample_cache import SampleCache
 from scanfoundry.finetune.training.features import FeatureStore
-from scanfoundry.finetune.training.saving import Saved
+from scanfoundry.finetune.training.saving import SnapshotFolder
 from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 
@@ -24,4 +24,4 @@ class TrialContext:
     store: FeatureStore  # of this checkpoint at this plan
     progress: TrainProgress
     tested: Callable[[int], None]
-    saved: Saved  # what an earlier start of the trial left, and what this one leaves
+    saved: SnapshotFolder  # what an earlier start of the trial left, and what this one leaves

@@ -66,7 +66,7 @@ def check_same_study(config: FinetuneConfig) -> None:
 
 
 def check_same_sources(config: FinetuneConfig) -> None:
-    """UserError, where finished cells are of other data or another checkpoint: if the paths of these changed too."""
+    """UserError, where finished trials are of other data or another checkpoint: if the paths of these changed too."""
     theirs = _of_a_study(config.run_dir / CONFIG)
     if theirs is None:
         return

@@ -18,7 +18,7 @@ from scanfoundry.finetune.study.trial import RESULT, TRIALS, TrialName, TrialRes
 from scanfoundry.finetune.training.code_digest import with_code
 from scanfoundry.finetune.training.features import FeatureStore, digest_of
 from scanfoundry.finetune.training.interrupts import NOTHING, Stop, Stopped
-from scanfoundry.finetune.training.saving import PROGRESS, Saved
+from scanfoundry.finetune.training.saving import PROGRESS, SnapshotFolder
 from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 
@@ -95,7 +95,7 @@ class TrialRunner:
         study, config, name = self._study, self._study.config, trial.name
         shown = display.begin(name.folder, None if config.budget else config.schedule.steps, len(trial.cases.test))
         code = with_code(f"{trial.digest} {self._device.type}")
-        saved = Saved(trial.folder / PROGRESS, code, config.checkpoint_minutes, self._stop, display.log)
+        saved = SnapshotFolder(trial.folder / PROGRESS, code, config.checkpoint_minutes, self._stop, display.log)
         if self._budget:
             self._budget.spent_before(saved.spent_before)
         samples = SampleCache(config.run_dir / SAMPLES, study.checked, config.sample_cache_gb * GB, display.log)

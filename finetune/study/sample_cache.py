@@ -83,7 +83,7 @@ class SampleCache:
 
     def _name(self, case: Case, spec: Spec, plan: str) -> str:
         checked, labelled = self._checked, case.target is not None
-        content = (checked.marks if labelled else checked.scan_marks).get(case.key)
+        content = (checked.digests if labelled else checked.scan_digests).get(case.key)
         whole = spec.detection.whole_scan if spec.detection is not None else None
         parts = [plan, whole, labelled, content, checked.headers[case.key], repr(case.stated), case.drawn_on]
         return f"{case.key}-{plan}-{_short(json.dumps(parts))}"

@@ -102,7 +102,7 @@ def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
 
 @dataclass(frozen=True)
 class TrialCases:
-    """What one cell of a study trains from and is tested on."""
+    """What one trial of a study trains from and is tested on."""
 
     train: list[Case]
     unlabelled: list[Case]  # for self-training, without targets

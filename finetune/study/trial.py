@@ -83,9 +83,9 @@ def digest_of_trial(
         config.model_dump(mode="json", exclude=others),
         spec.model_dump(mode="json", exclude={"profiles"}),  # they decide what is predicted on, and no result
         arm.name,
-        sorted((case.key, checked.marks[case.key]) for case in cases.train),
-        sorted((case.key, checked.marks[case.key]) for case in cases.test),
-        sorted((case.key, checked.scan_marks[case.key]) for case in cases.unlabelled),
+        sorted((case.key, checked.digests[case.key]) for case in cases.train),
+        sorted((case.key, checked.digests[case.key]) for case in cases.test),
+        sorted((case.key, checked.scan_digests[case.key]) for case in cases.unlabelled),
         weights,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # of a person, and of schedulers
-NOTHING = "stopped; the same command goes on with the first cell that is not finished"
+NOTHING = "stopped; the same command goes on with the first trial that is not finished"
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,8 +23,7 @@ class Stopped(KeyboardInterrupt):
 class Stop:
     """Holds the handlers of a study. In the main thread only: elsewhere Python has no handlers, and nothing changes.
 
-    A signal ends the study where it is, unless what runs has said that it will look at `asked` soon; a second one
-    does so in any case.
+    A signal ends the study where it is, unless what runs will look at `asked` soon; a second one does so in any case.
     """
 
     def __init__(self) -> None:

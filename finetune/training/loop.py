@@ -28,7 +28,7 @@ def train(
     adapter: Adapter[Any, Any],
     model: TaskModel,
     samples: Sequence[Sample[Any]],
-    course: TrainSetup,
+    setup: TrainSetup,
     progress: TrainProgress,
     check: Callable[[TaskModel], float] | None = None,
     unlabelled: Sequence[Sample[Any]] = (),
@@ -41,21 +41,21 @@ def train(
     slot: where the training is saved now and then; what is saved there already, it goes on from.
     UserError where the loss stops being finite.
     """
-    schedule = course.schedule
-    model.to(course.device).train()
-    scale = schedule.encoder_lr_scale if course.arm.pretrained else 1.0
+    schedule = setup.schedule
+    model.to(setup.device).train()
+    scale = schedule.encoder_lr_scale if setup.arm.pretrained else 1.0
     optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.name), scale)
-    rates = Rates(optimiser, schedule.warmup_steps, course.still)
-    loop = _Loop(model, course, BestWeights(model, schedule.average, course.validation, check))
-    half = use_bfloat16(schedule.precision, course.device)
-    others = SelfTraining(course.self_training, adapter, unlabelled, course.device, half)
-    with Batches(adapter, samples, course.seed, course.augmentation, schedule.foreground) as batches, slot.soon():
-        state = _State(course.device, model, optimiser, rates, loop, others, batches)
+    rates = Rates(optimiser, schedule.warmup_steps, setup.frozen)
+    loop = _Loop(model, setup, BestWeights(model, schedule.average, setup.validation, check))
+    half = use_bfloat16(schedule.precision, setup.device)
+    others = SelfTraining(setup.self_training, adapter, unlabelled, setup.device, half)
+    with Batches(adapter, samples, setup.seed, setup.augmentation, schedule.foreground) as batches, slot.soon():
+        state = _State(setup.device, model, optimiser, rates, loop, others, batches)
         state.restore(slot)
         while loop.going:
             images, targets = batches.take(loop.step)
             rates.set(loop.step, loop.done)
-            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, course.device, half)
+            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, setup.device, half)
             if not math.isfinite(loss):
                 raise UserError(f"the loss is {loss} at step {loop.step}: lower schedule.lr or look at the intensities")
             loop.count(loss)
@@ -83,7 +83,7 @@ class _State:
         """Into a snapshot."""
         return gathered(
             self.device, self.model, self.optimiser,
-            rates=({}, {"thawed": self.rates.thawed}), keeper=self.loop.keeper.state(), loop=self.loop.state(),
+            rates=({}, {"thawed": self.rates.thawed}), best=self.loop.best.state(), loop=self.loop.state(),
             others=self.others.state(self.batches.others),
         )  # fmt: skip
 
@@ -94,7 +94,7 @@ class _State:
             return
         parts = spread(found, self.device, self.model, self.optimiser)
         self.rates.thawed = parts["rates"][1]["thawed"]
-        self.loop.keeper.restore(parts["keeper"])
+        self.loop.best.restore(parts["best"])
         self.loop.restore(parts["loop"])
         labelled = self.others.restore(parts["others"])
         if labelled:
@@ -105,8 +105,8 @@ class _State:
 class _Loop:
     """How far a training is, and what it leaves."""
 
-    def __init__(self, model: TaskModel, course: TrainSetup, keeper: BestWeights) -> None:
-        self._model, self._course, self.keeper = model, course, keeper
+    def __init__(self, model: TaskModel, setup: TrainSetup, best: BestWeights) -> None:
+        self._model, self._setup, self.best = model, setup, best
         self._started, self._losses, self._curve = time.monotonic(), [0.0] * 0, [(0, 0.0)] * 0
         self._beat = 0.0
         self.step, self.done = 0, 0.0
@@ -114,14 +114,14 @@ class _Loop:
     @property
     def going(self) -> bool:
         """Whether another step follows."""
-        return self.done < 1 and not self.keeper.enough
+        return self.done < 1 and not self.best.enough
 
     def count(self, loss: float) -> None:
         """One step is over."""
         self._losses.append(loss)
         self.step += 1
-        self.done = self._course.done(self.step, time.monotonic() - self._started)
-        self.keeper.after(self.step, self.done)
+        self.done = self._setup.done(self.step, time.monotonic() - self._started)
+        self.best.after(self.step, self.done)
         if self.done >= self._beat + 1 / BEATS or not self.going:
             self._curve.append((self.step, float(np.mean(self._losses))))
             self._losses.clear()
@@ -143,13 +143,13 @@ class _Loop:
     @property
     def kept(self) -> TaskModel:
         """The model as it would be kept now."""
-        return self.keeper.current(self.step)
+        return self.best.current(self.step)
 
     def history(self) -> History:
         """The end; the model holds the weights that count."""
-        self.keeper.finish()
+        self.best.finish()
         seconds = time.monotonic() - self._started
-        found, best = self.keeper.found, self.keeper.best_step
+        found, best = self.best.found, self.best.best_step
         return History(steps=self.step, seconds=seconds, loss=self._curve, validation=found, best_step=best)
 
 

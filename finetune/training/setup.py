@@ -23,14 +23,14 @@ class History(BaseModel):
 
 @dataclass
 class TrainProgress:
-    """Where the loop tells how far it is; the default tells nobody."""
+    """What the loop calls after each step, with the number of steps and the loss."""
 
     step: Callable[[int, float], None] = lambda step, loss: None
 
 
 @dataclass(frozen=True)
 class TrainSetup:
-    """All that a training is told beside its model and its samples."""
+    """All that decides a training beside its model and its samples."""
 
     arm: Arm
     seed: int
@@ -47,8 +47,8 @@ class TrainSetup:
         minutes = self.schedule.minutes
         return self.seconds if self.seconds is not None else (minutes * 60 if minutes else None)
 
-    def still(self, step: int, done: float) -> bool:
-        """Whether the encoder stands still."""
+    def frozen(self, step: int, done: float) -> bool:
+        """Whether the encoder is frozen at this step, when `done` of the training is over."""
         return self.arm.still(step, done, self.schedule.frozen_steps)
 
     def done(self, step: int, spent: float) -> float:

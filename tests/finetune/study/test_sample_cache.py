@@ -73,7 +73,7 @@ def test_a_kept_sample_is_the_fresh_one(cached, monkeypatch, task, options):
             patched.setattr(FileScan, "read", lambda self: pytest.fail(f"{self} is read again"))
             check_same(reader.labelled(case), fresh)
     case = settled.sides.test[0]
-    settled.checked.scan_marks[case.key] = settled.checked.marks[case.key]
+    settled.checked.scan_digests[case.key] = settled.checked.digests[case.key]
     for _ in range(2):
         check_same(reader.unlabelled(replace(case, target=None)), adapter.read(case)[1])
     assert not lines
@@ -105,7 +105,7 @@ def test_a_target_of_an_unknown_kind_is_not_stored():
 
 def test_a_damaged_sample_is_read_anew(cached, monkeypatch):
     monkeypatch.setattr(sample_cache, "RESERVE", 0)
-    _, reader, adapter, settled, lines = cached("segmentation")
+    _, reader, _, settled, lines = cached("segmentation")
     case = settled.sides.test[0]
     fresh = reader.labelled(case)
     (path,) = reader._cache._folder.iterdir()
