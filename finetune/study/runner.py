@@ -61,28 +61,35 @@ class TrialRunner:
         keep_weights = config.keep_weights == "all" or name == study.best
         return Trial(name, config.run_dir / TRIALS / name.folder, digest, keep_weights, origin, cases)
 
+    def _cache(self, display: StudyDisplay) -> SampleCache:
+        """The samples of all trials, without those of another plan."""
+        config = self._study.config
+        cache = SampleCache(config.run_dir / SAMPLES, self._study.checked, config.sample_cache_gb * GB, display.log)
+        cache.tidy(self._study.spec)
+        return cache
+
     def run_all(self, display: StudyDisplay) -> list[TrialResult]:
         """The results of all trials, in their order.
 
         Raises:
             Stopped: a signal came; what was running is saved.
         """
-        results = []
+        results, samples = [], self._cache(display)
         for name in self._study.names:
-            results.append(self._run_or_read(name, display))
+            results.append(self._run_or_read(name, samples, display))
             display.finished(name.folder, results[-1])
             self._stop.at_once = NOTHING
             if self._stop.asked is not None:
                 raise Stopped(self._stop.asked, NOTHING)
         return results
 
-    def _run_or_read(self, name: TrialName, display: StudyDisplay) -> TrialResult:
+    def _run_or_read(self, name: TrialName, samples: SampleCache, display: StudyDisplay) -> TrialResult:
         trial = self.trial(name)
         result = trial.finished()
         if result is None:
             if trial.is_of_another():
                 display.log(f"{name.folder}: finished before with other data, plan or checkpoint; trained anew")
-            result = self._run(trial, display)
+            result = self._run(trial, samples, display)
         else:
             shutil.rmtree(trial.folder / PROGRESS, ignore_errors=True)
             if self._budget:
@@ -91,15 +98,13 @@ class TrialRunner:
             self._budget.done()
         return result
 
-    def _run(self, trial: Trial, display: StudyDisplay) -> TrialResult:
+    def _run(self, trial: Trial, samples: SampleCache, display: StudyDisplay) -> TrialResult:
         study, config, name = self._study, self._study.config, trial.name
         shown = display.begin(name.folder, None if config.budget else config.schedule.steps, len(trial.cases.test))
         code = with_code(f"{trial.digest} {self._device.type}")
         saved = SnapshotFolder(trial.folder / PROGRESS, code, config.checkpoint_minutes, self._stop, display.log)
         if self._budget:
             self._budget.spent_before(saved.spent_before)
-        samples = SampleCache(config.run_dir / SAMPLES, study.checked, config.sample_cache_gb * GB, display.log)
-        samples.tidy(study.spec)
         context = TrialContext(
             trial.folder,
             trial.digest,

@@ -92,8 +92,10 @@ class SampleCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             used = sum(each.stat().st_size for each in path.parent.iterdir())
-            if used + len(content) > self._limit or shutil.disk_usage(path.parent).free - len(content) < RESERVE:
-                self._stop(f"{path.parent} holds {used / GB:.1f} GB")
+            if used + len(content) > self._limit:
+                self._stop(f"{path.parent} is full at {used / GB:.1f} GB (sample_cache_gb)")
+            elif shutil.disk_usage(path.parent).free - len(content) < RESERVE:
+                self._stop(f"the disk of {path.parent} has {RESERVE / GB:.0f} GB left")
             else:
                 write_whole(path, lambda part: part.write_bytes(content))
         except OSError as error:
