@@ -21,6 +21,12 @@ TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides
 SLICES = {"patch": [1, 48, 48], "batch": 4}
 
 
+@pytest.fixture(autouse=True)
+def the_same_patients_each_time(site_key_file, fixed_key, monkeypatch):
+    monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(fixed_key("samples")))
+    monkeypatch.setattr(sample_cache, "RESERVE", 0)  # however full the disk of the tests is
+
+
 def check_same(one, other):
     """Bit for bit, types and order in memory included."""
     for name in (field.name for field in fields(Sample)):
@@ -64,7 +70,6 @@ def cached(study, volumes, slices, tmp_path):
     ],
 )
 def test_a_kept_sample_is_the_fresh_one(cached, monkeypatch, task, options):
-    monkeypatch.setattr(sample_cache, "RESERVE", 0)
     _, reader, adapter, settled, lines = cached(task, **options)
     for case in settled.sides.test[:4]:
         fresh = adapter.load(case)
@@ -103,8 +108,7 @@ def test_a_target_of_an_unknown_kind_is_not_stored():
         pack(sample, None)
 
 
-def test_a_damaged_sample_is_read_anew(cached, monkeypatch):
-    monkeypatch.setattr(sample_cache, "RESERVE", 0)
+def test_a_damaged_sample_is_read_anew(cached):
     _, reader, _, settled, lines = cached("segmentation")
     case = settled.sides.test[0]
     fresh = reader.labelled(case)
@@ -118,7 +122,6 @@ def test_a_damaged_sample_is_read_anew(cached, monkeypatch):
 
 
 def test_what_has_no_room_is_not_kept_and_said_once(cached, monkeypatch):
-    monkeypatch.setattr(sample_cache, "RESERVE", 0)
     cache, reader, adapter, settled, lines = cached("segmentation")
     first, second, third = settled.sides.test[:3]
     reader.labelled(first)
@@ -137,8 +140,7 @@ def test_what_has_no_room_is_not_kept_and_said_once(cached, monkeypatch):
     assert len(lines) == 1
 
 
-def test_samples_of_another_plan_go(cached, monkeypatch):
-    monkeypatch.setattr(sample_cache, "RESERVE", 0)
+def test_samples_of_another_plan_go(cached):
     cache, reader, _, settled, _ = cached("segmentation")
     reader.labelled(settled.sides.test[0])
     (path,) = cache._folder.iterdir()
@@ -160,10 +162,10 @@ def without_times(results):
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_a_case_is_read_once_however_many_trials_there_are(study, volumes, slices, tmp_path, monkeypatch, task):
-    monkeypatch.setattr(sample_cache, "RESERVE", 0)
     reads, real, plan = Counter(), FileScan.read, {} if task == "segmentation" else SLICES
     data = volumes if task == "segmentation" else slices
-    made = {"backbone": TINY, "seeds": [0, 1], "shots": [4], "plan": plan, "schedule": {"steps": 2, "warmup_steps": 1}}
+    made = {"backbone": TINY, "seeds": [0, 1], "shots": [4 if plan == {} else 10], "plan": plan,
+            "schedule": {"steps": 2, "warmup_steps": 1}}  # fmt: skip
 
     def counted(self):
         if not self.mask:
