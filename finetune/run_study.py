@@ -11,6 +11,7 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.model_file import INFO, WEIGHTS
 from scanfoundry.finetune.report.page import write_report
 from scanfoundry.finetune.study.budget import Budget
+from scanfoundry.finetune.study.claims import CLAIMS
 from scanfoundry.finetune.study.display import StudyDisplay
 from scanfoundry.finetune.study.notes import note_results
 from scanfoundry.finetune.study.prepare import prepare
@@ -19,6 +20,7 @@ from scanfoundry.finetune.study.run_folder import check_same_sources, claim, rai
 from scanfoundry.finetune.study.runner import TrialRunner
 from scanfoundry.finetune.study.sample_cache import SAMPLES
 from scanfoundry.finetune.study.trial import TRIALS
+from scanfoundry.finetune.study.workers import run_in_processes
 from scanfoundry.finetune.training.interrupts import Stop
 
 
@@ -52,6 +54,7 @@ def run(config: FinetuneConfig) -> RunResult:
                 check_same_sources(config)
             claim(config)
             with StudyDisplay(len(study.names)) as display:
+                run_in_processes(study, runner, stop, display)
                 trials = runner.run_all(display)
             results = summarise(study.config, study.spec, study.sides, study.found, trials, study.checked)
             write_json(folder / "results.json", results.model_dump(mode="json"))
@@ -59,7 +62,8 @@ def run(config: FinetuneConfig) -> RunResult:
             for name in (WEIGHTS, INFO):
                 write_whole(folder / name, partial(shutil.copyfile, best / name))
             report = write_report(folder, results, study.best)
-            shutil.rmtree(folder / SAMPLES, ignore_errors=True)  # whole scans: nothing to leave in a finished folder
+            for name in (SAMPLES, CLAIMS):  # whole scans are nothing to leave in a finished folder
+                shutil.rmtree(folder / name, ignore_errors=True)
         except OSError as error:
             raise_if_unwritable(folder, error)
     note_results(results)

@@ -1,10 +1,23 @@
 """How the time of a study is shared among its trials."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 TESTING_MARGIN = 1.15  # a test takes a little longer than the first case promised
 LEAST_SHARE = 0.3  # of a trial's time that it trains, even where testing takes longer than there is
+
+
+def seconds_for_each(total: float, trials: int, spent: Sequence[float], processes: int) -> float:
+    """What is left of a study's time for each of several processes.
+
+    Args:
+        total: seconds that the whole study may take.
+        trials: how many trials it has.
+        spent: seconds that each finished trial took, in earlier starts of the study: of its own share at most.
+        processes: how many run at the same time.
+    """
+    even = total * processes / max(1, trials)
+    return total - sum(min(seconds, even) for seconds in spent) / processes
 
 
 class Budget:

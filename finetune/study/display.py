@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -11,6 +12,33 @@ from scanfoundry.finetune.study.trial import TrialResult
 LINE_EVERY_S = 60.0
 
 
+class ShowsTrial(Protocol):
+    """What is told how far one trial is."""
+
+    def step(self, step: int, loss: float) -> None:
+        """`step` steps are done."""
+
+    def tested(self, n: int) -> None:
+        """`n` test cases are done."""
+
+    def end(self) -> None:
+        """The trial is over."""
+
+
+class ShowsStudy(Protocol):
+    """What is told how far a study is: a display, or the process that has it."""
+
+    def begin(self, name: str, steps: int | None, tests: int) -> ShowsTrial:
+        """A trial is about to be trained for so many steps (None: by time), then tested."""
+        ...
+
+    def log(self, line: str) -> None:
+        """A line for people."""
+
+    def finished(self, name: str, result: TrialResult) -> None:
+        """A trial is finished."""
+
+
 class StudyDisplay:
     """Context manager around the trials of a study."""
 
@@ -18,6 +46,7 @@ class StudyDisplay:
         console = console or Console(stderr=True, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
+        self._finished: set[str] = set()
         self._whole = self._bars.add_task("trials", total=trials, note="")
         self._every, self._printed = line_every_s, time.monotonic()
 
@@ -37,7 +66,10 @@ class StudyDisplay:
         self._print(line)
 
     def finished(self, name: str, result: TrialResult) -> None:
-        """A trial is there, trained now or before."""
+        """A trial is there, trained now or before; counted once."""
+        if name in self._finished:
+            return
+        self._finished.add(name)
         if not self._bars.console.is_terminal:
             self._print(f"{name}: {result.steps} steps in {result.seconds:.0f} s, tested")
         self._bars.advance(self._whole)

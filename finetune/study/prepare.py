@@ -48,8 +48,12 @@ class Study:
         return TrialName(self.config.arms[0], most, self.config.seeds[0])
 
 
-def prepare(config: FinetuneConfig) -> Study:
+def prepare(config: FinetuneConfig, notes: bool = True) -> Study:
     """Read the lists, check every case that is used, split and plan.
+
+    Args:
+        config: of the study.
+        notes: print what takes no part.
 
     Raises:
         UserError: whatever is wrong with data or configuration.
@@ -67,7 +71,8 @@ def prepare(config: FinetuneConfig) -> Study:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
     check_modalities(checked, found.channels, found.modalities)
-    note_left_out(left_out(config, sides, found))
+    if notes:
+        note_left_out(left_out(config, sides, found))
     plan = _plan(config, sides, checked, backbone)
     return Study(config, found, sides, _spec(config, found, sides, checked, release, backbone, plan), release, checked)
 

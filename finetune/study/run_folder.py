@@ -21,7 +21,7 @@ OURS = "plan.json"  # what the first start of a study writes first
 # May differ between a study and its continuation: what there is more of, where it runs, how it is shown.
 FREE_TO_CHANGE = {
     "run_dir", "shots", "seeds", "recipes", "compare_scratch", "bootstrap", "keep_weights", "checkpoint_minutes",
-    "device", "sample_cache_gb",
+    "device", "sample_cache_gb", "processes",
 }  # fmt: skip
 PLACES = {"path", "images", "labels", "key_file"}
 PATIENCE = 3.0  # seconds that a study waits for one that is about to end

@@ -8,8 +8,9 @@ from scanfoundry.backbones.transfer.stem import with_channels
 from scanfoundry.finetune.config.recipes import PROBES
 from scanfoundry.finetune.model_file import pick_device
 from scanfoundry.finetune.study.budget import Budget
+from scanfoundry.finetune.study.claims import claimed
 from scanfoundry.finetune.study.context import TrialContext
-from scanfoundry.finetune.study.display import StudyDisplay
+from scanfoundry.finetune.study.display import ShowsStudy
 from scanfoundry.finetune.study.prepare import Study
 from scanfoundry.finetune.study.run_trial import run_trial
 from scanfoundry.finetune.study.sample_cache import GB, SAMPLES, SampleCache
@@ -61,14 +62,14 @@ class TrialRunner:
         keep_weights = config.keep_weights == "all" or name == study.best
         return Trial(name, config.run_dir / TRIALS / name.folder, digest, keep_weights, origin, cases)
 
-    def _cache(self, display: StudyDisplay) -> SampleCache:
+    def _cache(self, display: ShowsStudy) -> SampleCache:
         """The samples of all trials, without those of another plan."""
         config = self._study.config
         cache = SampleCache(config.run_dir / SAMPLES, self._study.checked, config.sample_cache_gb * GB, display.log)
         cache.tidy(self._study.spec)
         return cache
 
-    def run_all(self, display: StudyDisplay) -> list[TrialResult]:
+    def run_all(self, display: ShowsStudy) -> list[TrialResult]:
         """The results of all trials, in their order.
 
         Raises:
@@ -77,18 +78,37 @@ class TrialRunner:
         results, samples = [], self._cache(display)
         for name in self._study.names:
             results.append(self._run_or_read(name, samples, display))
-            display.finished(name.folder, results[-1])
-            self._stop.at_once = NOTHING
-            if self._stop.asked is not None:
-                raise Stopped(self._stop.asked, NOTHING)
+            self._over(name, results[-1], display)
         return results
 
-    def _run_or_read(self, name: TrialName, samples: SampleCache, display: StudyDisplay) -> TrialResult:
+    def run_unclaimed(self, display: ShowsStudy) -> None:
+        """Run trials that are neither finished nor run by another process, until there is none.
+
+        Raises:
+            Stopped: as `run_all`.
+        """
+        samples, again = self._cache(display), True
+        while again:  # what another process left when it was killed may lie behind
+            again = False
+            for trial in map(self.trial, self._study.names):
+                with claimed(self._study.config.run_dir, trial.name.folder) as ours:
+                    if ours and trial.finished() is None:
+                        again, result = True, self._run(trial, samples, display)
+                        if self._budget:
+                            self._budget.done()
+                        self._over(trial.name, result, display)
+
+    def _over(self, name: TrialName, result: TrialResult, display: ShowsStudy) -> None:
+        """A trial is finished: a signal that came too late to save it ends the study here."""
+        display.finished(name.folder, result)
+        self._stop.at_once = NOTHING
+        if self._stop.asked is not None:
+            raise Stopped(self._stop.asked, NOTHING)
+
+    def _run_or_read(self, name: TrialName, samples: SampleCache, display: ShowsStudy) -> TrialResult:
         trial = self.trial(name)
         result = trial.finished()
         if result is None:
-            if trial.is_of_another():
-                display.log(f"{name.folder}: finished before with other data, plan or checkpoint; trained anew")
             result = self._run(trial, samples, display)
         else:
             shutil.rmtree(trial.folder / PROGRESS, ignore_errors=True)
@@ -98,8 +118,10 @@ class TrialRunner:
             self._budget.done()
         return result
 
-    def _run(self, trial: Trial, samples: SampleCache, display: StudyDisplay) -> TrialResult:
+    def _run(self, trial: Trial, samples: SampleCache, display: ShowsStudy) -> TrialResult:
         study, config, name = self._study, self._study.config, trial.name
+        if trial.is_of_another():
+            display.log(f"{name.folder}: finished before with other data, plan or checkpoint; trained anew")
         shown = display.begin(name.folder, None if config.budget else config.schedule.steps, len(trial.cases.test))
         code = with_code(f"{trial.digest} {self._device.type}")
         saved = SnapshotFolder(trial.folder / PROGRESS, code, config.checkpoint_minutes, self._stop, display.log)

@@ -77,7 +77,7 @@ def digest_of_trial(
     """
     others = {
         "run_dir", "shots", "seeds", "compare_scratch", "recipes", "bootstrap", "data", "checkpoint", "keep_weights",
-        "plan", "checkpoint_minutes", "device", "sample_cache_gb",
+        "plan", "checkpoint_minutes", "device", "sample_cache_gb", "processes",
     }  # fmt: skip
     parts = [
         config.model_dump(mode="json", exclude=others),
