@@ -68,8 +68,8 @@ def check_cases(
     before; where `mistakes` are given, what is wrong with single cases is kept there instead.
     """
     kept = Mistakes("the data set") if mistakes is None else mistakes
-    told = next((case.stated for case in cases if case.stated is not None), None)
-    walk = _Walk(task, list(classes or ()), told or Stated(dict(enumerate(classes, start=1)) if classes else None))
+    stated = next((case.stated for case in cases if case.stated is not None), None)
+    walk = _Walk(task, list(classes or ()), stated or Stated(dict(enumerate(classes, start=1)) if classes else None))
     for case in cases:
         with kept.each():
             walk.add(case)

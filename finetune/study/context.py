@@ -13,7 +13,7 @@ from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 @dataclass(frozen=True)
 class TrialContext:
-    """Where a trial reads and writes, what it is trained with, and whom it tells how far it is."""
+    """Where a trial reads and writes, what it is trained with, and what is called as it proceeds."""
 
     folder: Path
     digest: str  # of all that the result depends on

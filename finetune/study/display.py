@@ -13,7 +13,7 @@ LINE_EVERY_S = 60.0
 
 
 class ShowsTrial(Protocol):
-    """What is told how far one trial is."""
+    """What shows how far one trial is."""
 
     def step(self, step: int, loss: float) -> None:
         """`step` steps are done."""
@@ -26,7 +26,7 @@ class ShowsTrial(Protocol):
 
 
 class ShowsStudy(Protocol):
-    """What is told how far a study is: a display, or the process that has it."""
+    """What shows how far a study is: a display, or the way to the process that has it."""
 
     def begin(self, name: str, steps: int | None, tests: int) -> ShowsTrial:
         """A trial is about to be trained for so many steps (None: by time), then tested."""

@@ -66,7 +66,7 @@ def train_ensemble(
         pretrained: the weights of the encoder, None from scratch.
         setup: of all trainings together: each gets its share of the time.
         store: features of a frozen encoder.
-        progress: is told how far each training is.
+        progress: is called after each step.
         slot: of the trial, where each trained model and what it predicts of held-back cases is kept until the trial
             is finished.
     """

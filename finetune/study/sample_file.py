@@ -89,12 +89,12 @@ def _put_target(target: Any, target_type: TargetType, frames: list[bytes]) -> di
     raise NotStorable(type(target).__name__)
 
 
-def _target(told: dict[str, Any], target_type: TargetType, frames: memoryview) -> Any:
-    if "arrays" in told:
+def _target(entry: dict[str, Any], target_type: TargetType, frames: memoryview) -> Any:
+    if "arrays" in entry:
         if target_type is None:
             raise ValueError("it holds the target of another task")
-        return target_type(*(_array(each, frames) for each in told["arrays"]))
-    return _array(told["array"], frames) if "array" in told else told["number"]
+        return target_type(*(_array(each, frames) for each in entry["arrays"]))
+    return _array(entry["array"], frames) if "array" in entry else entry["number"]
 
 
 def _put(array: npt.NDArray[Any], frames: list[bytes]) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def _put(array: npt.NDArray[Any], frames: list[bytes]) -> dict[str, Any]:
     if flat.size:
         parameters = blosc2.CParams(**_CODEC, typesize=array.itemsize)
         frames.append(blosc2.SChunk(chunksize=_CHUNK, data=flat.reshape(-1), cparams=parameters).to_cframe())
-    told = {"dtype": array.dtype.str, "shape": flat.shape, "axes": axes, "start": where}
-    return told | {"bytes": len(frames[-1]) if flat.size else 0}
+    entry = {"dtype": array.dtype.str, "shape": flat.shape, "axes": axes, "start": where}
+    return entry | {"bytes": len(frames[-1]) if flat.size else 0}
 
 
-def _array(told: dict[str, Any], frames: memoryview) -> npt.NDArray[Any]:
-    flat = np.empty(told["shape"], told["dtype"])
+def _array(entry: dict[str, Any], frames: memoryview) -> npt.NDArray[Any]:
+    flat = np.empty(entry["shape"], entry["dtype"])
     if flat.size:
-        frame = bytes(frames[told["start"] : told["start"] + told["bytes"]])
+        frame = bytes(frames[entry["start"] : entry["start"] + entry["bytes"]])
         stored = blosc2.schunk_from_cframe(frame)
         stored.get_slice(0, flat.size, out=flat)
-    return flat.transpose(np.argsort(told["axes"]))
+    return flat.transpose(np.argsort(entry["axes"]))

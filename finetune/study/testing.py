@@ -82,7 +82,7 @@ def testing_time(
 def _picture(
     adapter: Adapter[Any, Any], models: Sequence[TaskModel], sample: Sample[Any], prediction: Any, device: torch.device
 ) -> dict[str, Any]:
-    """A class is shown with what spoke for it; votes of neighbours have no gradient to tell."""
+    """A class is shown with what spoke for it, but for votes of neighbours, which have no gradient."""
     if isinstance(adapter, Classification) and adapter.spec.head != "knn":
         return picture_with_saliency(adapter, cast(Sequence[WholeScanModel], models), sample, prediction, device)
     return adapter.picture(sample, prediction)

@@ -102,7 +102,7 @@ def work(job: Job, events: Events) -> None:
 
 
 def main(text: str) -> None:
-    """Work, and tell how it ended."""
+    """Work, and send how it ended."""
     job = Job.model_validate_json(text)
     events = Events(None if job.events is None else Connection(job.events, readable=False))
     if job.alive is not None:

@@ -19,7 +19,7 @@ from scanfoundry.finetune.study.runner import TrialRunner
 from scanfoundry.finetune.study.worker import Job
 from scanfoundry.finetune.training.interrupts import Stop, Stopped
 
-GRACE = 20.0  # seconds for a worker to end after it was told twice
+GRACE = 20.0  # seconds for a worker to end after it was asked twice
 POLL = 0.5  # seconds between two looks at whether somebody asked to stop
 
 
@@ -29,10 +29,10 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.connection, remote = Pipe(duplex=False)
         alive, self._alive = os.pipe()  # the other end closes with this process, however it ends
-        told = job.model_copy(update={"events": remote.fileno(), "alive": alive})
+        with_pipes = job.model_copy(update={"events": remote.fileno(), "alive": alive})
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "scanfoundry.finetune.study.worker", told.model_dump_json()],
+                [sys.executable, "-m", "scanfoundry.finetune.study.worker", with_pipes.model_dump_json()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[remote.fileno(), alive],
                 start_new_session=True,  # Ctrl-C is for the parent, which passes it on once
