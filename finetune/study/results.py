@@ -65,7 +65,16 @@ def summarise(
     trials: Sequence[TrialResult],
     checked: Checked | None = None,
 ) -> Results:
-    """Means, intervals and paired differences of the finished trials; what was `checked` in their label maps."""
+    """Means, intervals and paired differences of the finished trials.
+
+    Args:
+        config: of the study.
+        spec: what all its models have in common.
+        sides: who was trained and tested on.
+        found: the data set.
+        trials: the results of all trials.
+        checked: what was found in the label maps, if that is known.
+    """
     adapter = adapter_for(spec)
     table, paired = [], []
     for k in config.shots:

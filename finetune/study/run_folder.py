@@ -30,7 +30,11 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # a person'
 
 @contextmanager
 def taken(config: FinetuneConfig) -> Iterator[None]:
-    """Holds the run folder. UserError where it is something else's, another configuration's, or in use."""
+    """Hold the run folder for as long as the context lasts.
+
+    Raises:
+        UserError: it is of something else or of another configuration, or it is in use.
+    """
     check_same_study(config)
     fresh = not config.run_dir.exists()
     with ExitStack() as stack:

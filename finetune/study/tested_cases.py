@@ -20,7 +20,13 @@ Arrays = dict[str, Any]  # name: array
 class TestedCases:
     """Records of cases in their order, and some arrays beside them.
 
-    slot: where they are kept. arrays: by key, what stands beside the records now; they are kept too.
+    Args:
+        slot: where they are kept.
+
+    Attributes:
+        records: of the cases that were tested.
+        arrays: by key, what stands beside the records now.
+        facts: by key, what JSON can hold.
     """
 
     def __init__(self, slot: Slot) -> None:
@@ -30,9 +36,15 @@ class TestedCases:
         self.facts: dict[str, Any] = {}
 
     def go_through(self, cases: Sequence[Case], look: Callable[[int, Case], Record]) -> list[Record]:
-        """The records of all cases; `look`, which may change `arrays` and `facts`, is asked for those that are missing.
+        """The records of all cases.
 
-        Stopped, with what is there kept, where somebody asked for it.
+        Args:
+            cases: to test on.
+            look: gives the record of a case by its number; it may change `arrays` and `facts`. It is called for the
+                cases whose record is not kept.
+
+        Raises:
+            Stopped: a signal came, and what is there is saved.
         """
         self._restore(len(cases))
         with self._slot.soon():

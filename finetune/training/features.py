@@ -14,7 +14,10 @@ from scanfoundry.configs.files import write_whole
 class FeatureStore:
     """The deepest features (F, d, h, w) of scans, by name, in half precision on disk.
 
-    folder: of one encoder at one plan; None keeps nothing. A file that cannot be read is computed again.
+    Features whose file cannot be read are computed again.
+
+    Args:
+        folder: of one encoder at one plan; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:

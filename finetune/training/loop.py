@@ -36,10 +36,22 @@ def train(
 ) -> History:
     """Train `model` in place. Batches are a pure function of (seed, step), so all arms see the same ones.
 
-    check: headline metric on held-back cases, higher is better; the weights of the best look are kept.
-    unlabelled: samples without a target, for self-training.
-    slot: where the training is saved now and then; what is saved there already, it goes on from.
-    UserError where the loss stops being finite.
+    Args:
+        adapter: the task, planned.
+        model: the network; on return it has the weights that count, on the device of `setup`.
+        samples: with their targets.
+        setup: all that decides the training beside model and samples.
+        progress: is called after each step.
+        check: the headline metric of a model on held-back cases, higher is better; the best weights are kept.
+        unlabelled: samples without a target, for self-training.
+        slot: where the training is saved now and then; it goes on from what is saved there already.
+
+    Returns:
+        The curves of the training.
+
+    Raises:
+        UserError: the loss is not finite.
+        Stopped: a signal came, and the training is saved.
     """
     schedule = setup.schedule
     model.to(setup.device).train()
@@ -69,7 +81,7 @@ def train(
 
 @dataclass(frozen=True)
 class _State:
-    """All that changes in a training."""
+    """All that changes in a training, in and out of snapshots."""
 
     device: torch.device
     model: TaskModel
@@ -80,7 +92,7 @@ class _State:
     batches: Batches
 
     def take(self) -> Snapshot:
-        """Into a snapshot."""
+        """A snapshot of all of it."""
         return gathered(
             self.device, self.model, self.optimiser,
             rates=({}, {"thawed": self.rates.thawed}), best=self.loop.best.state(), loop=self.loop.state(),
@@ -88,7 +100,7 @@ class _State:
         )  # fmt: skip
 
     def restore(self, slot: Slot) -> None:
-        """From the newest snapshot, where there is one."""
+        """Restore the newest snapshot, where there is one."""
         found = slot.read()
         if found is None:
             return
