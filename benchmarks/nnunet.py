@@ -26,7 +26,8 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.metrics.dice import dice, mean_defined
 from scanfoundry.finetune.metrics.intervals import interval
 from scanfoundry.finetune.model_file import adapter_for
-from scanfoundry.finetune.run_study import Study, prepare, run
+from scanfoundry.finetune.run_study import run
+from scanfoundry.finetune.study.prepare import Study, prepare
 from scanfoundry.finetune.study.split import shots
 from scanfoundry.finetune.task import Adapter
 

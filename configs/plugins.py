@@ -36,6 +36,11 @@ def plugins(kind: str) -> list[Any]:
     return [entry for module in _modules() for entry in getattr(module, "PLUGINS", {}).get(kind, [])]
 
 
+def plugin_files() -> list[Path]:
+    """The files of all plug-ins, in the order in which they are named."""
+    return [Path(module.__file__) for module in _modules() if module.__file__ is not None]
+
+
 @cache
 def _modules() -> list[ModuleType]:
     named = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]

@@ -1,10 +1,10 @@
 """What the training loop, the evaluation and the report ask of a task; one subclass per task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from scanfoundry.finetune.cases.channels import hide_channels, read_channels, st
 from scanfoundry.finetune.cases.label_values import LabelValues, consecutive
 from scanfoundry.finetune.cases.patches import extract, identity_patch, vary_intensity
 from scanfoundry.finetune.cases.volumes import Labels, check_resampled_size, prepared, resize, voxel_mm3
+from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.config.detection import DetectionPlan
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.postprocess import ClassRule
@@ -130,12 +131,13 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
 
     headline: str  # the metric the report leads with
     overview: tuple[str, ...]  # the metrics of the report's table; all of them are in results.json
+    target_type: ClassVar[Callable[..., Any] | None] = None  # of targets that are named tuples of arrays: their class
 
     def __init__(self, spec: Spec) -> None:
         spec.loss.check_options_read(spec.task.name)
         self.spec = spec
 
-    def surveyed(self, cases: Sequence[Case]) -> Spec:
+    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Spec:
         """The spec with what decides how training cases are read, from those cases: windows or whole scans of boxes."""
         return self.spec
 

@@ -11,7 +11,7 @@ from scanfoundry.datasets.readers import ReadError, Scan
 from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.label_values import is_image
 from scanfoundry.finetune.cases.appearance import Look, look_of
-from scanfoundry.finetune.cases.cases import Case, Stated
+from scanfoundry.finetune.cases.cases import Case, Grid, LabelledBox, Stated
 from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.label_values import IGNORE, LabelValues
 from scanfoundry.finetune.cases.volumes import read_numbers
@@ -26,9 +26,11 @@ class Checked:
     """What stands in the labels.
 
     empty       cases without a voxel of a class, or without a finding
-    marks       by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
-    scan_marks  the same of the scans that take part without a label
-    grids       by key, the first channel by name, its shape (D, H, W) and its spacing in mm
+    digests     by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
+    scan_digests  the same of the scans that take part without a label
+    grids       by key, the grid of each case
+    headers     by key, a checksum of what the headers of all channels say
+    boxes       of a detection: by key, the findings
     looks       by key, of each channel, None where it is missing
     classes, values   of a segmentation: the classes, and which numbers in its label maps mean them
     voxels      of a segmentation: by key the voxels of each class
@@ -37,9 +39,11 @@ class Checked:
     """
 
     empty: int = 0
-    marks: dict[str, int] = field(default_factory=dict)
-    scan_marks: dict[str, int] = field(default_factory=dict)
-    grids: dict[str, tuple[str, tuple[int, ...], tuple[float, float, float]]] = field(default_factory=dict)
+    digests: dict[str, int] = field(default_factory=dict)
+    scan_digests: dict[str, int] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    headers: dict[str, int] = field(default_factory=dict)
+    boxes: dict[str, tuple[LabelledBox, ...]] = field(default_factory=dict)
     looks: dict[str, list[Look | None]] = field(default_factory=dict)
     classes: list[str] | None = None
     values: LabelValues | None = None
@@ -64,8 +68,8 @@ def check_cases(
     before; where `mistakes` are given, what is wrong with single cases is kept there instead.
     """
     kept = Mistakes("the data set") if mistakes is None else mistakes
-    told = next((case.stated for case in cases if case.stated is not None), None)
-    walk = _Walk(task, list(classes or ()), told or Stated(dict(enumerate(classes, start=1)) if classes else None))
+    stated = next((case.stated for case in cases if case.stated is not None), None)
+    walk = _Walk(task, list(classes or ()), stated or Stated(dict(enumerate(classes, start=1)) if classes else None))
     for case in cases:
         with kept.each():
             walk.add(case)
@@ -100,7 +104,7 @@ class _Walk:
         if isinstance(self._task, SegmentationTask):
             if case.target is None:
                 self._looked_at(case, scans)
-                self.found.scan_marks[case.key] = _mark(voxels)
+                self.found.scan_digests[case.key] = _digest(voxels)
                 return
             assert not isinstance(case.target, int | float | tuple)
             raw = read_numbers(case.target, first, cut=not self._given)
@@ -108,14 +112,17 @@ class _Walk:
             self._keys.append(case.key)
             target = raw.numbers
         elif isinstance(self._task, DetectionTask):
-            target = findings(case, first, self._task, self._classes or ["finding"], self._seen)
-            self.found.empty += not target
+            target = boxes = findings(case, first, self._task, self._classes or ["finding"], self._seen)
+            self.found.boxes[case.key] = boxes
+            self.found.empty += not boxes
         self._looked_at(case, scans)
-        self.found.marks[case.key] = _mark([*voxels, target])
+        self.found.digests[case.key] = _digest([*voxels, target])
 
     def _looked_at(self, case: Case, scans: Sequence[Scan | None]) -> None:
         first = next(scan for scan in scans if scan is not None)
-        self.found.grids[case.key] = (str(case.image), first.voxels.shape[1:], first.spacing)
+        d, h, w = first.voxels.shape[1:]
+        self.found.grids[case.key] = Grid(str(case.image), (d, h, w), first.spacing)
+        self.found.headers[case.key] = _digest([part for scan in scans for part in _header(scan)])
         self.found.looks[case.key] = [None if scan is None else look_of(scan) for scan in scans]
 
     def check_not_mixed(self) -> None:
@@ -133,7 +140,7 @@ class _Walk:
             _settle(self.found, self._seen, self._keys, self._stated, self._given)
         elif isinstance(self._task, DetectionTask) and not self._instances and self._seen.counts:
             check_plausible_findings(self._seen, self._stated.values)
-        if whole and self.found.marks and self.found.empty == len(self.found.marks):
+        if whole and self.found.digests and self.found.empty == len(self.found.digests):
             segmented = isinstance(self._task, SegmentationTask)
             what = "label map is empty: there is nothing to segment"
             raise UserError(f"every {what if segmented else 'case is without a finding: there is nothing to detect'}")
@@ -165,10 +172,15 @@ def _check_spacing(case: Case, scan: Scan) -> None:
         raise UserError(f"{case.image}: {error}") from error
 
 
-def _mark(parts: Sequence[object]) -> int:
+def _header(scan: Scan | None) -> tuple[object, ...]:
+    """What of a scan decides how it is read, apart from its voxels."""
+    return () if scan is None else (scan.spacing, scan.orientation, scan.affine, scan.modality, scan.frames)
+
+
+def _digest(parts: Sequence[object]) -> int:
     """Checksum of arrays and of values by how they are written."""
-    mark = 0
+    digest = 0
     for part in parts:
         content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode()
-        mark = crc32(content, mark)
-    return mark
+        digest = crc32(content, digest)
+    return digest

@@ -295,6 +295,8 @@ class FinetuneConfig(Config):
     worst_cases: int = Field(default=6, ge=0)  # pictures in the report
     keep_weights: Literal["best", "all"] = "best"
     checkpoint_minutes: float = Field(default=5.0, ge=0)  # work that a kill may cost, about; 0: saved after every step
+    sample_cache_gb: float = Field(default=50.0, ge=0)  # 10^9 bytes of read cases in run_dir until the end; 0: none
+    processes: int = Field(default=1, ge=1)  # that run trials at the same time, each with all of torch's threads
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")

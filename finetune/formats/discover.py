@@ -48,7 +48,7 @@ def discover(data: LabelledData, task: Task) -> CaseList:
 
 
 def known_cases(data: LabelledData, task: Task) -> CaseList:
-    """As `discover`, but what is wrong with single cases is left in `mistakes` of the list, to be told with what
+    """As `discover`, but what is wrong with single cases is left in `mistakes` of the list, to be raised with what
     reading the scans brings to light."""
     kind = kind_of(data, task)
     where = Path(data.where)

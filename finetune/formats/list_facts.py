@@ -21,11 +21,11 @@ def about_labels(found: Entries, path: Path) -> dict[int, str]:
 
 def about_modalities(found: Entries, channels: Sequence[str]) -> list[str]:
     """Of each channel, where MONAI's list has 'modality' ({'0': 'CT'}, or one for all); '' where it does not know."""
-    said = found.about.get("modality")
-    if isinstance(said, str):
-        return [modality_named(said)] * len(channels)
-    if isinstance(said, dict) and set(said) == {str(number) for number in range(len(channels))}:
-        return [modality_named(str(said[str(number)])) for number in range(len(channels))]
+    stated = found.about.get("modality")
+    if isinstance(stated, str):
+        return [modality_named(stated)] * len(channels)
+    if isinstance(stated, dict) and set(stated) == {str(number) for number in range(len(channels))}:
+        return [modality_named(str(stated[str(number)])) for number in range(len(channels))]
     return [""] * len(channels)
 
 

@@ -20,7 +20,7 @@ def class_of_each(
 ) -> tuple[dict[str, int], list[str]]:
     """Class indices by scan, and the classes: those of the task, else the values, numbers in their own order.
 
-    '1' and '1.0' are one class (said in `notes`). What is not among the task's classes is kept in `mistakes`. UserError
+    '1' and '1.0' are one class (`notes` says so). What is not among the task's classes is kept in `mistakes`. UserError
     where there are fewer than two classes, or nobody says whether two spellings are one class, or values are measured.
     """
     found = {name: _text(cell) for name, cell in _column(cells, task.label_column, where).items()}
@@ -79,9 +79,9 @@ def one_class_each(counts: Counter[str], what: str, of: str, notes: list[str]) -
         more = f" (and {len(doubtful) - 1} more such)" if len(doubtful) > 1 else ""
         most = [max(each, key=lambda text: (counts[text], -len(text), text)) for each in doubtful]
         fewer = [name for name in names if name in most or not any(name in each for each in doubtful)]
-        said = " and ".join(f"'{text}' ({counts[text]} {of})" for text in group)
+        spellings = " and ".join(f"'{text}' ({counts[text]} {of})" for text in group)
         raise UserError(
-            f"{what} holds {said}{more}: task.classes={as_option(fewer)} takes them as one class, "
+            f"{what} holds {spellings}{more}: task.classes={as_option(fewer)} takes them as one class, "
             f"task.classes={as_option(names)} as several"
         )
     merged = sorted(text for text, name in spelled.items() if text != name)

@@ -14,7 +14,7 @@ from scanfoundry.configs.text import printable
 from scanfoundry.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
 from scanfoundry.finetune.metrics.intervals import Record
 from scanfoundry.finetune.study.results import Results
-from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.study.trial import TrialResult
 
 COLOURS = {
     "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",

@@ -15,7 +15,8 @@ from scanfoundry.finetune.metrics.reliability import counted, pooled
 from scanfoundry.finetune.report import figures
 from scanfoundry.finetune.report.overlays import overlay
 from scanfoundry.finetune.study.results import SCRATCH, Results, Row
-from scanfoundry.finetune.study.trials import TrialName, TrialResult, load_pictures
+from scanfoundry.finetune.study.testing import load_pictures
+from scanfoundry.finetune.study.trial import TrialName, TrialResult
 
 SCORES = {
     "segmentation": "Dice",

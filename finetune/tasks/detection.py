@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build as build_backbone
-from scanfoundry.configs.geometry import Size3D
+from scanfoundry.configs.geometry import Size3D, Spacing3D
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.boxes.geometry import in_patch
@@ -18,10 +18,11 @@ from scanfoundry.finetune.boxes.inference import Detector, find
 from scanfoundry.finetune.boxes.plan import Measured, plan_detection
 from scanfoundry.finetune.boxes.wbc import Found
 from scanfoundry.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
-from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.cases.cases import Case, LabelledBox
 from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
 from scanfoundry.finetune.cases.volumes import target_shape
+from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.checks.findings import findings
 from scanfoundry.finetune.config.study import AugmentationConfig, DetectionTask
 from scanfoundry.finetune.heads.detection import DetectionModel
@@ -44,6 +45,7 @@ class Detection(Adapter[Findings, Found]):
     """Boxes of findings of one or several classes; a scan may have none."""
 
     headline = "ap@0.1"
+    target_type = Findings
     overview = ("ap@0.1", "ap@0.5", "map@0.1:0.5", "froc@0.1", "froc@0.5")
 
     @property
@@ -59,24 +61,30 @@ class Detection(Adapter[Findings, Found]):
 
     def shape_of(self, scan: Scan) -> Size3D:
         """Scaled to fit into the patch, or at the plan's spacing."""
-        return self._shapes(scan)[0 if self.whole else 1]
-
-    def _shapes(self, scan: Scan) -> tuple[Size3D, Size3D]:
         d, h, w = scan.voxels.shape[1:]
-        fitted = fitted_shape((d, h, w), scan.spacing, self.spec.plan)
-        return fitted, target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
+        return self._shapes((d, h, w), scan.spacing)[0 if self.whole else 1]
 
-    def surveyed(self, cases: Sequence[Case]) -> Spec:
+    def _shapes(self, shape: Size3D, spacing: Spacing3D) -> tuple[Size3D, Size3D]:
+        plan = self.spec.plan
+        return fitted_shape(shape, spacing, plan), target_shape(shape, spacing, plan.spacing)
+
+    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Spec:
         """Windows or whole scans, pyramid and anchors, planned from these training cases.
 
-        UserError where none of the cases has a box.
+        checked: what is known of the cases; those that it does not know are read. UserError where none of the cases
+        has a box.
         """
         measured = []
         for case in cases:
-            scan = next(scan for scan in read_channels(case.images) if scan is not None)
-            fitted, at_spacing = self._shapes(scan)
-            d, h, w = scan.voxels.shape[1:]
-            measured.append(Measured(self._findings(case, scan), (d, h, w), at_spacing, fitted))
+            if checked is not None and case.key in checked.boxes:
+                _, shape, spacing = checked.grids[case.key]
+                found = _as_findings(checked.boxes[case.key])
+            else:
+                scan = next(scan for scan in read_channels(case.images) if scan is not None)
+                d, h, w = scan.voxels.shape[1:]
+                shape, spacing, found = (d, h, w), scan.spacing, self._findings(case, scan)
+            fitted, at_spacing = self._shapes(shape, spacing)
+            measured.append(Measured(found, shape, at_spacing, fitted))
         with torch.device("meta"):
             encoder = build_backbone(self.spec.backbone)
         strides = available_strides(encoder, self.spec.plan.is_2d)
@@ -91,9 +99,7 @@ class Detection(Adapter[Findings, Found]):
         return sample
 
     def _findings(self, case: Case, scan: Scan) -> Findings:
-        found = findings(case, scan, self.task, self.spec.classes)
-        boxes, labels = [box for box, _ in found], [label for _, label in found]
-        return Findings(np.array(boxes, float).reshape(-1, 6), np.array(labels, np.int64))
+        return _as_findings(findings(case, scan, self.task, self.spec.classes))
 
     def build(self, encoder: Encoder) -> TaskModel:
         """RetinaNet; the task must be planned."""
@@ -200,6 +206,11 @@ class Detection(Adapter[Findings, Found]):
             "boxes": (prediction.boxes * zoom)[:, [1, 2, 4, 5]],
             "scores": prediction.scores,
         }
+
+
+def _as_findings(found: Sequence[LabelledBox]) -> Findings:
+    boxes, labels = [box for box, _ in found], [label for _, label in found]
+    return Findings(np.array(boxes, float).reshape(-1, 6), np.array(labels, np.int64))
 
 
 def _zoom(sample: Sample[Any]) -> npt.NDArray[np.float64]:

@@ -18,9 +18,10 @@ from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, Neigh
 from scanfoundry.finetune.task import Adapter, Sample, TaskModel, centred
 from scanfoundry.finetune.tasks.classification import Classification
 from scanfoundry.finetune.training.features import FeatureStore
-from scanfoundry.finetune.training.loop import History, TrainSetup
 from scanfoundry.finetune.training.resuming import gathered, spread
-from scanfoundry.finetune.training.saving import NOWHERE, Slot, Snapshot
+from scanfoundry.finetune.training.saving import Snapshot
+from scanfoundry.finetune.training.setup import History, TrainSetup
+from scanfoundry.finetune.training.slot import NOWHERE, Slot
 
 Views = list[list[Tensor]]  # of each scan, of each of its views: the deepest features (F, d, h, w), half precision
 

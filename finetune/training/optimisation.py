@@ -67,16 +67,16 @@ def factor(step: int, done: float, warmup: int, frozen: int) -> float:
 
 
 class Rates:
-    """Learning rates of both groups at each step; an encoder that stands still needs no gradients."""
+    """Learning rates of both groups at each step; a frozen encoder needs no gradients."""
 
-    def __init__(self, optimiser: torch.optim.Optimizer, warmup: int, still: Callable[[int, float], bool]) -> None:
+    def __init__(self, optimiser: torch.optim.Optimizer, warmup: int, frozen: Callable[[int, float], bool]) -> None:
         self._encoder, self._head = optimiser.param_groups
-        self._warmup, self._still = warmup, still
+        self._warmup, self._frozen = warmup, frozen
         self.thawed = 0  # the first step at which the encoder moves, as far as is known
 
     def set(self, step: int, done: float) -> None:
         """`done`: share of the training that is over."""
-        if self._still(step, done):
+        if self._frozen(step, done):
             self.thawed = step + 1
         self._encoder["lr"] = self._encoder["base_lr"] * factor(step, done, self._warmup, self.thawed)
         self._head["lr"] = self._head["base_lr"] * factor(step, done, self._warmup, 0)

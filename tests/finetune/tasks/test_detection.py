@@ -16,7 +16,8 @@ from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.metrics.froc import hits_at
 from scanfoundry.finetune.run_study import prepare
 from scanfoundry.finetune.tasks.detection import Detection
-from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
+from scanfoundry.finetune.training.loop import train
+from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 CPU = torch.device("cpu")
 

@@ -36,7 +36,7 @@ def partly(tmp_path):
 def adapter(study, partly):
     config = study("segmentation", partly, plan={"patch": (8, 8, 8)})
     made = prepare(config.model_copy(update={"task": SegmentationTask(ignore=255)}))
-    assert made.checked.ignored == len(made.checked.marks)
+    assert made.checked.ignored == len(made.checked.digests)
     return adapter_for(made.spec), made
 
 

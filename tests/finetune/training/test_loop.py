@@ -10,8 +10,9 @@ from scanfoundry.finetune.config.recipes import Arm
 from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare
-from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
+from scanfoundry.finetune.training.loop import train
 from scanfoundry.finetune.training.optimisation import factor, preset
+from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 CPU = torch.device("cpu")
 
