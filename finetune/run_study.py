@@ -127,7 +127,7 @@ def prepare(config: FinetuneConfig) -> Study:
     with torch.device("meta"):
         encoder = build(backbone)
     plan = settle_plan(config.run_dir / "plan.json", [case.image for case in sides.pool], config.plan, encoder)
-    if config.task.name in ("segmentation", "detection"):  # the others scale each scan to fit the patch
+    if config.task.windows:  # other tasks scale each scan to fit the patch
         check_grids(checked, plan.spacing)
     intensity = IntensityConfig.model_validate(release.info.intensity) if release else IntensityConfig()
     spec = Spec(

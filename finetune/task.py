@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Encoder
@@ -29,7 +29,8 @@ from scanfoundry.finetune.config.detection import DetectionPlan
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.config.recipes import Head, ProbeConfig
-from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig, Task, ValidationConfig
+from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig, ValidationConfig
+from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.plan import Plan
@@ -49,6 +50,7 @@ class Standard(Config):
 class Spec(Config):
     """All that a fine-tuned model is, apart from its weights; the body of its `model.json`."""
 
+    model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
     format_version: Literal[1] = 1
     kind: Literal["finetuned"] = "finetuned"
     task: Task
@@ -132,7 +134,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     overview: tuple[str, ...]  # the metrics of the report's table; all of them are in results.json
 
     def __init__(self, spec: Spec) -> None:
-        spec.loss.check_options_read(spec.task.name)
+        spec.task.check_loss(spec.loss)
         self.spec = spec
 
     def surveyed(self, cases: Sequence[Case]) -> Spec:

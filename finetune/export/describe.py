@@ -4,7 +4,7 @@ from typing import Any
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.cases.volumes import SPACING_TOLERANCE
-from scanfoundry.finetune.config.study import RegressionTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
 from scanfoundry.finetune.export.network import INPUT, Traceable
 from scanfoundry.finetune.heads.detection import DetectionModel
 from scanfoundry.finetune.task import Adapter, Spec, TaskModel

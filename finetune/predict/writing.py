@@ -14,7 +14,8 @@ from scanfoundry.datasets.discovery.sources import shown
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.scratch import scratch_folder
 from scanfoundry.finetune.boxes.wbc import Found
-from scanfoundry.finetune.config.study import RegressionTask, SegmentationTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.inference.segmented import Segmented, Wanted
 from scanfoundry.finetune.predict import image, nifti
 from scanfoundry.finetune.predict.boxes import as_json

@@ -23,7 +23,8 @@ from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
 from scanfoundry.finetune.cases.volumes import target_shape
 from scanfoundry.finetune.checks.findings import findings
-from scanfoundry.finetune.config.study import AugmentationConfig, DetectionTask
+from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
 from scanfoundry.finetune.heads.detection import DetectionModel
 from scanfoundry.finetune.heads.pyramid import available_strides
 from scanfoundry.finetune.metrics.detection import average_precision

@@ -18,7 +18,8 @@ from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.label_values import IGNORE
 from scanfoundry.finetune.cases.patches import Window, extract, extract_labels, random_matrix
 from scanfoundry.finetune.cases.volumes import read_labels, resize, resize_labels, target_shape
-from scanfoundry.finetune.config.study import AugmentationConfig, SegmentationTask, ValidationConfig
+from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.heads.segmentation import SegmentationModel
 from scanfoundry.finetune.inference.calibration import drawn_spots, temperature_by
 from scanfoundry.finetune.inference.postprocess import apply, choose

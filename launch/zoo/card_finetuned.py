@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.export.escaping import for_markdown
 from scanfoundry.launch.zoo.card_parts import (
     LIMITS,
@@ -16,9 +17,6 @@ from scanfoundry.launch.zoo.card_parts import (
     terms,
 )
 
-PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification",
-              "detection": "object-detection"}  # fmt: skip
-
 
 def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) -> str:
     """The card of a fine-tuned model; `described` is its `model.json`."""
@@ -26,7 +24,7 @@ def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) 
     trained = ", ".join(for_markdown(f"{key} {value}") for key, value in described.get("trained", {}).items())
     classes = ", ".join(map(for_markdown, described["classes"])) or "not named"
     return joined(
-        header(facts, ["medical-imaging", task, described["backbone"]["name"]], PIPELINES.get(task)),
+        header(facts, ["medical-imaging", task, described["backbone"]["name"]], tasks()[task].config.pipeline_tag),
         f"# {for_markdown(facts.name)}",
         f"A model for {task} of {_modality(described['modality'])} scans, on "
         f"{backbone_in_words(described['backbone'])}. Classes: {classes}. "

@@ -11,7 +11,8 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.boxes.wbc import Found
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import Arm
-from scanfoundry.finetune.config.study import DetectionTask, ValidationConfig
+from scanfoundry.finetune.config.study import ValidationConfig
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.metrics.froc import hits_at
 from scanfoundry.finetune.run_study import prepare
