@@ -104,7 +104,8 @@ class Windows(Inferer):
                 return network(torch.from_numpy(window).to(device), *args, **kwargs).float().cpu().numpy()
 
         image = inputs[0].cpu().numpy()
-        whole = {"segmentation": whole_logits, "classification": probabilities, "regression": value}[self.about["task"]]
+        made = {"label_map": whole_logits, "probabilities": probabilities, "value": value}
+        whole = made[self.about["prediction"]]
         return torch.from_numpy(whole(run, image, fill, self.about))[None]
 
 

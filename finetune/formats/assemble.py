@@ -131,6 +131,7 @@ def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], l
     if isinstance(task, ReadsMasks):
         stated = _stated(task, [item.names for item in items], where)
         return masks, stated.classes, stated
+    assert isinstance(task, ReadsBoxes)
     boxes = {item.name: item.boxes for item in items if item.boxes is not None}
     if not boxes:
         stated = Stated()

@@ -18,6 +18,7 @@ from scanfoundry.finetune.boxes.wbc import Found
 from scanfoundry.finetune.predict.codes import dicom_text, own_code
 from scanfoundry.finetune.predict.dicom_source import FramePlace, Referenced, referenced
 from scanfoundry.finetune.predict.maker import NAME, Maker
+from scanfoundry.finetune.predict.outputs import Origin
 
 SERIES_NUMBER = 901
 _PROCEDURE = sr.CodedConcept("363679005", "SCT", "Imaging procedure")
@@ -25,6 +26,12 @@ _CERTAINTY = sr.CodedConcept("111012", "DCM", "Certainty of Finding")
 _PERCENT = sr.CodedConcept("%", "UCUM", "Percent")
 
 Rectangle = tuple[int, npt.NDArray[np.float64]]  # number of a frame, corners (5, 2) as column, row
+
+
+def write(target: Path, found: Found, origin: Origin) -> None:
+    """Boxes of one scan."""
+    spec, maker = origin.spec, Maker(origin.serial, origin.spec.task.name)
+    write_report(target, found, origin.scan, origin.item.source, spec.classes, maker)
 
 
 def write_report(target: Path, found: Found, scan: Scan, source: Source, classes: Sequence[str], maker: Maker) -> None:

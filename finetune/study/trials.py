@@ -23,11 +23,9 @@ from scanfoundry.finetune.metrics.intervals import Record
 from scanfoundry.finetune.model_file import adapter_for, save_model
 from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.ensemble import TrainingData, encoder_of, train_members
-from scanfoundry.finetune.study.explain import picture_with_saliency
 from scanfoundry.finetune.study.split import TrialCases
 from scanfoundry.finetune.study.tested_cases import LookedAt
 from scanfoundry.finetune.task import Adapter, Sample, Spec, TaskModel
-from scanfoundry.finetune.tasks.classification import Classification
 from scanfoundry.finetune.tasks.probing import still_features
 from scanfoundry.finetune.training.features import FeatureStore
 from scanfoundry.finetune.training.loop import History, TrainProgress, TrainSetup
@@ -195,7 +193,7 @@ def _test(
 
     def look(number: int, case: Case) -> Record:
         sample: Sample[Any] = adapter.load(case)
-        if isinstance(adapter, Classification) and adapter.spec.head != "plain":
+        if adapter.spec.head != "plain":
             encoder = cast(WholeScanModel, members[0]).encoder
             sample.features = place.store.get(
                 case.key, lambda: still_features(adapter, encoder, sample, place.course.device)
@@ -204,7 +202,7 @@ def _test(
         record = adapter.record(case, sample, prediction)
         score, scores = record["score"], looked.facts
         if score is not None and worst_cases and (len(scores) < worst_cases or score < max(scores.values())):
-            looked.arrays[case.key] = _picture(adapter, members, sample, prediction, place.course.device)
+            looked.arrays[case.key] = adapter.explained(members, sample, prediction, place.course.device)
             scores[case.key] = score
             if len(scores) > worst_cases:
                 best = max(scores, key=lambda key: scores[key])
@@ -215,15 +213,6 @@ def _test(
     records = looked.go_through(cases, look)
     order = sorted(looked.facts, key=lambda key: looked.facts[key])
     return records, {key: looked.arrays[key] for key in order}
-
-
-def _picture(
-    adapter: Adapter[Any, Any], members: Sequence[TaskModel], sample: Sample[Any], prediction: Any, device: torch.device
-) -> dict[str, Any]:
-    """A class is shown with what spoke for it; votes of neighbours have no gradient to tell."""
-    if isinstance(adapter, Classification) and adapter.spec.head != "knn":
-        return picture_with_saliency(adapter, cast(Sequence[WholeScanModel], members), sample, prediction, device)
-    return adapter.picture(sample, prediction)
 
 
 def _testing_time(adapter: Adapter[Any, Any], cases: Sequence[Case], device: torch.device) -> float:

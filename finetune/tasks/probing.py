@@ -16,7 +16,6 @@ from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import ProbeConfig
 from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
 from scanfoundry.finetune.task import Adapter, Sample, TaskModel, centred
-from scanfoundry.finetune.tasks.classification import Classification
 from scanfoundry.finetune.training.features import FeatureStore
 from scanfoundry.finetune.training.loop import History, TrainSetup
 from scanfoundry.finetune.training.resuming import gathered, spread
@@ -40,7 +39,6 @@ def fit_probe(
     cases: of each sample; the strength of the logistic regression is chosen by folds of their patients.
     slot: where the training of an attentive probe is saved now and then, and goes on from.
     """
-    assert isinstance(adapter, Classification)
     started = time.monotonic()
     labels = np.array([int(sample.target) for sample in samples])  # type: ignore[arg-type]
     n_classes = len(adapter.spec.classes)
@@ -66,7 +64,7 @@ def fit_probe(
 
 
 def features(
-    adapter: Classification,
+    adapter: Adapter[Any, Any],
     encoder: Encoder,
     samples: Sequence[Sample[Any]],
     cases: Sequence[Case],
@@ -87,7 +85,7 @@ def features(
     return found
 
 
-def still_features(adapter: Classification, encoder: Encoder, sample: Sample[Any], device: torch.device) -> Tensor:
+def still_features(adapter: Adapter[Any, Any], encoder: Encoder, sample: Sample[Any], device: torch.device) -> Tensor:
     """The deepest features (F, d, h, w) of a scan as prediction sees it."""
     return _encode(encoder, centred(sample, adapter.spec.plan), device)
 

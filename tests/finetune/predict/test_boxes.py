@@ -12,7 +12,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.scan_headers import find_dicom
 from scanfoundry.datasets.readers import Scan, scans_of
 from scanfoundry.finetune.boxes.wbc import Found
-from scanfoundry.finetune.predict.boxes import as_json, world_box
+from scanfoundry.finetune.boxes.world import as_json, world_box
 from scanfoundry.finetune.predict.dicom_sr import write_report
 from scanfoundry.finetune.predict.maker import Maker
 
