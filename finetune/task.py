@@ -35,11 +35,10 @@ from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.registry import added_metrics
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.plan import Plan
-from scanfoundry.finetune.task_parts import ExportTexts, OutputFiles, ReportTexts, Row
+from scanfoundry.finetune.task_parts import ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
-Picture = dict[str, npt.NDArray]
 
 
 class Standard(Config):
@@ -199,7 +198,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     @abstractmethod
     def write(
         self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device, files: OutputFiles
-    ) -> Row:
+    ) -> TableRow:
         """Predict one scan and put its files, if it has any; gives its part of the table."""
 
     def all_metrics(self) -> dict[str, Statistic]:

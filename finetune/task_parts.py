@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy.typing as npt
+
 from scanfoundry.datasets.readers import Scan
 
-Row = dict[str, Any]  # of the table of predictions: value by column
+Picture = dict[str, npt.NDArray]  # small arrays that the report draws a case from
+TableRow = dict[str, Any]  # of the table of predictions: value by column
 LABEL_MAP, FRACTIONS, BOXES = "label map", "fractions", "boxes"  # kinds of files; a plug-in may have others
 
 
@@ -72,7 +75,7 @@ class OutputFiles(Protocol):
 
         Args:
             kind: `LABEL_MAP`, `FRACTIONS`, `BOXES`, or one that a plug-in's formats know.
-            made: the label map (D, H, W) as codes of the classes, numbers from 0 to 1, a `Found`, ...
+            made: the label map (D, H, W) as codes of the classes, numbers from 0 to 1, `Detections`, ...
             name: goes between the scan's name and the suffix.
 
         Returns:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from scanfoundry.finetune.drawing.canvas import inline
+from scanfoundry.finetune.task_parts import Picture
 
-Picture = dict[str, npt.NDArray]
 Draw = Callable[[Axes, Picture, int], None]  # upon the scan: a picture of a case of so many classes
 
 TRUTH, PREDICTION = "#35c46a", "#ff4fa0"

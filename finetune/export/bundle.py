@@ -100,7 +100,7 @@ def inference(adapter: Adapter[Any, Any]) -> dict[str, Any]:
     segments = adapter.export.prediction == "label_map"
     channels = len(adapter.spec.channels)
     load = {"_target_": "LoadImaged", "keys": "image", "image_only": True, "ensure_channel_first": True}
-    save = {"_target_": "scripts.running.Saved", "keys": "pred", "folder": "@output_dir", "root": "@dataset_dir"}
+    save = {"_target_": "scripts.running.SaveOutputs", "keys": "pred", "folder": "@output_dir", "root": "@dataset_dir"}
     return {
         "imports": ["$import json", "$import torch"],
         "bundle_root": ".",
@@ -126,7 +126,7 @@ def inference(adapter: Adapter[Any, Any]) -> dict[str, Any]:
         "inferer": {"_target_": "scripts.running.Windows", "about": "@about"},
         "postprocessing": {
             "_target_": "Compose",
-            "transforms": [{"_target_": "scripts.running.Labels", "keys": "pred", "about": "@about"}, save],
+            "transforms": [{"_target_": "scripts.running.ToLabelMap", "keys": "pred", "about": "@about"}, save],
         }
         if segments
         else None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from scanfoundry.configs.files import write_json, write_whole
 from scanfoundry.configs.text import printable
-from scanfoundry.finetune.task_parts import Row
+from scanfoundry.finetune.task_parts import TableRow
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # also of full width, which some take for the same
 
@@ -18,7 +18,7 @@ _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # also of full width,
 REASON = "reason"  # the last column, where something was not predicted
 
 
-def write_csv(target: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+def write_csv(target: Path, rows: Sequence[TableRow], columns: Sequence[str] = ()) -> None:
     """One line for each scan; `columns` first, then what else a row holds. A cell that a row lacks stays empty.
 
     Texts are `cell`s.
@@ -50,7 +50,7 @@ def cell(value: Any) -> Any:
     return text
 
 
-def _cells(row: Row, names: Sequence[str]) -> list[Any]:
+def _cells(row: TableRow, names: Sequence[str]) -> list[Any]:
     return [cell(row.get(name, "")) for name in names]
 
 
@@ -62,10 +62,10 @@ class Table:
     """
 
     def __init__(self, target: Path, columns: Sequence[str], conventions: Mapping[str, str] | None = None) -> None:
-        self.target, self.rows = target, list[Row]()
+        self.target, self.rows = target, list[TableRow]()
         self._columns, self._conventions = list(columns), dict(conventions or {})
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[TableRow]) -> None:
         """Replaces what the table holds."""
         self.rows = list(rows)
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ class Table:
         else:
             write_csv(self.target, self.rows, self._columns)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TableRow) -> None:
         """Appends one row; a column that is new to a CSV takes writing it anew."""
         before = _columns(self.rows, self._columns)
         if not self.rows or (self.target.suffix != ".json" and _columns([row], before) != before):
@@ -87,7 +87,7 @@ class Table:
         with self.target.open("a", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerow(_cells(row, before))
 
-    def _append_json(self, row: Row) -> None:
+    def _append_json(self, row: TableRow) -> None:
         text = indent(json.dumps(row, indent=2, allow_nan=False), "    ")
         with self.target.open("r+b") as stream:
             stream.seek(-len(_JSON_END), 2)
@@ -110,7 +110,7 @@ def only_reasons(target: Path) -> bool:
         return False
 
 
-def _columns(rows: Sequence[Row], first: Sequence[str]) -> list[str]:
+def _columns(rows: Sequence[TableRow], first: Sequence[str]) -> list[str]:
     """The columns in their order, that of reasons last."""
     found = dict.fromkeys([*first, *(name for row in rows for name in row)])
     return [name for name in found if name != REASON] + [REASON] * (REASON in found)

@@ -13,7 +13,7 @@ from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.predict.inputs import InputCase
 from scanfoundry.finetune.predict.outputs import Origin, OutputFormat, output_formats
 from scanfoundry.finetune.task import Adapter, Sample, TaskModel
-from scanfoundry.finetune.task_parts import Row
+from scanfoundry.finetune.task_parts import TableRow
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Writer:
 
     def write(
         self, members: Sequence[TaskModel], sample: Sample[Any], item: InputCase, scan: Scan, device: torch.device
-    ) -> Row:
+    ) -> TableRow:
         """Predict one scan and write its files; gives its part of the table."""
         self.out.mkdir(parents=True, exist_ok=True)
         files = ScanFiles(self, Origin(scan, item, self.adapter.spec, self.serial))

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,14 +18,13 @@ from scanfoundry.finetune.inference.calibration import temperature_of, tempered
 from scanfoundry.finetune.inference.saliency import picture_with_saliency
 from scanfoundry.finetune.losses import class_loss, class_weights
 from scanfoundry.finetune.metrics import classification as scores
+from scanfoundry.finetune.metrics.classification import Probabilities
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.reliability import counted
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Picture, Sample, Spec, TaskModel, Validation, identity
-from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, ReportTexts, Row
+from scanfoundry.finetune.task import Sample, Spec, TaskModel, Validation, identity
+from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 from scanfoundry.finetune.tasks.whole_scan import WholeScan
-
-Probabilities = npt.NDArray[np.float64]
 
 
 class Classification(WholeScan[int, Probabilities]):
@@ -127,7 +125,9 @@ class Classification(WholeScan[int, Probabilities]):
         """The class, and the probability of each."""
         return ["prediction", *self.spec.classes]
 
-    def write(self, members: Sequence[TaskModel], sample: Sample[int], device: torch.device, files: OutputFiles) -> Row:
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[int], device: torch.device, files: OutputFiles
+    ) -> TableRow:
         """No file: the most probable class, and the probability of each."""
         found = self.predict(members, sample, device)
         named = dict(zip(self.spec.classes, (float(p) for p in found), strict=True))

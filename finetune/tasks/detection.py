@@ -16,7 +16,7 @@ from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.boxes.geometry import in_patch
 from scanfoundry.finetune.boxes.inference import Detector, find
 from scanfoundry.finetune.boxes.plan import Measured, plan_detection
-from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
 from scanfoundry.finetune.boxes.world import CONVENTIONS, as_json
 from scanfoundry.finetune.cases.cases import Case
@@ -40,11 +40,11 @@ from scanfoundry.finetune.metrics.froc import (
 )
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Adapter, Picture, Sample, Spec, TaskModel, fitted_shape, identity
-from scanfoundry.finetune.task_parts import BOXES, OutputFiles, ReportTexts, Row
+from scanfoundry.finetune.task import Adapter, Sample, Spec, TaskModel, fitted_shape, identity
+from scanfoundry.finetune.task_parts import BOXES, OutputFiles, Picture, ReportTexts, TableRow
 
 
-class Detection(Adapter[Findings, Found]):
+class Detection(Adapter[Findings, Detections]):
     """Boxes of findings of one or several classes; a scan may have none."""
 
     headline = "ap@0.1"
@@ -158,7 +158,7 @@ class Detection(Adapter[Findings, Found]):
         boxes, labels = zip(*((b.to(images.device), k.to(images.device)) for b, k in targets), strict=True)
         return model.losses(images, boxes, labels)
 
-    def predict(self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device) -> Found:
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device) -> Detections:
         """Boxes (N, 6) at the file's grid, scores (N,) and labels (N,), best first: clustered over members,
         mirrorings and windows."""
         plan, (d, h, w) = self.spec.plan, sample.image.shape[1:]
@@ -171,9 +171,9 @@ class Detection(Adapter[Findings, Found]):
         boxes = np.clip(found.boxes / np.tile(_zoom(sample), 2), 0, np.tile(sample.shape, 2))
         solid = (boxes[:, 3:] > boxes[:, :3]).all(1)
         kept = np.flatnonzero(solid)[: self.task.boxes_per_scan]
-        return Found(boxes[kept], found.scores[kept], found.labels[kept])
+        return Detections(boxes[kept], found.scores[kept], found.labels[kept])
 
-    def record(self, case: Case, sample: Sample[Findings], prediction: Found) -> Record:
+    def record(self, case: Case, sample: Sample[Findings], prediction: Detections) -> Record:
         """Scores, classes and hits of the boxes (see `metrics.froc`); the case's score is its own AP at IoU 0.1 over
         all classes, or how sure of a finding it was where there is none."""
         assert sample.truth is not None
@@ -206,10 +206,10 @@ class Detection(Adapter[Findings, Found]):
 
     def write(
         self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device, files: OutputFiles
-    ) -> Row:
+    ) -> TableRow:
         """The boxes, and the name of a file of them where a format suits the scan."""
         found = self.predict(members, sample, device)
-        row: Row = {"boxes": as_json(found, files.scan, self.spec.classes)}
+        row: TableRow = {"boxes": as_json(found, files.scan, self.spec.classes)}
         if not files.takes(BOXES, found):
             return row
         return {"report": files.put(BOXES, found) if len(found.boxes) else None} | row
@@ -255,7 +255,7 @@ class Detection(Adapter[Findings, Found]):
         assert isinstance(model, DetectionModel)
         return {"detection": decoding_rule(model, self.spec.plan.patch, shapes)}
 
-    def picture(self, sample: Sample[Findings], prediction: Found) -> Picture:
+    def picture(self, sample: Sample[Findings], prediction: Detections) -> Picture:
         """The image and all boxes; a volume is seen in the slice through its first true or best box."""
         assert sample.truth is not None
         truth = sample.truth.boxes

@@ -21,7 +21,9 @@ from scanfoundry.finetune.training.loop import History, TrainSetup
 from scanfoundry.finetune.training.resuming import gathered, spread
 from scanfoundry.finetune.training.saving import NOWHERE, Slot, Snapshot
 
-Views = list[list[Tensor]]  # of each scan, of each of its views: the deepest features (F, d, h, w), half precision
+ViewFeatures = list[
+    list[Tensor]
+]  # of each scan, of each of its views: the deepest features (F, d, h, w), half precision
 
 
 def fit_probe(
@@ -71,9 +73,9 @@ def features(
     course: TrainSetup,
     n_views: int,
     store: FeatureStore,
-) -> Views:
+) -> ViewFeatures:
     """Deepest features of every sample: as prediction sees it, then `n_views - 1` times augmented by seeds."""
-    found: Views = []
+    found: ViewFeatures = []
     for sample, case in zip(samples, cases, strict=True):
         of_scan = [store.get(case.key, lambda: still_features(adapter, encoder, sample, course.device))]  # noqa: B023
         for view in range(1, n_views):
@@ -101,7 +103,7 @@ def _pooled(features: Tensor) -> np.ndarray:
 
 
 def _train_attention(
-    probe: AttentiveProbe, views: Views, labels: np.ndarray, course: TrainSetup, config: ProbeConfig, slot: Slot
+    probe: AttentiveProbe, views: ViewFeatures, labels: np.ndarray, course: TrainSetup, config: ProbeConfig, slot: Slot
 ) -> list[tuple[int, float]]:
     """AdamW with a half cosine over `config.steps`; each step one view of up to 64 scans. Gives the loss curve."""
     head = [p for name, p in probe.named_parameters() if not name.startswith("encoder.")]

@@ -17,8 +17,8 @@ from scanfoundry.finetune.losses import smooth_l1
 from scanfoundry.finetune.metrics import regression as scores
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Picture, Sample, Spec, Standard, TaskModel, identity
-from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, ReportTexts, Row
+from scanfoundry.finetune.task import Sample, Spec, Standard, TaskModel, identity
+from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 from scanfoundry.finetune.tasks.whole_scan import WholeScan
 
 
@@ -106,7 +106,7 @@ class Regression(WholeScan[float, float]):
 
     def write(
         self, members: Sequence[TaskModel], sample: Sample[float], device: torch.device, files: OutputFiles
-    ) -> Row:
+    ) -> TableRow:
         """No file: the value."""
         return {self.columns()[0]: self.predict(members, sample, device)}
 

@@ -18,13 +18,13 @@ from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.label_values import IGNORE
 from scanfoundry.finetune.cases.patches import Window, extract, extract_labels, random_matrix
-from scanfoundry.finetune.cases.volumes import read_labels, resize, resize_labels, target_shape, volumes_of
+from scanfoundry.finetune.cases.volumes import Labels, read_labels, resize, resize_labels, target_shape, volumes_of
 from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.heads.segmentation import SegmentationModel
 from scanfoundry.finetune.inference.calibration import drawn_spots, temperature_by
 from scanfoundry.finetune.inference.postprocess import apply, choose
-from scanfoundry.finetune.inference.segmented import Segmented, Wanted, segment_volume
+from scanfoundry.finetune.inference.segmented import SegmentationRequest, Segmented, segment_volume
 from scanfoundry.finetune.inference.windows import Tiling
 from scanfoundry.finetune.losses import class_weights, deep_supervision
 from scanfoundry.finetune.metrics.dice import dice, mean_defined
@@ -32,28 +32,18 @@ from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.reliability import counted, ece, pooled
 from scanfoundry.finetune.metrics.surface import surface_scores
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
-from scanfoundry.finetune.task import (
-    Adapter,
-    HeldBackCase,
-    Picture,
-    Sample,
-    Spec,
-    TaskModel,
-    Validation,
-    identity,
-    upright,
-)
+from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, Spec, TaskModel, Validation, identity, upright
 from scanfoundry.finetune.task_parts import (
     FRACTIONS,
     LABEL_MAP,
     BundleOutput,
     ExportTexts,
     OutputFiles,
+    Picture,
     ReportTexts,
-    Row,
+    TableRow,
 )
 
-Labels = npt.NDArray[np.uint8]
 SPOTS = 20_000  # voxels of a scan that calibration looks at
 
 
@@ -192,14 +182,14 @@ class Segmentation(Adapter[Labels, Segmented]):
         spots = None if sample.truth is None else drawn_spots(self._looked_at(sample.truth, sample.truth)[1], SPOTS)
         if spots is not None and sample.truth is not None:
             spots = spots[sample.truth[tuple(spots.T)] != IGNORE]
-        return self.segment(members, sample, device, Wanted(spots=spots))
+        return self.segment(members, sample, device, SegmentationRequest(spots=spots))
 
     def segment(
         self,
         members: Sequence[TaskModel],
         sample: Sample[Labels],
         device: torch.device,
-        wanted: Wanted | None = None,
+        wanted: SegmentationRequest | None = None,
     ) -> Segmented:
         """Labels at the file's grid; probabilities and uncertainty as `wanted`. See `segmented`."""
         # What the GPU could train on at once, it can also look at; a CPU gains nothing from more than one.
@@ -251,11 +241,11 @@ class Segmentation(Adapter[Labels, Segmented]):
 
     def write(
         self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device, files: OutputFiles
-    ) -> Row:
+    ) -> TableRow:
         """The label map, probabilities and maps of uncertainty where they are asked for, and volumes."""
         # Beside the outputs: a scratch disk that holds these holds the probabilities before they are packed.
         with scratch_folder() as store:
-            wanted = Wanted(files.probabilities, files.uncertainty, store=store)
+            wanted = SegmentationRequest(files.probabilities, files.uncertainty, store=store)
             made = self.segment(members, sample, device, wanted)
             written = files.put(LABEL_MAP, made.labels)
             if made.probabilities is not None:
