@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError, UserErrors
 from scanfoundry.configs.parsing.readings import alternatives, is_model, read_as_meant
 
@@ -207,5 +208,7 @@ def _fields(model: type[BaseModel], loc: list[str]) -> set[str]:
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, Config):
+            return set(annotation.kinds())
         return {annotation} if issubclass(annotation, BaseModel) else set()
     return {found for argument in typing.get_args(annotation) for found in _models_in(argument)}

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from scanfoundry.configs.base import Config
+
 SCALARS = (str, int, float, bool)
 
 
@@ -37,6 +39,8 @@ def alternatives(annotation: Any) -> Iterator[Any]:
     elif origin in (typing.Union, types.UnionType):
         for each in typing.get_args(annotation):
             yield from alternatives(each)
+    elif is_model(annotation) and issubclass(annotation, Config):
+        yield from annotation.kinds()
     elif annotation is not type(None):
         yield annotation
 

@@ -1,5 +1,6 @@
 """Scans and label maps as arrays at the plan's grid, and back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,13 @@ def resize_labels(labels: npt.NDArray[np.uint8], shape: Size3D) -> npt.NDArray[n
         return labels
     tensor = torch.from_numpy(labels.astype(np.float32))[None, None]
     return F.interpolate(tensor, size=shape, mode="nearest-exact")[0, 0].numpy().astype(np.uint8)
+
+
+def volumes_of(labels: npt.NDArray[np.uint8], scan: Scan, classes: Sequence[str]) -> dict[str, int | float | str]:
+    """Voxels of each class, and millilitres, of six digits, where the scan lies in the world."""
+    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:]
+    row: dict[str, int | float | str] = {}
+    for name, count in zip(classes, counts, strict=True):
+        row[f"{name} voxels"] = int(count)
+        row[f"{name} ml"] = "" if scan.affine is None else float(f"{count * voxel_mm3(scan) / 1000:.6g}")
+    return row

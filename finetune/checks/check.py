@@ -18,7 +18,8 @@ from scanfoundry.finetune.cases.volumes import read_numbers
 from scanfoundry.finetune.checks.findings import findings
 from scanfoundry.finetune.checks.meaning import check_plausible_findings, decide
 from scanfoundry.finetune.checks.seen import Seen
-from scanfoundry.finetune.config.study import DetectionTask, SegmentationTask, Task
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsMasks
 
 
 @dataclass
@@ -88,8 +89,8 @@ class _Walk:
     def __init__(self, task: Task, classes: list[str], stated: Stated) -> None:
         self.found = Checked()
         self._task, self._classes, self._stated = task, classes, stated
-        self._given = isinstance(task, SegmentationTask) and task.values is not None
-        self._instances = isinstance(task, DetectionTask) and task.masks == "instances"
+        self._given = isinstance(task, ReadsMasks) and task.values is not None
+        self._instances = isinstance(task, ReadsBoxes) and task.masks == "instances"
         self._seen, self._keys = Seen(look=stated.values is None and not self._instances), list[str]()
         self._flat: dict[bool, list[str]] = {True: [], False: []}  # images that are a single slice, or a volume
 
@@ -101,7 +102,7 @@ class _Walk:
         self._flat[first.voxels.shape[1] == 1].append(str(case.image))
         voxels = [None if scan is None else scan.voxels for scan in scans]
         target: object = case.target
-        if isinstance(self._task, SegmentationTask):
+        if isinstance(self._task, ReadsMasks):
             if case.target is None:
                 self._looked_at(case, scans)
                 self.found.scan_digests[case.key] = _digest(voxels)
@@ -111,7 +112,7 @@ class _Walk:
             self._seen.add(case.target, raw, is_image(first))
             self._keys.append(case.key)
             target = raw.numbers
-        elif isinstance(self._task, DetectionTask):
+        elif isinstance(self._task, ReadsBoxes):
             target = boxes = findings(case, first, self._task, self._classes or ["finding"], self._seen)
             self.found.boxes[case.key] = boxes
             self.found.empty += not boxes
@@ -136,12 +137,12 @@ class _Walk:
 
     def settle(self, whole: bool) -> None:
         """What the values of all label maps mean; `whole`: no case is missing, so that all may be called empty."""
-        if isinstance(self._task, SegmentationTask) and self._seen.counts:
+        if isinstance(self._task, ReadsMasks) and self._seen.counts:
             _settle(self.found, self._seen, self._keys, self._stated, self._given)
-        elif isinstance(self._task, DetectionTask) and not self._instances and self._seen.counts:
+        elif isinstance(self._task, ReadsBoxes) and not self._instances and self._seen.counts:
             check_plausible_findings(self._seen, self._stated.values)
         if whole and self.found.digests and self.found.empty == len(self.found.digests):
-            segmented = isinstance(self._task, SegmentationTask)
+            segmented = isinstance(self._task, ReadsMasks)
             what = "label map is empty: there is nothing to segment"
             raise UserError(f"every {what if segmented else 'case is without a finding: there is nothing to detect'}")
 

@@ -1,18 +1,10 @@
-"""Options of the loss of fine-tuning, and which task reads which."""
+"""Options of the loss of fine-tuning; which of them a task reads, its own configuration says."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from scanfoundry.configs.base import Config
-from scanfoundry.configs.errors import UserError
-
-READ_BY = {
-    "segmentation": {"term", "gamma", "label_smoothing", "class_weights", "dice", "dice_over"},
-    "classification": {"term", "gamma", "label_smoothing", "class_weights"},
-    "regression": {"smooth_l1_beta"},
-    "detection": set[str](),
-}
 
 
 class LossConfig(Config):
@@ -36,14 +28,3 @@ class LossConfig(Config):
         if isinstance(self.class_weights, list) and not all(0 < w < float("inf") for w in self.class_weights):
             raise ValueError("class_weights are positive numbers")
         return self
-
-    def check_options_read(self, task: str) -> None:
-        """UserError where an option is set that this task does not read."""
-        default = LossConfig()
-        changed = {name for name in type(self).model_fields if getattr(self, name) != getattr(default, name)}
-        unread = sorted(changed - READ_BY[task])
-        if unread:
-            known = ", ".join(sorted(READ_BY[task])) or "none"
-            raise UserError(f"loss.{unread[0]} has no meaning for {task} (it reads: {known}); leave it out")
-        if task == "segmentation" and self.class_weights == "effective":
-            raise UserError("loss.class_weights=effective counts scans, not voxels; for segmentation: inverse_sqrt")

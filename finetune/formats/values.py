@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.configs.parsing.checking import near
 from scanfoundry.datasets.labels.tables.columns import value_of
-from scanfoundry.finetune.config.study import ClassificationTask, RegressionTask
+from scanfoundry.finetune.config.tasks.labels import ReadsClasses, ReadsValues
 from scanfoundry.finetune.formats.spelling import MOST_SHOWN, among, as_option, number_of, one_spelling
 
 Cells = Mapping[str, Mapping[str, str | float]]  # name of the scan: column: cell
@@ -16,7 +16,7 @@ _COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 def class_of_each(
-    cells: Cells, task: ClassificationTask, where: str, mistakes: Mistakes, notes: list[str]
+    cells: Cells, task: ReadsClasses, where: str, mistakes: Mistakes, notes: list[str]
 ) -> tuple[dict[str, int], list[str]]:
     """Class indices by scan, and the classes: those of the task, else the values, numbers in their own order.
 
@@ -38,7 +38,7 @@ def class_of_each(
     return {name: classes.index(spelled[text]) for name, text in found.items() if text in spelled}, classes
 
 
-def value_of_each(cells: Cells, task: RegressionTask, where: str, mistakes: Mistakes) -> dict[str, float]:
+def value_of_each(cells: Cells, task: ReadsValues, where: str, mistakes: Mistakes) -> dict[str, float]:
     """Numbers by scan; a cell that is none is kept in `mistakes`. UserError where the column is not there."""
     values = {}
     for name, cell in _column(cells, task.label_column, where).items():

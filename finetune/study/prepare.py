@@ -98,7 +98,7 @@ def _plan(config: FinetuneConfig, sides: Split, checked: Checked, backbone: Back
     with torch.device("meta"):
         encoder = build(backbone)
     plan = settle_plan(config.run_dir / "plan.json", sides.pool, checked.grids, config.plan, encoder)
-    if config.task.name in ("segmentation", "detection"):  # the others scale each scan to fit the patch
+    if config.task.windows:  # other tasks scale each scan to fit the patch
         check_grids(checked, plan.spacing)
     return plan
 

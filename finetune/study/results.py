@@ -76,17 +76,16 @@ def summarise(
         checked: what was found in the label maps, if that is known.
     """
     adapter = adapter_for(spec)
+    metrics = adapter.all_metrics()
     table, paired = [], []
     for k in config.shots:
         by_arm = {arm.name: [c for c in trials if c.arm == arm.name and c.shots == k] for arm in config.arms}
         records = {arm: [trial.records for trial in group] for arm, group in by_arm.items()}
         for arm, group in by_arm.items():
-            values = {n: interval(records[arm], f, config.bootstrap) for n, f in adapter.metrics().items()}
+            values = {n: interval(records[arm], f, config.bootstrap) for n, f in metrics.items()}
             table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
         for arm in (name for name in records if SCRATCH in records and name != SCRATCH):
-            gain = {
-                n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in adapter.metrics().items()
-            }
+            gain = {n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in metrics.items()}
             paired.append(Difference(arm=arm, shots=k, metrics=gain))
     undefined = any(row.metrics[adapter.headline].value is None for row in table)
     shown = caveats(config, sides, trials, adapter.headline if undefined else None)
@@ -96,7 +95,7 @@ def summarise(
     return Results(
         task=config.task.name,
         headline=adapter.headline,
-        overview=list(adapter.overview),
+        overview=adapter.shown_metrics(),
         classes=spec.classes,
         table=table,
         paired=paired,

@@ -13,11 +13,9 @@ from scanfoundry.finetune.heads.whole_scan import WholeScanModel
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.study.context import TrialContext
 from scanfoundry.finetune.study.ensemble import encoder_of
-from scanfoundry.finetune.study.explain import picture_with_saliency
 from scanfoundry.finetune.study.sample_cache import SampleReader
 from scanfoundry.finetune.study.tested_cases import TestedCases
-from scanfoundry.finetune.task import Adapter, Sample, TaskModel
-from scanfoundry.finetune.tasks.classification import Classification
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.tasks.probing import still_features
 from scanfoundry.finetune.training.slot import Slot
 
@@ -48,14 +46,14 @@ def evaluate_models(
 
     def test(number: int, case: Case) -> Record:
         sample = reader.labelled(case)
-        if isinstance(adapter, Classification) and adapter.spec.head != "plain":
+        if adapter.spec.head != "plain":
             encoder = cast(WholeScanModel, models[0]).encoder
             sample.features = context.store.get(case.key, lambda: still_features(adapter, encoder, sample, device))
         prediction = adapter.predict(models, sample, device)
         record = adapter.record(case, sample, prediction)
         score, scores = record["score"], tested.facts
         if score is not None and worst_cases and (len(scores) < worst_cases or score < max(scores.values())):
-            tested.arrays[case.key] = _picture(adapter, models, sample, prediction, device)
+            tested.arrays[case.key] = adapter.explained(models, sample, prediction, device)
             scores[case.key] = score
             if len(scores) > worst_cases:
                 best = max(scores, key=lambda key: scores[key])
@@ -77,15 +75,6 @@ def testing_time(
     sample = reader.labelled(cases[0])
     adapter.record(cases[0], sample, adapter.predict([model], sample, device))
     return (time.monotonic() - started) * len(cases)
-
-
-def _picture(
-    adapter: Adapter[Any, Any], models: Sequence[TaskModel], sample: Sample[Any], prediction: Any, device: torch.device
-) -> dict[str, Any]:
-    """A class is shown with what spoke for it, but for votes of neighbours, which have no gradient."""
-    if isinstance(adapter, Classification) and adapter.spec.head != "knn":
-        return picture_with_saliency(adapter, cast(Sequence[WholeScanModel], models), sample, prediction, device)
-    return adapter.picture(sample, prediction)
 
 
 def save_pictures(path: Path, pictures: Pictures) -> None:

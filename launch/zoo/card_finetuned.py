@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.export.escaping import for_markdown
 from scanfoundry.launch.zoo.card_parts import (
     LIMITS,
@@ -16,9 +17,6 @@ from scanfoundry.launch.zoo.card_parts import (
     terms,
 )
 
-PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification",
-              "detection": "object-detection"}  # fmt: skip
-
 
 def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) -> str:
     """The card of a fine-tuned model; `described` is its `model.json`."""
@@ -26,7 +24,7 @@ def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) 
     trained = ", ".join(for_markdown(f"{key} {value}") for key, value in described.get("trained", {}).items())
     classes = ", ".join(map(for_markdown, described["classes"])) or "not named"
     return joined(
-        header(facts, ["medical-imaging", task, described["backbone"]["name"]], PIPELINES.get(task)),
+        header(facts, ["medical-imaging", task, described["backbone"]["name"]], _pipeline_tag(task)),
         f"# {for_markdown(facts.name)}",
         f"A model for {task} of {_modality(described['modality'])} scans, on "
         f"{backbone_in_words(described['backbone'])}. Classes: {classes}. "
@@ -50,6 +48,11 @@ def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) 
         f"`model.safetensors` (sha256 `{described['weights_sha256']}`) and `model.json`; all sums are in "
         "`SHA256SUMS`. There is no list of patients: who was trained on is not in the release.",
     )
+
+
+def _pipeline_tag(task: str) -> str | None:
+    """The name that the Hugging Face Hub has for the task; None of a plug-in's task that is not loaded."""
+    return tasks()[task].config.pipeline_tag if task in tasks() else None
 
 
 def _modality(name: str) -> str:

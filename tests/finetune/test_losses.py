@@ -7,6 +7,10 @@ from pydantic import ValidationError
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.loss import LossConfig
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.losses import (
     class_loss,
     class_weights,
@@ -169,16 +173,16 @@ def test_weights_of_classes():
 
 
 def test_options_that_a_task_does_not_read_are_refused():
-    LossConfig().check_options_read("detection")
-    LossConfig(term="focal", dice=0.5, class_weights="inverse").check_options_read("segmentation")
+    DetectionTask().check_loss(LossConfig())
+    SegmentationTask().check_loss(LossConfig(term="focal", dice=0.5, class_weights="inverse"))
     with pytest.raises(UserError, match=r"loss\.dice has no meaning for classification"):
-        LossConfig(dice=0.5).check_options_read("classification")
+        ClassificationTask().check_loss(LossConfig(dice=0.5))
     with pytest.raises(UserError, match="term has no meaning for detection"):
-        LossConfig(term="focal").check_options_read("detection")
+        DetectionTask().check_loss(LossConfig(term="focal"))
     with pytest.raises(UserError, match="inverse_sqrt"):
-        LossConfig(class_weights="effective").check_options_read("segmentation")
+        SegmentationTask().check_loss(LossConfig(class_weights="effective"))
     # A spec that was written and read again sets every option, to what it was.
-    LossConfig.model_validate(LossConfig().model_dump()).check_options_read("regression")
+    RegressionTask().check_loss(LossConfig.model_validate(LossConfig().model_dump()))
 
 
 @pytest.mark.parametrize(

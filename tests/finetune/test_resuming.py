@@ -12,7 +12,8 @@ from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.config.study import FinetuneConfig, RegressionTask
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
 from scanfoundry.finetune.run_study import run
 from scanfoundry.finetune.study.display import TrialDisplay
 from scanfoundry.finetune.training.interrupts import Stop, Stopped

@@ -15,7 +15,8 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.identity import site_fingerprint, site_key
-from scanfoundry.finetune.config.study import LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.predict.prediction import predict

@@ -202,7 +202,8 @@ def study(tmp_path) -> Path:
     """A fine-tuned model and its results, as a study leaves them; the records name single cases."""
     from scanfoundry.backbones.stunet import STUNetConfig
     from scanfoundry.datasets.intensity import IntensityConfig
-    from scanfoundry.finetune.config.study import InferenceConfig, SegmentationTask
+    from scanfoundry.finetune.config.study import InferenceConfig
+    from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
     from scanfoundry.finetune.model_file import adapter_for, save_model
     from scanfoundry.finetune.plan import Fingerprint, Plan
     from scanfoundry.finetune.task import Spec

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.geometry import LPS_TO_RAS
-from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.wbc import Detections
 
 CONVENTIONS = {
     "box": "d0 h0 w0 d1 h1 w1 in voxels of the file (slice, row, column of the array that it holds; of a DICOM series, "
@@ -18,7 +18,7 @@ CONVENTIONS = {
 }
 
 
-def as_json(found: Found, scan: Scan, classes: Sequence[str]) -> list[dict[str, Any]]:
+def as_json(found: Detections, scan: Scan, classes: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each box, in their order."""
     return [
         {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scanfoundry.finetune.report.figures import confusion
+from scanfoundry.finetune.drawing.charts import confusion
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "$x$", "a$b$c", "\\", "$", "_{x}^", "<b>"])

@@ -13,11 +13,12 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.finetune.drawing import overlays
+from scanfoundry.finetune.drawing.overlays import overlay
 from scanfoundry.finetune.heads.classification import ClassificationModel
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
+from scanfoundry.finetune.inference.saliency import grad_cam_pp, picture_with_saliency, saliency, scan_saliency
 from scanfoundry.finetune.model_file import adapter_for
-from scanfoundry.finetune.report.overlays import overlay
-from scanfoundry.finetune.study.explain import grad_cam_pp, picture_with_saliency, saliency, scan_saliency
 from scanfoundry.finetune.task import Sample, Spec
 
 CPU = torch.device("cpu")
@@ -258,6 +259,6 @@ def test_a_picture_carries_both_maps_and_is_drawn(patch, truth):
     assert picture["image"].shape == picture["saliency"].shape == picture["saliency_truth"].shape == (24, 24)
     assert np.array_equal(picture["saliency"], picture["saliency_truth"]) == (truth == 1)
     plain = adapter.picture(sample, np.array([0.2, 0.8]))
-    drawn, without = overlay(picture, "classification", 2), overlay(plain, "classification", 2)
+    drawn, without = overlay(picture, overlays.saliency, 2), overlay(plain, overlays.saliency, 2)
     assert drawn.startswith("data:image/png;base64,")
     assert drawn != without

@@ -8,28 +8,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from scanfoundry.finetune.report.figures import inline
-from scanfoundry.finetune.task import Picture
+from scanfoundry.finetune.drawing.canvas import inline
+from scanfoundry.finetune.task_parts import Picture
+
+Draw = Callable[[Axes, Picture, int], None]  # upon the scan: a picture of a case of so many classes
 
 TRUTH, PREDICTION = "#35c46a", "#ff4fa0"
 SHOWN_SCORE = 0.2  # boxes below it count in the numbers; drawn, they would hide the scan
 SHOWN_SALIENCY = 0.5  # of the strongest place
 
 
-def overlay(picture: Picture, task: str, n_classes: int) -> str:
-    """One case: truth and prediction as contours or boxes upon the scan; for a class, where the model looked."""
+def overlay(picture: Picture, draw: Draw, n_classes: int) -> str:
+    """The scan of one case as an inline image, with what `draw` puts upon it."""
     image = picture["image"].astype(np.float32)
     figure = Figure((2.6, 2.6 * min(1.6, max(0.6, image.shape[0] / image.shape[1]))))
     axes = figure.add_axes((0, 0, 1, 1))
     low, high = np.percentile(image, [0.5, 99.5])
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="bilinear")
     axes.set_axis_off()
-    if task in DRAW:
-        DRAW[task](axes, picture, n_classes)
+    draw(axes, picture, n_classes)
     return inline(figure, dpi=130, margin=0)
 
 
-def _contours(axes: Axes, picture: Picture, n_classes: int) -> None:
+def contours(axes: Axes, picture: Picture, n_classes: int) -> None:
+    """Outlines of the label maps `truth` and `prediction`, each class in a style of its own."""
     styles = ["solid", (0, (4, 1.5)), (0, (1, 1))]
     for part, colour in (("truth", TRUTH), ("prediction", PREDICTION)):
         for k in range(1, n_classes + 1):
@@ -40,7 +42,8 @@ def _contours(axes: Axes, picture: Picture, n_classes: int) -> None:
                 axes.contour(x, y, mask, [0.5], colors=colour, linewidths=1.4, linestyles=style)
 
 
-def _boxes(axes: Axes, picture: Picture, n_classes: int) -> None:
+def boxes(axes: Axes, picture: Picture, n_classes: int) -> None:
+    """The boxes `truth`, and those of `boxes` whose score is not low, with their scores."""
     for box in picture["truth"]:
         axes.add_patch(_rectangle(box, TRUTH, 1.8))
     for box, score in zip(picture["boxes"], picture["scores"], strict=True):
@@ -55,19 +58,12 @@ def _rectangle(box: npt.NDArray, colour: str, width: float) -> Rectangle:
     return Rectangle(low, size[0], size[1], fill=False, edgecolor=colour, linewidth=width)
 
 
-def _saliency(axes: Axes, picture: Picture, n_classes: int) -> None:
-    """A picture of `explain.picture_with_saliency`: warm where it speaks for the predicted class; a line around what
-    speaks for the true one, where that is another."""
+def saliency(axes: Axes, picture: Picture, n_classes: int) -> None:
+    """A picture of `inference.saliency.picture_with_saliency`: warm where it speaks for the predicted class; a line
+    around what speaks for the true one, where that is another."""
     if "saliency" not in picture:
         return
     found, truth = (picture[name].astype(np.float32) for name in ("saliency", "saliency_truth"))
     axes.imshow(found, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * found, interpolation="bilinear")
     if not np.array_equal(found, truth) and truth.max() > SHOWN_SALIENCY:
         axes.contour(truth, [SHOWN_SALIENCY], colors=TRUTH, linewidths=1.4)
-
-
-DRAW: dict[str, Callable[[Axes, Picture, int], None]] = {
-    "segmentation": _contours,
-    "detection": _boxes,
-    "classification": _saliency,
-}
