@@ -20,7 +20,7 @@ ALONE = {
 
 # The folders (and files in the root) of each package, from the lowest to the highest: each may import those before it.
 ORDER = {
-    "configs": "errors plugins text base geometry files json_file console parsing loading",
+    "configs": "errors extras plugins text base geometry files json_file console parsing loading",
     "backbones": "protocol patch_embedding torchvision_cpu positions probes stunet primus vit resenc mednext registry "
     "mednext_decoder transfer models foreign",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "
@@ -53,6 +53,7 @@ def test_every_package_on_disk_is_listed():
     on_disk = {"scanfoundry." + ".".join(path.parent.relative_to(ROOT).parts) for path in sources()}
     assert listed == on_disk
     assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
+    assert all((ROOT / package / "py.typed").is_file() for package in LAYERS)  # its annotations are meant to be read
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

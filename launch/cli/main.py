@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from scanfoundry.configs.errors import UserError, UserErrors
+from scanfoundry.configs.extras import check_installed, missing_module
 from scanfoundry.configs.text import guarded, printable
 from scanfoundry.datasets.shards.sizes import SHARD_MB
 from scanfoundry.launch.cli.launch import launch_app
@@ -21,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # every command below inherits them
     help="Pre-train foundation models on unlabelled medical scans, adapt them to a few labelled cases.",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Build and check shards.")
@@ -35,8 +37,21 @@ Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hel
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"scanfoundry {version('scanfoundry')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+]
+
+
 @app.callback()
-def _options(debug: Debug = False) -> None:
+def _options(debug: Debug = False, version: Version = False) -> None:
     _State.debug = debug
 
 
@@ -161,6 +176,7 @@ def pretrain(
     config: Annotated[str, typer.Argument(help="A YAML file or a recipe's name.")], words: Words = None
 ) -> None:
     """Pre-train without labels; the same command continues a stopped run."""
+    check_installed("deepspeed")
     from scanfoundry.configs.loading import load
     from scanfoundry.pretrain import run
     from scanfoundry.pretrain.config.run import PretrainConfig
@@ -217,6 +233,7 @@ def demo(
     modality: Annotated[str, typer.Option(help="Of the real data set: ct, mr ...")] = "unknown",
 ) -> None:
     """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
+    check_installed("deepspeed", "webdataset")
     from scanfoundry.launch.demo.demo import run_demo
 
     with _says_why_it_stopped():
@@ -272,24 +289,11 @@ def main(arguments: list[str] | None = None) -> Any:
             "what was read is nested too deeply to be followed; give a file with fewer levels (--debug shows where)", 2
         )
     except ModuleNotFoundError as error:
-        _fail(_missing(error), 2)
+        _fail(missing_module(error.name or str(error)), 2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
-
-
-# Packages that only some commands need, and what installs them.
-EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "s3fs": "s3", "fire": "dev"}
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    """The package that is not installed, and what installs it."""
-    package = (error.name or str(error)).partition(".")[0]
-    if package == "scanfoundry":
-        return f"this installation of scanfoundry is incomplete ({error.name} is missing): install it again"
-    what = f'"scanfoundry[{EXTRAS[package]}]"' if package in EXTRAS else package
-    return f"this needs the package '{package}', which is not installed: pip install {what}"
 
 
 def _fail(text: str, code: int, several: bool = False) -> None:
