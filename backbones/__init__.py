@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from scanfoundry.backbones.models.release import Release, ReleaseInfo
     from scanfoundry.backbones.protocol import Encoder
 
+logger = logging.getLogger(__name__)
+
 
 def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
     """A pre-trained encoder and what it is.
 
     name_or_file: a run folder, its `model.safetensors`, the name of a model under `models_folder()`, or a file that
     others released (see `scanfoundry.backbones.foreign`, which also takes options): what became of its keys is then
-    printed to stderr. Raises UserError where there is none, or where it is damaged.
+    logged. Raises UserError where there is none, or where it is damaged.
     """
     from scanfoundry.backbones.models.release import load_encoder  # torch is imported only when it is needed
 
@@ -85,5 +87,5 @@ def _foreign(path: Path) -> tuple[Encoder, ReleaseInfo]:
     from scanfoundry.backbones.foreign import load_foreign
 
     encoder, info, report = load_foreign(path)
-    print(report, file=sys.stderr)  # nothing that happens to weights is silent
+    logger.warning("%s", report)  # nothing that happens to weights is silent
     return encoder, info

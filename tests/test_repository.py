@@ -20,7 +20,7 @@ ALONE = {
 
 # The folders (and files in the root) of each package, from the lowest to the highest: each may import those before it.
 ORDER = {
-    "configs": "errors extras plugins text base geometry files json_file console parsing loading",
+    "configs": "errors extras log plugins text base geometry files json_file console parsing loading",
     "backbones": "protocol patch_embedding torchvision_cpu positions probes stunet primus vit resenc mednext registry "
     "mednext_decoder transfer models foreign",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "

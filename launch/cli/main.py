@@ -1,5 +1,6 @@
 """The command line. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
+import logging
 import os
 import signal
 import sys
@@ -13,9 +14,12 @@ import typer
 
 from scanfoundry.configs.errors import UserError, UserErrors
 from scanfoundry.configs.extras import check_installed, missing_module
+from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import guarded, printable
 from scanfoundry.datasets.shards.sizes import SHARD_MB
 from scanfoundry.launch.cli.launch import launch_app
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="scanfoundry",
@@ -266,6 +270,7 @@ def _leave_at_once(code: int) -> None:
 
 
 @guarded()
+@shown_log()
 def main(arguments: list[str] | None = None) -> Any:
     """The entry point: a user's mistake is one line on stderr and exit code 2."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # children started in our root must not find our folder `datasets`
@@ -300,6 +305,5 @@ def _fail(text: str, code: int, several: bool = False) -> None:
     if _State.debug:
         traceback.print_exc()  # here, where it is escaped as everything else
         _leave_at_once(1)
-    said = printable(text, lines=True) if several else printable(" ".join(text.split()))
-    print(f"scanfoundry: {said}", file=sys.stderr)
+    logger.error("%s", printable(text, lines=True) if several else printable(" ".join(text.split())))
     _leave_at_once(code)

@@ -1,7 +1,7 @@
 """`scanfoundry models ...`: options in, lines out."""
 
 import json
-import sys
+import logging
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -15,6 +15,8 @@ from scanfoundry.launch.zoo.catalogue import Entry, entry_of, of_family, sized
 from scanfoundry.launch.zoo.converting import Target, Words, check_same_options, convert
 from scanfoundry.launch.zoo.get import Wish, get
 from scanfoundry.launch.zoo.origin import read_origin
+
+logger = logging.getLogger(__name__)
 
 COMMERCIAL = {"yes": "yes", "no": "NO", "unknown": "unknown"}
 
@@ -48,12 +50,7 @@ def get_command(name: str, wish: Wish) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(entry.name, total=None)
-        target = get(
-            entry,
-            wish,
-            say=lambda text: print(text, file=sys.stderr, flush=True) if bar.disable else bar.print(text),
-            told=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        target = get(entry, wish, lambda done, total: bar.update(task, completed=done, total=total))
     use = entry.name if wish.out is None else target
     from scanfoundry.backbones.models.release import INFO, read_info
 
@@ -109,10 +106,10 @@ def export_command(
     before = exported_before(out) if push is not None and terms == Terms() else None
     exported = before or export(run, out, terms, push)
     if before:
-        print(f"{out} was exported before: it is pushed as it is", file=sys.stderr)
+        logger.info("%s was exported before: it is pushed as it is", out)
     print(f"{exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
     if not exported.licence:
-        print("it has no licence yet: README.md says so (--licence)", file=sys.stderr)
+        logger.warning("it has no licence yet: README.md says so (--licence)")
     if push is not None:
         from scanfoundry.launch.zoo.pushing import push as upload
 

@@ -8,6 +8,7 @@ checkpoint that took longer than `signal_delay_s` must not end the run, and the 
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,10 +16,13 @@ import sys
 import time
 from pathlib import Path
 
+from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import printable
 from scanfoundry.launch.cluster.job_folder import JobFolder, newest_step
 from scanfoundry.launch.cluster.policy import Verdict, decide, sum_up
 from scanfoundry.launch.cluster.slurm import ENDED_FROM_OUTSIDE, shown
+
+logger = logging.getLogger(__name__)
 
 ENDING_S = 20.0  # within which SLURM ends a job that was cancelled
 MEMBERS = "members.json"  # in submitit's folder: the job folder of each index of an array
@@ -45,6 +49,7 @@ def conclude(job: JobFolder, life: str, code: int) -> Verdict:
     return verdict
 
 
+@shown_log()
 def main() -> int:
     """Judge, and requeue where the verdict is so; the exit code is the job's."""
     index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ["SLURM_JOB_ID"]
@@ -56,7 +61,7 @@ def main() -> int:
     outside = shown(number)
     if outside is not None and outside.state in ENDED_FROM_OUTSIDE:
         # scancel, a preemption, a requeue by hand: SLURM has decided already; the time limit is the guard's.
-        _say(number, f"ended from outside ({outside.state.lower()})")
+        _log(number, f"ended from outside ({outside.state.lower()})")
         return int(sys.argv[2])
     return follow(job, number, int(sys.argv[2]))
 
@@ -68,7 +73,7 @@ def guard(job: JobFolder, number: str) -> int:
     outside = shown(number)
     if outside is None or not outside.over_time or job.is_cancelled:
         return 0
-    _say(number, "the time limit came before all was saved; a longer signal_delay_s would lose less")
+    _log(number, "the time limit came before all was saved; a longer signal_delay_s would lose less")
     return follow(job, number, 128 + signal.SIGTERM)
 
 
@@ -76,11 +81,11 @@ def follow(job: JobFolder, number: str, code: int) -> int:
     """Judge the life that ended with `code`, and do what the verdict says; gives the job's exit code."""
     life = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
     verdict = conclude(job, life, code)
-    _say(number, verdict.reason)
+    _log(number, verdict.reason)
     if verdict.action == "requeue":
         asked = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
         if asked.returncode:
-            _say(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
+            _log(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
         return code or 1
     if job.is_cancelled:
         subprocess.run(["scancel", number], capture_output=True)
@@ -88,8 +93,8 @@ def follow(job: JobFolder, number: str, code: int) -> int:
     return verdict.code
 
 
-def _say(number: str, text: str) -> None:
-    print(f"scanfoundry: job {number}: {printable(text)}", file=sys.stderr, flush=True)
+def _log(number: str, text: str) -> None:
+    logger.error("job %s: %s", number, printable(text))
 
 
 if __name__ == "__main__":

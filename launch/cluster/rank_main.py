@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import guarded, printable
 from scanfoundry.launch.cluster.job_folder import EXIT, JobFolder, Kind, newest_step
 from scanfoundry.pretrain.distributed.preemption import StopRequest
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 200  # characters of an exception in a verdict; the log has it all
 
@@ -40,6 +44,7 @@ class Place:
 
 
 @guarded()
+@shown_log()
 def run_task(content: dict[str, Any], job: JobFolder, place: Place) -> dict[str, Any]:
     """Pre-train; returns when the run is complete, and leaves the process with an exit code in every other case.
 
@@ -88,7 +93,7 @@ def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopR
 
 def _leave(job: JobFolder, place: Place, kind: Kind, reason: str) -> NoReturn:
     """Say how it ended and end at once: peers may hang in a collective, which the interpreter would wait for."""
-    print(f"scanfoundry: {printable(reason)}", file=sys.stderr)
+    logger.error("%s", printable(reason))
     with contextlib.suppress(OSError):  # a full disk, which is a reason too: the exit code says the same
         job.write_end(place.life, place.rank, kind, reason)
     _exit(EXIT[kind])

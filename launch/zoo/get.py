@@ -1,5 +1,6 @@
 """`scanfoundry models get`: from a name to an installed release, once, whoever else asks at the same time."""
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,10 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.storage.address import Unavailable, is_url, join, shown
 from scanfoundry.datasets.storage.locks import exclusive
 from scanfoundry.launch.zoo.catalogue import Download, Entry
-from scanfoundry.launch.zoo.download import Patience, Say, Told, download
+from scanfoundry.launch.zoo.download import Patience, Progress, download, no_progress
 from scanfoundry.launch.zoo.verifying import Fetched, on_this_machine, require_room
+
+logger = logging.getLogger(__name__)
 
 MIRROR = "SCANFOUNDRY_MIRROR"
 _WAIT = 1800.0  # s in which another process that installs the same model may show no sign of life
@@ -28,13 +31,13 @@ class Wish:
     patience: Patience = field(default_factory=Patience)
 
 
-def get(entry: Entry, wish: Wish, say: Say, told: Told = lambda *_: None) -> Path:
+def get(entry: Entry, wish: Wish, progress: Progress = no_progress) -> Path:
     """Install a model and give its folder; the same again changes nothing.
 
     UserError where it cannot be had, is not what it should be, or the folder is in use; nothing is installed then.
     """
     target = (wish.out or models_folder() / entry.name).absolute()
-    if installed(target, entry, wish, say):
+    if installed(target, entry, wish):
         return target
     work = target.parent / f".{target.name}.download"
     try:
@@ -43,21 +46,21 @@ def get(entry: Entry, wish: Wish, say: Say, told: Told = lambda *_: None) -> Pat
         raise UserError(f"cannot write to {work}: {error.strerror}; set SCANFOUNDRY_MODELS, or give --out") from error
     lock = target.parent / f".{target.name}.lock"
     with exclusive(lock, _WAIT, sign_of_life=lambda: _sizes(work)):
-        if installed(target, entry, wish, say):  # by whoever had the lock before
+        if installed(target, entry, wish):  # by whoever had the lock before
             return target
         expected = _expected(entry, wish)
         from scanfoundry.launch.zoo.installing import install  # torch is needed from here on
 
-        fetched = _obtained(entry, expected, wish, work, say, told)
+        fetched = _obtained(entry, expected, wish, work, progress)
         try:
-            install(entry, fetched, target, work, wish.in_channels, say)
+            install(entry, fetched, target, work, wish.in_channels)
         except UserError as error:
             raise UserError(f"{error}{_set_aside(fetched, expected, work)}") from error
         shutil.rmtree(work, ignore_errors=True)  # ours alone: a file of the user's is read where it lies
     return target
 
 
-def installed(target: Path, entry: Entry, wish: Wish, say: Say) -> bool:
+def installed(target: Path, entry: Entry, wish: Wish) -> bool:
     """Whether the model is there already, whole; UserError where something else is, or it is damaged."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
@@ -75,7 +78,7 @@ def installed(target: Path, entry: Entry, wish: Wish, say: Say) -> bool:
             f"{target} is installed for {info.backbone.in_channels} input channels, {channels} are asked for: "
             "install it a second time with --out, or move the folder away"
         )
-    say(f"{entry.name} is already installed in {target}")
+    logger.info("%s is already installed in %s", entry.name, target)
     return True
 
 
@@ -89,7 +92,7 @@ def _expected(entry: Entry, wish: Wish) -> Download:
     return entry.download.model_copy(update={"sha256": given, "bytes": None, "md5_prefix": None})
 
 
-def _obtained(entry: Entry, expected: Download, wish: Wish, work: Path, say: Say, told: Told) -> Fetched:
+def _obtained(entry: Entry, expected: Download, wish: Wish, work: Path, progress: Progress) -> Fetched:
     mirror = os.environ.get(MIRROR, "")
     if wish.source is not None:
         found = _on_disk(wish.source, entry)
@@ -104,11 +107,11 @@ def _obtained(entry: Entry, expected: Download, wish: Wish, work: Path, say: Say
             except UserError:
                 whole.replace(work / f"{expected.file}.wrong")
         try:
-            return download(expected, urls, work, wish.patience, say, told)
+            return download(expected, urls, work, wish.patience, progress)
         except Unavailable as error:
             raise UserError(_way_out(error, entry, bool(mirror))) from error
     require_room(work, found.stat().st_size)
-    say(f"reading {found}")
+    logger.info("reading %s", found)
     return on_this_machine(expected, found)
 
 

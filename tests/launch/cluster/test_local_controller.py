@@ -45,7 +45,7 @@ def start(tmp_path: Path, task: str, facts: JobFacts) -> tuple[JobFolder, "subpr
     script = tmp_path / "task.py"
     script.write_text(TASK + task)
     controller = (
-        "import sys; from pathlib import Path; from scanfoundry.launch import local_controller as c; "
+        "import sys; from pathlib import Path; from scanfoundry.launch.cluster import local_controller as c; "
         "from scanfoundry.launch.cluster.job_folder import JobFolder; c.KILL_WAIT_S = 1.0; "
         "sys.exit(c.Controller(JobFolder(Path(sys.argv[1])), sys.argv[2]).run())"
     )
