@@ -137,9 +137,9 @@ def models_get(
 ) -> None:
     """Download, verify and convert a released model once; the same command goes on where it was cut."""
     from scanfoundry.launch.cli.models import get_command
-    from scanfoundry.launch.zoo.get import Patience, Wish
+    from scanfoundry.launch.zoo.get import InstallOptions, RetryPolicy
 
-    get_command(name, Wish(out, source, sha256, in_channels, Patience(timeout)))
+    get_command(name, InstallOptions(out, source, sha256, in_channels, RetryPolicy(timeout)))
 
 
 @models_app.command("inspect")

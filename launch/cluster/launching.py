@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.loading import check, find, load, read_yaml
 from scanfoundry.launch.cluster import source_copy, sweep
-from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder, job_folders
+from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord, job_folders
 from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format, check_plain_folder
 from scanfoundry.launch.cluster.overview import is_active
 from scanfoundry.launch.cluster.wait import wait_for
@@ -25,7 +25,7 @@ class Plan:
 
     parent: Path
     configs: list["PretrainConfig"]
-    members: list[sweep.Member]
+    members: list[sweep.SweepRun]
     stamp: str
 
     @property
@@ -58,7 +58,7 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
         for other in job_folders(folder.path.parents[1]):
             if is_active(other):
                 raise UserError(
-                    f"job {other.facts().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
+                    f"job {other.record().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
                     "ends it, or choose another run_dir"
                 )
     return _submit(plan, cluster, config, wait, take_snapshot)
@@ -95,7 +95,7 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
         if len(folders) > 1:
             sweep.write(plan.parent, plan.members)
         for folder, one in zip(folders, plan.configs, strict=True):
-            folder.write_facts(_facts(plan, cluster, config, one, digest))
+            folder.write_record(_job_record(plan, cluster, config, one, digest))
         worst, step = 0, 1 if cluster == "local" else len(folders)
         for i in range(0, len(folders), step):  # this machine takes one after another, SLURM all at once
             ids = submit(cluster, contents[i : i + step], folders[i : i + step], config, plan.logs, code)
@@ -105,7 +105,7 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
                 worst = max([worst, *(wait_for(folder) for folder in folders[i : i + step])])
     except (OSError, RuntimeError) as error:
         for folder in folders:  # what was not submitted leaves nothing behind
-            if folder.exists and folder.facts().job_id is None:
+            if folder.exists and folder.record().job_id is None:
                 shutil.rmtree(folder.path, ignore_errors=True)
         if not any(folder.exists for folder in folders):
             shutil.rmtree(plan.logs, ignore_errors=True)
@@ -114,8 +114,10 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
     return worst
 
 
-def _facts(plan: Plan, cluster: str, config: ClusterConfig, run: "PretrainConfig", digest: str | None) -> JobFacts:
-    return JobFacts(
+def _job_record(
+    plan: Plan, cluster: str, config: ClusterConfig, run: "PretrainConfig", digest: str | None
+) -> JobRecord:
+    return JobRecord(
         cluster=cluster, run_dir=str(run.run_dir), logs=str(plan.logs), tasks=config.tasks, steps=run.steps,
         host=os.uname().nodename, submitted=time.time(), timeout_min=config.timeout_min,
         signal_delay_s=config.signal_delay_s, max_requeues=config.max_requeues,

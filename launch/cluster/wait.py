@@ -24,7 +24,7 @@ def wait_for(job: JobFolder) -> int:
 
     Ctrl-C and TERM ask a local job to save and end; a job on SLURM goes on, and only the waiting ends.
     """
-    facts, previous = job.facts(), signal.signal(signal.SIGTERM, _raise)
+    facts, previous = job.record(), signal.signal(signal.SIGTERM, _raise)
     asked, ask_at = 0, time.monotonic() + ASK_S
     try:
         while True:
@@ -52,7 +52,7 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _report_end(job: JobFolder, kind: str, reason: str, asked: int) -> int:
-    facts = job.facts()
+    facts = job.record()
     if kind == "complete":
         print(f"complete: step {newest_step(Path(facts.run_dir))} in {facts.run_dir}")
         return 0

@@ -13,7 +13,7 @@ OURS = {"cohort", "shards", "pretrain", "finetune"}
 
 
 @dataclass(frozen=True)
-class Source:
+class DemoSource:
     """One folder of unlabelled scans that goes into the pre-training."""
 
     name: str
@@ -49,19 +49,19 @@ def _check_another(out: Path) -> None:
         )
 
 
-def _made_up(out: Path) -> tuple[list[Source], list[str]]:
+def _made_up(out: Path) -> tuple[list[DemoSource], list[str]]:
     from scanfoundry.launch.demo.synthetic_data import make_cohort
 
     cohort = out / "cohort"
     print(f"1. a procedural cohort in {cohort}")
     make_cohort(cohort, PATIENTS)
-    sources = [Source(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
-    sources.append(Source("xray", cohort / "xray" / "images", "xr"))
+    sources = [DemoSource(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
+    sources.append(DemoSource("xray", cohort / "xray" / "images", "xr"))
     labelled = [f"data.images={cohort / 'ct' / 'imagesTr'}", f"data.labels={cohort / 'ct' / 'labelsTr'}"]
     return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney]"]
 
 
-def _real(data: Path, modality: str) -> tuple[list[Source], list[str]]:
+def _real(data: Path, modality: str) -> tuple[list[DemoSource], list[str]]:
     images, labels = data / "imagesTr", data / "labelsTr"
     if not images.is_dir() or not labels.is_dir():
         raise UserError(f"{data} has no imagesTr and labelsTr; name a folder in the layout of the Decathlon or nnU-Net")
@@ -70,14 +70,14 @@ def _real(data: Path, modality: str) -> tuple[list[Source], list[str]]:
     except ValueError as error:
         raise UserError(f"--modality: {error}") from error
     print(f"1. scans in {images}")
-    return [Source("scans", images, modality)], [
+    return [DemoSource("scans", images, modality)], [
         f"data.images={images}",
         f"data.labels={labels}",
         f"data.modality={modality}",
     ]
 
 
-def _shards(source: Source, out: Path) -> dict[str, Any]:
+def _shards(source: DemoSource, out: Path) -> dict[str, Any]:
     from scanfoundry.datasets.shards.build import BuildOptions, build
     from scanfoundry.launch.build_summary import describe_build
 

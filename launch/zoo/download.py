@@ -14,7 +14,7 @@ from scanfoundry.datasets.storage.address import Unavailable, shown
 from scanfoundry.datasets.storage.fetch import Fetch
 from scanfoundry.datasets.storage.web import Version
 from scanfoundry.launch.zoo.catalogue import Download, human
-from scanfoundry.launch.zoo.verifying import Fetched, held_against, require_room
+from scanfoundry.launch.zoo.verifying import VerifiedFile, check_free_space, verify_against
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def no_progress(done: int, total: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a server is waited for."""
 
     timeout: float = 60.0  # s without a byte
@@ -58,12 +58,12 @@ class _Watched:
         if size is not None and known is not None and size != known:
             raise Unavailable(f"{shown(self.url)} has {size} bytes, the catalogue's file has {known}")
         if size is not None:
-            require_room(self.record.parent, size - position + size)
+            check_free_space(self.record.parent, size - position + size)
 
 
 def download(
-    expected: Download, urls: list[str], folder: Path, patience: Patience, progress: Progress = no_progress
-) -> Fetched:
+    expected: Download, urls: list[str], folder: Path, patience: RetryPolicy, progress: Progress = no_progress
+) -> VerifiedFile:
     """The verified file in `folder`; what an earlier run got of it is continued.
 
     The addresses are tried in order. UserError where none of them has it, or what came is not what is `expected`.
@@ -87,19 +87,19 @@ def download(
     raise last
 
 
-def _from_one(expected: Download, url: str, folder: Path, patience: Patience, progress: Progress) -> Fetched:
+def _from_one(expected: Download, url: str, folder: Path, patience: RetryPolicy, progress: Progress) -> VerifiedFile:
     part, seen = folder / f"{expected.file}.part", list[str]()
     wrong = folder / f"{expected.file}.wrong"
     while True:
         size = human(expected.bytes) if expected.bytes else expected.about or "size unknown"
         logger.info("fetching %s (%s)", shown(url), size)
         digest = _fetched(expected, url, part, patience, progress)
-        reason, verified = held_against(expected, part, digest)
+        reason, verified = verify_against(expected, part, digest)
         if not reason:
             done = part.rename(folder / expected.file)
             wrong.unlink(missing_ok=True)
             _record(part).unlink(missing_ok=True)
-            return Fetched(done, shown(url), done.stat().st_size, digest, verified)
+            return VerifiedFile(done, shown(url), done.stat().st_size, digest, verified)
         part.replace(wrong)
         _record(part).unlink(missing_ok=True)
         if len(seen) == 1:
@@ -119,13 +119,13 @@ def _explained(reason: str, url: str, wrong: Path, same: bool) -> str:
     return f"{shown(url)}: {reason}; what came is kept as {wrong} and nothing was installed; {advice}"
 
 
-def _fetched(expected: Download, url: str, part: Path, patience: Patience, progress: Progress) -> str:
+def _fetched(expected: Download, url: str, part: Path, patience: RetryPolicy, progress: Progress) -> str:
     """Completes the part file; its sha256."""
     version = _known_version(url, part, strict=expected.sha256 is None)
     watched = _Watched(url, _record(part), version, expected, progress)
     part.touch()
     if expected.bytes is not None:
-        require_room(part.parent, 2 * expected.bytes - part.stat().st_size)
+        check_free_space(part.parent, 2 * expected.bytes - part.stat().st_size)
     limit = shutil.disk_usage(part.parent).free + part.stat().st_size
     with open(part, "r+b", buffering=0) as stream:
         fetch = Fetch(

@@ -6,8 +6,8 @@ from typing import Any
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import sha256_of
-from scanfoundry.launch.zoo.catalogue import by_sha256, human
-from scanfoundry.launch.zoo.contents import Contents
+from scanfoundry.launch.zoo.catalogue import human, model_by_sha256
+from scanfoundry.launch.zoo.contents import FileContents
 from scanfoundry.launch.zoo.open import contents_of
 from scanfoundry.launch.zoo.origin import read_origin
 
@@ -28,7 +28,7 @@ def inspect(path: Path) -> list[str]:
     lines = [f"{path}: {contents.kind}, {human(path.stat().st_size)}", f"sha256: {digest}", *_tensors(contents)]
     lines += [f"{name}: {value}" for name, value in list(contents.metadata.items())[:RECORDS]]
     lines += [f"and {len(contents.metadata) - RECORDS} more records"] if len(contents.metadata) > RECORDS else []
-    entry = by_sha256(digest)
+    entry = model_by_sha256(digest)
     if entry is None:
         lines.append("licence and origin: not in the file, and not a file of the catalogue")
     else:
@@ -36,7 +36,7 @@ def inspect(path: Path) -> list[str]:
     return [*lines, *_loads(path, contents)]
 
 
-def _tensors(contents: Contents) -> list[str]:
+def _tensors(contents: FileContents) -> list[str]:
     tensors = contents.tensors
     if not tensors:
         return ["tensors: none"]
@@ -58,7 +58,7 @@ def _tensors(contents: Contents) -> list[str]:
     return [*lines, "largest: " + ", ".join(str(tensor) for tensor in largest)]
 
 
-def _loads(path: Path, contents: Contents) -> list[str]:
+def _loads(path: Path, contents: FileContents) -> list[str]:
     """Which backbone the file becomes, with what happens to its keys."""
     from scanfoundry.backbones.foreign import load_foreign
 

@@ -9,14 +9,14 @@ from scanfoundry.backbones.foreign import Report, load_foreign
 from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.catalogue import Entry
+from scanfoundry.launch.zoo.catalogue import CatalogueModel
 from scanfoundry.launch.zoo.origin import FILE, Origin
-from scanfoundry.launch.zoo.verifying import Fetched
+from scanfoundry.launch.zoo.verifying import VerifiedFile
 
 logger = logging.getLogger(__name__)
 
 
-def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channels: int | None) -> None:
+def install(entry: CatalogueModel, fetched: VerifiedFile, target: Path, work: Path, in_channels: int | None) -> None:
     """Convert a verified file and put the release in place; `work` is a folder of ours on the same disk."""
     encoder, info, report = load_foreign(fetched.path, in_channels=in_channels or entry.in_channels)
     if info.weights_sha256 != fetched.sha256:
@@ -42,7 +42,7 @@ def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channel
         logger.info("%s", entry.attribution)
 
 
-def check_same(entry: Entry, encoder: Encoder, path: Path) -> None:
+def check_same(entry: CatalogueModel, encoder: Encoder, path: Path) -> None:
     """UserError where a file turns out to be of another backbone than the catalogue says."""
     found = encoder.config.model_dump(mode="json")
     for key, value in entry.backbone.items():
@@ -53,7 +53,7 @@ def check_same(entry: Entry, encoder: Encoder, path: Path) -> None:
             )
 
 
-def described(entry: Entry, info: ReleaseInfo) -> ReleaseInfo:
+def described(entry: CatalogueModel, info: ReleaseInfo) -> ReleaseInfo:
     """The description that the file's own keys gave, with what the catalogue knows."""
     facts = {
         "objective": entry.objective,
@@ -65,7 +65,7 @@ def described(entry: Entry, info: ReleaseInfo) -> ReleaseInfo:
     return info.model_copy(update=facts)
 
 
-def _origin(entry: Entry, fetched: Fetched, report: Report) -> Origin:
+def _origin(entry: CatalogueModel, fetched: VerifiedFile, report: Report) -> Origin:
     return Origin(
         name=entry.name,
         title=entry.title,

@@ -12,12 +12,12 @@ import torch
 
 import scanfoundry.backbones as backbones
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.download import Patience
-from scanfoundry.launch.zoo.get import Wish, get
+from scanfoundry.launch.zoo.download import RetryPolicy
+from scanfoundry.launch.zoo.get import InstallOptions, get
 from scanfoundry.launch.zoo.origin import read_origin
 
 MB = 1 << 20
-QUICK = Patience(timeout=1.0, attempts=3)
+QUICK = RetryPolicy(timeout=1.0, attempts=3)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def served(server, vit_file, entry):
 
 
 def wish(**changes):
-    return Wish(patience=QUICK, **changes)
+    return InstallOptions(patience=QUICK, **changes)
 
 
 @pytest.fixture(autouse=True)
