@@ -20,7 +20,7 @@ class Verdict:
 
 
 def combine_ends(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bool, step: int) -> End:
-    """The end of a life from what its ranks wrote about their own and the exit code of all; a killed one wrote nothing."""
+    """One end of a life, from what its ranks wrote about theirs and all exit codes; a killed one wrote nothing."""
     reasons: dict[str, str] = {}
     for end in ends.values():
         reasons.setdefault(end["kind"], end["reason"])
