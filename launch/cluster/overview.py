@@ -31,7 +31,11 @@ class JobStatus:
 
 
 def runs_in(folder: Path) -> dict[str, list[JobFolder]]:
-    """The submissions of a run (under the name '') or of each run of a sweep; UserError where there is none."""
+    """The submissions of a run, under the name '', or of each run of a sweep, by name.
+
+    Raises:
+        UserError: the folder does not exist, or holds no launched job.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name a run folder that `scanfoundry launch` printed")
     members = sweep.runs(folder)

@@ -78,10 +78,21 @@ class _Local(submitit.LocalExecutor):
 
 def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[JobFolder], config: ClusterConfig,
            logs: Path, code: Path | None) -> list[str]:  # fmt: skip
-    """Submit one job per content; on SLURM several are one array. Returns the job ids, written to the folders too.
+    """Submit one job per configuration; on SLURM several are one array.
 
-    contents: resolved configurations; folders: their job folders, whose facts are written already.
-    Raises OSError or RuntimeError where the scheduler refuses.
+    Args:
+        cluster: 'slurm' or 'local'.
+        contents: resolved configurations.
+        folders: their job folders, whose records are written already.
+        config: what each job asks for.
+        logs: submitit's folder.
+        code: the folder with the copy of the code that runs; None: the installed package.
+
+    Returns:
+        The job ids, which are written into the job folders too.
+
+    Raises:
+        OSError, RuntimeError: the scheduler refuses.
     """
     calls = [PretrainJob(content, folder.path) for content, folder in zip(contents, folders, strict=True)]
     write_array_index(logs, [folder.path for folder in folders])

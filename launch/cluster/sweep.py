@@ -43,9 +43,13 @@ def split(text: str) -> list[str]:
 
 
 def expand(words: list[str]) -> list[SweepRun]:
-    """The Cartesian product of all words with several values; one member without a name if there is none.
+    """The Cartesian product of all words with several values.
 
-    Raises UserError for an empty or repeated value, a key given twice, and a sweep over `run_dir`.
+    Returns:
+        The runs; without any word of several values, one run without a name.
+
+    Raises:
+        UserError: a value is empty or repeated, a key is swept over twice, or `run_dir` is swept over.
     """
     choices: list[list[tuple[str, str]]] = []
     for word in words:

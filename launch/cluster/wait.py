@@ -20,9 +20,12 @@ GONE = {"kind": "lost", "reason": "it is gone without a last word; `scanfoundry 
 
 
 def wait_for(job: JobFolder) -> int:
-    """Wait for the last verdict on the job; returns 0 if the run is complete, else the exit code of its end.
+    """Wait for the last verdict on a job.
 
     Ctrl-C and TERM ask a local job to save and end; a job on SLURM goes on, and only the waiting ends.
+
+    Returns:
+        0 if the run is complete, else the exit code of its end.
     """
     facts, previous = job.record(), signal.signal(signal.SIGTERM, _raise)
     asked, ask_at = 0, time.monotonic() + ASK_S

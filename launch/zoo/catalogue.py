@@ -73,7 +73,11 @@ def catalogue(path: Path | None = None) -> dict[str, CatalogueModel]:
 
 
 def find_model(name: str, known: dict[str, CatalogueModel] | None = None) -> CatalogueModel:
-    """The entry of a name, or of a name that others know it by; UserError with the nearest one."""
+    """The model of a name, or of a name that others know it by.
+
+    Raises:
+        UserError: there is none; the text names the nearest one.
+    """
     known = catalogue() if known is None else known
     for entry in known.values():
         if name in (entry.name, *entry.also_known_as):

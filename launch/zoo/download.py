@@ -64,9 +64,17 @@ class _Watched:
 def download(
     expected: Download, urls: list[str], folder: Path, patience: RetryPolicy, progress: Progress = no_progress
 ) -> VerifiedFile:
-    """The verified file in `folder`; what an earlier run got of it is continued.
+    """Download and verify a file; what an earlier run got of it is continued.
 
-    The addresses are tried in order. UserError where none of them has it, or what came is not what is `expected`.
+    Args:
+        expected: name, size and checksums of the file, as far as they are known.
+        urls: addresses, tried in this order.
+        folder: where the file, and its part until it is whole, are written.
+        patience: how long a server is waited for.
+        progress: called with the bytes that are here and those of the whole file.
+
+    Raises:
+        UserError: none of the addresses has it (`Unavailable`), what came is not what is expected, or the disk is full.
     """
     refused: list[Unavailable] = []
     for url in urls:

@@ -49,8 +49,11 @@ class Exported:
 def load_run(run: Path) -> Release:
     """The encoder of a pre-training run, with its description and patients: what a release is made of.
 
-    run: its folder, whose `model.safetensors` is read, or one of its checkpoints, of which the weights alone are.
-    UserError where the run has written no model yet.
+    Args:
+        run: its folder, whose `model.safetensors` is read, or one of its checkpoints, of which the weights alone are.
+
+    Raises:
+        UserError: the run has written no model yet.
     """
     folder = run if run.is_dir() else run.parent
     if (folder / SEAL).is_file():
@@ -75,8 +78,14 @@ def _of_checkpoint(folder: Path) -> Release:
 def export(run: Path, out: Path, terms: ReleaseTerms, repository: str | None = None) -> Exported:
     """Write the release of a run, of a pre-training or a fine-tuning, into a new folder.
 
-    UserError where the run has no whole model, `out` holds something, or the terms forbid to publish it in
-    `repository`. Until it is whole, `out` does not exist.
+    Args:
+        run: the run's folder, one of its checkpoints, or a file in either.
+        out: the new folder; until it is whole, it does not exist.
+        terms: what the user says of the release.
+        repository: USER/NAME on the hub, where it shall be published.
+
+    Raises:
+        UserError: the run has no whole model, `out` holds something, or the terms forbid to publish it.
     """
     with new_folder(out, ", or, where it is an earlier export, --push alone") as part:
         exported = _written(run, part, terms, repository or out.name)

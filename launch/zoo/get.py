@@ -32,9 +32,18 @@ class InstallOptions:
 
 
 def get(entry: CatalogueModel, wish: InstallOptions, progress: Progress = no_progress) -> Path:
-    """Install a model and give its folder; the same again changes nothing.
+    """Install a model once: download or read its file, verify it, convert it, put the release in place.
 
-    UserError where it cannot be had, is not what it should be, or the folder is in use; nothing is installed then.
+    Args:
+        entry: the model, from the catalogue.
+        wish: what the user chose beside the name.
+        progress: called with the bytes that are here and those of the whole file.
+
+    Returns:
+        The folder of the release; a second call finds it there and changes nothing.
+
+    Raises:
+        UserError: the file cannot be had or is not what it should be, or the folder is in use. Nothing is installed.
     """
     target = (wish.out or models_folder() / entry.name).absolute()
     if installed(target, entry, wish):
@@ -61,7 +70,11 @@ def get(entry: CatalogueModel, wish: InstallOptions, progress: Progress = no_pro
 
 
 def installed(target: Path, entry: CatalogueModel, wish: InstallOptions) -> bool:
-    """Whether the model is there already, whole; UserError where something else is, or it is damaged."""
+    """Whether the model is installed already, whole and for the channels asked for.
+
+    Raises:
+        UserError: the folder holds something else, is damaged, or was installed for other channels.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     from scanfoundry.launch.zoo.origin import read_origin

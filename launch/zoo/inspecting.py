@@ -16,7 +16,14 @@ SEAL = "complete.json"  # of a checkpoint folder, see pretrain/checkpoint/checkp
 
 
 def inspect(path: Path) -> list[str]:
-    """Lines for people. UserError for what is missing, damaged, or holds code."""
+    """Describe a weight file, or a run, release or checkpoint folder.
+
+    Returns:
+        Lines for people; file names and texts in them are not escaped yet.
+
+    Raises:
+        UserError: it is missing or damaged, or its pickle would run code.
+    """
     if path.is_dir():
         return _folder(path)
     if not path.exists():

@@ -22,7 +22,16 @@ class VerifiedFile:
 
 
 def verify_against(expected: Download, path: Path, digest: str) -> tuple[str, str]:
-    """What is wrong with a file of that sha256 ('' if nothing), and what it was verified by ('' if by nothing)."""
+    """Compare a file with what is known of it: its size, then sha256, or the first digits of its md5.
+
+    Args:
+        expected: what the catalogue or the user says of the file.
+        path: the file.
+        digest: its sha256.
+
+    Returns:
+        What is wrong with it ('' if nothing), and what it was verified by ('' if nothing was known).
+    """
     size = path.stat().st_size
     if expected.bytes is not None and size != expected.bytes:
         return f"it has {size} bytes, expected are {expected.bytes}", ""

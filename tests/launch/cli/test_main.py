@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scanfoundry.launch.cli.launch import launch_app
-from scanfoundry.launch.cli.main import app, data_app, main, models_app
+from scanfoundry.launch.cli.data_app import data_app
+from scanfoundry.launch.cli.launch_app import launch_app
+from scanfoundry.launch.cli.main import app, main
+from scanfoundry.launch.cli.models_app import models_app
 
 SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 with io.BytesIO() as stream:
