@@ -54,7 +54,7 @@ def states(job_ids: list[str]) -> dict[str, str]:
             job_id, _, state = line.strip().partition("|")
             found.setdefault(job_id, state.split()[0] if state else "UNKNOWN")
     for job_id in mine - found.keys():
-        state = job_state(job_id)
-        if state is not None:
-            found[job_id] = state.state
+        answer = job_state(job_id)
+        if answer is not None:
+            found[job_id] = answer.state
     return {job_id: state for job_id, state in found.items() if job_id in mine}
