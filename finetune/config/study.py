@@ -159,7 +159,6 @@ class ScheduleConfig(Config):
     """Optimisation of one cell. None: the default of the backbone, see `optimisation.preset`."""
 
     steps: int = Field(default=1000, ge=1)
-    minutes: float | None = Field(default=None, gt=0)  # end a cell after this time, the learning rate annealed in time
     optimiser: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
@@ -249,9 +248,8 @@ class FinetuneConfig(Config):
     """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
 
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-        "budget": {"schedule.steps": ("schedule.steps",), "schedule.minutes": ("schedule.minutes",)},
+        "budget": {"schedule.steps": ("schedule.steps",)},
         "schedule.steps": {"budget": ("budget",)},
-        "schedule.minutes": {"budget": ("budget",)},
         "checkpoint": {"backbone": ("backbone",)},
         "backbone": {
             "checkpoint": ("checkpoint", "recipes"),
@@ -309,10 +307,8 @@ class FinetuneConfig(Config):
             raise ValueError("augmentation.elastic: a deformed box is no box; leave it out")
         if self.self_training.rounds and self.task.name != "segmentation":
             raise ValueError("self_training is for segmentation: leave it out")
-        if self.budget and (self.schedule.minutes or self.schedule.steps != ScheduleConfig().steps):
-            raise ValueError(
-                "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"
-            )
+        if self.budget and self.schedule.steps != ScheduleConfig().steps:
+            raise ValueError("'budget' decides how long each cell trains: leave out schedule.steps")
         check_no_unread_options(self)
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")

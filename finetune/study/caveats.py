@@ -75,7 +75,7 @@ def _of_the_trainings(config: FinetuneConfig, cells: Sequence[TrialResult]) -> l
                 f"{cell.arm}, {cell.shots} shots, seed {cell.seed}: the training loss hardly fell ({flat[0]:.3f} to "
                 f"{flat[1]:.3f}), so little was learnt; try a lower schedule.lr, more steps or less augmentation."
             )
-    if (config.schedule.minutes or config.budget) and len({cell.steps for cell in cells}) > 1:
+    if config.budget and len({cell.steps for cell in cells}) > 1:
         said.append("cells ended by time: their numbers of steps differ, see results.json.")
     scaled = config.schedule.encoder_lr_scale != 1
     if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):
