@@ -5,8 +5,8 @@ torch is imported inside of the functions that need it: a list of models does no
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scanfoundry.backbones.models.release import Release, ReleaseInfo
     from scanfoundry.backbones.protocol import Encoder
 
+logger = logging.getLogger(__name__)
+
 
 def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
     """Load a pre-trained encoder.
@@ -23,7 +25,7 @@ def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
     Args:
         name_or_file: a run folder, its `model.safetensors`, the name of a model under `models_folder()`, or a file
             that others released (see `scanfoundry.backbones.foreign`, which also takes options). What became of the
-            keys of such a file is printed to stderr.
+            keys of such a file is logged.
 
     Returns:
         The encoder, and its description.
@@ -105,5 +107,5 @@ def _foreign(path: Path) -> tuple[Encoder, ReleaseInfo]:
     from scanfoundry.backbones.foreign import load_foreign
 
     encoder, info, report = load_foreign(path)
-    print(report, file=sys.stderr)  # nothing that happens to weights is silent
+    logger.warning("%s", report)  # nothing that happens to weights is silent
     return encoder, info

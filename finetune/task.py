@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Encoder
@@ -78,6 +78,18 @@ class Spec(Config):
     members: int = 1  # models that predict together
     postprocess: list[ClassRule] = []  # segmentation: by class, from the held-back cases
     trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: Any) -> Any:
+        """Without the option that models of earlier versions carry and that has gone, where it had its only value."""
+        if (
+            isinstance(value, dict)
+            and isinstance(value.get("loss"), dict)
+            and value["loss"].get("dice_over") == "batch"
+        ):
+            return value | {"loss": {name: each for name, each in value["loss"].items() if name != "dice_over"}}
+        return value
 
     @property
     def labels(self) -> LabelValues:

@@ -1,9 +1,9 @@
 """The promises of the architecture, held against the files on disk."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -20,7 +20,7 @@ ALONE = {
 
 # The folders (and files in the root) of each package, from the lowest to the highest: each may import those before it.
 ORDER = {
-    "configs": "errors plugins text base registry geometry files json_file console parsing loading",
+    "configs": "errors extras log plugins text base registry geometry files json_file console parsing loading",
     "backbones": "torchvision_cpu layers protocol probes stunet primus vit resenc mednext registry transfer models "
     "foreign pretrained",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "
@@ -53,6 +53,7 @@ def test_every_package_on_disk_is_listed():
     on_disk = {"scanfoundry." + ".".join(path.parent.relative_to(ROOT).parts) for path in sources()}
     assert listed == on_disk
     assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in listed)
+    assert all((ROOT / package / "py.typed").is_file() for package in LAYERS)  # its annotations are meant to be read
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -89,12 +90,14 @@ def test_folders_of_a_package_import_downwards_only(package: str):
 
 
 def test_help_answers_in_half_a_second():
+    # Of one core's time, which is what it takes on a quiet machine: other tests run beside this one.
     command = [str(Path(sys.executable).parent / "scanfoundry"), "--help"]
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert min(seconds) < 0.5
 
 

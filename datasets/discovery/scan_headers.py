@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
 
 _FACTORY = "scanfoundry.datasets.discovery.scan_headers:worker"
+_ENDINGS = (".dcm", ".dicom", ".ima")
 _PORTION = 500  # files that a worker is told at a time; fewer are read in this process
 
 
@@ -35,18 +37,35 @@ def find_dicom(
 
     Raises:
         UserError: a worker process died.
+        ModuleNotFoundError: pydicom is not installed, and one of the files may be DICOM.
     """
+    paths = [root / relative for relative in files]
+    if find_spec("pydicom") is None and not any(_may_be_dicom(path) for path in paths):
+        return [], [Quarantined(path=shown(relative), reason="not DICOM", kind="skipped") for relative in files]
     # Here: pydicom takes a third of a second to import, which a build without DICOM need not wait for.
     from scanfoundry.datasets.readers.dicom.grouping import group
     from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
 
-    paths = [root / relative for relative in files]
     headers = scan_headers(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
     sources, refusals = group(headers, root)
     none = [
         Quarantined(path=shown(path), reason=reason, kind=cast(QuarantineKind, kind)) for path, reason, kind in refusals
     ]
     return sources, none
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file's name or first bytes are as DICOM begins: with a preamble, or with an element of group 2 or 8.
+
+    Files of other kinds may begin so too. This only decides whether the package that reads DICOM is asked for.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
+    groups = (b"\2\0", b"\0\2", b"\10\0", b"\0\10")
+    return path.suffix.lower() in _ENDINGS or head[128:] == b"DICM" or head[:2] in groups
 
 
 def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["FileHeader"]]]:

@@ -16,7 +16,6 @@ class LossConfig(Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # share of the target spread over all classes
     class_weights: Literal["none", "inverse", "inverse_sqrt", "effective"] | list[float] = "none"
     dice: float = Field(default=1.0, ge=0)  # weight of soft Dice
-    dice_over: Literal["batch", "sample"] = "batch"  # sums run over the batch, or over each sample
     smooth_l1_beta: float = Field(default=1.0, gt=0)  # errors below are squared; in standard deviations of the target
 
     @model_validator(mode="after")

@@ -79,7 +79,6 @@ class ScheduleConfig(Config):
     """Optimisation of one cell. None: the default of the backbone, see `optimisation.preset`."""
 
     steps: int = Field(default=1000, ge=1)
-    minutes: float | None = Field(default=None, gt=0)  # end a cell after this time, the learning rate annealed in time
     optimiser: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
@@ -170,9 +169,8 @@ class FinetuneConfig(Config):
 
     model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-        "budget": {"schedule.steps": ("schedule.steps",), "schedule.minutes": ("schedule.minutes",)},
+        "budget": {"schedule.steps": ("schedule.steps",)},
         "schedule.steps": {"budget": ("budget",)},
-        "schedule.minutes": {"budget": ("budget",)},
         "checkpoint": {"backbone": ("backbone",)},
         "backbone": {
             "checkpoint": ("checkpoint", "recipes"),
@@ -231,10 +229,8 @@ class FinetuneConfig(Config):
         if self.self_training.rounds and not self.task.self_training:
             able = " and ".join(name for name, parts in tasks().items() if parts.config.self_training)
             raise ValueError(f"self_training is for {able}: leave it out")
-        if self.budget and (self.schedule.minutes or self.schedule.steps != ScheduleConfig().steps):
-            raise ValueError(
-                "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"
-            )
+        if self.budget and self.schedule.steps != ScheduleConfig().steps:
+            raise ValueError("'budget' decides how long each trial trains: leave out schedule.steps")
         check_no_unread_options(self)
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")

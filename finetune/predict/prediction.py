@@ -1,7 +1,7 @@
 """`predict`: a fine-tuned model on new scans; output in the geometry of the input."""
 
 import hashlib
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from scanfoundry.finetune.predict.progress import is_under_way, opened
 from scanfoundry.finetune.predict.tables import Table, only_reasons
 from scanfoundry.finetune.predict.writing import Options, Writer
 from scanfoundry.finetune.task import Adapter
+
+logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
 SOME_FAILED = 3  # the command line's exit code
@@ -51,12 +53,12 @@ def predict(
     The table grows with every scan. The same call goes on where a killed one was; nothing that is finished is done
     again.
     format   'auto' (NIfTI for volumes, PNG for images, DICOM-SEG for DICOM), 'nifti', 'dicom-seg'
-    tell     takes lines for people: what fell back to another format, and each scan that failed; stderr by default
+    tell     takes lines for people: what fell back to another format, and each scan that failed; logged by default
     force    predict also what is evidently of another kind than the training scans (an MR for a model of CT)
     Raises UserError before any work for an unusable model, input or output folder; SomeFailed after all of it where a
     scan could not be predicted: the others are then written, and it is in the table with the reason.
     """
-    tell = tell or (lambda line: print(printable(line), file=sys.stderr))
+    tell = tell or (lambda line: logger.warning("%s", printable(line)))
     model, out, inputs = Path(model), Path(out), [Path(path) for path in inputs]
     adapter, members = load_model(model)
     options = _checked(adapter, device, format, probabilities, uncertainty)

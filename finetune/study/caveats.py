@@ -76,7 +76,7 @@ def _of_the_trainings(config: FinetuneConfig, trials: Sequence[TrialResult]) -> 
                 f"{trial.arm}, {trial.shots} shots, seed {trial.seed}: the training loss hardly fell ({flat[0]:.3f} to "
                 f"{flat[1]:.3f}), so little was learnt; try a lower schedule.lr, more steps or less augmentation."
             )
-    if (config.schedule.minutes or config.budget) and len({trial.steps for trial in trials}) > 1:
+    if config.budget and len({trial.steps for trial in trials}) > 1:
         notes.append("trials ended by time: their numbers of steps differ, see results.json.")
     scaled = config.schedule.encoder_lr_scale != 1
     if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):

@@ -41,17 +41,10 @@ class TrainSetup:
     device: torch.device
     seconds: float | None = None  # to train for, whatever the number of steps; None: as the schedule says
 
-    @property
-    def limit(self) -> float | None:
-        """Seconds after which it ends."""
-        minutes = self.schedule.minutes
-        return self.seconds if self.seconds is not None else (minutes * 60 if minutes else None)
-
     def frozen(self, step: int, done: float) -> bool:
         """Whether the encoder is frozen at this step, when `done` of the training is over."""
         return self.arm.still(step, done, self.schedule.frozen_steps)
 
     def done(self, step: int, spent: float) -> float:
         """Share of the training that is over after `step` steps and `spent` seconds, from 0 to 1 and beyond."""
-        by_time = spent / self.limit if self.limit else 0.0
-        return by_time if self.seconds is not None else max(step / self.schedule.steps, by_time)
+        return step / self.schedule.steps if self.seconds is None else spent / self.seconds

@@ -8,7 +8,7 @@ import pytest
 
 MAIN = """
 import sys
-from scanfoundry.launch import cli
+from scanfoundry.launch.cli import main as cli
 
 def app(**options):
     exec(sys.argv[1], {})

@@ -13,9 +13,7 @@ from scanfoundry.finetune.config.tasks.labels import ReadsMasks
 class SegmentationTask(ReadsMasks):
     """Label maps of integers, 0 the background."""
 
-    loss_options: ClassVar[frozenset[str]] = frozenset(
-        {"term", "gamma", "label_smoothing", "class_weights", "dice", "dice_over"}
-    )
+    loss_options: ClassVar[frozenset[str]] = frozenset({"term", "gamma", "label_smoothing", "class_weights", "dice"})
     unread: ClassVar[Mapping[str, str]] = {}
     self_training: ClassVar[bool] = True
     windows: ClassVar[bool] = True

@@ -13,7 +13,7 @@ class _SubmitsUnknownWords(TyperGroup):
     """A first word that is no subcommand is a configuration to submit."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, "--help"}:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
             args = [SUBMIT, *args]
         return super().parse_args(ctx, args)
 
