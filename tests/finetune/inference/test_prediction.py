@@ -164,7 +164,7 @@ def test_a_failing_scan_does_not_lose_the_others(models, tmp_path, dicom):
 @pytest.mark.parametrize(
     ("task", "options", "words"),
     [
-        ("segmentation", {"format": "tiff"}, "choose auto, nifti, dicom-seg"),
+        ("segmentation", {"format": "tiff"}, "choose auto, dicom-seg, nifti"),
         ("segmentation", {"device": "tpu"}, "choose auto, cpu, cuda"),
         ("classification", {"probabilities": True}, "--probabilities is for segmentation"),
         ("detection", {"uncertainty": True}, "--uncertainty is for segmentation"),
