@@ -1,5 +1,6 @@
 # make demo [DATA=folder MODALITY=mr]   the whole way on this machine
 # make test                             the whole test suite
+# make fast                             its quick tests
 # Needs python 3.11+ and make; everything else goes into .venv, pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -8,10 +9,12 @@ BIN := $(VENV)/bin
 PIP := env -u PYTHONSAFEPATH $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?=
 MODALITY ?= unknown
+# The tests start many processes; each would compile the packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Run from the root, python would find our folder `datasets` before Hugging Face's.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install dev demo test fast lint types schemas clean
+.PHONY: install dev demo test fast durations lint types schemas clean
 
 install: $(VENV)/installed
 
@@ -37,6 +40,10 @@ test: dev
 
 fast: dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
+
+# Which tests are slow, and which begin: on a machine that does nothing else.
+durations: dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --write-durations
 
 lint: dev
 	$(BIN)/ruff check .

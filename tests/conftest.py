@@ -3,10 +3,15 @@
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import warm
+
+pytest_plugins = ["durations"]
 
 # Two test processes share two cores; more threads only spin. Before torch is imported, and for every child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +40,17 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     path = tmp_path_factory.getbasetemp() / "site.key"
     monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(path))
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_workers() -> Iterator[None]:
+    """The worker processes of builds and loaders start at once; those of child processes are new ones of python."""
+    from scanfoundry.datasets import processes
+
+    parts = SimpleNamespace(Popen=warm.Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "subprocess", parts)
+        yield
 
 
 @pytest.fixture(scope="session")

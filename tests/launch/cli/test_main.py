@@ -1,14 +1,11 @@
 """The command line as a person meets it: help, wrong words, wrong files."""
 
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 with io.BytesIO() as stream:
     np.save(stream, np.zeros((8, 8), np.uint8))
     SCAN = stream.getvalue()
@@ -37,7 +34,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words: list[str], said:
         (tmp_path / name).mkdir()
     (tmp_path / "HOME" / "thesis.tex").write_text("x")
     (tmp_path / "HOME" / "scan.npy").write_bytes(SCAN)
-    done = subprocess.run([SCANFOUNDRY, *words], capture_output=True, text=True, cwd=tmp_path)
+    done = warm.run([warm.SCANFOUNDRY, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert said in done.stderr
