@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadGroupScheduling
 
-FILE = Path(__file__).resolve().parents[1] / "durations.json"
-ROOT = FILE.parents[1]
+FILE = Path("tests", "durations.json")
 SLOW_S = 0.5
 KEPT_S = 0.1  # shorter tests are left out of the file: there are thousands
 
@@ -30,8 +29,9 @@ class ByFile(LoadGroupScheduling):
 class Durations:
     """The plugin: seconds by file and test, those of the file and those of this run."""
 
-    def __init__(self) -> None:
-        self.known: dict[str, dict[str, float]] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    def __init__(self, root: Path) -> None:
+        self.root, path = root, root / FILE
+        self.known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
         self.measured: dict[str, Counter[str]] = {}
 
     @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
@@ -55,7 +55,7 @@ class Durations:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if session.config.option.write_durations and not hasattr(session.config, "workerinput"):
-            FILE.write_text(self.text())
+            (self.root / FILE).write_text(self.text())
 
     def text(self) -> str:
         """The new file: what was measured, what was known of files that did not run, nothing of files that went."""
@@ -63,16 +63,18 @@ class Durations:
             file: {test: round(seconds, 2) for test, seconds in tests.items() if seconds >= KEPT_S}
             for file, tests in self.measured.items()
         }
-        kept = {file: tests for file, tests in (self.known | measured).items() if tests and (ROOT / file).is_file()}
+        kept = {
+            file: tests for file, tests in (self.known | measured).items() if tests and (self.root / file).is_file()
+        }
         return json.dumps(kept, indent=1, sort_keys=True) + "\n"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-durations", action="store_true", help=f"measure all tests that run, into {FILE.name}")
+    parser.addoption("--write-durations", action="store_true", help=f"measure the tests that run, into {FILE}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Durations(), "scanfoundry-durations")
+    config.pluginmanager.register(Durations(config.rootpath), "scanfoundry-durations")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:

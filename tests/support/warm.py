@@ -37,7 +37,6 @@ PRELOAD = [
     "timm.models.vision_transformer",
     "scanfoundry.pretrain.training.loop",
     "scanfoundry.finetune.run_study",
-    "scanfoundry.finetune.predict.prediction",
     "scanfoundry.datasets.shards.build",
     "scanfoundry.datasets.shards.shard_worker",
     "scanfoundry.datasets.workers.worker",
