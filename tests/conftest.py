@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import hashlib
 import importlib.util
 import os
@@ -15,6 +16,12 @@ pytest_plugins = ["durations"]
 
 # Two test processes share two cores; more threads only spin. Before torch is imported, and for every child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # a million objects of libraries and test modules: no collection needs to look through them again
+
 
 # Test modules are no package: what several folders share is loaded by its path.
 _spec = importlib.util.spec_from_file_location("web_server", Path(__file__).with_name("web_server.py"))

@@ -9,6 +9,7 @@ environment as libraries load) needs `subprocess`.
 
 import atexit
 import fcntl
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -210,6 +211,7 @@ class _Start:
 
     def live(self) -> None:
         """In the child: its whole life."""
+        gc.freeze()  # what was imported stays: looking through it would copy its pages
         if self.new_session:
             os.setsid()
         self._place_descriptors()

@@ -29,7 +29,7 @@ from scanfoundry.pretrain.training.initialize import start_encoder
 from scanfoundry.pretrain.training.run_folder import check_same_run
 
 
-def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark") -> dict:
+def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark", workers: int = 0) -> dict:
     backbones = {
         "spark": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3},
         "mae": {"name": "vit", "size": "Ti", "patch_2d": [8, 8], "patch_3d": [4, 8, 8]},
@@ -43,7 +43,7 @@ def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark") ->
         "backbone": backbones.get(objective, backbones["mae"]), "objective": {"name": objective, **blocks[objective]},
         "data": {
             "sources": [{"name": name, "path": str(path)} for name, path in shards.items()],
-            "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": 1, **pairs,
+            "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": workers, **pairs,
         },
         "optimiser": {"lr": 1e-3, "warmup_steps": 2},
     }  # fmt: skip
@@ -78,7 +78,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, o
     paths = {}
     for name in ("straight", "killed"):
         paths[name] = tmp_path / f"{name}.yaml"
-        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective)))
+        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective, workers=1)))
     straight = start(paths["straight"])
     killed = start(paths["killed"])
     wait_for_step(tmp_path / "killed", random.randint(3, 6), killed)
@@ -199,7 +199,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
         yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
     )
     check_same_run(check(PretrainConfig, first, "test"))
-    moved = first["data"] | {"workers": 0, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
+    moved = first["data"] | {"workers": 2, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
     check_same_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
     for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
         with pytest.raises(UserError, match=f"another '{key}'"):
