@@ -27,7 +27,8 @@ def test_words_environment_folder_streams_and_exit_code(tmp_path):
         [sys.executable, "-c", SHOW, "a"], env={"A": "1"}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     out, errors = process.communicate(60)
-    assert out == f"['-c', 'a'] {tmp_path} {{'A': '1'}} {process.pid} True\n"
+    environment = {"A": "1", "CUDA_VISIBLE_DEVICES": ""}
+    assert out == f"['-c', 'a'] {tmp_path} {environment} {process.pid} True\n"
     assert errors == "an error\n"
     assert process.returncode == process.poll() == 5
     assert process.pid != os.getpid()

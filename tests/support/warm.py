@@ -4,7 +4,7 @@ A new process of python takes four to ten seconds to import what `scanfoundry pr
 what their small runs cost. `warm.Popen` and `warm.run` take the words of `subprocess.Popen` and `subprocess.run` and
 give a process with a process id, an environment, a folder and streams of its own, to be killed as any other. What is
 tested of a new process itself (what it imports, how fast it starts, how much memory it takes, what it reads from the
-environment as libraries load) needs `subprocess`.
+environment as libraries load) needs `subprocess`; so does what needs a GPU, since a warm process has none.
 """
 
 import atexit
@@ -219,7 +219,7 @@ class _Start:
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
         os.environ.clear()
-        os.environ.update(self.environment)
+        os.environ.update(self.environment | {"CUDA_VISIBLE_DEVICES": ""})  # as DeepSpeed was told at its import
         os.chdir(self.folder)
         random.seed()  # every fork would draw the same numbers
         tempfile.tempdir = None  # the environment decides anew
