@@ -1,7 +1,4 @@
-# make demo [DATA=folder MODALITY=mr]   the whole way on this machine
-# make test                             the whole test suite
-# make fast                             its quick tests
-# Needs python 3.11+ and make; everything else goes into .venv, pinned by constraints.txt.
+# `make` or `make help` lists the targets. Needs python 3.11+ and make; everything else goes into .venv, pinned by constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,46 +11,49 @@ unexport PYTHONDONTWRITEBYTECODE
 # Run from the root, python would find our folder `datasets` before Hugging Face's.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install dev demo test fast durations lint types schemas clean
+.PHONY: help install dev demo test fast durations lint types clean
 
-install: $(VENV)/installed
+# A target is listed with the text behind `##` in its line.
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-dev: $(VENV)/installed-dev
+install: $(VENV)/installed ## the package with all its extras, pinned, into .venv
+
+dev: $(VENV)/installed-dev ## the same and what the tests need
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (one to three minutes)"
 	$(PIP) install --constraint constraints.txt "setuptools>=77"
 	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
+	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[all]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 
-demo: install
+demo: install ## the whole way on this machine; DATA=folder MODALITY=mr for scans of your own
 	$(BIN)/scanfoundry demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
 
-test: dev
+test: dev ## the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
 
-fast: dev
+fast: dev ## the tests that take no more than some seconds
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
 
-# Which tests are slow, and which begin: on a machine that does nothing else.
-durations: dev
+durations: dev ## measure all tests anew, on a quiet machine: which are slow, and which files begin
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --write-durations
 
-lint: dev
+lint: dev ## style of the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # mypy wants the namespace as a folder: link the packages below build/types/scanfoundry.
-types: dev
+types: dev ## types, by mypy
 	rm -rf build/types && mkdir -p build/types/scanfoundry
 	for p in configs backbones datasets pretrain finetune launch; do ln -s ../../../$$p build/types/scanfoundry/$$p; done
 	$(BIN)/mypy -p scanfoundry
 
-clean:
+clean: ## remove .venv, build and what the demo made
 	rm -rf $(VENV) build *.egg-info demo

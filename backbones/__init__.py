@@ -1,89 +1,10 @@
-"""Backbones that pre-training and fine-tuning share, and released weights in and out."""
+"""Backbones that pre-training and fine-tuning share, and released weights in and out.
 
-from __future__ import annotations
+`load` gives a pre-trained encoder by the name of an installed model, a run folder or a file. What a backbone offers
+is in `protocol.py`, which backbones there are in `registry.py`; a model on disk is in `models/`, files that others
+released are read in `foreign/`.
+"""
 
-import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from scanfoundry.backbones.pretrained import find, is_release, load, models_folder, read_release
 
-if TYPE_CHECKING:
-    from scanfoundry.backbones.models.release import Release, ReleaseInfo
-    from scanfoundry.backbones.protocol import Encoder
-
-
-def load(name_or_file: str | Path) -> tuple[Encoder, ReleaseInfo]:
-    """A pre-trained encoder and what it is.
-
-    name_or_file: a run folder, its `model.safetensors`, the name of a model under `models_folder()`, or a file that
-    others released (see `scanfoundry.backbones.foreign`, which also takes options): what became of its keys is then
-    printed to stderr. Raises UserError where there is none, or where it is damaged.
-    """
-    from scanfoundry.backbones.models.release import load_encoder  # torch is imported only when it is needed
-
-    path = find(name_or_file)
-    return load_encoder(path) if is_release(path) else _foreign(path)
-
-
-def read_release(name_or_file: str | Path) -> Release:
-    """What `load` reads, as weights by key with their description and the patients they have seen.
-
-    Whom a file of others was trained on is unknown: its list is empty.
-    """
-    from scanfoundry.backbones.models.release import Release, load_release
-
-    path = find(name_or_file)
-    if is_release(path):
-        return load_release(path)
-    encoder, info = _foreign(path)
-    return Release(encoder.state_dict(), info, [])
-
-
-def models_folder() -> Path:
-    """Where installed models lie: $SCANFOUNDRY_MODELS, or ~/.cache/scanfoundry/models."""
-    return Path(os.environ.get("SCANFOUNDRY_MODELS") or Path.home() / ".cache" / "scanfoundry" / "models")
-
-
-def find(name_or_file: str | Path) -> Path:
-    """The path that a name stands for: itself, or a model under `models_folder()`; UserError where neither exists."""
-    from scanfoundry.configs.errors import UserError
-
-    for path in (Path(name_or_file), models_folder() / name_or_file):
-        if path.exists():
-            return path
-    raise UserError(
-        f"there is no file, run folder or installed model {str(name_or_file)!r} "
-        f"(installed models are looked for in {models_folder()}); {_how_to_get(str(name_or_file))}"
-    )
-
-
-def _how_to_get(name: str) -> str:
-    """What to do about a name that stands for nothing here: install it, or correct it."""
-    from importlib.resources import files
-
-    from scanfoundry.configs.loading import read_yaml
-    from scanfoundry.configs.parsing.checking import near
-
-    entries = read_yaml(Path(str(files("scanfoundry.configs"))) / "models.yaml")["models"]
-    names = {each for entry in entries for each in (entry["name"], *entry.get("also_known_as", []))}
-    if name in names:
-        return f"'scanfoundry models get {name}' installs it"
-    here = models_folder()
-    installed = {path.name for path in here.iterdir()} if here.is_dir() else set()
-    hint = "" if "/" in name else near(name, sorted(names | installed))
-    return hint.removeprefix("; ") or "check the name"
-
-
-def is_release(path: Path) -> bool:
-    """Whether a path is a release of ours, or would be one if it were whole."""
-    from scanfoundry.backbones.models.release import INFO, WEIGHTS
-
-    return path.is_dir() or path.name == INFO or (path.name == WEIGHTS and (path.parent / INFO).exists())
-
-
-def _foreign(path: Path) -> tuple[Encoder, ReleaseInfo]:
-    from scanfoundry.backbones.foreign import load_foreign
-
-    encoder, info, report = load_foreign(path)
-    print(report, file=sys.stderr)  # nothing that happens to weights is silent
-    return encoder, info
+__all__ = ["find", "is_release", "load", "models_folder", "read_release"]

@@ -7,19 +7,19 @@ LayerScale, on timm's blocks. There is no class token.
 A scan of depth 1 is encoded as the volume that repeats it through one patch: the same weights, one patch deep.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from math import prod, sqrt
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanfoundry.backbones.patch_embedding import PatchEmbedding, check_divides, patch_voxels
-from scanfoundry.backbones.protocol import Encoder, masked_mean
+from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding, check_divides, patch_voxels
+from scanfoundry.backbones.protocol import Encoder, EncoderConfig, Family
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
-from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 
 WIDTH_DEPTH_HEADS = {"S": (396, 12, 6), "B": (792, 12, 12), "M": (864, 16, 12), "L": (1056, 24, 16)}
@@ -28,15 +28,21 @@ TEMPERATURE = 10000.0
 Positive = Annotated[int, Field(gt=0)]
 
 
-class PrimusConfig(Config):
+class PrimusConfig(EncoderConfig):
     """Size, patch and the grid that the learned positions are for; on another grid they are interpolated."""
 
+    family: ClassVar[Family] = "transformer"
+    not_of_weights: ClassVar[frozenset[str]] = frozenset({"drop_path"})
     name: Literal["primus"] = "primus"
     size: Literal["S", "B", "M", "L"] = "M"
     in_channels: Positive = 1
     patch: tuple[Positive, Positive, Positive] = (8, 8, 8)  # (D, H, W) in voxels
     grid: tuple[Positive, Positive, Positive] = (20, 20, 20)  # patches (d, h, w): crops of 160^3
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the last block; rises linearly from 0
+
+    def build(self) -> "PrimusEncoder":
+        """An encoder with fresh weights."""
+        return PrimusEncoder(self)
 
 
 def eva_blocks(dim: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
@@ -112,7 +118,11 @@ class PrimusEncoder(Encoder):
         return (1, *self.config.patch[1:]) if is_2d else self.config.patch
 
     def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
+        """Patches (d, h, w) of scans of (D, H, W).
+
+        Raises:
+            UserError: they do not fill it.
+        """
         self.check_input(shape)
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
         return d, h, w
@@ -135,9 +145,9 @@ class PrimusEncoder(Encoder):
             tokens = block(tokens, rope=rope)
         return [self.norm(tokens).mT.reshape(x.shape[0], self.pooled_dim, *grid)]
 
-    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`masked_mean` of the patch tokens: (B, F)."""
-        return masked_mean(self.forward(x)[0], valid)
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The transformer blocks."""
+        return iter(self.blocks)
 
     def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """The patch (D, H, W): there is one level."""

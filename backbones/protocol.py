@@ -1,24 +1,43 @@
-"""What every encoder offers to pre-training and fine-tuning."""
+"""What every backbone offers to pre-training and fine-tuning: whatever varies with a backbone is asked of it here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.packed import PackedLayers, Walk
+from scanfoundry.backbones.layers.segmentation import UNet
+from scanfoundry.backbones.layers.u_decoder import UDecoder
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 
-# Another computation with a module's weights: `module(x, walk)` gives `walk(x)`. Through the module's own call it gets
-# what is attached to that: hooks, by which ZeRO 3 gathers weights and lets them go, and activation checkpointing.
-Walk = Callable[[Tensor], Tensor]
+Family = Literal["convolutional", "transformer"]
+
+
+class EncoderConfig(Config):
+    """Base of the configurations of backbones: what is known of a backbone before its network exists.
+
+    Each declares `name: Literal["..."] = "..."`, by which a configuration chooses it, and `in_channels: int = 1`.
+    """
+
+    family: ClassVar[Family]  # decides presets of optimisers
+    not_of_weights: ClassVar[frozenset[str]] = frozenset()  # fields that only say how weights are trained
+    if TYPE_CHECKING:  # each backbone declares these among its own fields, in its own order
+        name: str
+        in_channels: int
+
+    @abstractmethod
+    def build(self) -> "Encoder":
+        """An encoder with fresh weights."""
 
 
 class Encoder(nn.Module, ABC):
     """A backbone that turns scans (B, C, D, H, W) into feature maps; 2D is depth 1, on the same weights."""
 
-    config: Config  # what `scanfoundry.backbones.registry.build` needs to make this encoder again
+    config: EncoderConfig  # what makes this encoder again
     in_channels: int
     feature_channels: tuple[int, ...]  # finest level first
     pooled_dim: int
@@ -32,33 +51,99 @@ class Encoder(nn.Module, ABC):
         """Feature maps (B, F, d, h, w) of the scans (B, C, D, H, W), finest level first."""
 
     @abstractmethod
-    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """One vector (B, pooled_dim) for each scan (B, C, D, H, W): the `masked_mean` of the deepest features.
-
-        valid: (B, 1, D, H, W) bool, False on voxels that must not count (padding, defaced regions).
-        """
-
-    @abstractmethod
     def check_input(self, shape: Size3D) -> None:
         """Raise UserError, naming the size allowed, where scans of this (D, H, W) cannot be encoded."""
 
-    def recomputable(self) -> Iterator[nn.Module]:
-        """Blocks that activation checkpointing may compute twice, beside those that it knows (`pretrain.recompute`).
+    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """One vector (B, pooled_dim) for each scan (B, C, D, H, W): the `masked_mean` of the deepest features.
 
-        None where a backbone does not say; one without any block is then refused.
+        Args:
+            x: the scans.
+            valid: (B, 1, D, H, W) bool, False on voxels that must not count (padding, defaced regions).
+        """
+        return masked_mean(self.forward(x)[-1], valid)
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The blocks of the network from the input to the deepest level.
+
+        They are what activation checkpointing computes twice, and what a decay of learning rates by layers counts.
+        There are none where a backbone does not say; activation checkpointing is then refused. The method is not
+        called `blocks`, which is the name of a transformer's weights.
         """
         return iter(())
+
+    def decoder(self, num_classes: int) -> UNet | None:
+        """A whole segmentation network on this encoder, with the decoder that belongs to it and fresh heads.
+
+        It returns logits of several resolutions. An encoder of one level has no such decoder: None.
+        """
+        if len(self.feature_channels) == 1:
+            return None
+        return UDecoder(self, self.feature_channels, num_classes, deep_supervision=True)
+
+    def packed_levels(self, layers: PackedLayers) -> list[Walk] | None:
+        """The levels of the network as walks on packed maps of visible blocks, each from the level before it.
+
+        None where a backbone cannot be computed on visible blocks alone; objective 'spark' is then refused.
+        """
+        return None
 
     def size_divisor(self, is_2d: bool) -> Size3D:
         """Sizes (D, H, W) that are a multiple of this lose nothing at any level."""
         return self.feature_strides(is_2d)[-1]
 
 
+class TokenEncoder(Encoder):
+    """An encoder of patches that may leave patches out, which masked autoencoders need."""
+
+    @property
+    @abstractmethod
+    def extra_tokens(self) -> int:
+        """Tokens in front of the patches' in `forward_tokens`, such as a class token."""
+
+    @abstractmethod
+    def patch(self, is_2d: bool) -> Size3D:
+        """The patch (D, H, W) in voxels."""
+
+    @abstractmethod
+    def grid(self, shape: Size3D) -> Size3D:
+        """Patches (d, h, w) of scans of (D, H, W).
+
+        Raises:
+            UserError: they do not fill it.
+        """
+
+    @abstractmethod
+    def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, extra_tokens + n, F) of the scans (B, C, D, H, W).
+
+        Args:
+            x: the scans.
+            keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
+        """
+
+    @abstractmethod
+    def patch_embeddings(self) -> Iterator[nn.Module]:
+        """The modules that turn patches into tokens, which MoCo v3 may keep at their random weights."""
+
+
+@runtime_checkable
+class HasBlocks(Protocol):
+    """A part of an objective whose blocks activation checkpointing may compute twice: an encoder, or a decoder."""
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The blocks in the order in which they are computed."""
+
+
 def masked_mean(features: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over space (B, F) of features (B, F, d, h, w), each cell weighted by its share of valid voxels.
 
-    valid: (B, 1, D, H, W) bool at the scan's own size, or None for the plain mean. Where all voxels of a scan are
-    valid, or none is, this is its plain mean too. A grid that does not divide the scan is shared out evenly.
+    Where all voxels of a scan are valid, or none is, this is its plain mean too. A grid that does not divide the scan
+    is shared out evenly.
+
+    Args:
+        features: the feature maps.
+        valid: (B, 1, D, H, W) bool at the scan's own size, or None for the plain mean.
     """
     if valid is None:
         return features.mean(dim=(2, 3, 4))

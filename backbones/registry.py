@@ -1,29 +1,29 @@
-"""The backbones by name."""
+"""The backbones by name. A new one is a file and a line here, or a plug-in (`configs/plugins.py`)."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.protocol import Encoder, EncoderConfig
+from scanfoundry.backbones.resenc import ResEncConfig
+from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.configs.registry import choice, registered
 
-from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.primus import PrimusConfig, PrimusEncoder
-from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanfoundry.backbones.stunet import STUNetConfig, STUNetEncoder
-from scanfoundry.backbones.vit import ViTConfig, ViTEncoder
+BACKBONES = registered("backbone", EncoderConfig, (  # type: ignore[type-abstract]
+    MedNeXtConfig,
+    PrimusConfig,
+    ResEncConfig,
+    STUNetConfig,
+    ViTConfig,
+))  # fmt: skip
 
-BACKBONES: dict[str, type[Encoder]] = {
-    "mednext": MedNeXtEncoder,
-    "primus": PrimusEncoder,
-    "resenc": ResEncEncoder,
-    "stunet": STUNetEncoder,
-    "vit": ViTEncoder,
-}
-TRANSFORMERS = frozenset({"primus", "vit"})  # the others are convolutional
-BackboneConfig = Annotated[
-    MedNeXtConfig | PrimusConfig | ResEncConfig | STUNetConfig | ViTConfig, Field(discriminator="name")
-]
+if TYPE_CHECKING:
+    BackboneConfig = EncoderConfig
+else:
+    BackboneConfig = choice(BACKBONES.values())
 
 
 def build(config: BackboneConfig) -> Encoder:
-    """An encoder with fresh weights; `config.name` chooses its class."""
-    return BACKBONES[config.name](config)
+    """An encoder with fresh weights."""
+    return config.build()

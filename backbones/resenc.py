@@ -5,31 +5,27 @@ The defaults are ResEnc-L as OpenMind pre-trained it (Wald et al. 2024, arXiv 24
 same 3D weights as a 2D network.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from scanfoundry.backbones.protocol import Encoder, Walk, masked_mean
-from scanfoundry.backbones.stunet import (
-    LEAK,
-    DepthFreeConv3d,
-    Stride,
-    check_normalisable,
-    context_features,
-    cumulative,
-    init_he,
-)
-from scanfoundry.configs.base import Config
+from scanfoundry.backbones.layers.convolution import LEAK, ConvNorm, ConvNormAct, init_he
+from scanfoundry.backbones.layers.levels import Stride, check_normalisable, context_features, cumulative
+from scanfoundry.backbones.layers.packed import PackedLayers, Walk, chain, through
+from scanfoundry.backbones.protocol import Encoder, EncoderConfig, Family
 from scanfoundry.configs.geometry import Size3D
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class ResEncConfig(Config):
+class ResEncConfig(EncoderConfig):
     """Channels and blocks of each level, finest first, and the stride (D, H, W) into each but the first."""
 
+    family: ClassVar[Family] = "convolutional"
     name: Literal["resenc"] = "resenc"
     in_channels: Positive = 1
     features: Annotated[tuple[Positive, ...], Field(min_length=2)] = (32, 64, 128, 256, 320, 320)
@@ -46,28 +42,9 @@ class ResEncConfig(Config):
             )
         return self
 
-
-class ConvNorm(nn.Module):
-    """Convolution with same padding, then InstanceNorm."""
-
-    def __init__(
-        self, channels: int, out_channels: int, kernel: int = 3, stride: Size3D = (1, 1, 1), bias: bool = True
-    ) -> None:
-        super().__init__()
-        self.conv = DepthFreeConv3d(channels, out_channels, kernel, stride, kernel // 2, bias=bias)
-        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) -> (B, out_channels, D', H', W')."""
-        return self.norm(self.conv(x))
-
-
-class ConvNormAct(ConvNorm):
-    """The same and LeakyReLU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) -> (B, out_channels, D', H', W')."""
-        return F.leaky_relu(super().forward(x), LEAK, inplace=True)
+    def build(self) -> "ResEncEncoder":
+        """An encoder with fresh weights."""
+        return ResEncEncoder(self)
 
 
 class ShortcutPool(nn.Module):
@@ -87,6 +64,11 @@ class ShortcutPool(nn.Module):
         return F.avg_pool3d(x, window, window, ceil_mode=True)
 
 
+def packed_conv_norm(part: ConvNorm, x: Tensor, layers: PackedLayers, slope: float = 1.0) -> Tensor:
+    """A `ConvNorm` on packed maps, then LeakyReLU(slope)."""
+    return layers.norm(part.norm, layers.conv(part.conv, x), slope)
+
+
 class BasicBlockD(nn.Module):
     """conv, norm, LeakyReLU, conv, norm, plus the input (averaged and projected where shapes differ), LeakyReLU."""
 
@@ -104,6 +86,16 @@ class BasicBlockD(nn.Module):
         if walk is not None:
             return walk(x)
         return F.leaky_relu(self.conv2(self.conv1(x)) + self.skip(x), LEAK, inplace=True)
+
+    def packed(self, x: Tensor, layers: PackedLayers) -> Tensor:
+        """`forward` on packed maps (N, d, h, w, channels) of visible blocks, which are whole windows of the stride."""
+        y = layers.conv(self.conv2.conv, packed_conv_norm(self.conv1, x, layers, LEAK))
+        for part in self.skip:
+            if isinstance(part, ShortcutPool):
+                x = layers.pool(x, part.stride)
+            else:
+                x = packed_conv_norm(cast(ConvNorm, part), x, layers)
+        return layers.norm(self.conv2.norm, y, LEAK, x)
 
 
 class Stem(nn.Module):
@@ -153,9 +145,19 @@ class ResEncEncoder(Encoder):
         """Feature maps (B, F, d, h, w) of all levels of the scans (B, C, D, H, W), full resolution first."""
         return context_features(self.stages, self.stem(x))
 
-    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`masked_mean` of the deepest level: (B, pooled_dim)."""
-        return masked_mean(self.forward(x)[-1], valid)
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The residual blocks of all stages."""
+        for stage in self._stages():
+            yield from stage
+
+    def packed_levels(self, layers: PackedLayers) -> list[Walk]:
+        """The stem and the first stage, then the other stages, on visible blocks."""
+        stem = partial(packed_conv_norm, cast(ConvNorm, self.stem.convs[0]), layers=layers, slope=LEAK)
+        first, *others = (chain(through(block, layers) for block in stage) for stage in self._stages())
+        return [chain((stem, first)), *others]
+
+    def _stages(self) -> Iterable[Iterable[BasicBlockD]]:
+        return (cast(Iterable[BasicBlockD], cast(ResidualStage, stage).blocks) for stage in self.stages)
 
     def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """Cumulative strides (D, H, W) of the levels; the depth stays 1 in 2D."""

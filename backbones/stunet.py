@@ -1,31 +1,31 @@
 """STU-Net (Huang et al. 2023, arXiv 2304.06716): a scalable residual U-Net, with the original's key names.
 
-A scan of depth 1 runs the same 3D weights as a 2D network. A 3x3x3 kernel padded on a depth of 1 meets only
-zeros outside its centre slice, so `F.conv2d` with that slice is the same function at a third of the cost.
+A scan of depth 1 runs the same 3D weights as a 2D network (`layers/convolution.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.protocol import Encoder, Walk, masked_mean
-from scanfoundry.configs.base import Config
-from scanfoundry.configs.errors import UserError
+from scanfoundry.backbones.layers.convolution import LEAK, DepthFreeConv3d, UpsampleLayer, init_he
+from scanfoundry.backbones.layers.levels import Stride, check_normalisable, context_features, cumulative
+from scanfoundry.backbones.layers.packed import PackedLayers, Walk, chain, through
+from scanfoundry.backbones.layers.segmentation import UNet
+from scanfoundry.backbones.protocol import Encoder, EncoderConfig, Family
 from scanfoundry.configs.geometry import Size3D
 
-Stride = tuple[Literal[1, 2], Literal[1, 2], Literal[1, 2]]
-LEAK = 0.01
 WIDTHS_AND_DEPTHS = {"S": (16, 1), "B": (32, 1), "L": (64, 2), "H": (96, 3)}
 CHANNEL_FACTORS = (1, 2, 4, 8, 16, 16)
 
 
-class STUNetConfig(Config):
+class STUNetConfig(EncoderConfig):
     """Size and strides of a STU-Net; the authors' released weights have (1, 1, 2) as the last stride."""
 
+    family: ClassVar[Family] = "convolutional"
     name: Literal["stunet"] = "stunet"
     size: Literal["S", "B", "L", "H"] = "B"
     in_channels: int = 1
@@ -41,32 +41,9 @@ class STUNetConfig(Config):
         """Residual blocks per stage, in the encoder and in the decoder."""
         return WIDTHS_AND_DEPTHS[self.size][1]
 
-
-class DepthFreeConv3d(nn.Conv3d):
-    """A 3D convolution of odd kernel and same padding that runs as a 2D one where the depth is 1."""
-
-    def forward(self, x: Tensor, walk: Walk | None = None) -> Tensor:
-        """(B, C, D, H, W) -> (B, C', D', H', W'), or `walk(x)`; on depth 1 a depth stride has no effect."""
-        if walk is not None:
-            return walk(x)
-        if x.shape[2] == 2 and self.kernel_size[0] == 3 and x.device.type == "cpu":
-            return self._forward_depth_two(x)
-        if x.shape[2] != 1:
-            return super().forward(x)
-        weight = self.weight[:, :, self.kernel_size[0] // 2]
-        padding = cast(Size3D, self.padding)[1:]
-        y = F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding, groups=self.groups)
-        return y.unsqueeze(2)
-
-    def _forward_depth_two(self, x: Tensor) -> Tensor:
-        """The same on depth 2, past an error of oneDNN: its bf16 gradients of a 3x3x3 kernel are garbage there.
-
-        (torch 2.13, CPU; `test_bfloat16_gradients_on_depth_two`.) A third slice of zeros changes nothing else.
-        """
-        if x.dtype != torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        depth = (2 + self.stride[0] - 1) // self.stride[0]
-        return super().forward(F.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :depth]
+    def build(self) -> "STUNetEncoder":
+        """An encoder with fresh weights."""
+        return STUNetEncoder(self)
 
 
 class BasicResBlock(nn.Module):
@@ -89,20 +66,17 @@ class BasicResBlock(nn.Module):
         shortcut = x if self.conv3 is None else self.conv3(x)
         return F.leaky_relu(y + shortcut, LEAK, inplace=True)
 
+    def packed(self, x: Tensor, layers: PackedLayers) -> Tensor:
+        """`forward` on packed maps (N, d, h, w, channels) of visible blocks."""
+        y = layers.norm(self.norm1, layers.conv(self.conv1, x), LEAK)
+        shortcut = x if self.conv3 is None else layers.conv(self.conv3, x)
+        return layers.norm(self.norm2, layers.conv(self.conv2, y), LEAK, shortcut)
+
 
 def res_stage(channels: int, out_channels: int, depth: int, stride: Size3D = (1, 1, 1)) -> nn.Sequential:
     """One block that changes channels and size, then `depth - 1` that keep them."""
     first = BasicResBlock(channels, out_channels, stride, project=True)
     return nn.Sequential(first, *(BasicResBlock(out_channels, out_channels) for _ in range(depth - 1)))
-
-
-def init_he(modules: Iterable[nn.Module]) -> None:
-    """Kaiming normal for LeakyReLU(0.01) on every convolution, zero biases (STU-Net v1)."""
-    for module in modules:
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            nn.init.kaiming_normal_(module.weight, a=LEAK)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 class STUNetEncoder(Encoder):
@@ -127,9 +101,21 @@ class STUNetEncoder(Encoder):
         """Six feature maps (B, F, d, h, w) of the scans (B, C, D, H, W), full resolution first."""
         return context_features(self.conv_blocks_context, x)
 
-    def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mean over space of the deepest level, over the valid voxels (B, 1, D, H, W) alone: (B, pooled_dim)."""
-        return masked_mean(self.forward(x)[-1], valid)
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The residual blocks of all stages."""
+        for stage in self._stages():
+            yield from stage
+
+    def decoder(self, num_classes: int) -> "STUNet":
+        """The STU-Net of this encoder."""
+        return STUNet(self, num_classes, deep_supervision=True)
+
+    def packed_levels(self, layers: PackedLayers) -> list[Walk]:
+        """The six stages on visible blocks."""
+        return [chain(through(block, layers) for block in stage) for stage in self._stages()]
+
+    def _stages(self) -> Iterable[Iterable[BasicResBlock]]:
+        return cast(Iterable[Iterable[BasicResBlock]], self.conv_blocks_context)
 
     def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """Cumulative strides (D, H, W) of the six levels; the depth stays 1 in 2D."""
@@ -141,49 +127,7 @@ class STUNetEncoder(Encoder):
         check_normalisable(shape, total, "STU-Net", "take a larger crop or smaller strides")
 
 
-def cumulative(strides: Iterable[Size3D], is_2d: bool) -> tuple[Size3D, ...]:
-    """Of levels that are each the one before at a stride (D, H, W), the strides from the input; in 2D depth stays 1."""
-    levels: list[Size3D] = [(1, 1, 1)]
-    for d, h, w in strides:
-        depth, height, width = levels[-1]
-        levels.append((1 if is_2d else depth * d, height * h, width * w))
-    return tuple(levels)
-
-
-def check_normalisable(shape: Size3D, total: Size3D, network: str, advice: str) -> None:
-    """UserError where a scan (D, H, W) leaves one voxel at the total stride: a norm over space then has no variance."""
-    if all(size <= stride for size, stride in zip(shape, total, strict=True)):
-        axes = zip("DHW", shape, total, strict=True)
-        allowed = " or ".join(f"{a} >= {t + 1}" for a, s, t in axes if not (a == "D" and s == 1))
-        raise UserError(
-            f"a scan of (D, H, W) = {tuple(shape)} is too small for {network} of total stride {total}: "
-            f"allowed is {allowed}; {advice}"
-        )
-
-
-def context_features(stages: nn.ModuleList, x: Tensor) -> list[Tensor]:
-    """Outputs of all stages in turn, finest first."""
-    features = []
-    for stage in stages:
-        x = stage(x)
-        features.append(x)
-    return features
-
-
-class UpsampleLayer(nn.Module):
-    """Nearest-neighbour up-sampling to the size of the skip, then a 1x1x1 convolution."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = DepthFreeConv3d(channels, out_channels, 1)
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        """(B, channels, d, h, w) -> (B, out_channels, *size)."""
-        # a 1x1x1 convolution commutes with nearest up-sampling: same values, fewer voxels to convolve
-        return F.interpolate(self.conv(x), size=size, mode="nearest")
-
-
-class STUNet(nn.Module):
+class STUNet(UNet):
     """Encoder, decoder and segmentation heads under the original's names; shares the encoder's weights."""
 
     def __init__(self, encoder: STUNetEncoder, num_classes: int, deep_supervision: bool = False) -> None:
@@ -199,16 +143,20 @@ class STUNet(nn.Module):
         for part in (self.conv_blocks_localization, self.upsample_layers, self.seg_outputs):
             init_he(part.modules())
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Logits (B, num_classes, D, H, W); with deep supervision a list of five, full resolution first.
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's six feature maps, finest first."""
+        return context_features(self.conv_blocks_context, x)
 
-        The coarser maps of deep supervision stay at their own resolution.
-        """
-        features = context_features(self.conv_blocks_context, x)
+    def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
+        """Logits (B, num_classes, D, H, W); with deep supervision a list of five, full resolution first."""
         decoded = self.decode(features)
         if not self.deep_supervision:
             return self.seg_outputs[-1](decoded[0])
         return [head(y) for head, y in zip(reversed(self.seg_outputs), decoded, strict=True)]
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are the encoder's."""
+        return self.conv_blocks_context.parameters()
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Decoder features of the five finer levels, full resolution first, from the encoder's six."""

@@ -17,7 +17,7 @@ _library: torch.library.Library | None = None  # the registration ends when the 
 
 
 def ensure_torchvision() -> None:
-    """Import torchvision, mending it where it is a CUDA build beside a CPU-only torch; call before timm.
+    """Import torchvision, and repair it where it is a CUDA build beside a CPU-only torch; call this before timm.
 
     Calling it again does nothing. Any other failure of the import is raised as it is.
     """
@@ -51,7 +51,16 @@ def _import_again() -> None:
 
 
 def plain_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy suppression: boxes (N, 4) as x1 y1 x2 y2, scores (N,) -> indices kept, best first."""
+    """Greedy non-maximum suppression.
+
+    Args:
+        boxes: (N, 4) as x1 y1 x2 y2.
+        scores: (N,).
+        iou_threshold: boxes that overlap a better one more are dropped.
+
+    Returns:
+        Indices of the boxes kept, best first.
+    """
     order = scores.argsort(descending=True, stable=True)
     sorted_boxes = boxes[order]
     low, high = sorted_boxes[:, :2], sorted_boxes[:, 2:]

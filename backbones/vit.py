@@ -6,18 +6,18 @@ Dosovitskiy et al. 2021 for the trunk, He et al. 2022 (MAE) for positions and in
 timm's.
 """
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanfoundry.backbones.patch_embedding import PatchEmbedding, check_divides
-from scanfoundry.backbones.positions import positions_like
-from scanfoundry.backbones.protocol import Encoder, masked_mean
+from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding, check_divides
+from scanfoundry.backbones.layers.positions import positions_like
+from scanfoundry.backbones.protocol import EncoderConfig, Family, TokenEncoder, masked_mean
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
-from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 
 WIDTH_DEPTH_HEADS = {
@@ -31,9 +31,11 @@ Positive = Annotated[int, Field(gt=0)]
 INIT_STD = 0.02
 
 
-class ViTConfig(Config):
+class ViTConfig(EncoderConfig):
     """Size and patches of a ViT; a patch is (H, W) in 2D and (D, H, W) in 3D, in voxels."""
 
+    family: ClassVar[Family] = "transformer"
+    not_of_weights: ClassVar[frozenset[str]] = frozenset({"drop_path", "layer_scale"})  # a scale only starts there
     name: Literal["vit"] = "vit"
     size: Literal["Ti", "S", "B", "L", "H"] = "B"
     in_channels: Positive = 1
@@ -43,6 +45,10 @@ class ViTConfig(Config):
     dual_patch_norm: bool = False  # LayerNorm of the voxels of a patch, and of its token
     registers: Annotated[int, Field(ge=0)] = 0  # learned tokens without position, behind the class token
     layer_scale: Annotated[float, Field(gt=0)] | None = None  # each block's branches start times this; None: no scale
+
+    def build(self) -> "ViTEncoder":
+        """An encoder with fresh weights."""
+        return ViTEncoder(self)
 
 
 def transformer_blocks(
@@ -71,7 +77,7 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class ViTEncoder(Encoder):
+class ViTEncoder(TokenEncoder):
     """Patch tokens, a class token and registers through the trunk; one feature level at the patch grid."""
 
     config: ViTConfig
@@ -98,7 +104,11 @@ class ViTEncoder(Encoder):
         return (1, *self.config.patch_2d) if is_2d else self.config.patch_3d
 
     def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W); UserError where they do not fill it."""
+        """Patches (d, h, w) of scans of (D, H, W).
+
+        Raises:
+            UserError: they do not fill it.
+        """
         self.check_input(shape)
         d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
         return d, h, w
@@ -111,8 +121,10 @@ class ViTEncoder(Encoder):
     def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens (B, extra_tokens + n, F) after the last norm, of the scans (B, C, D, H, W).
 
-        keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
         The patches left out have no influence on the result. The first token is the class token.
+
+        Args:
+            keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
         """
         extra = self.cls_token if self.reg_token is None else torch.cat((self.cls_token, self.reg_token), dim=1)
         tokens = torch.cat((extra.expand(x.shape[0], -1, -1), self.embed(x, keep)), dim=1)  # extra ones have position 0
@@ -135,9 +147,18 @@ class ViTEncoder(Encoder):
     def pooled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Mean of the patch tokens (B, F), which is what MAE fine-tunes on; the class token has no task.
 
-        valid: (B, 1, D, H, W) bool; patches count by their share of valid voxels.
+        Args:
+            valid: (B, 1, D, H, W) bool; patches count by their share of valid voxels.
         """
         return masked_mean(self.forward(x)[0], valid)
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The transformer blocks."""
+        return iter(self.blocks)
+
+    def patch_embeddings(self) -> Iterator[nn.Module]:
+        """The embedding of images and that of volumes."""
+        return iter((self.patch_embed_2d, self.patch_embed_3d))
 
     def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
         """The patch (D, H, W): a ViT has one level."""

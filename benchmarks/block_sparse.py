@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from record import record
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.backbones.mednext import MedNeXtConfig
-from scanfoundry.backbones.mednext_decoder import MedNeXt
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build
-from scanfoundry.backbones.stunet import DepthFreeConv3d, STUNet, STUNetConfig
+from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.masking import block_mask, enlarge
 from scanfoundry.pretrain.objectives.spark import SparkConfig
@@ -119,12 +119,12 @@ class Case:
             objective = SparkConfig(mask_ratio=self.ratio, **blocks).build(self.encoder("packed")).to(self.device)
             return lambda: objective(batch)[0]
         encode = self.features("multiplied")
-        whole = (STUNet if isinstance(self.config, STUNetConfig) else MedNeXt)(self.encoder("multiplied"), 1)
-        head = whole.seg_outputs[-1] if isinstance(whole, STUNet) else whole.out_0
+        whole = self.encoder("multiplied").decoder(1)
+        whole.deep_supervision = False
         whole.to(self.device)
 
         def loss() -> Tensor:
-            predicted = head(whole.decode(encode())[0])
+            predicted = whole.logits(encode())
             weight = enlarge(self.hidden, self.block).to(predicted.dtype)
             return ((predicted - self.voxels).square() * weight).sum() / weight.sum()
 

@@ -27,7 +27,7 @@ from record import record
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.layers.positions import sincos_positions
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig

@@ -20,8 +20,9 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.formats import CaseList, discover
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.model_file import load_model, pick_device
-from scanfoundry.finetune.run_study import Study, prepare, run
-from scanfoundry.finetune.study.trials import TrialName
+from scanfoundry.finetune.run_study import run
+from scanfoundry.finetune.study.prepare import Study, prepare
+from scanfoundry.finetune.study.trial import TrialName
 
 
 def left_out(found: CaseList, patient: str, folder: Path) -> Path:

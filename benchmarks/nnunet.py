@@ -2,7 +2,7 @@
 
 command: python benchmarks/nnunet.py RECIPE --python PYTHON_OF_NNUNET --work DIR --shots 10 --minutes 20 --name NAME
              [--peer-only | --ours-only] key=value ...
-RECIPE and the words are those of `scanfoundry finetune`, with the data; `schedule.minutes` is set to `--minutes`, and
+RECIPE and the words are those of `scanfoundry finetune`, with the data; `budget` is set to `--minutes`, and
 shots and seed to one each. nnU-Net lives in a Python of its own (pip install nnunetv2==2.8.1), so that its pins and
 ours stay apart. Nothing else may run beside it: both sides take both cores, one after the other.
 """
@@ -26,7 +26,8 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.metrics.dice import dice, mean_defined
 from scanfoundry.finetune.metrics.intervals import interval
 from scanfoundry.finetune.model_file import adapter_for
-from scanfoundry.finetune.run_study import Study, prepare, run
+from scanfoundry.finetune.run_study import run
+from scanfoundry.finetune.study.prepare import Study, prepare
 from scanfoundry.finetune.study.split import shots
 from scanfoundry.finetune.task import Adapter
 
@@ -35,8 +36,8 @@ PEER = Path(__file__).parent / "peers" / "nnunet_peer.py"
 
 def settled(given: argparse.Namespace) -> FinetuneConfig:
     """The study of one number of shots and one seed, ended by time."""
-    words = [*given.words, f"shots=[{given.shots}]", f"seeds=[{given.seed}]", f"schedule.minutes={given.minutes}"]
-    words += [f"run_dir={given.work / 'ours'}", "schedule.steps=1000000"]
+    words = [*given.words, f"shots=[{given.shots}]", f"seeds=[{given.seed}]", f"budget={given.minutes}min"]
+    words += [f"run_dir={given.work / 'ours'}"]
     return check(FinetuneConfig, override(read_yaml(find(given.recipe, "finetune")), words), "benchmark")
 
 

@@ -48,16 +48,16 @@ from pathlib import Path
 import blosc2, webdataset
 import scanfoundry.datasets.labels.attach, scanfoundry.datasets.readers.nifti
 from scanfoundry.datasets.labels.label_index import open_labels
-from scanfoundry.datasets.shards.shard_worker import PARTIAL, Job, run
-from scanfoundry.datasets.discovery.sources import deal, find_sources
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardTask, run
+from scanfoundry.datasets.discovery.sources import assign_shards, find_sources
 scans, out, codec = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 blosc2.set_nthreads(1)
 book, no_dicom = open_labels([], [], False), lambda root, files: ([], [])
 sources, _ = find_sources([scans], b"k" * 32, None, book, no_dicom)
 (out / PARTIAL).mkdir(parents=True)
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-for plan in deal(sources, 1 << 40):
-    list(run(Job(plan, out, b"k" * 32, "mr", codec)))
+for plan in assign_shards(sources, 1 << 40):
+    list(run(ShardTask(plan, out, b"k" * 32, "mr", codec)))
 print(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 NIBABEL = """

@@ -19,6 +19,11 @@ class Config(BaseModel):
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
 
     @classmethod
+    def kinds(cls) -> tuple[type["Config"], ...]:
+        """The classes of which a field of this type takes one: the class itself, or those of an open registry."""
+        return (cls,)
+
+    @classmethod
     def gives_way(cls, typed: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:
         """Further keys of the file's `content` that make no sense beside the values that were typed."""
         return []

@@ -1,4 +1,4 @@
-"""Tables, bars and lines of rich, with texts that cannot command the terminal."""
+"""The console of rich for tables, bars and lines, with texts that cannot command the terminal."""
 
 from collections.abc import Iterable
 from typing import Any

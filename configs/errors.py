@@ -1,31 +1,31 @@
-"""The one exception that means: the user can mend this. And how several mistakes are told at once."""
+"""The exception for mistakes that the user can correct, and how several of them are reported at once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-MOST_TOLD = 20  # mistakes of one data set that are told one by one; of the others the number
+MOST_SHOWN = 20  # mistakes of one data set that are shown one by one; of the others the number
 
 
 class UserError(Exception):
-    """A mistake or a broken input of the user's; its text is one line that says what is wrong and what to do.
+    """A mistake or a broken input of the user's. Its text is one line that says what is wrong and what to do.
 
     The command line prints the text and exits with code 2, without a traceback.
     """
 
 
 class UserErrors(UserError):
-    """Several mistakes: the first line says how many there are, then one line for each of the first `MOST_TOLD`."""
+    """Several mistakes: the first line says how many there are, then one line for each of the first `MOST_SHOWN`."""
 
     def __init__(self, where: str, mistakes: Sequence[str]) -> None:
-        told = [f"  {mistake}" for mistake in mistakes[:MOST_TOLD]]
-        rest = len(mistakes) - len(told)
+        shown = [f"  {mistake}" for mistake in mistakes[:MOST_SHOWN]]
+        rest = len(mistakes) - len(shown)
         more = [f"  and {rest} more"] if rest else []
-        super().__init__("\n".join([f"{len(mistakes)} mistakes in {' '.join(where.split())}:", *told, *more]))
+        super().__init__("\n".join([f"{len(mistakes)} mistakes in {' '.join(where.split())}:", *shown, *more]))
         self.mistakes = list(mistakes)
 
 
 class Mistakes:
-    """Collects the mistakes of a data set, so that they are told together and not one at each start."""
+    """Collects the mistakes of a data set, so that they are reported together and not one at each start."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -35,13 +35,13 @@ class Mistakes:
         return len(self._found)
 
     def add(self, mistake: str | UserError) -> None:
-        """Keeps one mistake, or all of a `UserErrors`; each becomes one line."""
+        """Keep one mistake, or all of a `UserErrors`, each as one line."""
         for each in mistake.mistakes if isinstance(mistake, UserErrors) else [str(mistake)]:
             self._found[" ".join(each.split())] = None
 
     @contextmanager
     def each(self) -> Iterator[None]:
-        """Keeps the UserError that ends its block, and goes on behind it."""
+        """Keep a UserError that its block raises, and go on behind the block."""
         try:
             yield
         except UserError as error:
@@ -49,15 +49,20 @@ class Mistakes:
 
     @contextmanager
     def instead(self) -> Iterator[None]:
-        """Tells what was kept in place of a UserError that ends its block: that may only follow from it."""
+        """Raise the mistakes that were kept in place of a UserError of its block, which may only follow from them."""
         try:
             yield
         except UserError:
-            self.tell()
+            self.raise_if_any()
             raise
 
-    def tell(self) -> None:
-        """UserError where there is one mistake, UserErrors where there are several."""
+    def raise_if_any(self) -> None:
+        """Raise the mistakes that were kept, if any.
+
+        Raises:
+            UserError: there is one mistake.
+            UserErrors: there are several.
+        """
         if len(self._found) > 1:
             raise UserErrors(self.where, list(self._found))
         if self._found:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: a reader, or whoever comes after a kill, sees the old or the new."""
+"""Files that are written whole: a reader, or a process that starts after a kill, sees the old content or the new."""
 
 import hashlib
 import json
@@ -13,10 +13,17 @@ from scanfoundry.configs.errors import UserError
 
 @contextmanager
 def opened_once(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """The file at `path`, open for reading, and a path of it that stays this very file's.
+    """Open a file for reading, together with a path that stays that of this very file.
 
-    What is found out by the one (a checksum) is then true of what is read by the other, whatever takes the file's
-    name meanwhile. UserError where it was written to before the end; OSError where it cannot be opened.
+    What is computed from the stream (a checksum) is then true of what is read by the path, whatever takes the file's
+    name meanwhile.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: the file was written to before the context ended.
+        OSError: the file cannot be opened.
     """
     with open(path, "rb") as stream:
         before = _state(stream)
@@ -34,7 +41,7 @@ def _state(stream: IO[bytes]) -> tuple[int, int]:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it into place.
 
-    Nothing is written through a link: one that has the name of either is replaced, and what it leads to stays.
+    Nothing is written through a link: a link of either name is replaced, and what it leads to stays.
     """
 
     def fill(part: Path) -> Path:
@@ -45,7 +52,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_whole(path: Path, write: Callable[[Path], Path]) -> Path:
-    """Let `write` fill a file beside `path`, then rename it to what `write` returned; gives that."""
+    """Let `write` fill a file beside `path`, then rename it to the path that `write` returned.
+
+    Returns:
+        That path.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         make_anew(part)
@@ -57,7 +68,7 @@ def replace_whole(path: Path, write: Callable[[Path], Path]) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: a rename then outlives a power cut."""
+    """Wait until the names in a folder are on the disk, so that a rename outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -66,7 +77,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_anew(path: Path) -> None:
-    """An empty file at `path`, in place of whatever has the name; OSError where there is a folder."""
+    """An empty file at `path`, in place of whatever has the name.
+
+    Raises:
+        OSError: `path` is a folder.
+    """
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
 
@@ -77,7 +92,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that any reader takes: nan is refused (ValueError), so an undefined number must be None."""
+    """Write JSON that every reader accepts. An undefined number must be None.
+
+    Raises:
+        ValueError: a number is nan or infinite.
+    """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -93,7 +112,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sha256_of(file: Path | IO[bytes]) -> str:
-    """Hexadecimal SHA-256 of a file: the one at a path, or an open one from its start, wherever that was read to."""
+    """The SHA-256 of a file, hexadecimal.
+
+    Args:
+        file: its path, or the open file, which is read from its start.
+    """
     with nullcontext(file) if not isinstance(file, Path) else open(file, "rb") as stream:
         stream.seek(0)
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]

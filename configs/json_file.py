@@ -1,4 +1,4 @@
-"""JSON that a person gives."""
+"""Reading JSON files that a person has written."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,16 @@ from scanfoundry.configs.errors import UserError
 
 
 def load_json(path: Path, what: str = "") -> Any:
-    """The content of a file, `what` ('the split ') it is in the message of its UserError: it cannot be read, is no
-    JSON, or an object has one key twice, of which the first would be lost."""
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        what: what the file is, for messages: 'the split '.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, or an object in it has one key twice, of which the first would
+            be lost.
+    """
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""From a file or a recipe's name, and `key=value` words, to a checked configuration."""
+"""Loads a configuration from a file or a recipe, and from `key=value` words."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,15 @@ def recipes(kind: str) -> dict[str, Path]:
 
 
 def find(source: str | Path, kind: str) -> Path:
-    """The file behind `source`, a path or a recipe's name; UserError names the nearest recipe."""
+    """The file of a configuration.
+
+    Args:
+        source: a path, or the name of a recipe.
+        kind: of the recipe: 'pretrain', 'finetune', 'cluster'.
+
+    Raises:
+        UserError: it is neither; the text names the nearest recipe.
+    """
     path = Path(source)
     if path.is_file():
         return path
@@ -35,7 +43,11 @@ def find(source: str | Path, kind: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where it is not one."""
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read or holds no mapping.
+    """
     try:
         with path.open("rb") as stream:
             text = stream.read(LONGEST + 1)
@@ -50,7 +62,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(content: dict[str, Any], words: list[str]) -> dict[str, Any]:
-    """`content` with each `a.b.0.c=value` laid over it; values are read as YAML."""
+    """Lay values over a configuration.
+
+    Args:
+        content: the mapping, which is changed.
+        words: `a.b.0.c=value`, whose values are read as YAML.
+
+    Returns:
+        `content`.
+
+    Raises:
+        UserError: a word is not of that form, or its key does not fit into the content.
+    """
     for key, value in parsed(words).items():
         _assign(content, key.split("."), value, key)
     return content
@@ -78,10 +101,17 @@ def _item(node: list[Any], part: str, key: str) -> Any:
 
 
 def load(model: type[T], source: str | Path, kind: str, words: list[str] | None = None) -> T:
-    """The configuration of type `model` from `source` with the overrides `words` applied.
+    """Load a configuration and check it.
 
-    Where the file and the words contradict each other, the words hold. Raises UserError for a missing file, an unknown
-    key (with the nearest valid name) or a bad value, in a line for each.
+    Args:
+        model: its type.
+        source: a path, or the name of a recipe.
+        kind: of the recipe.
+        words: `key=value` overrides. Where the file contradicts them, they hold.
+
+    Raises:
+        UserError: the file is missing, a key is unknown (with the nearest valid name), or a value is bad; one line for
+            each mistake.
     """
     content = read_yaml(find(source, kind))
     give_way(model, content, parsed(words or []))

@@ -1,4 +1,4 @@
-"""What people are shown: text of files, headers and lists, in which a control character is no more than a character.
+"""Text that people are shown (of files, headers, lists), with control characters escaped.
 
 A file name or a header can hold an escape sequence that rewrites the terminal, a line break that forges a line of a
 log, or a mark that turns the direction of the text. Whatever is printed passes here: `guarded` streams and

@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops of one shape: all 2D (D = 1) or all 3D.
+    """Crops of one shape, all of them 2D (D = 1) or all of them 3D.
 
-    voxels     (B, C, D, H, W) float32, normalised as `intensity.normalise` does
-    valid      (B, 1, D, H, W) bool, False where the crop reaches beyond the scan or its source's map excludes a voxel
-    seeds      (B,) int64, one per sample for augmentation and masking; the same at any world size
-    keys, modalities, sources    B strings each: the sample's key, its modality, its source's name
-    step       optimiser step since the start of the run that the batch belongs to
-    paired     True where row B / 2 + i is the partner of row i (`data.positives`: crops, study)
+    Attributes:
+        voxels: (B, C, D, H, W) float32, normalised as `intensity.normalise` does.
+        valid: (B, 1, D, H, W) bool, False where a crop reaches beyond its scan or its source's map excludes a voxel.
+        seeds: (B,) int64, one for each sample, for augmentation and masking; the same at any number of ranks.
+        keys: B strings, the key of each sample.
+        modalities: B strings, the modality of each sample.
+        sources: B strings, the name of each sample's source.
+        step: optimiser step, since the start of the run, that the batch belongs to.
+        paired: row B / 2 + i is the partner of row i (`data.positives`: crops, study).
     """
 
     voxels: torch.Tensor
@@ -32,7 +35,14 @@ class Batch:
         return self.voxels.shape[0]
 
     def halves(self) -> tuple["Batch", "Batch"]:
-        """The first scans and their partners, row by row; views of a paired batch. ValueError for another one."""
+        """The first scans and their partners, row by row.
+
+        Returns:
+            Two batches that are views of this one.
+
+        Raises:
+            ValueError: the batch is not paired.
+        """
         if not self.paired:
             raise ValueError("the batch has no partners: data.positives is neither 'crops' nor 'study'")
         middle = len(self) // 2
@@ -51,7 +61,7 @@ class Batch:
 
     @property
     def is_2d(self) -> bool:
-        """True where the crops are images (depth 1)."""
+        """Whether the crops are images (depth 1)."""
         return self.voxels.shape[2] == 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -66,14 +76,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops as they lie in the ring, in the scans' own dtype: what crosses to the device is small.
+    """Crops in shared memory, in the dtype of their scans, so that little crosses to the device.
 
-    voxels   (B, C, D, H, W) native dtype, undefined outside of `inside`; memory of the ring, free again when dropped
-    inside   (B, 2, 3) int: first voxel along D, H, W that lies in the scan, and the end
-    flips    (B, 3) bool: along D, H, W
-    scaling  (B, 4) float32: low, high, centre, 1 / scale; see `intensity.scaling`
-    excluded (B, bytes) uint8, the packed bits of (D, H, W), True where a voxel is excluded; None where none is
-    the rest as in `Batch`
+    The other attributes are those of `Batch`.
+
+    Attributes:
+        voxels: (B, C, D, H, W), undefined outside of `inside`. The memory is used again when this tensor is dropped.
+        inside: (B, 2, 3) int, the first voxel along D, H, W that lies in the scan, and the end.
+        flips: (B, 3) bool, along D, H, W.
+        scaling: (B, 4) float32: low, high, centre, 1 / scale; see `intensity.scaling`.
+        excluded: (B, bytes) uint8, the packed bits of (D, H, W), True where a voxel is excluded; None where none is.
     """
 
     voxels: torch.Tensor
@@ -89,7 +101,7 @@ class Crops:
     excluded: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch, on `device`, where it is also cast, normalised, padded and flipped."""
+        """The batch on a device, where it is cast, normalised, padded and flipped."""
         voxels = self.voxels.to(device).to(torch.float32)
         if voxels.data_ptr() == self.voxels.data_ptr():  # the ring's memory is filled again
             voxels = voxels.clone()

@@ -38,8 +38,13 @@ def permutation(seed: int, count: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A crop in a scan: `start` is negative along axes where the scan is smaller, and centred in, the crop."""
+class CropPlacement:
+    """Where a crop lies in a scan, and how it is flipped.
+
+    Attributes:
+        start: first voxel (D, H, W). Negative along axes where the scan is smaller than the crop and centred in it.
+        flips: along D, H, W.
+    """
 
     start: Size3D
     flips: tuple[bool, bool, bool]  # along D, H, W
@@ -47,11 +52,16 @@ class Place:
 
 def place(
     seed: int, scan: Size3D, crop: Size3D, bitmap: NDArray[np.bool_], foreground: float, axes: Sequence[int]
-) -> Place:
-    """The crop that `seed` stands for.
+) -> CropPlacement:
+    """The placement of the crop that a seed stands for.
 
-    scan, crop: shapes (D, H, W). bitmap: foreground cells of the scan. foreground: probability that the crop is
-    centred on a foreground voxel; otherwise each position is as likely. axes: those that may be flipped.
+    Args:
+        seed: of the crop.
+        scan: shape (D, H, W) of the scan.
+        crop: shape (D, H, W) of the crop.
+        bitmap: foreground cells of the scan.
+        foreground: probability that the crop is centred on a foreground voxel; else all positions are equally likely.
+        axes: those that may be flipped.
     """
     draw = _eight(seed)
     room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]
@@ -70,13 +80,23 @@ def place(
         if crop[axis] > scan[axis]:
             starts[axis] = -((crop[axis] - scan[axis]) // 2)
     flips = [axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)]
-    return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
+    return CropPlacement((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
-def near(first: Place, seed: int, scan: Size3D, crop: Size3D, share: float, axes: Sequence[int]) -> Place:
-    """Another crop of the scan, at least `share` (over 0) of whose voxels lie in the crop `first`.
+def near(
+    first: CropPlacement, seed: int, scan: Size3D, crop: Size3D, share: float, axes: Sequence[int]
+) -> CropPlacement:
+    """The placement of another crop of a scan that overlaps a first one.
 
-    Every start within reach is as likely; the reach is the same fraction of the crop along each axis.
+    Every start within reach is equally likely; the reach is the same fraction of the crop along each axis.
+
+    Args:
+        first: placement of the first crop.
+        seed: of this crop.
+        scan: shape (D, H, W) of the scan.
+        crop: shape (D, H, W) of both crops.
+        share: over 0; so much of the voxels of this crop lie in the first at least.
+        axes: those that may be flipped.
     """
     draw = _eight(seed)
     room = [max(0, length - size) for length, size in zip(scan, crop, strict=True)]
@@ -89,7 +109,7 @@ def near(first: Place, seed: int, scan: Size3D, crop: Size3D, share: float, axes
             low, high = max(0, starts[axis] - reach), min(room[axis], starts[axis] + reach)
             starts[axis] = low + int(draw[2 + axis] * (high - low + 1))
     flips = [axis in axes and bool(draw[5 + axis] < 0.5) for axis in range(3)]
-    return Place((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
+    return CropPlacement((starts[0], starts[1], starts[2]), (flips[0], flips[1], flips[2]))
 
 
 def overlap(start: Size3D, scan: Size3D, crop: Size3D) -> tuple[Slices, Slices]:

@@ -20,14 +20,22 @@ _LONGEST = 1024  # bytes of a key's file that are looked at
 _DISTINCT = 16  # different bytes among 32: of random ones there are 30, and never fewer than 16
 _NOBODY = 65534
 _SUFFIX = re.compile(r"(\.(nii|hdr)\.gz|\.nii\.bz2|\.[A-Za-z0-9]+)$", re.IGNORECASE)
-_BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
+BIDS_SUBJECT = re.compile(r"(?:^|(?<=[/_]))sub-[A-Za-z0-9]+(?=[/_.]|$)")
 
 
 def site_key(path: Path | None = None) -> bytes:
-    """The site's key (32 bytes) from `path`, else $SCANFOUNDRY_KEY_FILE, else ~/.config/scanfoundry/site.key.
+    """The site's secret key.
 
-    Made with mode 0600 where the file is missing; UserError where it cannot be read or made, is no key, is no secret
-    (bytes that repeat), or where others than its owner may read it.
+    Args:
+        path: file of the key; None: $SCANFOUNDRY_KEY_FILE, else ~/.config/scanfoundry/site.key. A file that is missing
+            is made, with mode 0600.
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        UserError: the file cannot be read or made, holds no key, or a key that is no secret (bytes that repeat or count
+            up), or others than its owner may read or replace it.
     """
     given = path or os.environ.get("SCANFOUNDRY_KEY_FILE")
     file = Path(given) if given else Path.home() / ".config" / "scanfoundry" / "site.key"
@@ -84,21 +92,38 @@ def _create(file: Path) -> None:
 
 
 def keyed_hash(key: bytes, kind: str, text: str) -> str:
-    """HMAC-SHA256 of `text` within the name space `kind` ('patient', 'scan', ...), the first 32 hex digits."""
+    """HMAC-SHA256 of a text.
+
+    Args:
+        key: the site's key.
+        kind: name space of the hash: 'patient', 'scan', 'study', ...
+        text: what is hashed.
+
+    Returns:
+        The first 32 hexadecimal digits.
+    """
     return hmac.new(key, f"{kind}\0{text}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
 
 
 def site_fingerprint(key: bytes) -> str:
-    """What tells two sites' keys apart without telling the key; it stands in every manifest and release."""
+    """A hash that differs between the keys of two sites and does not reveal them. Manifests and releases hold it."""
     return keyed_hash(key, "site", "")
 
 
 def patient_of(relative_path: str, regex: str | None = None, study: str | None = None) -> str:
-    """The patient's identifier in a path relative to the input folder ('/' between its parts).
+    """The identifier of the patient in a path.
 
-    With `regex`: its first group, or the whole match where it has none; UserError where it does not match.
-    Without: the BIDS entity `sub-XXX` if there is one, else the `study` that several files share (their contrasts
-    must never be on both sides of a split), else the path without its extension (each file a patient).
+    Args:
+        relative_path: path below the input folder, '/' between its parts.
+        regex: a pattern whose first group is the patient (the whole match where it has none).
+        study: the study that the file shares with others, if any. Its contrasts must never be on both sides of a split.
+
+    Returns:
+        Without a pattern, the BIDS entity `sub-XXX`, else `study`, else the path without its suffix: each file is then
+        a patient of its own.
+
+    Raises:
+        UserError: the pattern is no regular expression, or does not match the path.
     """
     if regex is not None:
         try:
@@ -108,10 +133,10 @@ def patient_of(relative_path: str, regex: str | None = None, study: str | None =
         if found is None:
             raise UserError(f"the patient pattern '{regex}' does not match '{relative_path}'")
         return found.group(1) or "" if found.re.groups else found.group(0)
-    subject = _BIDS_SUBJECT.search(relative_path)
-    return subject.group(1) if subject else study or _SUFFIX.sub("", relative_path)
+    subject = BIDS_SUBJECT.search(relative_path)
+    return subject[0] if subject else study or _SUFFIX.sub("", relative_path)
 
 
 def fraction(hashed: str) -> float:
-    """A keyed hash as a number in [0, 1). A patient is held out of training iff fraction(hash) < share."""
+    """A keyed hash as a number in [0, 1). A patient is held out of training where it is below the share of holdouts."""
     return int(hashed[:13], 16) / 16**13

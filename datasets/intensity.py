@@ -50,11 +50,16 @@ def _rounded(value: float | np.floating) -> float:
 
 @np.errstate(all="ignore")  # of extreme values: some are not finite then, see `normalisable`
 def statistics(array: NDArray) -> dict[str, float]:
-    """Intensity statistics of a finite, non-empty scan of any shape, as JSON numbers.
+    """Intensity statistics of a scan.
 
-    min, max: exact. mean, std and the percentiles p005 p010 p020 p050 p950 p980 p990 p995 of the whole scan,
-    threshold (foreground is above it), fraction of foreground, foreground_mean and foreground_std (of the foreground
-    clipped to p005..p995): from about 260,000 evenly spaced voxels where the scan has more.
+    Args:
+        array: finite and not empty, of any shape.
+
+    Returns:
+        JSON numbers: min and max (exact); mean, std and the percentiles p005 p010 p020 p050 p950 p980 p990 p995 of the
+        whole scan; threshold (foreground lies above it); the fraction of foreground; foreground_mean and
+        foreground_std, of the foreground clipped to p005..p995. All but min and max are estimated from about 260,000
+        evenly spaced voxels where the scan has more.
     """
     sample = _sample(array)
     levels = LOW + HIGH
@@ -99,7 +104,16 @@ def foreground_threshold(sample: NDArray[np.float64], low: float, high: float) -
 
 
 def scaling(modality: str, stats: dict[str, float], config: IntensityConfig) -> tuple[float, float, float, float]:
-    """(low, high, centre, scale): normalised = (clip(x, low, high) - centre) / scale."""
+    """The linear scaling of a scan.
+
+    Args:
+        modality: 'ct' is clipped to a window of Hounsfield units, every other modality to percentiles.
+        stats: of the whole scan, as `statistics` returns them.
+        config: window and percentiles.
+
+    Returns:
+        (low, high, centre, scale), with normalised = (clip(x, low, high) - centre) / scale.
+    """
     if modality == "ct":
         low, high = config.ct_window
         return low, high, (low + high) / 2, (high - low) / 2
@@ -127,9 +141,17 @@ def normalise(
     config: IntensityConfig,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """`array` (any shape) clipped and scaled as its modality asks, float32, written to `out` where it is given.
+    """Clip and scale voxels as their modality asks.
 
-    `stats` are those of the whole scan, stored with it or from `statistics(scan)`, never those of the crop.
+    Args:
+        array: voxels of any shape and dtype.
+        modality: of the scan.
+        stats: of the whole scan, stored with it or from `statistics(scan)`, never those of the crop.
+        config: window and percentiles.
+        out: float32 of the same shape, where the result is written; None: a new array.
+
+    Returns:
+        float32 of the same shape.
     """
     low, high, centre, scale = scaling(modality, stats, config)
     if out is None:
@@ -142,7 +164,7 @@ def normalise(
 
 
 def background(modality: str, stats: dict[str, float], config: IntensityConfig) -> float:
-    """The normalised value that padding outside a scan gets: that of its darkest kept intensity."""
+    """The normalised value that padding outside of a scan gets: that of the scan's darkest kept intensity."""
     low, _, centre, scale = scaling(modality, stats, config)
     # Rounded as `normalise` rounds, so that padding and the darkest voxels are the same number.
     return float((np.float32(low) - np.float32(centre)) * np.float32(1 / scale))

@@ -11,10 +11,10 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch, Crops
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
-from scanfoundry.datasets.storage.prefetch import Prefetcher, Wanted
+from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, view_of
-from scanfoundry.datasets.workers.worker import Filled, Setup, SourceSetup, Task
-from scanfoundry.datasets.workers.worker_pool import InProcess, WorkerPool
+from scanfoundry.datasets.workers.worker import FilledBatch, FillTask, ReaderSetup, SourceSetup
+from scanfoundry.datasets.workers.worker_pool import InProcessFiller, WorkerPool
 
 _GROWTH = 4  # times the configured ring
 _OPEN_SHARDS = 64  # that a worker keeps open
@@ -23,13 +23,25 @@ _START = Position()
 
 
 class CropLoader:
-    """Iterator of `Batch`: rank `rank`'s part of every optimiser step, as `micro_batches` batches of equal size.
+    """Iterator of `Batch`: one rank's part of every optimiser step.
 
-    What it yields depends on config, seed and position alone, not on workers, their deaths, or earlier iteration;
-    the ranks' parts of a step make up the same global batch at any world size. A scan that cannot be read is
-    replaced by the next of its source and counted; beyond `config.bad_sample_ceiling` it is a UserError. With
-    `config.positives` of two scans a batch is twice as long: the partners of its first half are the second.
-    Use it as a context manager, or call `close`.
+    What it yields depends on configuration, seed and position alone, not on workers, their deaths, or what was iterated
+    before. The parts of all ranks make up the same global batch at any number of ranks. A scan that cannot be read is
+    replaced by the next scan of its source and counted. With `config.positives` of two scans a batch is twice as long,
+    and its second half are the partners of the first. Use it as a context manager, or call `close`.
+
+    Args:
+        config: what is sampled.
+        seed: of the run.
+        rank: which part of the global batch this process gets, of `world_size`.
+        world_size: how many parts there are.
+        micro_batches: batches of equal size that a step is handed out in.
+        position: where the stream goes on.
+        device: where batches are cast, normalised, padded and flipped.
+
+    Raises:
+        UserError: a source cannot be used, or a batch cannot be divided; while iterating, more scans are damaged than
+            `config.bad_sample_ceiling` allows, or no worker answers for `config.timeout_s`.
     """
 
     def __init__(
@@ -55,12 +67,12 @@ class CropLoader:
             buffer_size(kind.crop, rows * kind.batch // self._shares, config.channels, excluding)
             for kind in self.plan.kinds
         ]
-        self._ring = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
+        self._buffers = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
         setup = self._setup(world_size)
-        self._crew = (
-            WorkerPool(setup, self._ring, config.workers, config.timeout_s)
+        self._pool = (
+            WorkerPool(setup, self._buffers, config.workers, config.timeout_s)
             if config.workers
-            else InProcess(setup, self._ring)
+            else InProcessFiller(setup, self._buffers)
         )
         # Batches are numbered from the start of the run.
         self._next = (position.epoch * self.plan.steps_per_epoch + position.position) * micro_batches
@@ -68,12 +80,12 @@ class CropLoader:
         self._remote = any(data.store.remote for data in self.plan.data)
         self._prefetcher = Prefetcher(config.cache.ahead_bytes)
         self._ahead = -1  # the last step whose shards are on their way
-        self._tasks: dict[int, Task] = {}  # under way or filled, not handed out yet
-        self._filled: dict[int, Filled] = {}
+        self._tasks: dict[int, FillTask] = {}  # under way or filled, not handed out yet
+        self._filled: dict[int, FilledBatch] = {}
         self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
         self._waited = 0.0
 
-    def _setup(self, world_size: int) -> Setup:
+    def _setup(self, world_size: int) -> ReaderSetup:
         config = self._config
         sources = [
             SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude)
@@ -84,7 +96,7 @@ class CropLoader:
         holders = max(1, config.workers) * world_size
         held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
         opened = max(1, min(_OPEN_SHARDS, held))
-        return Setup(sources, config.channels, config.foreground, config.intensity, opened, config.min_overlap)
+        return ReaderSetup(sources, config.channels, config.foreground, config.intensity, opened, config.min_overlap)
 
     def __iter__(self) -> "CropLoader":
         return self
@@ -93,15 +105,15 @@ class CropLoader:
         return self.crops().to(self._device)
 
     def crops(self) -> Crops:
-        """The next batch as it lies in the ring, before it is cast and normalised on the device."""
+        """The next batch as it lies in shared memory, before it is cast and normalised on the device."""
         self._fetch_ahead()
         self._plan_ahead()
         if self._next not in self._tasks:
-            self._ring.grow()  # every buffer is in the caller's hands
+            self._buffers.grow()  # every buffer is in the caller's hands
             self._plan_ahead()
         began = time.perf_counter()
         while self._next not in self._filled:
-            for filled in self._crew.collect():
+            for filled in self._pool.collect():
                 self._receive(filled)
         self._waited += time.perf_counter() - began
         crops = self._hand_out(self._next)
@@ -110,16 +122,16 @@ class CropLoader:
         return crops
 
     def _plan_ahead(self) -> None:
-        """Gives every free buffer a batch to be filled with."""
-        while (slot := self._ring.acquire()) is not None:
+        """Give every free buffer a batch to be filled with."""
+        while (slot := self._buffers.acquire()) is not None:
             step, micro = divmod(self._planned, self._micro)
             share = self._rank * self._micro + micro
             draws = self._readable(self.plan.draws(step, share, self._shares))
-            self._submit(Task(self._planned, slot, self.plan.kind(step).crop, draws, self.plan.paired))
+            self._submit(FillTask(self._planned, slot, self.plan.kind(step).crop, draws, self.plan.paired))
             self._planned += 1
 
     def _fetch_ahead(self) -> None:
-        """Has the remote shards of the coming steps fetched; looks again when half of them are done."""
+        """Fetch the remote shards of the coming steps; look again when half of these are done."""
         step = self._next // self._micro
         if not self._remote or step + _AHEAD // 2 < self._ahead:
             return
@@ -129,12 +141,12 @@ class CropLoader:
         for source, number in needed:
             data = self.plan.data[source]
             shard = data.manifest.shards[number]
-            wanted.append(Wanted(data.store, shard.name, shard.sha256, shard.bytes))
+            wanted.append(PrefetchRequest(data.store, shard.name, shard.sha256, shard.bytes))
         self._prefetcher.ahead(wanted)
 
-    def _submit(self, task: Task) -> None:
+    def _submit(self, task: FillTask) -> None:
         self._tasks[task.number] = task
-        self._crew.submit(task)
+        self._pool.submit(task)
 
     def _readable(self, draws: list[Draw]) -> list[Draw]:
         """The draws, with others where a scan is known to be bad; then the partners, of the scans as they are now."""
@@ -146,7 +158,7 @@ class CropLoader:
         partners = [self.plan.partner(draw, self._bad) for draw in readable] if self.plan.paired else []
         return readable + partners
 
-    def _receive(self, filled: Filled) -> None:
+    def _receive(self, filled: FilledBatch) -> None:
         if not filled.bad:
             self._filled[filled.number] = filled
             return
@@ -165,7 +177,7 @@ class CropLoader:
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)
-        buffer = self._ring.lend(task.slot)
+        buffer = self._buffers.lend(task.slot)
         shape = task.crop, len(task.draws), self._config.channels
         voxels = view_of(buffer, filled.dtype, *shape)
         seeds = np.array([mix(draw.seed, 1) >> 1 for draw in task.draws], np.int64)
@@ -184,15 +196,15 @@ class CropLoader:
         )
 
     def state(self) -> dict[str, int]:
-        """The position after the whole steps handed out so far; `Position.of` takes it back."""
+        """The position after all whole steps that were handed out, which `Position.of` takes back."""
         epoch, position = divmod(self._next // self._micro, self.plan.steps_per_epoch)
         return {"seed": self.plan.seed, "epoch": epoch, "position": position}
 
     def stats(self) -> dict[str, float]:
-        """Scans that could not be read, workers that were replaced, seconds that the caller waited."""
+        """Scans that could not be read, workers that were replaced, and the seconds that the caller has waited."""
         return {
             "bad_samples": len(self._bad),
-            "respawned_workers": self._crew.respawned,
+            "respawned_workers": self._pool.respawned,
             "wait_seconds": self._waited,
         }
 
@@ -211,10 +223,10 @@ class CropLoader:
         return self.plan.patients()
 
     def close(self) -> None:
-        """Ends the workers and gives the buffers back; batches in hand stay valid."""
+        """End the workers and free the buffers. Batches that the caller holds stay valid."""
         self._prefetcher.close()
-        self._crew.close()
-        self._ring.close()
+        self._pool.close()
+        self._buffers.close()
 
     def __enter__(self) -> "CropLoader":
         return self

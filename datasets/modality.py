@@ -23,7 +23,7 @@ _MEANT = {word: code for code, words in WORDS.items() for word in words.split()}
 
 
 def meant(name: str) -> str | None:
-    """The code that a name stands for or is near to; None where it is a code, or a name of its own."""
+    """The code that a name stands for or is near to. None where the name is a code, or a name of its own."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     if name in KNOWN or plain in OWN:
         return None
@@ -36,7 +36,11 @@ def meant(name: str) -> str | None:
 
 
 def settled(name: object) -> object:
-    """A modality in small letters. ValueError where another one seems to be meant, or it is no name."""
+    """A modality in small letters.
+
+    Raises:
+        ValueError: another one seems to be meant, or it is no name.
+    """
     if not isinstance(name, str):
         return name
     plain = name.strip().lower()

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.geometry import Size3D
+from scanfoundry.configs.geometry import PositiveSize3D, Size3D
 from scanfoundry.datasets.augment.config import AugmentConfig
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.identity import fraction
@@ -23,7 +23,7 @@ from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.modality import meant
 from scanfoundry.datasets.sampling.excluded import Excluded, require
 from scanfoundry.datasets.sampling.mixture import Mixture
-from scanfoundry.datasets.sampling.pairs import Companions
+from scanfoundry.datasets.sampling.pairs import StudyPartners
 from scanfoundry.datasets.sampling.shuffle import WindowShuffle
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.store import CacheConfig
@@ -64,7 +64,7 @@ class DataConfig(Config):
     positives: Literal["views", "crops", "study", "projection"] = "views"
     min_overlap: Share = 0.5
     crop_2d: tuple[PositiveInt, PositiveInt] | None = None  # H, W
-    crop_3d: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # D, H, W
+    crop_3d: PositiveSize3D | None = None  # D, H, W
     batch_2d: PositiveInt = 32
     batch_3d: PositiveInt = 4
     channels: Annotated[int, Field(ge=1, le=3)] = 1
@@ -97,14 +97,18 @@ class DataConfig(Config):
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream: so many whole optimiser steps of `epoch` are done."""
+    """A position in the stream: `position` whole optimiser steps of `epoch` are done."""
 
     epoch: int = 0
     position: int = 0
 
     @classmethod
     def of(cls, state: dict[str, int], seed: int) -> "Position":
-        """From `CropLoader.state()`; UserError where that belongs to a run of another seed."""
+        """The position in a `CropLoader.state()`.
+
+        Raises:
+            UserError: the state belongs to a run of another seed.
+        """
         if state["seed"] != seed:
             raise UserError(f"the checkpoint's data stream has seed {state['seed']}, the config {seed}; set that seed")
         return cls(state["epoch"], state["position"])
@@ -122,8 +126,8 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Steps of one crop shape."""
+class StepKind:
+    """The steps whose crops have one shape."""
 
     crop: Size3D
     batch: int  # of all ranks together
@@ -133,7 +137,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Stream:
-    """The scans of one source that serve one kind."""
+    """The scans of one source that serve crops of one shape."""
 
     source: int
     shards: NDArray[np.uint32]  # per row
@@ -143,8 +147,8 @@ class Stream:
     studies: NDArray[np.bytes_]  # per row where positives ask for them, else empty
 
 
-class _Rows(NamedTuple):
-    """Scans of one source that serve one kind; those of one group share its mass."""
+class _SourceRows(NamedTuple):
+    """Scans of one source that serve crops of one shape. The scans of one group share its mass."""
 
     source: int
     crop: Size3D
@@ -153,7 +157,15 @@ class _Rows(NamedTuple):
 
 
 class SamplingPlan:
-    """Every crop of a run, by number. Raises UserError where a source cannot be opened or used."""
+    """Which crop every sample of every optimiser step of a run is.
+
+    Args:
+        config: sources, mixture and crop shapes.
+        seed: of the run.
+
+    Raises:
+        UserError: a source cannot be opened, or has no scan that serves the configured crops.
+    """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -162,7 +174,7 @@ class SamplingPlan:
         self.sites = {
             s.name: str(d.manifest.parameters.get("site", "")) for s, d in zip(config.sources, self.data, strict=True)
         }
-        self._know(config.augment.modalities)
+        self._check_modalities(config.augment.modalities)
         for source, data in zip(config.sources, self.data, strict=True):
             if source.exclude is not None:
                 require(data, source.name, source.exclude)
@@ -176,13 +188,13 @@ class SamplingPlan:
         self.scans = sum(stream.visits.rows for stream in self.streams)
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
         self.alone: dict[str, int] = {}  # with positives 'study': scans by source that pair with themselves
-        self._companions = self._studies() if config.positives == "study" else {}  # by stream
+        self._partners = self._studies() if config.positives == "study" else {}  # by stream
         mass = [sum(self.streams[s].share for s in kind.streams) / kind.batch for kind in self.kinds]
         self._schedule = Mixture(mass, _STEPS, mix(seed, 1))
         crops = self.scans * config.crops_per_visit / sum(stream.share for stream in self.streams)
         self.steps_per_epoch = config.steps_per_epoch or max(1, round(crops * sum(mass)))
 
-    def _know(self, modalities: Iterable[str]) -> None:
+    def _check_modalities(self, modalities: Iterable[str]) -> None:
         """UserError where augmentation is set for a modality that no source has: a slip would go unnoticed."""
         known = sorted({name for data in self.data for name in data.manifest.modalities})
         if self.config.positives == "projection":
@@ -193,14 +205,14 @@ class SamplingPlan:
                 hint = f"did you mean '{code}'?" if code in known and code != name else f"there are {', '.join(known)}"
                 raise UserError(f"data.augment.modalities: no source has '{name}'; {hint}")
 
-    def _kind(self, crop: Size3D, streams: list[int]) -> Kind:
+    def _kind(self, crop: Size3D, streams: list[int]) -> StepKind:
         batch = self.config.batch_2d if crop[0] == 1 else self.config.batch_3d
         mixture = Mixture([self.streams[s].share for s in streams], _VISITS, mix(self.seed, 2, *crop))
-        return Kind(crop, batch, streams, mixture)
+        return StepKind(crop, batch, streams, mixture)
 
     def _all_streams(self) -> list[tuple[Size3D, Stream]]:
         """All streams with their crop shape; a stream's share is its group's mass, in proportion to its scans."""
-        found: list[_Rows] = []
+        found: list[_SourceRows] = []
         for number in range(len(self.data)):
             found += self._rows_of(number)
         streams = []
@@ -215,7 +227,7 @@ class SamplingPlan:
             streams.append((rows.crop, self._stream(rows, share)))
         return streams
 
-    def _rows_of(self, number: int) -> list["_Rows"]:
+    def _rows_of(self, number: int) -> list["_SourceRows"]:
         """A source's scans by crop shape (volumes, images) and, where these are balanced, by modality."""
         config, source, data = self.config, self.config.sources[number], self.data[number]
         table = data.samples()
@@ -235,18 +247,18 @@ class SamplingPlan:
                 continue
             self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]))
             if config.balance == "source":
-                found.append(_Rows(number, crop, source.name, chosen))
+                found.append(_SourceRows(number, crop, source.name, chosen))
                 continue
             for each in np.unique(chosen["modality"]):
                 part = chosen[chosen["modality"] == each]
-                found.append(_Rows(number, crop, modalities[each], part))
+                found.append(_SourceRows(number, crop, modalities[each], part))
         if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
             raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
         self._patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
         return found
 
-    def _stream(self, rows: "_Rows", share: float) -> Stream:
+    def _stream(self, rows: "_SourceRows", share: float) -> Stream:
         name = mix(*rows.group.encode()) if self.config.balance == "modality" else 0
         visits = WindowShuffle(
             np.unique(rows.table["shard"], return_counts=True)[1],
@@ -256,14 +268,14 @@ class SamplingPlan:
         studies = rows.table["study"] if self.config.positives == "study" else np.empty(0, "S32")
         return Stream(rows.source, rows.table["shard"], rows.table["sample"], share, visits, studies)
 
-    def _studies(self) -> dict[int, Companions]:
-        found: dict[int, Companions] = {}
-        every: list[Companions] = []
+    def _studies(self) -> dict[int, StudyPartners]:
+        found: dict[int, StudyPartners] = {}
+        every: list[StudyPartners] = []
         self.alone = dict.fromkeys((source.name for source in self.config.sources), 0)
         for kind in self.kinds:
             for source in sorted({self.streams[stream].source for stream in kind.streams}):
                 streams = {s: self.streams[s].studies for s in kind.streams if self.streams[s].source == source}
-                every.append(Companions(streams))
+                every.append(StudyPartners(streams))
                 found |= dict.fromkeys(streams, every[-1])
                 self.alone[self.config.sources[source].name] += every[-1].alone
         if all(each.alone == each.scans for each in every):
@@ -277,14 +289,17 @@ class SamplingPlan:
         """Sorted hashes of all patients that may be sampled."""
         return sorted(self._patients)
 
-    def kind(self, step: int) -> Kind:
-        """What shape the crops of step `step` (since the start of the run) have: the same on all ranks."""
+    def kind(self, step: int) -> StepKind:
+        """The kind of step number `step` since the start of the run, the same on all ranks."""
         return self.kinds[self._schedule.locate(step)[0]]
 
     def draws(self, step: int, share: int = 0, shares: int = 1) -> list[Draw]:
-        """The global batch of step `step` in order, or part `share` of it when it is cut into `shares`.
+        """The crops of one step, in order.
 
-        Parts are consecutive, so that the crops of one visit stay on one rank.
+        Args:
+            step: since the start of the run.
+            share: which part of the global batch. Parts are consecutive: the crops of one visit stay on one rank.
+            shares: how many parts the global batch is cut into.
         """
         number, earlier = self._schedule.locate(step)
         size = self.kinds[number].batch // shares
@@ -295,7 +310,7 @@ class SamplingPlan:
         kind = self.kinds[number]
         part, visit = kind.mixture.locate(crop // self.config.crops_per_visit)
         stream = kind.streams[part]
-        return self._at(stream, self.streams[stream].visits(visit), mix(self.seed, 4, number, crop))
+        return self._draw_at(stream, self.streams[stream].visits(visit), mix(self.seed, 4, number, crop))
 
     @property
     def paired(self) -> bool:
@@ -303,23 +318,28 @@ class SamplingPlan:
         return self.config.positives in ("crops", "study")
 
     def partner(self, draw: Draw, bad: Container[tuple[int, int]] = ()) -> Draw:
-        """The crop that `draw` is paired with; not of a scan that is `bad` (stream, row), unless `draw` is."""
-        stream, row = draw.stream, draw.row
-        if stream in self._companions:
-            stream, row = self._companions[stream].of(stream, row, draw.seed, bad)
-        return self._at(stream, row, mix(draw.seed, 2))
+        """The crop that a crop is paired with.
 
-    def _at(self, number: int, row: int, seed: int) -> Draw:
+        Args:
+            draw: the crop.
+            bad: scans as (stream, row). A partner is of none of them unless `draw` itself is.
+        """
+        stream, row = draw.stream, draw.row
+        if stream in self._partners:
+            stream, row = self._partners[stream].of(stream, row, draw.seed, bad)
+        return self._draw_at(stream, row, mix(draw.seed, 2))
+
+    def _draw_at(self, number: int, row: int, seed: int) -> Draw:
         stream = self.streams[number]
         return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
 
     def shards_of(self, step: int) -> list[tuple[int, int]]:
-        """(source, shard) that the global batch of step `step` needs, each once, in order."""
+        """The shards that the global batch of a step needs, as (source, shard), each once and in order."""
         draws = self.draws(step)
-        if self._companions:
+        if self._partners:
             draws += [self.partner(draw) for draw in draws]
         return list(dict.fromkeys((draw.source, draw.shard) for draw in draws))
 
     def replacement(self, draw: Draw) -> Draw:
-        """What takes the place of a crop whose scan cannot be read: the same of the source's next scan."""
-        return self._at(draw.stream, (draw.row + 1) % self.streams[draw.stream].visits.rows, draw.seed)
+        """The crop in place of one whose scan cannot be read: the same crop of the next scan of its source."""
+        return self._draw_at(draw.stream, (draw.row + 1) % self.streams[draw.stream].visits.rows, draw.seed)

@@ -27,8 +27,8 @@ Handler = Callable[[Any], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Died:
-    """Instead of a reply: the worker is gone, with this exit status."""
+class WorkerDied:
+    """Received in place of a reply: the worker is gone, with this exit status."""
 
     status: int
 
@@ -40,7 +40,11 @@ class _Failure:
 
 
 class Worker:
-    """A process that calls `factory(connection)` ('module:function') and answers tasks with what that returned."""
+    """A worker process that answers tasks.
+
+    Args:
+        factory: 'module:function'. The function is called with the connection, and what it returns answers the tasks.
+    """
 
     def __init__(self, factory: str) -> None:
         module, function = factory.split(":")
@@ -64,16 +68,24 @@ class Worker:
             remote.close()
 
     def send(self, message: Any) -> None:
-        """Sends a task; that the worker is dead shows at the next `receive`."""
+        """Send a task. The next `receive` shows whether the worker is dead."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(message)
 
     def receive(self) -> Any:
-        """The next reply, or `Died`. Raises what the worker's handler raised (a UserError stays one)."""
+        """The next reply.
+
+        Returns:
+            The reply, or `WorkerDied`.
+
+        Raises:
+            UserError: the handler raised one.
+            RuntimeError: the handler raised anything else; the text is its traceback.
+        """
         try:
             reply = self.connection.recv()
         except (EOFError, OSError):
-            return Died(self._end())
+            return WorkerDied(self._end())
         if isinstance(reply, _Failure):
             raise UserError(reply.text) if reply.mistake else RuntimeError(f"in a worker process:\n{reply.text}")
         return reply
@@ -89,20 +101,28 @@ class Worker:
             return -signal.SIGKILL
 
     def close(self) -> None:
-        """Ends the worker, by force where it does not go."""
+        """End the worker, by force where it does not end by itself."""
         self.connection.close()
         self._end()
 
 
 def ready(workers: Iterable[Worker], timeout: float | None = None) -> list[Worker]:
-    """Those that have a reply or have died; waits for one, at most `timeout` seconds."""
+    """The workers that have replied or died.
+
+    Args:
+        workers: whom to wait for.
+        timeout: seconds to wait for the first of them; None: without end.
+
+    Returns:
+        An empty list where nothing happens within the timeout.
+    """
     by_connection = {id(worker.connection): worker for worker in workers}
     connections = [worker.connection for worker in by_connection.values()]
     return [by_connection[id(connection)] for connection in wait(connections, timeout)]
 
 
 def serve(factory: Callable[[Connection], Handler], descriptor: int) -> None:
-    """The worker's life: tasks in, replies out, until the parent closes the pipe or dies."""
+    """Run a worker: answer tasks until the parent closes the pipe or dies."""
     connection = Connection(descriptor)
     try:
         for message in _answers(factory, connection):

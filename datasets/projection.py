@@ -22,13 +22,20 @@ def axis_of(step: int) -> int:
 
 @torch.no_grad()
 def project(batch: Batch, axis: int | None = None, how: How = "mean") -> Batch:
-    """The projections of a 3D batch along `axis` (0, 1, 2 = D, H, W; None: the step's own) as a 2D batch.
+    """The projections of a batch of volumes along one axis, as a batch of images.
 
-    The other two axes are the image's rows and columns, in their order and direction: (D, H, W) becomes (1, H, W),
-    (1, D, W) or (1, D, H). Only valid voxels count; a pixel is valid where its line has one. Each sample is then
-    standardised over its valid pixels, all channels together (mean 0, deviation 1; 0 where it is flat); the others
-    get its darkest value. Seeds are other ones, so that augmentation is drawn anew; the modality is 'xr'.
-    UserError for a batch of images.
+    The other two axes are rows and columns of the image, in their order and direction: (D, H, W) becomes (1, H, W),
+    (1, D, W) or (1, D, H). Only valid voxels count, and a pixel is valid where its line has a valid voxel. Each sample
+    is standardised over its valid pixels, all channels together (mean 0, deviation 1; 0 where it is flat); the other
+    pixels get its darkest value. Seeds are new ones, so that augmentation is drawn anew. The modality is 'xr'.
+
+    Args:
+        batch: of volumes.
+        axis: 0, 1, 2 for D, H, W; None: the axis of the batch's step.
+        how: 'mean' or 'max' along the axis.
+
+    Raises:
+        UserError: the batch is one of images.
     """
     if batch.is_2d:
         raise UserError("images have no projection: unset data.crop_2d, or take other data.positives")

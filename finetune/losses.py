@@ -34,19 +34,18 @@ def class_weights(counts: Sequence[int], rule: str | list[float], beta: float = 
     return [float(weight) for weight in scaled]
 
 
-def soft_dice(logits: Tensor, labels: Tensor, over: str = "batch", ignored: int | None = None) -> Tensor:
+def soft_dice(logits: Tensor, labels: Tensor, ignored: int | None = None) -> Tensor:
     """1 - mean soft Dice of the foreground classes (Milletari 2016, without squares).
 
     logits (B, K, D, H, W), labels (B, D, H, W) integers; voxels of the label `ignored` are in no sum. Sums run over the
-    batch too ('batch'): a class absent from one patch of a small batch then does not pull the loss about. 'sample':
-    each sample's own Dice, then the mean.
+    batch too: a class absent from one patch of a small batch then does not pull the loss about.
     """
     probabilities = _exact(logits).softmax(1)[:, 1:]
     if ignored is not None:
         known = labels != ignored
         probabilities, labels = probabilities * known[:, None], labels * known
     truth = F.one_hot(labels.long(), logits.shape[1]).movedim(-1, 1)[:, 1:].to(probabilities.dtype)
-    axes = (0, 2, 3, 4) if over == "batch" else (2, 3, 4)
+    axes = (0, 2, 3, 4)
     both = (probabilities * truth).sum(axes)
     total = probabilities.sum(axes) + truth.sum(axes)
     return 1 - ((2 * both + SMOOTH) / (total + SMOOTH)).mean()
@@ -95,7 +94,7 @@ def dice_ce(
     config = config or LossConfig()
     voxels, known = _looked_at(logits, labels, ignored)
     loss = class_loss(voxels, known, config, weight) if known.numel() else voxels.sum()  # 0, with a gradient of 0
-    return loss + config.dice * soft_dice(logits, labels, config.dice_over, ignored) if config.dice else loss
+    return loss + config.dice * soft_dice(logits, labels, ignored) if config.dice else loss
 
 
 def _looked_at(logits: Tensor, labels: Tensor, ignored: int | None) -> tuple[Tensor, Tensor]:

@@ -16,24 +16,16 @@ from scanfoundry.backbones.models.tensor_file import write_tensors
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once, write_json, write_whole
+from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.task import Adapter, Spec, TaskModel
-from scanfoundry.finetune.tasks.classification import Classification
-from scanfoundry.finetune.tasks.detection import Detection
-from scanfoundry.finetune.tasks.regression import Regression
-from scanfoundry.finetune.tasks.segmentation import Segmentation
 
 WEIGHTS, INFO = "model.safetensors", "model.json"
-ADAPTERS: dict[str, type[Adapter[Any, Any]]] = {
-    "segmentation": Segmentation,
-    "classification": Classification,
-    "detection": Detection,
-    "regression": Regression,
-}
 
 
 def adapter_for(spec: Spec) -> Adapter[Any, Any]:
     """The task's adapter."""
-    return ADAPTERS[spec.task.name](spec)
+    adapter: Adapter[Any, Any] = tasks()[spec.task.name].adapter(spec)
+    return adapter
 
 
 def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec) -> None:

@@ -1,7 +1,7 @@
 """The plan: grid, patch and batch from the fingerprint of the scans; written down, and the user's to edit."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_json
 from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.configs.parsing.checking import explain
-from scanfoundry.finetune.cases.cases import ScanSource
+from scanfoundry.finetune.cases.cases import Case, Grid
 from scanfoundry.finetune.cases.volumes import target_shape
 from scanfoundry.finetune.config.study import PlanOverrides
 
@@ -32,7 +32,7 @@ class Fingerprint(Config):
 
 
 class Plan(Config):
-    """What the run is trained at. Edit `plan.json` and start again: changed cells are trained anew."""
+    """What the run is trained at. Edit `plan.json` and start again: trials that it changes are trained anew."""
 
     spacing: tuple[float, float, float]  # segmentation is resampled to it where an axis differs by over 10%
     patch: PositiveSize3D  # cropped, or (classification, detection of large findings) what scans are scaled to fit
@@ -45,19 +45,33 @@ class Plan(Config):
         return self.patch[0] == 1
 
 
-def fingerprint(images: Sequence[ScanSource]) -> Fingerprint:
-    """Medians over the scans (an even sample of them where there are many); UserError for 2D and 3D mixed."""
-    step = max(1, len(images) // FINGERPRINT_SCANS)
-    found = [(scan.voxels.shape[1:], scan.spacing) for scan in (image.read() for image in images[::step])]
-    shapes = np.array([shape for shape, _ in found])
+def fingerprint(cases: Sequence[Case], known: Mapping[str, Grid]) -> Fingerprint:
+    """The median geometry of the cases.
+
+    Args:
+        cases: the training pool; of many cases an even sample is looked at.
+        known: the grids of cases that were read before, by key. Other cases are read here.
+
+    Raises:
+        UserError: a scan cannot be read, or single slices and volumes are mixed.
+    """
+    step = max(1, len(cases) // FINGERPRINT_SCANS)
+    found = [known.get(case.key) or _grid_of(case) for case in cases[::step]]
+    shapes = np.array([grid.shape for grid in found])
     flat = shapes[:, 0] == 1
     if flat.any() != flat.all():
-        odd = images[::step][int(np.flatnonzero(flat == (flat.mean() < 0.5))[0])]
+        odd = found[int(np.flatnonzero(flat == (flat.mean() < 0.5))[0])]
         kind = "a single slice" if flat.mean() < 0.5 else "a volume"
-        raise UserError(f"the images mix single slices and volumes ({odd} is {kind}); give one kind")
+        raise UserError(f"the images mix single slices and volumes ({odd.name} is {kind}); give one kind")
     d, h, w = (float(x) for x in np.median(shapes, axis=0))
-    z, y, x = (float(x) for x in np.median([spacing for _, spacing in found], axis=0))
+    z, y, x = (float(x) for x in np.median([grid.spacing for grid in found], axis=0))
     return Fingerprint(scans=len(found), shape=(d, h, w), spacing=(z, y, x), is_2d=bool(flat.all()))
+
+
+def _grid_of(case: Case) -> Grid:
+    scan = case.image.read()
+    d, h, w = scan.voxels.shape[1:]
+    return Grid(str(case.image), (d, h, w), scan.spacing)
 
 
 def make_plan(found: Fingerprint, overrides: PlanOverrides, encoder: Encoder) -> Plan:
@@ -81,8 +95,21 @@ def make_plan(found: Fingerprint, overrides: PlanOverrides, encoder: Encoder) ->
     return Plan(spacing=spacing, patch=patch, batch=batch, fingerprint=found)
 
 
-def settle_plan(path: Path, images: Sequence[ScanSource], overrides: PlanOverrides, encoder: Encoder) -> Plan:
-    """The plan in `path` where there is one (with the overrides on top), else a new one, written there."""
+def settle_plan(
+    path: Path, cases: Sequence[Case], known: Mapping[str, Grid], overrides: PlanOverrides, encoder: Encoder
+) -> Plan:
+    """The plan in `path` where there is one (with the overrides on top), else a new one, written there.
+
+    Args:
+        path: the plan's file.
+        cases: the training pool.
+        known: the grids of cases that were read before, by key.
+        overrides: what the user wants in place of the planner's choices.
+        encoder: the patch is a multiple of its strides.
+
+    Raises:
+        UserError: the file is no plan, or the patch does not suit the encoder.
+    """
     if path.exists():
         try:
             stored = Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -93,6 +120,6 @@ def settle_plan(path: Path, images: Sequence[ScanSource], overrides: PlanOverrid
         given = overrides.model_dump(exclude_none=True)
         plan = make_plan(stored.fingerprint, PlanOverrides.model_validate(kept | given), encoder)
     else:
-        plan = make_plan(fingerprint(images), overrides, encoder)
+        plan = make_plan(fingerprint(cases, known), overrides, encoder)
     write_json(path, plan.model_dump())
     return plan

@@ -1,15 +1,15 @@
 """What the training loop, the evaluation and the report ask of a task; one subclass per task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Encoder
@@ -25,18 +25,21 @@ from scanfoundry.finetune.cases.channels import hide_channels, read_channels, st
 from scanfoundry.finetune.cases.label_values import LabelValues, consecutive
 from scanfoundry.finetune.cases.patches import extract, identity_patch, vary_intensity
 from scanfoundry.finetune.cases.volumes import Labels, check_resampled_size, prepared, resize, voxel_mm3
+from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.config.detection import DetectionPlan
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.config.recipes import Head, ProbeConfig
-from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig, Task, ValidationConfig
+from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig, ValidationConfig
+from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.metrics.intervals import Statistic
+from scanfoundry.finetune.metrics.registry import added_metrics
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.plan import Plan
+from scanfoundry.finetune.task_parts import ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 
 TargetT = TypeVar("TargetT")
 PredictionT = TypeVar("PredictionT")
-Picture = dict[str, npt.NDArray]
 
 
 class Standard(Config):
@@ -49,6 +52,7 @@ class Standard(Config):
 class Spec(Config):
     """All that a fine-tuned model is, apart from its weights; the body of its `model.json`."""
 
+    model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
     format_version: Literal[1] = 1
     kind: Literal["finetuned"] = "finetuned"
     task: Task
@@ -74,6 +78,18 @@ class Spec(Config):
     members: int = 1  # models that predict together
     postprocess: list[ClassRule] = []  # segmentation: by class, from the held-back cases
     trained: dict[str, Any] = Field(default_factory=dict)  # arm, shots, seed, steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, value: Any) -> Any:
+        """Without the option that models of earlier versions carry and that has gone, where it had its only value."""
+        if (
+            isinstance(value, dict)
+            and isinstance(value.get("loss"), dict)
+            and value["loss"].get("dice_over") == "batch"
+        ):
+            return value | {"loss": {name: each for name, each in value["loss"].items() if name != "dice_over"}}
+        return value
 
     @property
     def labels(self) -> LabelValues:
@@ -128,14 +144,22 @@ class TaskModel(nn.Module, ABC):
 class Adapter(ABC, Generic[TargetT, PredictionT]):
     """One task: from case to sample, batch, loss, prediction, numbers and picture."""
 
-    headline: str  # the metric the report leads with
-    overview: tuple[str, ...]  # the metrics of the report's table; all of them are in results.json
+    target_type: ClassVar[Callable[..., Any] | None] = None  # of targets that are named tuples of arrays: their class
+    headline: ClassVar[str]  # the metric the report leads with
+    overview: ClassVar[tuple[str, ...]]  # the metrics of the report's table; all of them are in results.json
+    report: ClassVar[ReportTexts]
+    export: ClassVar[ExportTexts] = ExportTexts()
+    table: ClassVar[str] = "predictions.csv"  # of `predict`; .json where rows hold more than numbers and texts
+    conventions: ClassVar[Mapping[str, str]] = {}  # what the numbers of a table in JSON mean
+    files: ClassVar[tuple[str, ...]] = ()  # kinds of files that `write` may put beside the table
+    options: ClassVar[frozenset[str]] = frozenset()  # of `predict` that `write` reads: probabilities, uncertainty
+    frames_apart: ClassVar[bool] = False  # whether each frame of a file of images is an image of its own
 
     def __init__(self, spec: Spec) -> None:
-        spec.loss.check_options_read(spec.task.name)
+        spec.task.check_loss(spec.loss)
         self.spec = spec
 
-    def surveyed(self, cases: Sequence[Case]) -> Spec:
+    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Spec:
         """The spec with what decides how training cases are read, from those cases: windows or whole scans of boxes."""
         return self.spec
 
@@ -181,6 +205,76 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     def picture(self, sample: Sample[TargetT], prediction: PredictionT) -> Picture:
         """Small arrays that the report draws a case from."""
 
+    @abstractmethod
+    def columns(self) -> list[str]:
+        """The columns of the table of predictions after the file's, in the order in which `write` fills them."""
+
+    @abstractmethod
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device, files: OutputFiles
+    ) -> TableRow:
+        """Predict one scan and put its files, if it has any; gives its part of the table."""
+
+    def all_metrics(self) -> dict[str, Statistic]:
+        """`metrics`, and those that plug-ins add; UserError where a name is taken."""
+        own, added = self.metrics(), added_metrics(self.spec.task.name)
+        if taken := own.keys() & added.keys():
+            raise UserError(f"a plug-in adds a metric '{min(taken)}', which {self.spec.task.name} has already")
+        return own | {name: metric.function for name, metric in added.items()}
+
+    def shown_metrics(self) -> list[str]:
+        """The metrics of the report's table: `overview`, and those of plug-ins."""
+        return [*self.overview, *added_metrics(self.spec.task.name)]
+
+    def explained(
+        self, members: Sequence[TaskModel], sample: Sample[TargetT], prediction: PredictionT, device: torch.device
+    ) -> Picture:
+        """`picture`, and where a task can tell, what the models decided by."""
+        return self.picture(sample, prediction)
+
+    @classmethod
+    def charts(
+        cls, shown: list[Record], by_arm: Mapping[str, list[Record]], classes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Captions and inline images (see `drawing.charts`) that the report has of this task.
+
+        Args:
+            shown: records of the test cases by the model that is kept.
+            by_arm: records by the name of the arm, of the same seed and shots.
+            classes: names of the classes.
+        """
+        return []
+
+    @staticmethod
+    def draw(axes: Any, picture: Picture, n_classes: int) -> None:
+        """Draw truth and prediction upon the scan of a picture, see `drawing.overlays`."""
+
+    @staticmethod
+    def bars(picture: Picture, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Bars beside a picture: `name`, `value` from 0 to 1, and whether it is the `true` one."""
+        return []
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether scans are brought to the plan's spacing and seen in windows; otherwise they are seen whole."""
+        return self.spec.task.windows
+
+    def output_names(self) -> list[str]:
+        """What each channel of the exported network's output is of."""
+        return list(self.spec.classes)
+
+    def array_names(self, count: int) -> list[str]:
+        """Names of the arrays that the exported network gives, of which there are `count`."""
+        return ["logits"]
+
+    def export_steps(self) -> str:
+        """What follows after the exported network, for people."""
+        return self.export.steps
+
+    def export_details(self, model: TaskModel, shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """What else an export's description holds; `shapes` are those of the outputs for one image."""
+        return {}
+
     def relabelled(
         self, members: Sequence[TaskModel], sample: Sample[TargetT], device: torch.device
     ) -> Sample[TargetT]:
@@ -220,7 +314,7 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
             raise UserError(f"this model takes {len(names)} channels ({', '.join(names)}), {len(given)} are given")
         first = next(scan for scan in given if scan is not None)
         d, h, w = first.voxels.shape[1:]
-        images = first.frames and self.spec.task.name == "segmentation"  # each of its slices is an image of its own
+        images = first.frames and self.frames_apart
         if (d == 1) != self.spec.plan.is_2d and not (images and self.spec.plan.is_2d):
             kinds = ("a single slice", "volumes") if d == 1 else (f"a volume of {d} slices", "single slices")
             raise UserError(f"the scan is {kinds[0]}, this model takes {kinds[1]}")

@@ -29,8 +29,11 @@ def masked_count(blocks: int, ratio: float) -> int:
 def block_mask(seeds: Tensor, grid: Size3D, ratio: float) -> Tensor:
     """Random masks (B, 1, d, h, w) bool on the CPU, True where hidden; the same number in every sample.
 
-    seeds: (B,) int64. A sample's mask is a function of its own seed alone, so it is the same at any world
-    size and after any resume, and no global random state is read or moved.
+    A sample's mask is a function of its own seed alone, so it is the same at any world size and after any resume, and
+    no global random state is read or moved.
+
+    Args:
+        seeds: (B,) int64.
     """
     blocks = grid[0] * grid[1] * grid[2]
     hidden = masked_count(blocks, ratio)

@@ -36,7 +36,7 @@ class Views:
 
 
 def check_views(config: DataConfig, objective: Objective, crops: Iterable[Size3D], modalities: Iterable[str]) -> None:
-    """UserError where the stream's crops (D, H, W) and their views cannot be trained on by the objective."""
+    """Raise UserError where the stream's crops (D, H, W) and their views cannot be trained on by the objective."""
     crops = list(crops)
     if objective.views == 1 and config.positives != "views":
         raise UserError(

@@ -241,8 +241,10 @@ def _inside(value: Any) -> list[Any] | None:
 def check_bounded(stream: IO[bytes], size: int, stored: Callable[[str], int | None]) -> None:
     """Unbounded where the pickle that begins here would cost more than weights of a file of `size` bytes do.
 
-    stored: bytes of a storage by its key; None where only the file's size bounds it. Other exceptions of a damaged
-    pickle pass. The stream stands behind the pickle then.
+    Other exceptions of a damaged pickle pass. The stream stands behind the pickle then.
+
+    Args:
+        stored: bytes of a storage by its key; None where only the file's size bounds it.
     """
     reader = _Reader(size, stored)
     for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):

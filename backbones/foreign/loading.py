@@ -15,10 +15,10 @@ from scanfoundry.backbones.foreign import (
 )
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Weights, read_weights
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.layers.levels import Stride
+from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.models.release import ReleaseInfo, sha256
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import Stride, STUNet
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once
 from scanfoundry.configs.geometry import Size3D
@@ -36,6 +36,7 @@ class Kind:
     encoder: Callable[..., tuple[Encoder, Report]]
     options: tuple[str, ...]  # that `encoder` takes beside in_channels
     facts: Callable[[Weights], tuple[dict[str, Any], tuple[str, ...]]]  # fields of ReleaseInfo, notes
+    whole: Callable[..., tuple[UNet, Report]] | None = None  # reads the decoder and the heads too
 
 
 def load_foreign(
@@ -48,10 +49,13 @@ def load_foreign(
     """The encoder in a file that others released, what is known about it, and what became of every key.
 
     Read are STU-Net and MedNeXt files of their authors (nnU-Net v1), ViTs under timm's names (timm, MAE), ResEncs of
-    nnssl (OpenMind) and nnU-Net v2, and Primus of nnssl. in_channels: None keeps the file's. strides: of a STU-Net,
-    where they are not the released ones, or of a ResEnc whose file does not say them. patch_2d, patch_3d: of a ViT, see
-    `timm_mae.load_encoder`. Raises UserError for a file that is damaged, unsafe or of no known kind, and for an option
-    that the file's kind does not have.
+    nnssl (OpenMind) and nnU-Net v2, and Primus of nnssl. Raises UserError for a file that is damaged, unsafe or of no
+    known kind, and for an option that the file's kind does not have.
+
+    Args:
+        in_channels: None keeps the file's.
+        strides: of a STU-Net, where they are not the released ones, or of a ResEnc whose file does not say them.
+        patch_2d, patch_3d: of a ViT, see `timm_mae.load_encoder`.
     """
     given = {"strides": strides, "patch_2d": patch_2d, "patch_3d": patch_3d}
     options = {name: value for name, value in given.items() if value is not None}
@@ -66,7 +70,7 @@ def load_foreign(
             digest = sha256(stream)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)  # type: ignore[arg-type]
+    info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)
     return encoder, info, replace(report, notes=(*report.notes, *notes))
 
 
@@ -75,18 +79,18 @@ def load_foreign_whole(
     in_channels: int | None = None,
     strides: stunet_v1.Strides | None = None,
     num_classes: int | None = None,
-) -> tuple[STUNet | MedNeXt, Report]:
+) -> tuple[UNet, Report]:
     """The whole segmentation network in a STU-Net or MedNeXt file, heads included; options as in `load_foreign`.
 
-    num_classes: another number than the file's gets fresh heads.
+    Args:
+        num_classes: another number than the file's gets fresh heads.
     """
     weights = read_weights(Path(path))
     kind = recognise(weights)
-    if kind.name == "STU-Net":
-        return stunet_v1.load_whole(weights, in_channels, strides, num_classes)
-    if kind.name == "MedNeXt" and strides is None:
-        return mednext_official.load_whole(weights, in_channels, num_classes)
-    raise UserError(f"{path} is a {kind.name}, which has no {'strides' if strides else 'decoder'}; leave it out")
+    if kind.whole is None or (strides and "strides" not in kind.options):
+        raise UserError(f"{path} is a {kind.name}, which has no {'strides' if strides else 'decoder'}; leave it out")
+    options = {} if strides is None else {"strides": strides}
+    return kind.whole(weights, in_channels, num_classes=num_classes, **options)
 
 
 def recognise(weights: Weights) -> Kind:
@@ -128,9 +132,16 @@ def _mednext_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 KINDS = (
-    Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts),
+    Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts, stunet_v1.load_whole),
     Kind("ViT", timm_mae.is_vit, timm_mae.load_encoder, ("patch_2d", "patch_3d"), _vit_facts),
-    Kind("MedNeXt", mednext_official.is_mednext, mednext_official.load_encoder, (), _mednext_facts),
+    Kind(
+        "MedNeXt",
+        mednext_official.is_mednext,
+        mednext_official.load_encoder,
+        (),
+        _mednext_facts,
+        mednext_official.load_whole,
+    ),
     Kind("ResEnc", openmind_resenc.is_resenc, openmind_resenc.load_encoder, ("strides",), openmind_resenc.facts),
     Kind("Primus", openmind_primus.is_primus, openmind_primus.load_encoder, (), openmind_primus.facts),
 )

@@ -5,8 +5,9 @@ from functools import partial
 
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanfoundry.backbones.mednext import BLOCKS, LEVELS, RATIOS, WIDTH, MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext.blocks import LEVELS
+from scanfoundry.backbones.mednext.encoder import BLOCKS, RATIOS, WIDTH
 from scanfoundry.configs.errors import UserError
 
 STEM, FIRST, HEAD = "stem.weight", "enc_block_0.0.conv1.weight", "out_0.conv_out.weight"
@@ -19,9 +20,13 @@ def is_mednext(weights: Weights) -> bool:
 
 
 def load_encoder(weights: Weights, in_channels: int | None = None) -> tuple[MedNeXtEncoder, Report]:
-    """The contracting path alone; UserError where the weights are not of size S, B, M or L with kernel 3 or 5.
+    """The contracting path alone.
 
-    in_channels: None keeps the file's; another number adapts the stem.
+    Args:
+        in_channels: None keeps the file's; another number adapts the stem.
+
+    Raises:
+        UserError: the weights are not of size S, B, M or L with kernel 3 or 5.
     """
     config = mednext_config(weights, in_channels)
     rest = [key for key in weights.tensors if not key.startswith(ENCODER)]
@@ -51,7 +56,11 @@ def _make_whole(config: MedNeXtConfig, classes: int) -> MedNeXt:
 
 
 def mednext_config(weights: Weights, in_channels: int | None) -> MedNeXtConfig:
-    """Size and kernel from the shapes; UserError where they are no MedNeXt of the paper."""
+    """Size and kernel from the shapes.
+
+    Raises:
+        UserError: they are no MedNeXt of the paper.
+    """
     tensors, path = weights.tensors, weights.path
     stages = [f"enc_block_{level}" for level in range(LEVELS - 1)] + ["bottleneck"]
     blocks = tuple(len({key.split(".")[1] for key in tensors if key.startswith(f"{s}.")}) for s in stages)

@@ -21,8 +21,8 @@ CITATION = "Wald et al. 2024, An OpenMind for 3D medical vision self-supervised 
 LICENCE = "cc-by-4.0"  # on the model cards of the released checkpoints
 
 
-def said(weights: Weights, *path: str) -> Any:
-    """What the adaptation plan says at a path of keys; None where it says nothing there."""
+def plan_entry(weights: Weights, *path: str) -> Any:
+    """The entry of the adaptation plan at a path of keys; None where there is none."""
     value = weights.records.get(PLAN)
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -37,9 +37,9 @@ def prefix_of(weights: Weights, *parts: str) -> str | None:
     """
     found = [key.removesuffix(parts[0]) for key in weights.tensors if key.endswith(parts[0])]
     found = [prefix for prefix in found if all(prefix + part in weights.tensors for part in parts)]
-    told = said(weights, "key_to_encoder")
+    entry = plan_entry(weights, "key_to_encoder")
     named = [
-        prefix for prefix in found if isinstance(told, str) and parts[0].startswith(told.removeprefix(prefix) + ".")
+        prefix for prefix in found if isinstance(entry, str) and parts[0].startswith(entry.removeprefix(prefix) + ".")
     ]
     return min(named or found, key=len, default=None)
 
@@ -55,17 +55,17 @@ def triple(value: Any) -> tuple[int, int, int] | None:
 def facts(weights: Weights, citation: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Fields of ReleaseInfo, and notes; citation: of the architecture, for what is not OpenMind's."""
     fields: dict[str, Any] = {"citation": citation}
-    plan = said(weights, "pretrain_plan", "configurations")
+    plan = plan_entry(weights, "pretrain_plan", "configurations")
     configuration = next(iter(plan.values()), None) if isinstance(plan, Mapping) else None
-    told = configuration if isinstance(configuration, Mapping) else {}
-    crop = triple(said(weights, "recommended_downstream_patchsize")) or triple(told.get("patch_size"))
+    entry = configuration if isinstance(configuration, Mapping) else {}
+    crop = triple(plan_entry(weights, "recommended_downstream_patchsize")) or triple(entry.get("patch_size"))
     if crop:
         fields["crop_3d"] = crop
     trainer = weights.records.get("trainer_name")
     if isinstance(trainer, str) and re.fullmatch(r"\w{1,120}", trainer):
         fields["objective"] = f"nnssl: {trainer}"
-    notes = [*_preprocessing(told, fields)]
-    dataset = said(weights, "pretrain_plan", "dataset_name")
+    notes = [*_preprocessing(entry, fields)]
+    dataset = plan_entry(weights, "pretrain_plan", "dataset_name")
     if isinstance(dataset, str) and OPENMIND.fullmatch(dataset):
         fields |= {"citation": CITATION, "licence": LICENCE}
         notes.append(
@@ -77,17 +77,17 @@ def facts(weights: Weights, citation: str) -> tuple[dict[str, Any], tuple[str, .
     return fields, tuple(notes)
 
 
-def _preprocessing(told: Mapping[Any, Any], fields: dict[str, Any]) -> Iterable[str]:
-    if told.get("normalization_schemes") == ["ZScoreNormalization"]:
+def _preprocessing(entry: Mapping[Any, Any], fields: dict[str, Any]) -> Iterable[str]:
+    if entry.get("normalization_schemes") == ["ZScoreNormalization"]:
         fields["intensity"] = UNCLIPPED
         yield "it saw volumes cropped to what is not zero, z-scored over all voxels, not clipped"
-    spacing = told.get("spacing")
+    spacing = entry.get("spacing")
     if isinstance(spacing, list | tuple) and len(spacing) == 3 and all(isinstance(s, int | float) for s in spacing):
         yield "its volumes had a spacing of {:g} x {:g} x {:g} mm: fine-tune near it".format(*spacing)
 
 
 def check_architecture(weights: Weights, known: tuple[str, ...]) -> None:
-    """UserError where the plan names another architecture than those known."""
-    told = said(weights, "architecture_plans", "arch_class_name")
-    if told is not None and told not in known:
-        raise UserError(f"{weights.path} says that it is a {str(told)[:40]!r}; known are {', '.join(known)}")
+    """Raise UserError where the plan names another architecture than those known."""
+    entry = plan_entry(weights, "architecture_plans", "arch_class_name")
+    if entry is not None and entry not in known:
+        raise UserError(f"{weights.path} says that it is a {str(entry)[:40]!r}; known are {', '.join(known)}")

@@ -34,9 +34,13 @@ def _prefix(weights: Weights) -> str | None:
 
 
 def load_encoder(weights: Weights, in_channels: int | None = None) -> tuple[PrimusEncoder, Report]:
-    """The encoder alone; UserError where it is not a whole one of size S, B, M or L.
+    """The encoder alone.
 
-    in_channels: None keeps the file's; another number adapts the patch embedding.
+    Args:
+        in_channels: None keeps the file's; another number adapts the patch embedding.
+
+    Raises:
+        UserError: it is not a whole one of size S, B, M or L.
     """
     prefix = _prefix(weights) or ""
     openmind.check_architecture(weights, ARCHITECTURES)
@@ -60,7 +64,11 @@ def load_encoder(weights: Weights, in_channels: int | None = None) -> tuple[Prim
 
 
 def primus_config(weights: Weights, prefix: str, in_channels: int | None) -> PrimusConfig:
-    """Size, patch and grid from the shapes; UserError where they are no Primus of the paper."""
+    """Size, patch and grid from the shapes.
+
+    Raises:
+        UserError: they are no Primus of the paper.
+    """
     tensors, path = weights.tensors, weights.path
     patches, table = tensors[prefix + PATCHES], tensors[prefix + TABLE]
     if patches.dim() != 5 or table.dim() != 3:

@@ -10,8 +10,8 @@ from torch import Tensor
 from scanfoundry.backbones.foreign import openmind
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
+from scanfoundry.backbones.layers.levels import Stride
 from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
-from scanfoundry.backbones.stunet import Stride
 from scanfoundry.configs.errors import UserError
 
 STEM = "stem.convs.0.conv.weight"
@@ -34,10 +34,15 @@ def _prefix(weights: Weights) -> str | None:
 def load_encoder(
     weights: Weights, in_channels: int | None = None, strides: Strides | None = None
 ) -> tuple[ResEncEncoder, Report]:
-    """The encoder alone; UserError where it is not a whole one of 3x3x3 kernels.
+    """The encoder alone.
 
-    in_channels: None keeps the file's; another number adapts the stem. strides: into each level but the first; None
-    takes those of the plan, else those of the decoder, which undoes them; needed where neither says them.
+    Args:
+        in_channels: None keeps the file's; another number adapts the stem.
+        strides: into each level but the first; None takes those of the plan, else those of the decoder, which
+            undoes them; needed where neither says them.
+
+    Raises:
+        UserError: it is not a whole one of 3x3x3 kernels.
     """
     prefix = _prefix(weights) or ""
     openmind.check_architecture(weights, ARCHITECTURES)
@@ -70,7 +75,11 @@ def _is_double(weights: Weights, key: str) -> bool:
 def resenc_config(
     weights: Weights, prefix: str, in_channels: int | None, strides: Strides | None
 ) -> tuple[ResEncConfig, tuple[str, ...]]:
-    """Features and blocks from the shapes, strides as given or said, and notes; UserError where they are unknown."""
+    """Features and blocks from the shapes, strides as given or as in the file, and notes.
+
+    Raises:
+        UserError: the strides are unknown.
+    """
     tensors = weights.tensors
     blocks = [_count(tensors, f"{prefix}{FIRST}", level) for level in range(_count(tensors, f"{prefix}{FIRST}"))]
     features = tuple(len(tensors[prefix + FIRST.format(level, 0)]) for level in range(len(blocks)))
@@ -98,11 +107,11 @@ def _count(tensors: Mapping[str, Tensor], key: str, level: int | None = None) ->
 
 def _strides(weights: Weights, levels: int) -> tuple[Sequence[Any] | None, str]:
     """What the file says of its strides (not checked), and where."""
-    if openmind.said(weights, "architecture_plans", "arch_class_name") in ARCHITECTURES[:2]:
+    if openmind.plan_entry(weights, "architecture_plans", "arch_class_name") in ARCHITECTURES[:2]:
         return ((2, 2, 2),) * (levels - 1), "those of the architecture that its plan names"
-    told = openmind.said(weights, "architecture_plans", "arch_kwargs", "strides")
-    if isinstance(told, list | tuple) and len(told) == levels and openmind.triple(told[0]) == (1, 1, 1):
-        return tuple(openmind.triple(stride) or stride for stride in told[1:]), "those of its plan"
+    entry = openmind.plan_entry(weights, "architecture_plans", "arch_kwargs", "strides")
+    if isinstance(entry, list | tuple) and len(entry) == levels and openmind.triple(entry[0]) == (1, 1, 1):
+        return tuple(openmind.triple(stride) or stride for stride in entry[1:]), "those of its plan"
     ups = [weights.tensors.get(f"decoder.transpconvs.{n}.weight") for n in reversed(range(levels - 1))]
     if ups and all(up is not None and up.dim() == 5 for up in ups):
         return tuple(tuple(up.shape[2:]) for up in ups if up is not None), "those that its decoder undoes"

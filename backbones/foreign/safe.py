@@ -42,10 +42,11 @@ MOST_PICKLED = 1 << 26  # bytes of a pickle inside a torch file: weights lie bes
 def read_foreign(path: Path, opened: Path | None = None) -> Any:
     """What a safetensors or torch file holds: nested dicts, lists, numbers and CPU tensors.
 
-    opened: where to read it, where that is not `path` (see `files.opened_once`), which messages name.
-
     Tensors of a torch file are mapped from disk: a momentum buffer that nobody looks at is never read.
     Raises UserError for what is no such file, is damaged, or needs anything outside `ALLOWED`.
+
+    Args:
+        opened: where to read it, where that is not `path` (see `files.opened_once`), which messages name.
     """
     try:
         with (opened or path).open("rb") as file:

@@ -10,7 +10,8 @@ from functools import partial
 
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill
-from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, Stride, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.backbones.layers.levels import Stride
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanfoundry.configs.errors import UserError
 
 Strides = tuple[Stride, Stride, Stride, Stride, Stride]
@@ -28,10 +29,14 @@ def is_stunet(weights: Weights) -> bool:
 def load_encoder(
     weights: Weights, in_channels: int | None = None, strides: Strides | None = None
 ) -> tuple[STUNetEncoder, Report]:
-    """The contracting path alone. Raises UserError where the weights are not a whole one of size S, B, L or H.
+    """The contracting path alone.
 
-    in_channels: None keeps the file's; another number adapts both convolutions that see the input.
-    strides: None takes the released ones; needed where the file is an encoder alone, which may be anyone's.
+    Args:
+        in_channels: None keeps the file's; another number adapts both convolutions that see the input.
+        strides: None takes the released ones; needed where the file is an encoder alone, which may be anyone's.
+
+    Raises:
+        UserError: the weights are not a whole one of size S, B, L or H.
     """
     config = stunet_config(weights, in_channels, strides)
     rest = [key for key in weights.tensors if not key.startswith("conv_blocks_context.")]
@@ -68,7 +73,11 @@ def _make_whole(config: STUNetConfig, classes: int) -> STUNet:
 
 
 def stunet_config(weights: Weights, in_channels: int | None, strides: Strides | None) -> STUNetConfig:
-    """Size from the shapes, the rest as given; UserError where they are no STU-Net's."""
+    """Size from the shapes, the rest as given.
+
+    Raises:
+        UserError: they are no STU-Net's.
+    """
     tensors, path = weights.tensors, weights.path
     if strange := sorted(key for key in tensors if not PARTS.match(key)):
         raise UserError(f"{path} is not a plain STU-Net: it has {strange[0]}; give the original network's weights")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Taken, Weights, adapt_channels, chosen, configured, fill, joined
-from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.layers.positions import sincos_positions
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.backbones.transfer.inflate import inflate_kernels
 from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig, ViTEncoder
@@ -47,10 +47,15 @@ def load_encoder(
     patch_2d: tuple[int, int] | None = None,
     patch_3d: Size3D | None = None,
 ) -> tuple[ViTEncoder, Report]:
-    """The encoder for images and volumes. Raises UserError where the weights are not a plain ViT of a known size.
+    """The encoder for images and volumes.
 
-    in_channels: None keeps the file's. patch_2d: None keeps the file's (H, W). patch_3d (D, H, W): None takes the
-    file's H and W without resizing, and its H for D.
+    Args:
+        in_channels: None keeps the file's.
+        patch_2d: (H, W); None keeps the file's.
+        patch_3d: (D, H, W); None takes the file's H and W without resizing, and its H for D.
+
+    Raises:
+        UserError: the weights are not a plain ViT of a known size.
     """
     config = vit_config(weights, in_channels, patch_2d, patch_3d)
     taken, left = {}, {}
@@ -70,7 +75,11 @@ def load_encoder(
 def vit_config(
     weights: Weights, in_channels: int | None, patch_2d: tuple[int, int] | None, patch_3d: Size3D | None
 ) -> ViTConfig:
-    """Size and options from the shapes, the rest as given; UserError where they are no ViT of ours."""
+    """Size and options from the shapes, the rest as given.
+
+    Raises:
+        UserError: they are no ViT of ours.
+    """
     tensors, path = weights.tensors, weights.path
     if tensors[PATCHES].dim() != 4:
         raise UserError(f"{path}: {PATCHES} is {tuple(tensors[PATCHES].shape)}, should be of a 2D ViT")

@@ -47,7 +47,8 @@ class Taken:
 def read_weights(path: Path, opened: Path | None = None) -> Weights:
     """The state dict in a file, wherever its writer put it; `opened` as in `read_foreign`.
 
-    Raises UserError where there is none.
+    Raises:
+        UserError: there is none.
     """
     content = read_foreign(path, opened)
     if not isinstance(content, Mapping):
@@ -93,9 +94,14 @@ def fill(
 ) -> tuple[M, Report]:
     """The model of `make`, float32, with the values taken, and the report.
 
-    left: why other keys of the weights are not taken. fresh: why the model's keys begin fresh, where it is not
-    simply that the file has none; whole: none of them may. Raises UserError where a value has no place in the model,
-    does not fit it or is not finite, ValueError where a key of the weights is accounted for nowhere.
+    Args:
+        left: why other keys of the weights are not taken.
+        fresh: why the model's keys begin fresh, where it is not simply that the file has none.
+        whole: whether none of the model's keys may begin fresh.
+
+    Raises:
+        UserError: a value has no place in the model, does not fit it or is not finite.
+        ValueError: a key of the weights is accounted for nowhere.
     """
     if unaccounted := weights.tensors.keys() - {part.key for part in taken.values()} - left.keys():
         raise ValueError(f"{weights.path}: {sorted(unaccounted)} neither used nor left")

@@ -73,7 +73,8 @@ class Release:
 def save_release(folder: Path, state_dict: dict[str, Tensor], info: ReleaseInfo, patients: list[str]) -> Path:
     """Write the encoder's weights, `model.json` and `patients.txt` into a folder; gives the weights' path.
 
-    Raises ValueError where the weights do not fit `info.backbone`: such a release could not be loaded.
+    Raises:
+        ValueError: the weights do not fit `info.backbone`: such a release could not be loaded.
     """
     check_fits(state_dict, info.backbone)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,8 @@ def save_release(folder: Path, state_dict: dict[str, Tensor], info: ReleaseInfo,
 def load_release(path: Path) -> Release:
     """Read a release from its folder, its `model.safetensors` or its `model.json`.
 
-    Raises UserError where a file is missing, truncated, corrupt or of an unknown format version.
+    Raises:
+        UserError: a file is missing, truncated, corrupt or of an unknown format version.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -127,7 +129,11 @@ def _check_intact(path: Path, found: str, expected: str) -> None:
 
 
 def read_info(path: Path) -> ReleaseInfo:
-    """Read and check a `model.json`; UserError where it is corrupt or of another format version."""
+    """Read and check a `model.json`.
+
+    Raises:
+        UserError: it is corrupt or of another format version.
+    """
     try:
         raw = json.loads(path.read_text())
     except (ValueError, OSError, RecursionError) as error:

@@ -29,7 +29,11 @@ class Written:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Written:
-    """Stream tensors, from any device, into a safetensors file. OSError where the disk is full or read-only."""
+    """Stream tensors, from any device, into a safetensors file.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for key, tensor in tensors.items():

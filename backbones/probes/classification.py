@@ -20,10 +20,24 @@ FOLDS, ITERATIONS = 3, 200
 def nearest(
     train: NDArray, labels: NDArray, test: NDArray, classes: int, neighbours: int, temperature: float
 ) -> NDArray[np.float64]:
-    """Votes (M, classes), which sum to 1, of the `neighbours` training rows (N, F) most similar to test rows (M, F).
+    """Classify test rows by the votes of the training rows most similar to them.
 
     A vote weighs exp(cosine / temperature) (Wu et al. 2018, arXiv 1805.01978, section 3.4).
+
+    Args:
+        train: features (N, F) of the training scans.
+        labels: their classes (N,).
+        test: features (M, F).
+        classes: how many there are.
+        neighbours: how many training rows vote.
+        temperature: of the weights.
+
+    Returns:
+        Shares of the votes (M, classes), which sum to 1.
     """
+    # `finetune.heads.probes.NeighbourProbe` is the same formula as a torch module, which is saved, exported to ONNX
+    # and runs in float32 on any device. Here it is float64 with a stable order among equal neighbours, whatever the
+    # device and the number of ranks: one in place of both would change the numbers of the other.
     rows, queries = (_unit(each.astype(np.float64)) for each in (train, test))
     cosine = queries @ rows.T
     closest = np.argsort(-cosine, axis=1, kind="stable")[:, :neighbours]
@@ -39,9 +53,18 @@ def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def logistic(train: NDArray, labels: NDArray, patients: Sequence[str], test: NDArray) -> NDArray[np.float64]:
-    """Probabilities (M, classes) for test rows (M, F) by multinomial logistic regression on standardised features.
+    """Classify test rows by multinomial logistic regression on standardised features.
 
     Classes weigh the same. C is the one of least log-loss over folds of the training patients.
+
+    Args:
+        train: features (N, F) of the training scans.
+        labels: their classes (N,).
+        patients: whose scan each is (N,).
+        test: features (M, F).
+
+    Returns:
+        Probabilities (M, classes).
     """
     strength = _strength(train, labels, np.array(patients))
     return np.asarray(_fitted(strength, train, labels).predict_proba(test))
@@ -89,9 +112,16 @@ def _fitted(strength: float, rows: NDArray, labels: NDArray) -> "Pipeline":
 
 
 def scores(labels: NDArray, probabilities: NDArray) -> dict[str, float]:
-    """Balanced accuracy, and AUROC of each class against the others, averaged over the classes (M, classes)."""
+    """Balanced accuracy, and AUROC of each class against the others, averaged over the classes.
+
+    Args:
+        labels: the true classes (M,).
+        probabilities: (M, classes).
+    """
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+    # Of two classes `finetune.metrics.classification.auroc` takes the second one's area alone, which differs from this
+    # mean in its last bits, and it gives the areas of a thousand weighted resamples at once.
     areas = [roc_auc_score(labels == label, column) for label, column in enumerate(probabilities.T)]
     return {
         "balanced_accuracy": float(balanced_accuracy_score(labels, probabilities.argmax(1))),

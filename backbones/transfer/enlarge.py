@@ -16,9 +16,12 @@ def enlarge_state(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights of a network for the same one with larger kernels (`like`), and for each key what was done.
 
-    upkern: trilinear interpolation to the larger size, without correction of the magnitude (UpKern of MedNeXt,
-    Roy et al. 2023): a warm start that does not keep the function. centre: zeros around the small kernel,
-    which keeps it, with the padding k // 2. UserError where keys or channels differ, or a kernel would shrink.
+    upkern: trilinear interpolation to the larger size, without correction of the magnitude (UpKern of MedNeXt, Roy et
+    al. 2023): a warm start that does not keep the function. centre: zeros around the small kernel, which keeps it, with
+    the padding k // 2.
+
+    Raises:
+        UserError: keys or channels differ, or a kernel would shrink.
     """
     if different := sorted(state.keys() ^ like.keys()):
         where = "the weights" if different[0] in state else "the larger network"

@@ -41,8 +41,11 @@ def inflate_kernels(
 ) -> Tensor:
     """2D kernels (..., kh, kw) as 3D ones (..., depth, kh, kw).
 
-    orientations: (n, 3) angles for "fourier", by default the three orthogonal planes; gradients reach them.
-    UserError where the method cannot make kernels of this shape.
+    Args:
+        orientations: (n, 3) angles for "fourier", by default the three orthogonal planes; gradients reach them.
+
+    Raises:
+        UserError: the method cannot make kernels of this shape.
     """
     if how == "average":
         return (kernels / depth).unsqueeze(-3).repeat_interleave(depth, dim=-3)

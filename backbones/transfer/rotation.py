@@ -25,8 +25,11 @@ PLANES = ((-2, -1), (-3, -1), (-3, -2))
 def rotate_kernels(kernels: Tensor, angles: Tensor, inverse: bool = False) -> Tensor:
     """Rotate cubic kernels (..., k, k, k), k odd, about their middle voxel.
 
-    angles: (3,) radians, in the planes (H, W), (D, W) and (D, H), applied in this order; `inverse` undoes the same
-    angles. Computed in float32 or wider, given back in the type of `kernels`. UserError for other kernels.
+    Computed in float32 or wider, returned in the type of `kernels`. UserError for other kernels.
+
+    Args:
+        angles: (3,) radians, in the planes (H, W), (D, W) and (D, H), applied in this order; `inverse` undoes the
+            same angles.
     """
     size = kernels.shape[-1]
     if kernels.dim() < 3 or size % 2 == 0 or kernels.shape[-3:] != (size, size, size):

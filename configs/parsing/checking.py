@@ -1,4 +1,4 @@
-"""A configuration's content against its model; what is wrong in plain words, every mistake a line of its own."""
+"""Validation of a configuration, with one plain line for each mistake."""
 
 import difflib
 import types
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError, UserErrors
 from scanfoundry.configs.parsing.readings import alternatives, is_model, read_as_meant
 
@@ -29,7 +30,17 @@ WANTED = {
 
 
 def check(model: type[T], content: dict[str, Any], origin: str) -> T:
-    """`content` validated as `model`; its mistakes become a UserError, or, if they are several, UserErrors."""
+    """Validate the content of a configuration.
+
+    Args:
+        model: its type.
+        content: keys and values.
+        origin: where they come from, for messages.
+
+    Raises:
+        UserError: there is one mistake.
+        UserErrors: there are several.
+    """
     _check_moderate(content, "", origin)
     try:
         return model.model_validate(read_as_meant(model, content))
@@ -51,7 +62,7 @@ def _check_moderate(value: Any, key: str, origin: str) -> None:
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    """Each mistake in one line: the key, what is wrong, and what to type instead."""
+    """One line for each mistake: the key, what is wrong, and what to type instead."""
     problems: dict[str, list[Any]] = {}
     for problem in error.errors():
         problems.setdefault(_key(model, problem["loc"]), []).append(problem)
@@ -64,17 +75,17 @@ def explain(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
         meant = [hint for one, hint in hints.items() if one.rpartition(".")[0] == parent]
         if key in hints or (found[0]["type"] == "missing" and f"did you mean '{name}'?" in meant):
             continue  # what is missing was misspelt
-        yield f"{key}: {_wrong(found, model)}" if key else _said(found[0])
+        yield f"{key}: {_wrong(found, model)}" if key else _message(found[0])
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """'; did you mean ...?' where something known is like `name`, else ''."""
+    """'; did you mean ...?' where a known name is like `name`, else ''."""
     by_case = {each.casefold(): each for each in known}
     found = difflib.get_close_matches(name.casefold(), by_case, n=1, cutoff=cutoff)
     return f"; did you mean '{by_case[found[0]]}'?" if found else ""
 
 
-def _said(problem: Any) -> str:
+def _message(problem: Any) -> str:
     return str(problem["msg"]).removeprefix("Value error, ")
 
 
@@ -95,8 +106,10 @@ def _wrong(problems: list[Any], model: type[BaseModel]) -> str:
     bounds = [each for each in problems if each["type"] in ("value_error", "assertion_error") or "ctx" in each]
     bounds = [each for each in bounds if each["type"] != "literal_error"]
     if bounds and not _wanted(bounds[0]):
-        said = _said(bounds[0])
-        return said.replace("Input should be", "must be") + ("" if said == bounds[0]["msg"][13:] else f", not {value}")
+        message = _message(bounds[0])
+        return message.replace("Input should be", "must be") + (
+            "" if message == bounds[0]["msg"][13:] else f", not {value}"
+        )
     wanted = [_wanted(each) for each in problems]
     return f"{value!r} is not {' or '.join(dict.fromkeys(each for each in wanted if each))}"
 
@@ -195,5 +208,7 @@ def _fields(model: type[BaseModel], loc: list[str]) -> set[str]:
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, Config):
+            return set(annotation.kinds())
         return {annotation} if issubclass(annotation, BaseModel) else set()
     return {found for argument in typing.get_args(annotation) for found in _models_in(argument)}

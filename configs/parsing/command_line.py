@@ -1,4 +1,4 @@
-"""What is typed on the command line beats what a file or a recipe says: nobody has to unsay what nobody typed."""
+"""Values from the command line, which override what a file or a recipe says, with all that contradicts them."""
 
 from typing import Any
 
@@ -12,7 +12,11 @@ NAME = "name"  # chooses among several kinds of a thing: backbone, objective, ta
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """`a.b.0.c=value` words as values by key; values are read as YAML. UserError for what is none."""
+    """`a.b.0.c=value` words as values by key; values are read as YAML.
+
+    Raises:
+        UserError: a word is not of that form, or its value is not YAML.
+    """
     found = {}
     for word in words:
         key, separator, text = word.partition("=")
@@ -29,9 +33,14 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 
 def give_way(model: type[BaseModel], content: dict[str, Any], typed: dict[str, Any]) -> None:
-    """Remove from a file's `content` what contradicts the `typed` values; see `Config.rivals`.
+    """Remove from a file's content what contradicts the typed values; see `Config.rivals`.
 
-    Where another kind is typed (`backbone.name=vit` over a STU-Net), what the file says of its own kind goes too.
+    Where another kind is typed (`backbone.name=vit` over a STU-Net), what the file says of its own kind is removed too.
+
+    Args:
+        model: type of the configuration.
+        content: of the file, which is changed.
+        typed: values by key.
     """
     idle = model.gives_way(typed, content) if issubclass(model, Config) else []
     for key, value in typed.items():
@@ -41,9 +50,9 @@ def give_way(model: type[BaseModel], content: dict[str, Any], typed: dict[str, A
             held.clear()
     if not issubclass(model, Config):
         return
-    said = {key: value for key, value in typed.items() if value is not None and value is not False}
+    effective = {key: value for key, value in typed.items() if value is not None and value is not False}
     for key, others in model.rivals.items():
-        if not any(_within(each, key) or _holds(each, key, value) for each, value in said.items()):
+        if not any(_within(each, key) or _holds(each, key, value) for each, value in effective.items()):
             continue
         for other, keys in others.items():
             if _get(content, other) in (None, False) or any(_within(each, other) for each in typed):

@@ -1,4 +1,4 @@
-"""In what two configurations differ, for a line that says so."""
+"""The first difference between two configurations, for a message."""
 
 from typing import Any
 
@@ -6,7 +6,16 @@ Difference = tuple[str, Any, Any]  # key ('data.images'), value before, value no
 
 
 def first_difference(before: Any, now: Any, key: str = "") -> Difference | None:
-    """The first key, deepest first, whose values differ; a missing one counts as None."""
+    """The first key, deepest first, whose values differ.
+
+    Args:
+        before: one configuration.
+        now: the other. A key that one of them lacks counts as None.
+        key: where both lie in a larger configuration.
+
+    Returns:
+        (key, value before, value now); None where they are equal.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *(name for name in now if name not in before)]:
             found = first_difference(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))

@@ -10,10 +10,16 @@ MOST = 100_000  # values in one, where its aliases are written out
 
 
 def plain_yaml(text: str) -> Any:
-    """What YAML says, in plain values. ValueError, in any wording, for what is none or would cost more than it says.
+    """Parse YAML of plain values.
 
-    Aliases may name a part again, but not until it unfolds without end (a, b: [*a, *a], c: [*b, *b] ...). A key that
-    stands twice in one mapping is none, where the parser alone would let the last one win in silence.
+    Aliases may repeat a part, but not until it unfolds without end (a, b: [*a, *a], c: [*b, *b] ...). A key that stands
+    twice in one mapping is an error, where the parser alone would silently keep the last one.
+
+    Args:
+        text: of the configuration.
+
+    Raises:
+        ValueError: the text is no such YAML, or would cost more than its length suggests.
     """
     if len(text) > LONGEST:
         raise ValueError(f"more than {LONGEST} characters")

@@ -1,4 +1,4 @@
-"""Values that have one reading only, though not the form that is asked for: `shots=5` is [5], `backbone=vit` a name."""
+"""Values with only one possible reading, though not in the form that is asked for: `shots=5` for [5]."""
 
 import types
 import typing
@@ -8,11 +8,21 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from scanfoundry.configs.base import Config
+
 SCALARS = (str, int, float, bool)
 
 
 def read_as_meant(model: type[BaseModel], content: Any) -> Any:
-    """`content` with such values in the form that `model` asks for; everything else is left for validation to judge."""
+    """Bring values into the form that a configuration asks for where they have only one reading.
+
+    Args:
+        model: type of the configuration.
+        content: keys and values.
+
+    Returns:
+        A copy of the content. All other values are left to validation.
+    """
     if not isinstance(content, dict):
         return content
     return {
@@ -29,6 +39,8 @@ def alternatives(annotation: Any) -> Iterator[Any]:
     elif origin in (typing.Union, types.UnionType):
         for each in typing.get_args(annotation):
             yield from alternatives(each)
+    elif is_model(annotation) and issubclass(annotation, Config):
+        yield from annotation.kinds()
     elif annotation is not type(None):
         yield annotation
 

@@ -16,11 +16,12 @@ _ANY_OTHER = "any other modality"  # a name that no modality can have
 class AugmentConfig(Config):
     """Augmentation of one view.
 
-    preset            what `default` and `modalities` build on: nothing, or `presets.PRESETS`
-    default           switches for every modality, over the preset's for it
-    modalities        switches by modality ('ct', 'mr', 'us', ...), over `default`
-    size_2d, size_3d  (H, W) and (D, H, W) of the views in voxels; null: as the crops come. Without `crop` a smaller
-                      view is cut out, a larger one padded, at the crop's own resolution
+    Attributes:
+        preset: what `default` and `modalities` build on: nothing, or `presets.PRESETS`.
+        default: switches for every modality, over the preset's for it.
+        modalities: switches by modality ('ct', 'mr', 'us', ...), over `default`.
+        size_2d, size_3d: (H, W) and (D, H, W) of the views in voxels; null: as the crops come. Without `crop` a smaller
+            view is cut out, a larger one padded, at the crop's own resolution.
 
     A switch is a whole transform or null: setting one replaces all of its settings.
     """

@@ -21,10 +21,11 @@ _TOTAL = _PLACE + len(KINDS) + sum(_COUNT.values())
 class Drawn:
     """The draws of B samples.
 
-    place   (B, 3) in [0, 1): where the view's window lies along D, H, W
-    on      by transform: (B,) bool, whether the sample gets it
-    values  by transform: (B, n) float64 within its `ranges`
-    keys    (B, 2) int32, of the sample's noise
+    Attributes:
+        place: (B, 3) in [0, 1): where the view's window lies along D, H, W.
+        on: by transform: (B,) bool, whether the sample gets it.
+        values: by transform: (B, n) float64 within its `ranges`.
+        keys: (B, 2) int32, of the sample's noise.
     """
 
     place: NDArray[np.float64]

@@ -19,11 +19,12 @@ _TURN = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])  # a quarter turn: view (d,
 class Geometry:
     """Where the views of B samples come from.
 
-    matrices  (B, 4, 4) float64: index of the view to index of the crop
-    exact     (B,) bool: the window is cut out as it is; straight (B,) bool: it is resized; else it is turned, too
-    start     (B, 3) where the window begins, in voxels; side (B, 3) how long it is
-    flips     (B, 3) bool, of the window along D, H, W; turns (B,) quarter turns after that
-    size      of the views
+    Attributes:
+        matrices: (B, 4, 4) float64: index of the view to index of the crop.
+        exact: (B,) bool: the window is cut out as it is; straight (B,) bool: it is resized; else it is turned, too.
+        start: (B, 3) where the window begins, in voxels; side (B, 3) how long it is.
+        flips: (B, 3) bool, of the window along D, H, W; turns (B,) quarter turns after that.
+        size: of the views.
     """
 
     matrices: NDArray[np.float64]

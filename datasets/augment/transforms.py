@@ -80,11 +80,12 @@ class QuarterTurn(Transform):
 class Affine(Transform):
     """Rotation, zoom, stretch and shift about the middle of the view.
 
-    rotation     degrees, at most, in the plane (H, W)
-    tilt         degrees, at most, out of the plane; nothing in 2D, and times D / max(H, W) in flat crops: their
-                 slices are mostly thick, and a tilt that is mild in voxels would be a large one in mm
-    scale        factors that structures grow by; anisotropy: at most that factor more or less along each axis
-    translation  at most that fraction of the scan's crop, along each axis
+    Attributes:
+        rotation: degrees, at most, in the plane (H, W).
+        tilt: degrees, at most, out of the plane; nothing in 2D, and times D / max(H, W) in flat crops: their slices are
+            mostly thick, and a tilt that is mild in voxels would be a large one in mm.
+        scale: factors that structures grow by; anisotropy: at most that factor more or less along each axis.
+        translation: at most that fraction of the scan's crop, along each axis.
     """
 
     rotation: Annotated[float, Field(ge=0, le=180)] = 15.0

@@ -14,7 +14,7 @@ QUARANTINE = "quarantine.jsonl"
 # refused: a scan that cannot be read or trusted; it counts against the ceiling
 # skipped: no scan by its nature, such as a report
 # duplicate: its voxels are in the shards already; label: stored without a label that does not fit it
-Kind = Literal["refused", "skipped", "duplicate", "label"]
+QuarantineKind = Literal["refused", "skipped", "duplicate", "label"]
 
 
 class Quarantined(BaseModel):
@@ -22,7 +22,7 @@ class Quarantined(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     path: str
-    kind: Kind = "refused"
+    kind: QuarantineKind = "refused"
     reason: str
     first: str | None = None  # where it is another one than `path`
 
@@ -43,5 +43,5 @@ def read_quarantine(out: Path) -> list[Quarantined]:
 
 
 def count(entries: Sequence[Quarantined]) -> dict[str, int]:
-    """How many scans are left out, by kind; files beyond the first of a scan are not counted."""
+    """The number of scans that are left out, by kind. Further files of one scan are not counted."""
     return dict(Counter[str](entry.kind for entry in entries if entry.first is None))

@@ -1,4 +1,4 @@
-"""What a build works on: the sources in their order, dealt to shards before the first is read."""
+"""What a build works on: the sources in their order, assigned to shards before the first of them is read."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from scanfoundry.configs.errors import Mistakes
-from scanfoundry.datasets.discovery.quarantine import Kind, Quarantined
+from scanfoundry.datasets.discovery.quarantine import Quarantined, QuarantineKind
 from scanfoundry.datasets.identity import keyed_hash, patient_of
 from scanfoundry.datasets.labels import LabelRef
 from scanfoundry.datasets.labels.label_index import LabelIndex
@@ -28,7 +28,13 @@ FrameFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[str]]]
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source to read. `order` is its keyed hash: it sorts the sources and names their samples."""
+    """A source to read.
+
+    Attributes:
+        order: keyed hash of the source's identity; it sorts the sources and names their samples.
+        patient, study: keyed hashes of the patient and of the study.
+        labels: of the source, their masks still files.
+    """
 
     source: Source
     order: str
@@ -39,7 +45,7 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The sources that make up one shard; it depends on no other shard."""
+    """The sources that make up one shard. It depends on no other shard."""
 
     name: str
     sources: list[PlannedSource]
@@ -49,19 +55,31 @@ def find_sources(
     inputs: Sequence[Path],
     key: bytes,
     patient_regex: str | None,
-    book: LabelIndex,
+    label_index: LabelIndex,
     find_dicom: DicomFinder,
     find_frames: FrameFinder | None = None,
 ) -> tuple[list[PlannedSource], list[Quarantined]]:
-    """All sources under `inputs` by keyed hash, and what is none, with the reason; mask files of `book` left aside.
+    """Find all sources below some inputs.
 
-    UserError where labels of a source contradict each other, or two inputs hold the same one: their samples would
-    collide, and a series may lie in parts in both.
+    Args:
+        inputs: files, folders, or patterns with '*'.
+        key: the site's key, see `identity.site_key`.
+        patient_regex: finds the patient in a path, see `identity.patient_of`.
+        label_index: labels of the sources. Its mask files are no sources; it is told all scans and pairs them.
+        find_dicom: finds the DICOM among files of one folder.
+        find_frames: finds the videos among them; None: images in a row are no videos.
+
+    Returns:
+        The sources, sorted by keyed hash, and the files that are none, with the reason.
+
+    Raises:
+        UserError: labels of a source contradict each other, or two inputs hold the same source. Their samples would
+            collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
     files, others = find_files(inputs)
-    book.claim(files, len(others))
-    files, others = (_opened(each, book, none) for each in (files, others))
+    label_index.claim(files, len(others))
+    files, others = (_scan_files(each, label_index, none) for each in (files, others))
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -74,15 +92,15 @@ def find_sources(
     for root in sorted({root for root, _ in others}):
         dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
         sources += dicom
-        none += [_told(each, root, book) for each in rest]
+        none += [_as_labels(each, root, label_index) for each in rest]
     studies = studies_of([source.relative for source in sources if source.study is None])
     shared = shared_studies(studies)
-    sources = _told_apart(sources)
-    book.pair([source.relative for source in sources])
+    sources = _with_own_identities(sources)
+    label_index.pair([source.relative for source in sources])
     mistakes, planned = Mistakes(" and ".join(str(each) for each in inputs)), []
     for source in sources:
         with mistakes.each():
-            planned.append(_planned(source, key, patient_regex, book, studies, shared))
+            planned.append(_planned(source, key, patient_regex, label_index, studies, shared))
     planned.sort(key=lambda each: each.order)
     for one, following in pairwise(planned):
         if one.order == following.order:
@@ -90,7 +108,7 @@ def find_sources(
             mistakes.add(
                 f"two inputs hold '{one.source.relative}' ({names}): give their common parent, or build two data sets"
             )
-    mistakes.tell()
+    mistakes.raise_if_any()
     return planned, none
 
 
@@ -99,25 +117,33 @@ def shown(relative: str) -> str:
     return os.fsencode(relative).decode("utf-8", "backslashreplace")
 
 
-def _told(each: Quarantined, root: Path, book: LabelIndex) -> Quarantined:
-    """A file that is no DICOM is seldom meant to be: what it is to this data set."""
+def _as_labels(each: Quarantined, root: Path, label_index: LabelIndex) -> Quarantined:
+    """What a file without DICOM in it is to this data set: few of them are meant to be DICOM."""
     if each.reason != "not DICOM":
         return each
-    labels = book.listed and (root / each.path).resolve() in book.listed
+    labels = label_index.listed and (root / each.path).resolve() in label_index.listed
     return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
 
 
-def _opened(files: Sequence[File], book: LabelIndex, none: list[Quarantined]) -> list[File]:
-    """Those that are regular files and no masks."""
+def _scan_files(files: Sequence[File], label_index: LabelIndex, none: list[Quarantined]) -> list[File]:
+    """The regular files that are no masks."""
     opened = regular_files(files, none)
-    if not book.claimed:
+    if not label_index.claimed:
         return opened
-    return [(root, relative) for root, relative in opened if book.real.of(root, relative) not in book.claimed]
+    return [
+        (root, relative) for root, relative in opened if label_index.real.of(root, relative) not in label_index.claimed
+    ]
 
 
-def regular_files(files: Sequence[File], none: list[Quarantined], kind: Kind = "skipped") -> list[File]:
-    """Those that are regular files. The others get a line in `none`, of `kind` where they are something else: a pipe
-    would be waited on for ever. A folder among them is one that cannot be listed."""
+def regular_files(files: Sequence[File], none: list[Quarantined], kind: QuarantineKind = "skipped") -> list[File]:
+    """The regular files among `files`.
+
+    Args:
+        files: (root, path below it).
+        none: receives a line for each other file: a folder that cannot be listed, a link to nowhere, or a pipe, which a
+            reader would wait for without end.
+        kind: of the lines for what is neither file nor folder.
+    """
     opened: list[File] = []
     for root, relative in files:
         try:
@@ -134,8 +160,8 @@ def regular_files(files: Sequence[File], none: list[Quarantined], kind: Kind = "
     return opened
 
 
-def _told_apart(sources: Sequence[Source]) -> list[Source]:
-    """Sources of one input have an identity each, whatever damaged headers say: the second of two gets a number."""
+def _with_own_identities(sources: Sequence[Source]) -> list[Source]:
+    """Give the second of two sources of one identity a number, whatever damaged headers say."""
     seen = Counter[tuple[Path, str]]()
     apart: list[Source] = []
     for source in sorted(sources, key=lambda source: source.files):
@@ -149,7 +175,7 @@ def _planned(
     source: Source,
     key: bytes,
     patient_regex: str | None,
-    book: LabelIndex,
+    label_index: LabelIndex,
     studies: Mapping[str, str],
     shared: Mapping[str, str],
 ) -> PlannedSource:
@@ -163,13 +189,21 @@ def _planned(
         source,
         keyed_hash(key, "scan", source.identity),
         keyed_hash(key, "patient", patient),
-        book.of(source.relative),
+        label_index.of(source.relative),
         keyed_hash(key, "study", f"{whose}\0{study}"),
     )
 
 
-def deal(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
-    """`sources` in order into shards of about `shard_bytes` of source files, at most `MAX_SOURCES` each."""
+def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
+    """Assign sources to shards, in their order.
+
+    Args:
+        sources: sorted, as `find_sources` returns them.
+        shard_bytes: about so many bytes of source files make up a shard; it holds `MAX_SOURCES` sources at most.
+
+    Returns:
+        At least one plan; with no sources, one without any.
+    """
     plans: list[ShardPlan] = []
     current: list[PlannedSource] = []
     size = 0

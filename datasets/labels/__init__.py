@@ -1,4 +1,4 @@
-"""What is known of a scan besides its voxels: masks, boxes, classes, regression targets."""
+"""Labels: what is known of a scan besides its voxels (masks, boxes, classes, numbers)."""
 
 from scanfoundry.datasets.readers.labels import Box, LabelRef, Labels
 

@@ -1,4 +1,4 @@
-"""Labels onto the grid of their scan."""
+"""Places labels onto the grid of their scan."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,17 @@ from scanfoundry.datasets.readers.scan import ReadError, Scan
 
 
 def attach(scan: Scan, ref: LabelRef) -> Labels:
-    """The labels of `scan`: what the file itself says (`scan.labels`) and, over it, what `ref` says.
+    """The labels of a scan on its own grid.
 
-    ReadError (the reason, without a path) where a mask or box is not of this scan's grid.
+    Args:
+        scan: its own labels (`scan.labels`) count where `ref` does not say otherwise.
+        ref: labels from lists and mask files.
+
+    Returns:
+        Labels whose mask has the scan's shape (D, H, W) and whose boxes lie within it.
+
+    Raises:
+        ReadError: a mask or a box is not of this scan's grid; the text holds no path.
     """
     own = scan.labels
     mask, greys, names, boxes, left_out = own.mask, own.greys, own.names | ref.names, own.boxes, 0
@@ -34,10 +42,18 @@ def attach(scan: Scan, ref: LabelRef) -> Labels:
 
 
 def mask_on(scan: Scan, path: Path) -> Mask:
-    """The mask (D, H, W) in `path` on the grid of `scan`, in the smallest unsigned type; see `as_mask`.
+    """The mask in a file, on the grid of a scan.
 
-    Of a file of several masks, that of the scan's part. ReadError where shape or affine differ (by more than a tenth of
-    a voxel at a corner), or it does not hold whole numbers.
+    Args:
+        scan: the scan that the mask is of.
+        path: file of the mask. Of a file of several masks, that of the scan's part is taken.
+
+    Returns:
+        (D, H, W) in the smallest unsigned type; see `as_mask`.
+
+    Raises:
+        ReadError: the shape or the affine differs (by more than a tenth of a voxel at a corner), or the file does not
+            hold whole numbers.
     """
     return as_mask(_one_on(scan, path))
 
@@ -69,9 +85,13 @@ def check_grid(scan: Scan, mask: Scan) -> None:
 
 
 def as_mask(scan: Scan) -> Mask:
-    """The values (D, H, W) of a scan that is a mask: of a palette the indices; of an image in black and white, 0 and 1.
+    """The label numbers of a scan that is a mask.
 
-    ReadError where they are no whole numbers from 0 on, or greys that cannot be the numbers of classes.
+    Returns:
+        (D, H, W): the indices of a palette, 0 and 1 of an image in black and white, else the values themselves.
+
+    Raises:
+        ReadError: the values are no whole numbers from 0 on, or greys that cannot be the numbers of classes.
     """
     return _stored(scan)[0]
 

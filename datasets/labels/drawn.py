@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from scanfoundry.configs.errors import Mistakes, UserError
-from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.labels.tables.table import FoundLabels
 from scanfoundry.datasets.readers.box_labels import why_no_voxels
 from scanfoundry.datasets.readers.labels import Box, LabelRef
 
@@ -16,13 +16,15 @@ def is_coco(content: Any) -> bool:
     return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
 
 
-def read_coco(path: Path, content: dict[str, Any]) -> Found:
+def read_coco(path: Path, content: dict[str, Any]) -> FoundLabels:
     """Boxes (x, y, width, height) of each of the images; an image without annotation: looked, and there is none.
 
-    Without extent, of a crowd, or of no image: left out and counted. UserError where it is not what COCO says, an id is
-    of two images or categories, or boxes are no pixels.
+    Without extent, of a crowd, or of no image: left out and counted.
+
+    Raises:
+        UserError: the content is not of COCO's form, an id is of two images or categories, or boxes are no pixels.
     """
-    found, mistakes = Found(), Mistakes(str(path))
+    found, mistakes = FoundLabels(), Mistakes(str(path))
     try:
         names = {each["id"]: str(each["name"]) for each in content.get("categories", [])}
         boxes: dict[Any, list[Box]] = {each["id"]: [] for each in content["images"]}
@@ -51,7 +53,7 @@ def read_coco(path: Path, content: dict[str, Any]) -> Found:
             found.refs.append((str(each["file_name"]), ref))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no COCO list of boxes: {type(error).__name__} {error}") from error
-    mistakes.tell()
+    mistakes.raise_if_any()
     return found
 
 
@@ -79,7 +81,7 @@ def _bbox(annotation: dict[str, Any], where: str) -> tuple[float, float, float, 
     return x, y, width, height
 
 
-def read_voc(folder: Path) -> Found:
+def read_voc(folder: Path) -> FoundLabels:
     """Boxes of the XML files under `folder` (or of the one file), each of the image of its own name and place.
 
     Pascal VOC counts pixels from 1 and includes the last, so `xmin` to `xmax` is [xmin - 1, xmax). A folder in which
@@ -92,7 +94,7 @@ def read_voc(folder: Path) -> Found:
         with mistakes.each():
             drawn.append((file, _objects(file)))
     first = 0.0 if any(min(low[:2]) < 1 for _, (_, objects) in drawn for _, low in objects) else 1.0
-    found = Found()
+    found = FoundLabels()
     for file, (size, objects) in drawn:
         boxes: list[Box] = []
         for label, (x0, y0, x1, y1) in objects:
@@ -105,7 +107,7 @@ def read_voc(folder: Path) -> Found:
         found.refs.append((name.removesuffix(".xml"), LabelRef(boxes=tuple(boxes), flat_boxes=True, size=size)))
     if any(objects for _, (_, objects) in drawn) and not first:
         found.notes.append(f"{folder.name}: boxes that begin at 0, so pixels are counted from 0")
-    mistakes.tell()
+    mistakes.raise_if_any()
     return found
 
 
@@ -131,7 +133,9 @@ def _objects(file: Path) -> tuple[tuple[int, int] | None, list[tuple[str, tuple[
     return ((height, width) if height and width else None), objects  # type: ignore[return-value]
 
 
-def _keep(boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: Found, where: str) -> None:
+def _keep(
+    boxes: list[Box], x0: float, y0: float, x1: float, y1: float, label: str, found: FoundLabels, where: str
+) -> None:
     """Keeps or counts a box; UserError where it is no box of pixels."""
     if x0 < x1 and y0 < y1:
         if why := why_no_voxels(x0, y0, x1, y1):

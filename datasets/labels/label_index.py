@@ -1,4 +1,4 @@
-"""All labels of a build, to look up by scan."""
+"""The labels of a build, to look up by scan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,19 +11,17 @@ from scanfoundry.datasets.labels.drawn import is_coco, read_coco, read_voc
 from scanfoundry.datasets.labels.mask_files import MaskSet
 from scanfoundry.datasets.labels.masks import Names, as_names, is_dataset, read_dataset
 from scanfoundry.datasets.labels.pairing.doubt import Doubt
-from scanfoundry.datasets.labels.pairing.names import ByName, parts_of
+from scanfoundry.datasets.labels.pairing.names import ByName, Parts, parts_of
 from scanfoundry.datasets.labels.tables.columns import INSIST
 from scanfoundry.datasets.labels.tables.personal import MAIL, PERSONS, telling_value
-from scanfoundry.datasets.labels.tables.table import Columns, Found, read_table
+from scanfoundry.datasets.labels.tables.table import Columns, FoundLabels, read_table
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.datasets.readers.labels import LabelRef
-from scanfoundry.datasets.readers.real_paths import RealPaths
-
-Parts = tuple[str, ...]
+from scanfoundry.datasets.readers.paths import RealPaths
 
 
 @dataclass
-class _List:
+class _LabelList:
     """One file or folder of labels that name their scans."""
 
     title: str
@@ -45,10 +43,12 @@ class _List:
 class LabelIndex:
     """The labels of a build by the path of their scan.
 
-    claimed   resolved mask files: they are no scans
-    listed    resolved files of lists and drawings: no scans either
-    notes     what a person should read before the build: columns left out and why
-    left_out  boxes, lines and masks that could not be used, counted by reason
+    Attributes:
+        claimed: resolved mask files, which are no scans.
+        listed: resolved files of lists and drawings, which are no scans either.
+        notes: what a person should read before the build: columns that are left out, and why.
+        left_out: boxes, lines and masks that could not be used, counted by reason.
+        doubt: words of the command for names with two readings.
     """
 
     claimed: set[Path] = field(default_factory=set)
@@ -57,13 +57,18 @@ class LabelIndex:
     left_out: dict[str, int] = field(default_factory=dict)
     doubt: Doubt = field(default_factory=Doubt)
     real: RealPaths = field(default_factory=RealPaths)
-    _lists: list[_List] = field(default_factory=list)
+    _lists: list[_LabelList] = field(default_factory=list)
     _masks: MaskSet | None = None
 
     def claim(self, files: Sequence[tuple[Path, str]], others: int) -> None:
-        """Tells masks from scans: `files` (root, path below it) are all of the inputs, `others` may be DICOM.
+        """Tell masks from scans.
 
-        UserError where nothing tells them apart.
+        Args:
+            files: all files of the inputs, as (root, path below it).
+            others: how many files may be DICOM.
+
+        Raises:
+            UserError: nothing tells masks from scans.
         """
         roots = {root for root, _ in files}
         self.doubt = replace(self.doubt, root=roots.pop() if len(roots) == 1 else None)
@@ -73,7 +78,11 @@ class LabelIndex:
             self.claimed |= self._masks.claimed
 
     def pair(self, relatives: Sequence[str]) -> None:
-        """Finds the labels of all scans; UserError where the names of masks have two readings."""
+        """Find the labels of all scans.
+
+        Raises:
+            UserError: the names of masks have two readings.
+        """
         for each in self._lists:
             each.scans.keep(relatives)
         if self._masks is not None:
@@ -85,10 +94,18 @@ class LabelIndex:
         return any(each.scans.knows(name) for each in self._lists) or bool(self._masks and self._masks.knows(name))
 
     def of(self, relative: str) -> LabelRef | None:
-        """The labels of the scan at `relative` ('/' between parts), by path or stem; None where there are none.
+        """The labels of one scan.
 
-        A label fits where the shorter of the two paths is the end of the longer. UserError where two labels fit
-        equally well, or lists contradict each other.
+        A label is of a scan where the shorter of their two paths is the end of the longer.
+
+        Args:
+            relative: path of the scan below its input, '/' between parts.
+
+        Returns:
+            The labels of all lists and mask files together; None where there are none.
+
+        Raises:
+            UserError: two labels fit equally well, or two lists contradict each other.
         """
         found = [match[1] for each in self._lists if (match := each.find(relative)) is not None]
         if self._masks is not None and (mask := self._masks.of(relative)) is not None:
@@ -105,9 +122,10 @@ class LabelIndex:
         return self._masks.advice(relatives, self.doubt) if self._masks is not None else ""
 
     def unused(self, relatives: Sequence[str]) -> list[str]:
-        """Labels that are of none of the scans `relatives`.
+        """The names of labels that are of none of the given scans.
 
-        UserError where a whole list is of none of them, or one label is of two scans that differ in their folder only.
+        Raises:
+            UserError: a whole list is of none of them, or one label is of two scans that differ in their folder only.
         """
         unused: list[str] = []
         mistakes = Mistakes("the labels")
@@ -133,7 +151,7 @@ class LabelIndex:
                     f"is called '{label}', a scan '{scan}')"
                 )
             unused += ["/".join(name) for name in each.scans.names() if name not in owners]
-        mistakes.tell()
+        mistakes.raise_if_any()
         if self._masks is not None:
             unused += self._masks.unused(relatives, self.doubt)
         return unused
@@ -148,18 +166,24 @@ def open_labels(
     doubt: Doubt | None = None,
     images: Sequence[Path] = (),
 ) -> LabelIndex:
-    """Labels of files and folders, told apart by their content.
+    """Open files and folders of labels, which are told apart by their content.
 
-    labels  CSV; COCO boxes; Decathlon's or nnU-Net's dataset.json; names of mask values ({'1': 'liver'}, or so by
-            mask file) as JSON; a folder of Pascal VOC XML
-    masks   folders of masks named as their scans, or single mask files: see `pairing`; or patterns
-    columns of CSV files that are named rather than found; UserError where one that was asked for is in none of them
-    mistakes: keeps those of single lines of CSV files, to be told with others; None: they are told at once
-    doubt   the words of the command, for names with two readings
-    images  the inputs: where they and `masks` are patterns, what '*' stands for is the same of a scan and its mask
+    Args:
+        labels: CSV; COCO boxes; dataset.json of the Decathlon or nnU-Net; JSON with the names of mask values ({'1':
+            'liver'}, or the same for each mask file); folders of Pascal VOC XML.
+        masks: folders of masks that are named as their scans, single mask files, or patterns; see `pairing`.
+        boxes_from_masks: each connected component of a mask becomes a box.
+        columns: columns of CSV files that are named rather than found.
+        mistakes: keeps those of single lines of CSV files, to be raised with others; None: they are raised at once.
+        doubt: the words of the command, for names with two readings.
+        images: the inputs. Where they and `masks` are patterns, '*' stands for the same text in a scan and its mask.
+
+    Raises:
+        UserError: a file is missing or of no known form, a column that was asked for is in none of them, or a label
+            looks like the name of a person.
     """
     listed = {file.resolve() for path in labels for file in _files(Path(path))}
-    book = LabelIndex(listed=listed, doubt=doubt or Doubt())
+    label_index = LabelIndex(listed=listed, doubt=doubt or Doubt())
     names: dict[str, Names] = {}
     there: list[str] = []
     others: list[tuple[Path, Any]] = []
@@ -175,16 +199,16 @@ def open_labels(
         there += found.columns
         if columns is not None and not columns.insist:
             _check_no_persons(path, found)
-        _file(book, path, found, claimed, boxes_from_masks)
+        _file(label_index, path, found, claimed, boxes_from_masks)
     _check_known(columns.asked if columns else (), there)
     if masks:
-        book._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images, book.real)
-        book.claimed |= book._masks.claimed
-    if boxes_from_masks and not book.claimed:
+        label_index._masks = MaskSet([Path(path) for path in masks], names, boxes_from_masks, images, label_index.real)
+        label_index.claimed |= label_index._masks.claimed
+    if boxes_from_masks and not label_index.claimed:
         raise UserError("boxes from masks are wanted, but no masks are given")
-    if names and not book.claimed:
+    if names and not label_index.claimed:
         raise UserError("names of mask values are given, but no masks")
-    return book
+    return label_index
 
 
 def _files(path: Path) -> list[Path]:
@@ -199,7 +223,7 @@ def _check_known(asked: Sequence[str], there: Sequence[str]) -> None:
             raise UserError(f"--label-columns {wanted}: no list of --labels has such a column; {lists}")
 
 
-def _check_no_persons(path: Path, found: Found) -> None:
+def _check_no_persons(path: Path, found: FoundLabels) -> None:
     """UserError where a label of a box, or the name of a mask's value, is that of a person; it is not repeated."""
     refs = [ref for _, ref in found.refs]
     texts = {box.label for ref in refs for box in ref.boxes or ()} | {
@@ -210,7 +234,9 @@ def _check_no_persons(path: Path, found: Found) -> None:
         raise UserError(f"{path}: a label of its boxes or masks looks as if it held {min(telling)}; {INSIST}")
 
 
-def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes | None) -> tuple[Found, set[Path]]:
+def _found(
+    path: Path, content: Any, columns: Columns | None, mistakes: Mistakes | None
+) -> tuple[FoundLabels, set[Path]]:
     if path.is_dir() or path.suffix.lower() == ".xml":
         if not (found := read_voc(path)).refs:
             raise UserError(f"no Pascal VOC file (.xml) in the folder of labels '{path}'; masks go with --masks")
@@ -226,15 +252,15 @@ def _found(path: Path, content: Any, columns: Columns | None, mistakes: Mistakes
     raise UserError(f"{path} is neither COCO boxes, a dataset.json, names of mask values, nor a list of cases")
 
 
-def _file(book: LabelIndex, path: Path, found: Found, claimed: set[Path], boxes_from_masks: bool) -> None:
-    listed = _List(str(path))
+def _file(label_index: LabelIndex, path: Path, found: FoundLabels, claimed: set[Path], boxes_from_masks: bool) -> None:
+    listed = _LabelList(str(path))
     for name, ref in found.refs:
         listed.scans.add(name, replace(ref, boxes_from_mask=boxes_from_masks and ref.mask is not None))
-    book._lists.append(listed)
-    book.claimed |= claimed
-    book.notes += found.notes
+    label_index._lists.append(listed)
+    label_index.claimed |= claimed
+    label_index.notes += found.notes
     for reason, count in found.left_out.items():
-        book.left_out[reason] = book.left_out.get(reason, 0) + count
+        label_index.left_out[reason] = label_index.left_out.get(reason, 0) + count
 
 
 def _merged(one: LabelRef, other: LabelRef, relative: str) -> LabelRef:

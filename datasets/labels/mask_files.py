@@ -14,8 +14,7 @@ from scanfoundry.datasets.labels.pairing.roles import masks_among
 from scanfoundry.datasets.labels.pairing.vocabulary import is_marked
 from scanfoundry.datasets.readers import find_scans
 from scanfoundry.datasets.readers.labels import LabelRef
-from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
-from scanfoundry.datasets.readers.real_paths import RealPaths
+from scanfoundry.datasets.readers.paths import RealPaths, cases_of, split_pattern
 
 
 class MaskSet:
@@ -35,7 +34,8 @@ class MaskSet:
     ) -> None:
         """`boxes`: one around each connected part is wanted; `images`: the inputs, which may be patterns, too.
 
-        UserError for a folder that is not there, or holds no readable file.
+        Raises:
+            UserError: a folder is not there, or holds no readable file.
         """
         self._real = real or RealPaths()
         self.title = " and ".join(map(str, folders))
@@ -58,7 +58,11 @@ class MaskSet:
 
     def claim(self, files: Sequence[tuple[Path, str]], others: int, doubt: Doubt) -> None:
         """Tells masks from scans by all files (root, path below it) of the inputs and the number of files that may be
-        DICOM. UserError where nothing tells them apart."""
+        DICOM.
+
+        Raises:
+            UserError: nothing tells masks from scans.
+        """
         real = self._real.of
         resolved = {real(root, relative): relative for root, relative in files}
         ours = {real(root, file) for root, each in self._files.items() for file in each}
@@ -86,7 +90,11 @@ class MaskSet:
         return replace(doubt, scans_known=relatives, masks_known=[(mask.root, mask.relative) for mask in self._masks])
 
     def pair(self, relatives: Sequence[str], doubt: Doubt) -> None:
-        """Finds the masks of all scans; UserError where their names have two readings."""
+        """Finds the masks of all scans.
+
+        Raises:
+            UserError: their names have two readings.
+        """
         doubt = self._knowing(doubt, relatives)
         self._pairs = pairs = pair(relatives, self._masks, doubt)
         found = [mask for masks in pairs.of.values() for mask in masks]
@@ -127,7 +135,11 @@ class MaskSet:
         return self._pairs is not None and whole_parts_of(name) in self._pairs.cases
 
     def unused(self, relatives: Sequence[str], doubt: Doubt) -> list[str]:
-        """The names of masks that are of no scan; UserError where all are."""
+        """The names of masks that are of no scan.
+
+        Raises:
+            UserError: all masks are of no scan.
+        """
         if self._pairs is None:
             self.pair(relatives, doubt)
         assert self._pairs is not None

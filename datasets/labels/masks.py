@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from scanfoundry.configs.errors import Mistakes, UserError
-from scanfoundry.datasets.labels.pairing.names import FIRST_CHANNEL, parts_of, whole_parts_of
-from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.labels.pairing.names import parts_of, whole_parts_of
+from scanfoundry.datasets.labels.pairing.numbered import FIRST_CHANNEL, channel_name
+from scanfoundry.datasets.labels.tables.table import FoundLabels
 from scanfoundry.datasets.readers import find_scans
 from scanfoundry.datasets.readers.labels import LabelRef
 
@@ -17,7 +18,11 @@ _DIGITS = 10  # of a label: more are none
 
 
 def masks_below(path: Path) -> tuple[Path, list[str]]:
-    """The absolute folder of masks, or that of a single one, and the readable files below it; UserError for none."""
+    """The absolute folder of masks, or that of a single one, and the readable files below it.
+
+    Raises:
+        UserError: the path does not exist, or there is no readable file.
+    """
     if not path.exists():
         raise UserError(f"the masks '{path}' do not exist")
     files = [relative for _, relative in find_scans([path]) if not relative.lower().endswith(".npz")]
@@ -35,12 +40,20 @@ def is_dataset(content: Any) -> bool:
     )
 
 
-def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]:
-    """The masks that `dataset.json` lists, or all of `labelsTr` and `labelsTs` beside it, with its labels' names.
+def read_dataset(path: Path, content: dict[str, Any]) -> tuple[FoundLabels, set[Path]]:
+    """The masks of a dataset.json: those that it lists, or all of `labelsTr` and `labelsTs` beside it.
 
-    Several channels of a case (x_0000, x_0001, ...) share its mask. UserError where the masks are not there.
+    Args:
+        path: of the file.
+        content: what it holds. Several channels of a case (x_0000, x_0001, ...) share its mask.
+
+    Returns:
+        The labels with the names of their values, and the resolved mask files.
+
+    Raises:
+        UserError: the masks are not there, or a name has two readings.
     """
-    found, claimed = Found(), set()
+    found, claimed = FoundLabels(), set()
     names = dataset_names(content, found, path)
     for each, images in (("labelsTr", "imagesTr"), ("labelsTs", "imagesTs")):
         if (path.parent / each).is_dir():
@@ -70,20 +83,20 @@ def read_dataset(path: Path, content: dict[str, Any]) -> tuple[Found, set[Path]]
         firsts = _first_channels(path.parent, [name for name, _ in found.refs]) if pairs else set()
         found.refs = [("/".join(parts_of(name)) if name in firsts else name, ref) for name, ref in found.refs]
         cases = [("/".join(whole_parts_of(name)), ref) for name, ref in found.refs]
-        found.refs += [(f"{case}_{channel:04d}", ref) for case, ref in cases for channel in more]
+        found.refs += [(channel_name(case, channel), ref) for case, ref in cases for channel in more]
     if not found.refs:
         raise UserError(f"{path}: none of its masks is there (labelsTr beside it, or the pairs under 'training')")
     return found, claimed
 
 
 def _first_channels(root: Path, names: Sequence[str]) -> set[str]:
-    """Those of the listed files that are a case's first channel: x_0000 where x_0001 lies there and is no case."""
+    """The listed files that are the first channel of a case: x_0000 where x_0001 lies there and is no case."""
     listed = {"/".join(whole_parts_of(name)) for name in names}
     found = set()
     for name in names:
         whole = "/".join(whole_parts_of(name))
-        second = f"{whole.removesuffix(FIRST_CHANNEL)}_0001"
-        there = os.path.isfile(root / "_0001".join(name.rsplit(FIRST_CHANNEL, 1)))
+        second = channel_name(whole.removesuffix(FIRST_CHANNEL), 1)
+        there = os.path.isfile(root / channel_name("", 1).join(name.rsplit(FIRST_CHANNEL, 1)))
         if whole.endswith(FIRST_CHANNEL) and there and second not in listed:
             found.add(name)
     return found
@@ -96,10 +109,17 @@ def _check_one_reading(path: Path, stems: set[str]) -> None:
         raise UserError(f"{path}: the image {other} may be of case '{twice}' or of case '{other}': rename one of them")
 
 
-def dataset_names(content: dict[str, Any], found: Found, path: Path) -> Names:
-    """Names of the values: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net); regions of several are left out.
+def dataset_names(content: dict[str, Any], found: FoundLabels, path: Path) -> Names:
+    """The names of mask values in a dataset.json.
 
-    UserError for a value that is no label, and one that two names have.
+    Args:
+        content: of the file: {'1': 'liver'} (Decathlon) or {'liver': 1} (nnU-Net) under 'labels'. Regions that are
+            made of several labels are left out, with a note in `found`.
+        found: receives the notes.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: a value is no label, or two names have one value.
     """
     names: Names = {}
     mistakes = Mistakes(str(path))
@@ -115,7 +135,7 @@ def dataset_names(content: dict[str, Any], found: Found, path: Path) -> Names:
             )
         elif names.setdefault(number, name) != name and number > 0:
             mistakes.add(f"{path}: '{names[number]}' and '{name}' are both label {number}")
-    mistakes.tell()
+    mistakes.raise_if_any()
     return {value: name for value, name in names.items() if value > 0}
 
 
@@ -154,6 +174,6 @@ def _only_names(pairs: Iterable[tuple[Any, Any]]) -> bool:
 
 
 def names_of(names: dict[str, Names], file: str) -> Names:
-    """Those of the mask `file`, else those of all masks."""
+    """The names of the values of one mask file, else the names that are given for all masks."""
     last = parts_of(file)[-1]
     return next((each for name, each in names.items() if name and parts_of(name)[-1] == last), names.get("", {}))

@@ -1,4 +1,4 @@
-"""Boxes: out of a mask, and held against the extent of a scan."""
+"""Boxes from a mask, and boxes compared with the extent of a scan."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,11 @@ OVERHANG = 2.0  # voxels by which rounding may carry a box over the edge
 
 
 def boxes_of_mask(mask: NDArray[np.unsignedinteger], names: dict[int, str]) -> tuple[Box, ...]:
-    """One tight half-open box per connected component (diagonals connect) of each value of `mask` (D, H, W).
+    """A tight half-open box around each connected component (diagonals connect) of each value of a mask.
 
-    Its label is the value's name, else 'finding' for 1 and 'label <value>' for others.
+    Args:
+        mask: (D, H, W).
+        names: of its values. A value without a name gives 'finding' for 1, else 'label <value>'.
     """
     boxes = []
     everywhere = np.ones((3, 3, 3))
@@ -40,10 +42,19 @@ def why_no_voxels(x0: float, y0: float, x1: float, y1: float) -> str:
 
 
 def fit_boxes(boxes: tuple[Box, ...], shape: tuple[int, ...]) -> tuple[tuple[Box, ...], int]:
-    """Boxes within a scan of `shape` (D, H, W), and how many are left out: wholly outside, or without extent.
+    """The boxes within a scan.
 
-    What rounding carried over the edge is cut off there; ReadError where a box reaches farther: it is of another scan,
-    or of this one at another size.
+    What rounding carried over the edge is cut off there.
+
+    Args:
+        boxes: in voxels.
+        shape: (D, H, W) of the scan.
+
+    Returns:
+        The boxes, and how many are left out because they lie outside of the scan or have no extent.
+
+    Raises:
+        ReadError: a box reaches farther over the edge: it is of another scan, or of this one at another size.
     """
     kept = []
     for box in boxes:

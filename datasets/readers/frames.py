@@ -45,7 +45,10 @@ def find_frame_folders(root: Path, files: Sequence[str]) -> tuple[list[Source], 
 def read_frames(source: Source) -> Iterator[Scan]:
     """The video whose frames are the source's files, in their order: (1 or 3, D = frames, H, W).
 
-    A long one comes in parts '0', '1', ... of about `PART_BYTES`. ReadError where a frame is damaged or unlike others.
+    A long one comes in parts '0', '1', ... of about `PART_BYTES`.
+
+    Raises:
+        ReadError: a frame is damaged, or has another shape than the first.
     """
     paths = source.paths
     first = _frame(paths[0], 0)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from scanfoundry.datasets.readers.geometry import ORIENTATION, turned
 from scanfoundry.datasets.readers.guard import reason_of
-from scanfoundry.datasets.readers.orientation import ORIENTATION, turned
 from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _LOSSY = ("JPEG", "MPO")
@@ -29,15 +29,16 @@ class _Pixels(NamedTuple):
 def read_image(source: Source) -> Iterator[Scan]:
     """The one image in a file (.png, .jpg, .jpeg, .bmp, .gif): (1 or 3, 1, H, W), uint8 or uint16, upright by EXIF.
 
-    1-bit images become 0 and 1, palettes RGB with their indices beside it. ReadError for animations, real transparency,
-    CMYK and damaged files.
+    1-bit images become 0 and 1, palettes RGB with their indices beside it.
+
+    Raises:
+        ReadError: the file is an animation, is transparent, is CMYK, or is damaged.
     """
     yield _read(source.paths[0], False)
 
 
 def read_mask(source: Source) -> Iterator[Scan]:
-    """The same of a file that is a mask: of a palette the indices alone, (1, 1, H, W), whatever colours or
-    transparency are to show them by."""
+    """The one mask in an image file: for a palette the indices alone, (1, 1, H, W), whatever colours show them."""
     yield _read(source.paths[0], True)
 
 

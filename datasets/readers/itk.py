@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scanfoundry.datasets.readers.geometry import LPS_TO_RAS, geometry
 from scanfoundry.datasets.readers.guard import check_voxels, reason_of
-from scanfoundry.datasets.readers.itk_header import Header, check_stream, read_header
+from scanfoundry.datasets.readers.itk_header import ItkHeader, check_stream, read_header
 from scanfoundry.datasets.readers.nifti import compact
 from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
@@ -48,7 +48,7 @@ def _reader(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _check(reader: sitk.ImageFileReader, path: Path, header: Header) -> None:
+def _check(reader: sitk.ImageFileReader, path: Path, header: ItkHeader) -> None:
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     bits = re.search(r"(\d+)-bit", kind)
     if bits is None or "complex" in kind:
@@ -59,7 +59,7 @@ def _check(reader: sitk.ImageFileReader, path: Path, header: Header) -> None:
     check_stream(path, header, voxels * int(bits[1]) // 8)
 
 
-def _scans(reader: sitk.ImageFileReader, header: Header) -> Iterator[Scan]:
+def _scans(reader: sitk.ImageFileReader, header: ItkHeader) -> Iterator[Scan]:
     spacing = _spacing(reader, header)
     affine = _affine(reader, spacing) if reader.GetDimension() > 2 else None
     step, orientation = geometry(affine) if affine is not None else ((1.0, spacing[1], spacing[0]), "")
@@ -101,7 +101,7 @@ def _volumes(reader: sitk.ImageFileReader) -> Iterator[NDArray]:
     yield from view if reader.GetDimension() == 4 else [view]
 
 
-def _spacing(reader: sitk.ImageFileReader, header: Header) -> tuple[float, ...]:
+def _spacing(reader: sitk.ImageFileReader, header: ItkHeader) -> tuple[float, ...]:
     """Voxel size along x, y(, z) in mm."""
     units = re.findall(r"[\w²µ]+", header.fields.get("space units", header.fields.get("distanceunits", "mm")).lower())
     if strange := [unit for unit in units if unit not in _MM]:

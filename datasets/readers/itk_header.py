@@ -19,7 +19,7 @@ _PER_PAIR = {"transformmatrix", "rotation", "orientation"}
 
 
 @dataclass(frozen=True)
-class Header:
+class ItkHeader:
     """fields by lower-case name; the voxels' file (relative, None: the same) and their offset; `packed`: by zlib."""
 
     fields: dict[str, str]
@@ -28,8 +28,12 @@ class Header:
     packed: bool
 
 
-def read_header(path: Path) -> Header:
-    """The header of a .nrrd, .nhdr, .mha or .mhd. ReadError where it is none, or points out of its folder."""
+def read_header(path: Path) -> ItkHeader:
+    """The header of a .nrrd, .nhdr, .mha or .mhd.
+
+    Raises:
+        ReadError: the file has no such header, or its header points out of its folder.
+    """
     with path.open("rb") as stream:
         start = stream.read(MAX_HEADER_BYTES)
     header = _nrrd(start) if start.startswith(b"NRRD000") else _metaimage(start)
@@ -51,7 +55,7 @@ def data_files(path: Path) -> tuple[str, ...]:
     return () if header.data_file is None else (header.data_file,)
 
 
-def check_stream(path: Path, header: Header, expected: int) -> None:
+def check_stream(path: Path, header: ItkHeader, expected: int) -> None:
     """ReadError where the file of the voxels does not hold `expected` bytes of them, or its checksum fails."""
     file = path if header.data_file is None else path.parent / header.data_file
     stored = file.stat().st_size - header.offset
@@ -68,16 +72,16 @@ def check_stream(path: Path, header: Header, expected: int) -> None:
         _check_size(header, packed, stored)
 
 
-def _check_size(header: Header, packed: int, stored: int) -> None:
+def _check_size(header: ItkHeader, packed: int, stored: int) -> None:
     """MetaIO takes memory for as many compressed bytes as the header says, reads no more of them, and says nothing.
 
     packed: bytes that there are of them; stored: of the file behind the header.
     """
-    told = header.fields.get("compresseddatasize", "0")
-    if told.strip("0") == "" and header.data_file is not None:  # then it takes the whole file
+    declared = header.fields.get("compresseddatasize", "0")
+    if declared.strip("0") == "" and header.data_file is not None:  # then it takes the whole file
         return
-    if not told.isdigit() or len(told) > 18 or not packed <= int(told) <= stored:
-        raise ReadError(f"its header declares {told[:20]} bytes of compressed data, they are {packed}")
+    if not declared.isdigit() or len(declared) > 18 or not packed <= int(declared) <= stored:
+        raise ReadError(f"its header declares {declared[:20]} bytes of compressed data, they are {packed}")
 
 
 def _inflated(file: Path, offset: int, expected: int) -> tuple[int, int]:
@@ -96,7 +100,7 @@ def _inflated(file: Path, offset: int, expected: int) -> tuple[int, int]:
     return found, read - len(unpack.unused_data) - len(unpack.unconsumed_tail)
 
 
-def _nrrd(start: bytes) -> Header:
+def _nrrd(start: bytes) -> ItkHeader:
     lines, offset = _lines(start, until=b"")
     fields = {}
     for line in lines:
@@ -109,10 +113,10 @@ def _nrrd(start: bytes) -> Header:
     data_file = fields.get("data file") or fields.get("datafile")
     if "line skip" in fields or "lineskip" in fields or fields.get("byte skip", fields.get("byteskip", "0")) != "0":
         raise ReadError("NRRD with line skip or byte skip is not supported")
-    return Header(fields, data_file, 0 if data_file else offset, encoding != "raw")
+    return ItkHeader(fields, data_file, 0 if data_file else offset, encoding != "raw")
 
 
-def _metaimage(start: bytes) -> Header:
+def _metaimage(start: bytes) -> ItkHeader:
     lines, offset = _lines(start, until=b"ElementDataFile")
     fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
     data_file = fields.get("elementdatafile")
@@ -127,8 +131,8 @@ def _metaimage(start: bytes) -> Header:
     foreign = max(0, int(fields.get("headersize", "0")))  # -1: the voxels are what the file ends with
     packed = fields.get("compresseddata", "").lower() in {"true", "t", "1"}
     if data_file.upper() == "LOCAL":
-        return Header(fields, None, offset + foreign, packed)
-    return Header(fields, data_file, foreign, packed)
+        return ItkHeader(fields, None, offset + foreign, packed)
+    return ItkHeader(fields, data_file, foreign, packed)
 
 
 def _check_overflow(fields: dict[str, str], lines: list[str]) -> None:

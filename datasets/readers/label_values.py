@@ -12,9 +12,15 @@ from scanfoundry.datasets.readers.scan import ReadError, Scan
 Mask = NDArray[np.unsignedinteger]
 
 
-class Raw(NamedTuple):
-    """What a mask file holds. numbers: (D, H, W) of the smallest integer type. cut: they were greys, and are now 0 and
-    255. lossy: the file's compression has changed them. palette: (N, 3), the colours that they were drawn in."""
+class RawMask(NamedTuple):
+    """What a mask file holds.
+
+    Attributes:
+        numbers: (D, H, W) of the smallest integer type.
+        cut: the numbers were greys, and are now 0 and 255.
+        lossy: the file's compression has changed them.
+        palette: (N, 3), the colours that they were drawn in.
+    """
 
     numbers: NDArray[np.integer]
     cut: bool = False
@@ -22,18 +28,25 @@ class Raw(NamedTuple):
     palette: NDArray[np.uint8] | None = None
 
 
-def raw_of(scan: Scan, cut: bool = True) -> Raw:
-    """The numbers of a scan that is a mask: of a palette the indices; greys that are clearly black and white as 0 and
-    255, unless `cut` is False. ReadError where its channels differ, or it holds fractions."""
+def raw_of(scan: Scan, cut: bool = True) -> RawMask:
+    """The numbers of a scan that is a mask.
+
+    Args:
+        scan: as its reader returns it. Of a palette the indices count.
+        cut: greys that are clearly black and white become 0 and 255.
+
+    Raises:
+        ReadError: the channels differ, or the values are fractions.
+    """
     if scan.indices is not None:
-        return Raw(scan.indices, palette=scan.palette)
+        return RawMask(scan.indices, palette=scan.palette)
     if any(not np.array_equal(scan.voxels[0], other) for other in scan.voxels[1:]):
         raise ReadError("mask: in colours; give one number per class")
     numbers = exact(scan.voxels[0])
     may_be = is_image(scan) and numbers.dtype == np.uint8 and numbers.max() >= WHITE - MARGIN and not is_white(numbers)
     if cut and may_be and clearly_black_and_white(np.bincount(numbers.ravel(), minlength=256), scan.lossy):
-        return Raw((numbers > WHITE // 2).astype(np.uint8) * np.uint8(WHITE), True, scan.lossy)
-    return Raw(numbers, False, scan.lossy)
+        return RawMask((numbers > WHITE // 2).astype(np.uint8) * np.uint8(WHITE), True, scan.lossy)
+    return RawMask(numbers, False, scan.lossy)
 
 
 def is_image(scan: Scan) -> bool:
@@ -42,7 +55,11 @@ def is_image(scan: Scan) -> bool:
 
 
 def exact(values: NDArray) -> NDArray[np.integer]:
-    """`values` of any shape in the smallest integer type; ReadError where they are fractions, or need over 32 bits."""
+    """`values` of any shape in the smallest integer type.
+
+    Raises:
+        ReadError: they are fractions, or need over 32 bits.
+    """
     low, top = 0 if values.dtype.kind in "bu" else values.min(), values.max()
     if values.dtype.kind == "f" and (values % 1).any():
         which = f" ({low:g} to {top:g}: probabilities? Threshold them first)" if low >= 0 and top <= 1 else ""
@@ -58,7 +75,8 @@ def exact(values: NDArray) -> NDArray[np.integer]:
 def whole_numbers(values: NDArray, image: bool) -> Mask:
     """`values` of any shape in the smallest unsigned type; in an `image`, 0 and 255 become 0 and 1.
 
-    ReadError where they are not whole numbers from 0 to 2^32 - 1.
+    Raises:
+        ReadError: they are not whole numbers from 0 to 2^32 - 1.
     """
     numbers = exact(values)
     if numbers.dtype.kind == "i":

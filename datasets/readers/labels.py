@@ -1,4 +1,4 @@
-"""Labels of one scan, in the scan's own voxel grid."""
+"""The labels of one scan, in the scan's own voxel grid."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ IGNORED = "ignore"  # name of a mask's value that says: not looked at (nnU-Net's
 
 @dataclass(frozen=True)
 class Box:
-    """`low` <= voxel < `high` (half-open) along D, H, W; images have D from 0 to 1."""
+    """A box `low` <= voxel < `high` (half-open) along D, H, W. Boxes of images have D from 0 to 1."""
 
     low: Point
     high: Point
@@ -25,13 +25,15 @@ class Box:
 class Labels:
     """What is known of one scan.
 
-    mask     (D, H, W) unsigned integers on the scan's grid, or None
-    greys    'white': the mask was drawn in 0 and 255, which are 0 and 1 in `mask`; 'cut': so was it, in a lossy file
-    names    of the mask's values, where known
-    boxes    None: nobody looked for any; (): looked, and there is none
-    classes  target: class ({'diagnosis': 'benign'})
-    targets  target: number ({'age': 61.0})
-    left_out boxes that lie outside of the scan or have no extent in it
+    Attributes:
+        mask: (D, H, W) unsigned integers on the scan's grid, or None.
+        names: of the mask's values, where known.
+        boxes: None where the scan was not searched for any; () where it was, and there is none.
+        classes: class by target ({'diagnosis': 'benign'}).
+        targets: number by target ({'age': 61.0}).
+        left_out: number of boxes that lie outside of the scan or have no extent in it.
+        greys: 'white' where the mask was drawn in 0 and 255, which are 0 and 1 in `mask`; 'cut' where it was so drawn
+            in a lossy file.
     """
 
     mask: NDArray[np.unsignedinteger] | None = None
@@ -45,7 +47,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class LabelRef:
-    """Labels of one source before its scan is read: as `Labels`, the mask still a file. It travels to the workers."""
+    """The labels of one source before its scan is read: `Labels` with masks as files. It travels to workers."""
 
     mask: Path | None = None
     more_masks: tuple[Path, ...] = ()  # of the same scan (x_mask_1.png, ...): each of two values, united with `mask`

@@ -17,7 +17,11 @@ _CHUNK = 2**20
 
 
 class ArchiveMember:
-    """The head of an array, read; its entries still in the stream. ReadError for objects and for lengths that lie."""
+    """The head of an array, read; its entries still in the stream.
+
+    Raises:
+        ReadError: the array holds objects, or its length is not what its head declares.
+    """
 
     def __init__(self, stream: IO[bytes], size: int, stored: int) -> None:
         version = npy.read_magic(stream)
@@ -34,7 +38,11 @@ class ArchiveMember:
         self._stream, self._stored = stream, stored
 
     def whole(self) -> NDArray:
-        """The array; ReadError where it is too large to be in memory."""
+        """The array.
+
+        Raises:
+            ReadError: it is too large to be in memory.
+        """
         check_expansion(math.prod(self.shape) * self.dtype.itemsize, self._stored)
         return self._next(self.shape)
 

@@ -51,7 +51,11 @@ def read_nifti(source: Source) -> Iterator[Scan]:
 
 
 def header_of(path: Path) -> Any:
-    """The header of a NIfTI file as nibabel's object, its fields as they are; ReadError where there is none."""
+    """The header of a NIfTI file as nibabel's object, its fields as they are.
+
+    Raises:
+        ReadError: the file has no header of a NIfTI.
+    """
     try:
         with opened(path) as stream:
             return _header(stream)
@@ -136,7 +140,11 @@ def _to_the_end(stream: BinaryIO, size: int) -> None:
 
 
 def exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
-    """`count` bytes of the stream; ReadError where it ends before."""
+    """`count` bytes of the stream.
+
+    Raises:
+        ReadError: the stream ends before.
+    """
     content = np.empty(count, np.uint8)  # memory is taken as it is filled: a header that lies does not get it
     view, filled = content.data, 0
     while filled < count:
@@ -148,7 +156,11 @@ def exactly(stream: BinaryIO, count: int) -> NDArray[np.uint8]:
 
 
 def array_of(header: Any) -> tuple[tuple[int, int, int], int, np.dtype]:
-    """Shape (x, y, z) of a volume, how many there are, and their dtype; ReadError where it is no scan's."""
+    """Shape (x, y, z) of a volume, how many there are, and their dtype.
+
+    Raises:
+        ReadError: no scan has such a shape or dtype.
+    """
     shape, count = _shape_of(header)
     try:
         dtype = header.get_data_dtype()
@@ -181,7 +193,11 @@ def _refuse(dtype: np.dtype) -> None:
 
 
 def scaled(raw: NDArray, slope: float | None, inter: float | None) -> NDArray:
-    """raw * slope + inter (float64, as nibabel computes it), stored as `compact` does; ReadError where not finite."""
+    """raw * slope + inter (float64, as nibabel computes it), stored as `compact` does.
+
+    Raises:
+        ReadError: a value is not finite.
+    """
     if slope in (None, 1.0) and inter in (None, 0.0):
         if raw.dtype.kind == "f" and not np.isfinite(raw).all():
             raise ReadError("holds NaN or infinite voxels")
@@ -207,7 +223,11 @@ def scaled(raw: NDArray, slope: float | None, inter: float | None) -> NDArray:
 
 
 def smallest(array: NDArray) -> np.dtype:
-    """The smallest dtype that holds every number of the finite `array` exactly; ReadError where one is not finite."""
+    """The smallest dtype that holds every number of the finite `array` exactly.
+
+    Raises:
+        ReadError: a number is not finite.
+    """
     low, high = array.min(), array.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ReadError("holds NaN or infinite voxels")

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.configs.geometry import Spacing3D
+from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.scan import ReadError
 
 _UNIT = 0b111  # the bits of xyzt_units that are of space
@@ -32,7 +33,7 @@ def affine_of(header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def check_sizes(header: Any, spacing: tuple[float, float, float]) -> None:
+def check_sizes(header: Any, spacing: Spacing3D) -> None:
     """ReadError where `spacing` (D, H, W) in mm is none of a scan, or pixdim speaks of other voxels than the sform."""
     unit, millimetres = unit_of(header)
     check_spacing(spacing, unit)
@@ -47,5 +48,7 @@ def check_sizes(header: Any, spacing: tuple[float, float, float]) -> None:
     free = [axis for axis, length in enumerate(lengths) if length > 1]  # of one slice the thickness hardly matters
     ratio = np.exp(np.abs(np.log(sizes[free] / np.array(spacing)[::-1][free])))
     if (ratio > (_RIGID if int(header["sform_code"]) == 1 else _REGISTERED)).any():
-        said, other = (" x ".join(f"{step:g}" for step in each) for each in (spacing[::-1], sizes))
-        raise ReadError(f"its sform makes voxels of {said} mm (x, y, z), its pixdim of {other} mm: mend the header")
+        of_sform, of_pixdim = (" x ".join(f"{step:g}" for step in each) for each in (spacing[::-1], sizes))
+        raise ReadError(
+            f"its sform makes voxels of {of_sform} mm (x, y, z), its pixdim of {of_pixdim} mm: mend the header"
+        )

@@ -10,8 +10,8 @@ import numpy as np
 from nibabel import nifti1, nifti2
 from numpy.typing import NDArray
 
-from scanfoundry.datasets.readers.bounds import check_spacing
-from scanfoundry.datasets.readers.geometry import geometry
+from scanfoundry.configs.geometry import Spacing3D
+from scanfoundry.datasets.readers.geometry import check_spacing, geometry
 from scanfoundry.datasets.readers.guard import check_expansion, check_ratio, reason_of
 from scanfoundry.datasets.readers.nifti import DAMAGE, array_of, exactly, opened, scaled
 from scanfoundry.datasets.readers.nifti_geometry import affine_of, check_sizes
@@ -19,7 +19,7 @@ from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 
 _UNITS = {"mm": 1.0, "cm": 10.0, "um": 1e-3}  # of Analyze, where somebody has filled it in
 
-Geometry = tuple[tuple[float, float, float], NDArray[np.float64] | None, str]
+Geometry = tuple[Spacing3D, NDArray[np.float64] | None, str]
 
 
 def read_pair(source: Source) -> Iterator[Scan]:

@@ -6,27 +6,31 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scanfoundry.configs.geometry import Spacing3D
 from scanfoundry.datasets.readers.labels import Labels
 
 
 class ReadError(Exception):
-    """A file that holds no usable scan; the text is the reason, without the file's path or anything of its header."""
+    """A file holds no usable scan. The text is the reason, without the file's path or anything of its header."""
 
 
 class NothingToStore(ReadError):
-    """A file that holds no image by its nature (a report, a treatment plan, a directory): left out, not bad."""
+    """A file holds no image by its nature (a report, a treatment plan, a directory). It is left out, and is not bad."""
 
 
 @dataclass(frozen=True)
 class Source:
     """What one or several scans are read from: a file, or the files of a DICOM series or of a frame folder.
 
-    kind      name of its reader in `readers.KINDS`
-    identity  what makes it that scan, wherever it lies: the relative path or a DICOM UID; it is only ever hashed
-    files     relative to `root`, '/' between the parts; the first one names the source to people
-    size      bytes of all files; modified: the newest, ns
-    patient   who the header says the scan is of; None where it does not, and the path tells
-    study     the study that the header says it belongs to; None where the path tells
+    Attributes:
+        root: folder of the input.
+        kind: name of the format in `readers.formats`.
+        identity: what makes it that scan wherever it lies, the relative path or a DICOM UID. It is only ever hashed.
+        files: relative to `root`, '/' between the parts. The first one names the source to people.
+        size: bytes of all files.
+        modified: time of the newest file, ns.
+        patient: whom the header says the scan is of; None where it does not, and the path decides.
+        study: that the header says it belongs to; None where the path decides.
     """
 
     root: Path
@@ -40,14 +44,18 @@ class Source:
 
     @classmethod
     def of_files(cls, root: Path, kind: str, files: tuple[str, ...]) -> "Source":
-        """A source that is known by the path of its first file; OSError where one is not there."""
+        """A source that is known by the path of its first file.
+
+        Raises:
+            OSError: a file is not there.
+        """
         states = [(root / name).stat() for name in files]
         size, modified = sum(each.st_size for each in states), max(each.st_mtime_ns for each in states)
         return cls(root, kind, files[0], files, size, modified)
 
     @property
     def relative(self) -> str:
-        """The path that people know the source by."""
+        """The path by which people know the source."""
         return self.files[0]
 
     @property
@@ -60,26 +68,27 @@ class Source:
 class Scan:
     """One volume, image, or run of frames.
 
-    voxels       (C, D, H, W) in the file's own dtype (native byte order); an image has D = 1
-    spacing      (D, H, W) in mm; 1 where the file knows none
-    affine       (4, 4) from voxel (x, y, z) = (W, H, D) to world (RAS mm), or None for an image
-    orientation  world direction in which D, H and W grow ('SAR' is D to superior, H to anterior, W to right);
-                 '' for an image
-    modality     'ct', 'mr', 'us', 'xr', 'mg', 'pt', 'nm', ... where the file itself knows it, else ''
-    facts        of the whitelist `FACTS`, where the file knows them
-    warnings     of `WARNINGS`: what a person should look at before the scan is used
-    part         names the scan among several of one source ('3', 'train-17'); '' for the only one
-    patient      tells patients of one source apart (entries of an .npz); '' where the source is of one patient
-    split        official split of the entry: 'train', 'val', 'test' or ''
-    frames       True where D counts frames of a video, and slices are images of their own
-    labels       what the file itself says of the scan (MedMNIST); others come from `--labels` and `--masks`
-    indices      (D, H, W) of a file in palette colours, whose `voxels` are the colours: what a mask in it means
-    palette      (N, 3) uint8: the colour of each index
-    lossy        True where the file's compression has changed its values (JPEG)
+    Attributes:
+        voxels: (C, D, H, W) in the file's own dtype (native byte order); an image has D = 1.
+        spacing: (D, H, W) in mm; 1 where the file knows none.
+        affine: (4, 4) from voxel (x, y, z) = (W, H, D) to world (RAS mm), or None for an image.
+        orientation: world direction in which D, H and W grow ('SAR' is D to superior, H to anterior, W to right); ''
+            for an image.
+        modality: 'ct', 'mr', 'us', 'xr', 'mg', 'pt', 'nm', ... where the file itself knows it, else ''.
+        facts: of the whitelist `FACTS`, where the file knows them.
+        warnings: of `WARNINGS`: what a person should look at before the scan is used.
+        part: names the scan among several of one source ('3', 'train-17'); '' for the only one.
+        patient: tells patients of one source apart (entries of an .npz); '' where the source is of one patient.
+        split: official split of the entry: 'train', 'val', 'test' or ''.
+        frames: True where D counts frames of a video, and slices are images of their own.
+        labels: what the file itself says of the scan (MedMNIST); others come from `--labels` and `--masks`.
+        indices: (D, H, W) of a file in palette colours, whose `voxels` are the colours: what a mask in it means.
+        palette: (N, 3) uint8: the colour of each index.
+        lossy: True where the file's compression has changed its values (JPEG).
     """
 
     voxels: NDArray
-    spacing: tuple[float, float, float]
+    spacing: Spacing3D
     affine: NDArray[np.float64] | None = None
     orientation: str = ""
     modality: str = ""

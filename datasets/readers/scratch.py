@@ -1,8 +1,8 @@
-"""Folders for a moment, in which headers of patients may lie: also after a kill they do not stay.
+"""Temporary folders in which headers of patients may lie, and which do not stay, even after a kill.
 
-Each has a lock beside it that the system takes back when its process ends, however it ends. Whoever begins to work
-below the same place removes the folders whose locks nobody holds: a build in its partial folder, a study in its run
-folder, a prediction in its output folder. Anything else uses a folder of the user's in the system's temporary one.
+Each has a lock beside it that the system releases when its process ends, however it ends. The next process that works
+below the same place removes the folders whose locks are free: a build in its partial folder, a study in its run folder,
+a prediction in its output folder. Anything else uses a folder of the user's in the system's temporary one.
 """
 
 import fcntl
@@ -22,26 +22,26 @@ R = TypeVar("R")
 _NAME, _LOCK, _CLEARED = ".scratch-", ".lock", ".cleared-"
 
 
-class _Place:
-    """Where this process makes its folders; None: not told yet, or in the system's temporary folder."""
+class _ScratchRoot:
+    """Where this process makes its folders. None: in the system's temporary folder."""
 
     folder: Path | None = None
 
 
 @contextmanager
 def kept_below(folder: Path) -> Iterator[None]:
-    """Until the context ends, this process makes its folders below `folder`.
+    """Until the context ends, make the temporary folders of this process below `folder`.
 
-    Those that killed processes left there are removed first; `folder` is made where one is needed, and removed at the
-    end if nothing else came into it.
+    Folders that killed processes left there are removed first. `folder` itself is made where one is needed, and
+    removed at the end if nothing else came into it.
     """
-    before, fresh = _Place.folder, not folder.exists()
+    before, fresh = _ScratchRoot.folder, not folder.exists()
     clear(folder)
-    _Place.folder = folder
+    _ScratchRoot.folder = folder
     try:
         yield
     finally:
-        _Place.folder = before
+        _ScratchRoot.folder = before
         if fresh:
             with suppress(OSError):  # not empty, or never made
                 folder.rmdir()
@@ -69,8 +69,8 @@ def scratch_below(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder of this process alone; it is gone when the context ends, or when somebody begins after a kill."""
-    root = _Place.folder if _Place.folder is not None else _of_the_system()
+    """A new folder for this process alone. It is removed when the context ends, or by the next start after a kill."""
+    root = _ScratchRoot.folder if _ScratchRoot.folder is not None else _of_the_system()
     root.mkdir(parents=True, exist_ok=True)
     lock, folder = _locked(root)
     try:

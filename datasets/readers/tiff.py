@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffFileError
 
+from scanfoundry.datasets.readers.geometry import turned, upright_by
 from scanfoundry.datasets.readers.guard import check_expansion, check_voxels, reason_of
 from scanfoundry.datasets.readers.nifti import compact
-from scanfoundry.datasets.readers.orientation import turned, upright_by
 from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
 from scanfoundry.datasets.readers.tiff_spacing import has_slices, spacing_of
 

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from tifffile import TiffFile
 
+from scanfoundry.configs.geometry import Spacing3D
 from scanfoundry.datasets.readers.scan import ReadError
 
 _MM = {
@@ -28,10 +29,11 @@ def has_slices(tiff: TiffFile) -> bool:
     return bool((tiff.imagej_metadata or {}).get("spacing"))
 
 
-def spacing_of(tiff: TiffFile, number: int) -> tuple[float, float, float]:
+def spacing_of(tiff: TiffFile, number: int) -> Spacing3D:
     """(D, H, W) in mm of the image `number` in the file; 1 for each that the file does not know.
 
-    ReadError where it is no size at all (zero, negative, NaN).
+    Raises:
+        ReadError: it is no size at all (zero, negative, NaN).
     """
     spacing = _ome(tiff.ome_metadata, number) if tiff.is_ome and tiff.ome_metadata else _imagej(tiff)
     if not all(math.isfinite(step) and step > 0 for step in spacing):
@@ -39,7 +41,7 @@ def spacing_of(tiff: TiffFile, number: int) -> tuple[float, float, float]:
     return spacing
 
 
-def _ome(text: str, number: int) -> tuple[float, float, float]:
+def _ome(text: str, number: int) -> Spacing3D:
     try:
         found = [node for node in ElementTree.fromstring(text).iter() if node.tag.rpartition("}")[2] == "Pixels"]
     except ElementTree.ParseError as error:
@@ -56,7 +58,7 @@ def _length(pixels: dict[str, str], axis: str) -> float:
     return 1.0 if size is None or scale is None else float(size) * scale
 
 
-def _imagej(tiff: TiffFile) -> tuple[float, float, float]:
+def _imagej(tiff: TiffFile) -> Spacing3D:
     facts = tiff.imagej_metadata
     if not facts:
         return _UNKNOWN

@@ -11,7 +11,7 @@ from scanfoundry.datasets.shards.format import SampleEntry
 _SPACING = 0.01  # relative difference that rounding in headers makes
 
 
-class Companions:
+class StudyPartners:
     """The scans of one source that serve one kind of crop, by study. A scan is (stream, row)."""
 
     def __init__(self, studies: Mapping[int, NDArray[np.bytes_]]) -> None:
@@ -30,9 +30,18 @@ class Companions:
         self.alone = int(((counts == 1) | self._unknown).sum())  # scans without a companion
 
     def of(self, stream: int, row: int, seed: int, bad: Container[tuple[int, int]]) -> tuple[int, int]:
-        """The companion of a scan that `seed` chooses; the next one of the study where it is bad; or the scan itself.
+        """The partner of a scan.
 
-        What can be read of the study decides, not when it was found that something cannot.
+        It depends on what of the study can be read, not on when it was found that something cannot.
+
+        Args:
+            stream: of the scan.
+            row: of the scan in its stream.
+            seed: chooses among the other scans of the study.
+            bad: scans that cannot be read; the next scan of the study is taken in their place.
+
+        Returns:
+            (stream, row); the scan itself where it has no partner.
         """
         number = self._first[stream] + row
         if self._unknown[number]:

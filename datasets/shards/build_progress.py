@@ -1,4 +1,4 @@
-"""What is known of a build while it runs."""
+"""The state of a build while it runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,16 @@ from scanfoundry.datasets.shards.shard_worker import ShardResult
 
 
 class BuildProgress:
-    """Finished shards, the source that each unfinished one is at, and what is no scan (`none`, found beforehand)."""
+    """The finished shards of a build, and the source that each unfinished shard is at.
+
+    Args:
+        out: folder of the data set.
+        total: number of sources.
+        max_bad: share of the sources that may be refused.
+        done: results of shards that an earlier build finished, by name.
+        none: files that were no scans before the build began.
+        progress: called with what is done, how much of it, and of how much.
+    """
 
     def __init__(
         self,
@@ -25,23 +34,27 @@ class BuildProgress:
         self._results, self._none = dict(done), list(none)
         self.underway: dict[str, int] = {}
 
-    def finish(self, shard: str, result: ShardResult) -> None:
-        """Books a finished shard; ends a build that can no longer stay under the ceiling."""
+    def add(self, shard: str, result: ShardResult) -> None:
+        """Record a finished shard.
+
+        Raises:
+            UserError: more sources are refused than the build may leave out.
+        """
         self._results[shard] = result
         self.underway.pop(shard, None)
         self.check_ceiling()
 
     def finished(self) -> list[ShardResult]:
-        """Results of all finished shards, in order."""
+        """The results of all finished shards, in order."""
         return [self._results[name] for name in sorted(self._results)]
 
-    def tell(self) -> None:
-        """Reports the progress in sources."""
+    def report(self) -> None:
+        """Report the progress in sources."""
         finished = sum(result.sources for result in self._results.values())
         self._progress("building", finished + sum(self.underway.values()), self.total)
 
     def quarantine(self) -> list[Quarantined]:
-        """All lines so far."""
+        """All lines of quarantine.jsonl so far."""
         return [*self._none, *(entry for result in self._results.values() for entry in result.quarantine)]
 
     def check_ceiling(self) -> None:

@@ -1,4 +1,4 @@
-"""`scanfoundry data check`: is every byte of a data set what was built, and what does it hold."""
+"""`scanfoundry data check`: whether every byte of a data set is what was built, and what the data set holds."""
 
 import hashlib
 import os
@@ -42,10 +42,18 @@ class CheckReport:
 
 
 def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
-    """Verifies every shard of `folder`, draws its contact sheet (PNG) where a path for it is given.
+    """Verify every byte of a data set against its manifest.
 
-    Raises UserError that names the shard for: missing or cut shards, wrong sha256 or crc, an index that differs from
-    the member in the tar, scans that are not what their index says, totals and tables that differ from the manifest.
+    Args:
+        folder: the data set, on local disk.
+        contact_sheet: where to draw a picture (PNG) of some of its scans; None: nowhere.
+
+    Returns:
+        What the data set holds.
+
+    Raises:
+        UserError: names the shard that is missing or cut, whose sha256 or crc32 is wrong, whose index differs from the
+            member in its tar, whose scans are not what the index says, or the total that differs from the manifest.
     """
     data = DataSet(folder)
     table = data.samples()
@@ -58,8 +66,15 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     found = {name: report.scans for name, report in summary.modalities().items()}
     counts = (dict(summary.warnings), dict(summary.greys))
     totals = (summary.scans, found, len(summary.patients), sorted(also), *counts)
-    said = data.manifest
-    if totals != (said.scans, said.modalities, said.patients, said.also, said.warnings, said.greys):
+    manifest = data.manifest
+    if totals != (
+        manifest.scans,
+        manifest.modalities,
+        manifest.patients,
+        manifest.also,
+        manifest.warnings,
+        manifest.greys,
+    ):
         raise UserError(
             f"{folder}: its shards hold {found} of {len(summary.patients)} patients, its manifest says otherwise"
         )

@@ -1,17 +1,17 @@
-"""Exact duplicates (the same voxels): which scan is kept, and what is known of the others goes with it."""
+"""Exact duplicates (scans with the same voxels): which is kept, and what it takes over from the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scanfoundry.datasets.shards.format import SampleEntry, ScanFacts
 
-Place = tuple[int, int]  # shard, sample
-Walk = Callable[[], Iterator[tuple[Place, SampleEntry]]]
+SampleId = tuple[int, int]  # shard, sample
+Walk = Callable[[], Iterator[tuple[SampleId, SampleEntry]]]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The one scan of a group that stays."""
+    """The scan of a group of duplicates that is kept."""
 
     also: tuple[str, ...]  # patients of the others
     labels_differ: bool  # somebody was wrong about one of them
@@ -24,43 +24,51 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A scan that goes, and the one that it equals."""
+    """A scan that is left out, and the one that it equals."""
 
-    twin: Place
+    twin: SampleId
     labels_differ: bool
 
 
-def decide(walk: Walk) -> dict[Place, Kept | Dropped]:
-    """What becomes of every scan that has a twin. `walk` goes through all scans in order, as often as it is called.
+def find_duplicates(walk: Walk) -> dict[SampleId, Kept | Dropped]:
+    """Decide what becomes of every scan whose voxels another scan repeats.
 
-    The one with the most labels stays, of these the one with the most facts (a DICOM knows more than the NIfTI made of
-    it, its modality above all), the first of these; the outcome depends on the scans' order alone.
+    The scan with the most labels is kept; among equals the one with the most facts (a DICOM knows more than the NIfTI
+    made of it, above all its modality), then the first. The outcome depends on the order of the scans alone.
+
+    Args:
+        walk: yields all scans in order; it is called twice.
+
+    Returns:
+        A decision for each scan that has a twin, by (shard, sample).
     """
     seen: set[bytes] = set()
     twice: set[bytes] = set()
     for _, entry in walk():
         content = bytes.fromhex(entry.content)
         (twice if content in seen else seen).add(content)
-    groups: dict[bytes, list[tuple[Place, SampleEntry]]] = {}
+    groups: dict[bytes, list[tuple[SampleId, SampleEntry]]] = {}
     if twice:
         for place, entry in walk():
             if bytes.fromhex(entry.content) in twice:
                 groups.setdefault(bytes.fromhex(entry.content), []).append((place, entry))
-    fates: dict[Place, Kept | Dropped] = {}
+    decisions: dict[SampleId, Kept | Dropped] = {}
     for group in groups.values():
-        fates.update(_of_group(group))
-    return fates
+        decisions.update(_of_group(group))
+    return decisions
 
 
-def _of_group(group: Sequence[tuple[Place, SampleEntry]]) -> dict[Place, Kept | Dropped]:
+def _of_group(group: Sequence[tuple[SampleId, SampleEntry]]) -> dict[SampleId, Kept | Dropped]:
     place, kept = max(
         group, key=lambda each: (_labelled(each[1]), len(each[1].facts), tuple(-number for number in each[0]))
     )
     also = sorted({entry.patient for _, entry in group} - {kept.patient})
     differ = {each: _differ(kept, entry) for each, entry in group}
-    fates: dict[Place, Kept | Dropped] = {each: Dropped(place, differ[each]) for each, _ in group if each != place}
-    fates[place] = Kept(tuple(also), any(differ.values()))
-    return fates
+    decisions: dict[SampleId, Kept | Dropped] = {
+        each: Dropped(place, differ[each]) for each, _ in group if each != place
+    }
+    decisions[place] = Kept(tuple(also), any(differ.values()))
+    return decisions
 
 
 def _labelled(entry: SampleEntry) -> int:

@@ -37,7 +37,11 @@ class Levels(BaseModel):
     table: Annotated[list[FiniteFloat], Field(max_length=_TABLE)] = []
 
     def decode(self, numbers: NDArray, dtype: DTypeLike) -> NDArray:
-        """The voxels that `numbers` stand for, computed in `dtype`; ValueError for one that is not in the table."""
+        """The voxels that `numbers` stand for, computed in `dtype`.
+
+        Raises:
+            ValueError: a number is not in the table.
+        """
         kind = np.dtype(dtype)
         if self.table:
             try:

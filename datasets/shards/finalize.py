@@ -1,4 +1,4 @@
-"""The end of a build: shards without duplicates into their place, then the table and the manifest."""
+"""The end of a build: shards without duplicates are moved into place, then the table and the manifest are written."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from isal.isal_zlib import crc32
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_atomically
 from scanfoundry.datasets.discovery.quarantine import Quarantined
-from scanfoundry.datasets.shards.duplicates import Dropped, Kept, Place, decide
+from scanfoundry.datasets.shards.duplicates import Dropped, Kept, SampleId, find_duplicates
 from scanfoundry.datasets.shards.encode import Codec, Encoded
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
@@ -35,7 +35,7 @@ from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
 from scanfoundry.datasets.shards.table import rows_of, to_bytes
 from scanfoundry.datasets.shards.writer import ShardWriter
 
-Fates = dict[Place, Kept | Dropped]
+Decisions = dict[SampleId, Kept | Dropped]
 
 
 def final_path(out: Path, shard: str) -> Path:
@@ -43,16 +43,30 @@ def final_path(out: Path, shard: str) -> Path:
     return out / PARTIAL / f"{shard}.final.json"
 
 
-def finish(
+def finalize(
     out: Path, parameters: dict[str, Any], results: Sequence[ShardResult], codec: Codec
 ) -> tuple[Manifest, list[Quarantined]]:
-    """Moves the shards in the partial folder into `out`; their manifest, and a line per duplicate.
+    """Move the shards of the partial folder into `out`, without scans that others repeat voxel by voxel.
 
-    Killed at any point, it ends with the same bytes when it is called again. `close` ends the build.
+    A call that is killed can be repeated and ends with the same bytes. `write_manifest` then completes the build.
+
+    Args:
+        out: folder of the data set.
+        parameters: what its bytes depend on, for the manifest.
+        results: of all shards, in their order.
+        codec: of frames that are written anew.
+
+    Returns:
+        The manifest, not written yet, and one line of quarantine.jsonl for each duplicate.
+
+    Raises:
+        UserError: a shard in the partial folder is damaged.
     """
     written = [result for result in results if result.record is not None]
-    fates = decide(lambda: _walk(out, written))
-    shards = [record for number, result in enumerate(written) if (record := _place(out, number, result, fates, codec))]
+    decisions = find_duplicates(lambda: _walk(out, written))
+    shards = [
+        record for number, result in enumerate(written) if (record := _place(out, number, result, decisions, codec))
+    ]
     modalities = sum((Counter(shard.modalities) for shard in shards), Counter[str]())
     patients: set[str] = set()
     also: set[str] = set()
@@ -80,31 +94,31 @@ def finish(
         samples_sha256=hashlib.sha256(table).hexdigest(),
         shards=shards,
     )
-    return manifest, list(_lines(written, fates))
+    return manifest, list(_lines(written, decisions))
 
 
-def close(out: Path, manifest: Manifest) -> None:
-    """Writes the manifest: from here on the folder is a data set."""
+def write_manifest(out: Path, manifest: Manifest) -> None:
+    """Write the manifest, which makes the folder a data set, and remove the partial folder."""
     write_atomically(out / MANIFEST, to_json(manifest, indent=1))
     shutil.rmtree(out / PARTIAL)
 
 
-def _walk(out: Path, results: Sequence[ShardResult]) -> Iterator[tuple[Place, SampleEntry]]:
+def _walk(out: Path, results: Sequence[ShardResult]) -> Iterator[tuple[SampleId, SampleEntry]]:
     for number, result in enumerate(results):
         if result.record is not None:
             for sample, entry in enumerate(read_index(out / PARTIAL, result.record).samples):
                 yield (number, sample), entry
 
 
-def _lines(results: Sequence[ShardResult], fates: Fates) -> Iterator[Quarantined]:
-    for (shard, sample), fate in fates.items():
-        if isinstance(fate, Dropped):
-            twin = results[fate.twin[0]].paths[fate.twin[1]]
-            reason = f"has the same voxels as {twin}" + ("; their labels differ" if fate.labels_differ else "")
+def _lines(results: Sequence[ShardResult], decisions: Decisions) -> Iterator[Quarantined]:
+    for (shard, sample), decision in decisions.items():
+        if isinstance(decision, Dropped):
+            twin = results[decision.twin[0]].paths[decision.twin[1]]
+            reason = f"has the same voxels as {twin}" + ("; their labels differ" if decision.labels_differ else "")
             yield Quarantined(path=results[shard].paths[sample], kind="duplicate", reason=reason)
 
 
-def _place(out: Path, number: int, result: ShardResult, fates: Fates, codec: Codec) -> ShardRecord | None:
+def _place(out: Path, number: int, result: ShardResult, decisions: Decisions, codec: Codec) -> ShardRecord | None:
     """One shard into `out`; its record there, None where nothing of it is left."""
     record = result.record
     assert record is not None
@@ -112,8 +126,8 @@ def _place(out: Path, number: int, result: ShardResult, fates: Fates, codec: Cod
     if done.exists():
         return parse(FinalShard, done.read_bytes(), str(done)).record
     source = out / PARTIAL / record.name
-    if any((number, sample) in fates for sample in range(record.samples)):
-        final = _rewritten(out, number, record, fates, codec)
+    if any((number, sample) in decisions for sample in range(record.samples)):
+        final = _rewritten(out, number, record, decisions, codec)
     else:
         # The tar stays until the record is written: a link is no copy.
         for name in (record.name, index_name(record.name)):
@@ -132,7 +146,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec: Codec) -> ShardRecord | None:
+def _rewritten(out: Path, number: int, record: ShardRecord, decisions: Decisions, codec: Codec) -> ShardRecord | None:
     """The shard without its dropped scans, and with what is known of the twins of those that stay."""
     with open(out / PARTIAL / record.name, "rb") as stream, ShardWriter(out / record.name, codec) as writer:
 
@@ -143,14 +157,14 @@ def _rewritten(out: Path, number: int, record: ShardRecord, fates: Fates, codec:
             return content
 
         for sample, entry in enumerate(read_index(out / PARTIAL, record).samples):
-            fate = fates.get((number, sample))
-            if isinstance(fate, Dropped):
+            decision = decisions.get((number, sample))
+            if isinstance(decision, Dropped):
                 continue
             facts = entry.scan_facts()
             mask = None
             if entry.mask is not None:
                 encoded = Encoded(payload(entry.mask), entry.mask.stored, None, entry.mask.rows)
                 mask = (encoded, entry.mask.dtype, entry.mask.greys)
-            facts = facts if fate is None else fate.apply(facts)
+            facts = facts if decision is None else decision.apply(facts)
             writer.append(facts, payload(entry), entry.content, mask)
     return writer.record

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.readers.labels import Greys
 from scanfoundry.datasets.shards.encode import Levels
 
@@ -29,7 +30,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 OptionalHash = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
 FactName = Annotated[str, Field(pattern=r"^(manufacturer|model|body_part|sequence)$")]
 WarningName = Annotated[str, Field(pattern=r"^(burned_in_annotation|face|labels_differ)$")]
-Count = Annotated[int, Field(ge=0)]
+NotNegativeInt = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(max_length=64)]
 T = TypeVar("T", bound=BaseModel)
@@ -84,9 +85,9 @@ class ScanFacts(_Record):
 class Member(_Record):
     """Where the payload of a member lies in the tar."""
 
-    offset: Count
+    offset: NotNegativeInt
     length: Size
-    crc32: Count
+    crc32: NotNegativeInt
 
 
 class MaskMember(Member):
@@ -183,8 +184,12 @@ def pack_bits(bitmap: NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(bitmap).tobytes()).decode()
 
 
-def unpack_bits(text: str, grid: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Inverse of `pack_bits` for an array of shape `grid`; ValueError where `text` is of another size."""
+def unpack_bits(text: str, grid: Size3D) -> NDArray[np.bool_]:
+    """Inverse of `pack_bits` for an array of shape `grid`.
+
+    Raises:
+        ValueError: `text` is of another size.
+    """
     count = grid[0] * grid[1] * grid[2]
     packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if packed.size != -(-count // 8):

@@ -38,14 +38,19 @@ Region = tuple[slice, slice, slice]  # of D, H, W
 
 
 class BadSample(Exception):
-    """A scan in a shard that cannot be read; the text names the shard and the reason."""
+    """A scan in a shard that cannot be read. The text names the shard and the reason."""
 
 
 class DataSet:
-    """An opened data set: its manifest is valid and, on local disk, every shard is there in its full size.
+    """An opened data set. Its manifest is valid and, on local disk, every shard is there in its full size.
 
-    location: a folder, or a URL of one that fsspec reads (http, s3, gs, hf, ...); then shards are fetched when used.
-    Raises UserError (one line) for what is no data set, another format version, missing or cut shards.
+    Args:
+        location: a folder, or the URL of one that fsspec reads (http, s3, gs, hf, ...). Shards behind a URL are fetched
+            when they are used.
+        cache: where fetched shards are kept, and how many.
+
+    Raises:
+        UserError: the location is no data set or one of another format version, or a shard is missing or cut.
     """
 
     def __init__(self, location: str | Path, cache: CacheConfig | None = None) -> None:
@@ -65,19 +70,34 @@ class DataSet:
 
     @property
     def folder(self) -> Path:
-        """Where it lies on local disk; UserError for one behind a URL."""
+        """The folder on local disk.
+
+        Raises:
+            UserError: the data set lies behind a URL.
+        """
         if isinstance(self.store, FolderStore):
             return self.store.folder
         raise UserError(f"{self.store.shown('')} is not on local disk: copy it there first")
 
     def samples(self) -> NDArray[np.void]:
-        """One row per scan (`table.ROW`, in older builds without `study`); UserError where the table is damaged."""
+        """The table of all scans, one row for each.
+
+        Returns:
+            A structured array with the fields of `table.ROW`; older builds lack `study`.
+
+        Raises:
+            UserError: the table cannot be read or is damaged.
+        """
         content = self.store.small(SAMPLES, self.manifest.samples_sha256)
         name = self.store.shown(SAMPLES)
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
 
     def index(self, shard: ShardRecord) -> ShardIndex:
-        """The index of one shard, checked against the manifest; UserError where it is damaged."""
+        """The index of one shard, checked against the manifest.
+
+        Raises:
+            UserError: the index is damaged.
+        """
         return read_index(self.store, shard)
 
 
@@ -92,7 +112,15 @@ def _check_size(folder: Path, shard: ShardRecord) -> None:
 
 
 def read_index(where: Path | Store, shard: ShardRecord) -> ShardIndex:
-    """The index of `shard` in the folder or store `where`; UserError where it cannot be read or is damaged."""
+    """The index of one shard.
+
+    Args:
+        where: the folder or store that the shard lies in.
+        shard: its record in the manifest.
+
+    Raises:
+        UserError: the index cannot be read, or is not the one that the manifest was written for.
+    """
     store = where if isinstance(where, Store) else FolderStore(where)
     name = index_name(shard.name)
     index = parse(ShardIndex, store.small(name, shard.index_sha256), store.shown(name))
@@ -103,7 +131,15 @@ def read_index(where: Path | Store, shard: ShardRecord) -> ShardIndex:
 
 
 class ShardReader:
-    """Partial reads of the scans of one shard. A scan's checksum is verified when it is first touched."""
+    """Reads parts of the scans of one shard. The checksum of a scan is verified when the scan is first touched.
+
+    Args:
+        where: the folder or store that the shard lies in.
+        shard: its record in the manifest.
+
+    Raises:
+        UserError: the index of the shard cannot be read or is damaged.
+    """
 
     def __init__(self, where: Path | Store, shard: ShardRecord) -> None:
         self._store = where if isinstance(where, Store) else FolderStore(where)
@@ -116,16 +152,33 @@ class ShardReader:
         self._state: tuple[int, ...] = ()  # in which it was when scans were verified
 
     def read(self, number: int, region: Region | None = None) -> NDArray:
-        """Voxels (C, d, h, w) of `region` of the scan `number`, or of all of it, in its own dtype.
+        """Voxels of a scan. Only the blocks that the region touches are decoded.
 
-        Only the blocks that the region touches are decoded. BadSample where the bytes are damaged or gone.
+        Args:
+            number: of the scan in the shard.
+            region: slices along D, H, W; None: the whole scan.
+
+        Returns:
+            (C, d, h, w) in the scan's own dtype.
+
+        Raises:
+            BadSample: the bytes are damaged or gone.
         """
         entry = self.entries[number]
         with self._as_bad_sample(entry):
             return restore(self._stored(number, region), entry.dtype, entry.levels)
 
     def read_into(self, number: int, region: Region, out: NDArray) -> None:
-        """`read` into `out` (C, d, h, w), of any dtype that the voxels are cast to; the fast way for crops."""
+        """Read voxels of a region into an array, the fast way for crops.
+
+        Args:
+            number: of the scan in the shard.
+            region: slices along D, H, W.
+            out: (C, d, h, w) of any dtype; voxels are cast to it.
+
+        Raises:
+            BadSample: the bytes are damaged or gone.
+        """
         entry = self.entries[number]
         with self._as_bad_sample(entry):
             plain = entry.levels is None and entry.stored == entry.dtype and not entry.rows
@@ -141,7 +194,18 @@ class ShardReader:
                 np.copyto(out, restore(self._stored(number, region), entry.dtype, entry.levels), casting="unsafe")
 
     def read_mask(self, number: int, region: Region | None = None) -> NDArray | None:
-        """The mask (d, h, w) of `region` of the scan `number`, or of all of it; None where it has none."""
+        """The mask of a scan.
+
+        Args:
+            number: of the scan in the shard.
+            region: slices along D, H, W; None: the whole mask.
+
+        Returns:
+            (d, h, w) unsigned integers; None where the scan has no mask.
+
+        Raises:
+            BadSample: the bytes are damaged or gone.
+        """
         entry = self.entries[number]
         if entry.mask is None:
             return None
@@ -153,7 +217,7 @@ class ShardReader:
             return restore(numbers, entry.mask.dtype, None)[0]
 
     def labels(self, number: int) -> Labels:
-        """What is known of the scan `number`, its mask read whole."""
+        """The labels of the scan `number`, with its whole mask. Raises BadSample where the mask is damaged."""
         record = self.entries[number].labels or LabelRecord()
         boxes = None if record.boxes is None else tuple(Box(box.low, box.high, box.label) for box in record.boxes)
         mask = self.entries[number].mask
@@ -194,7 +258,7 @@ class ShardReader:
         return self._stream.fileno()
 
     def close(self) -> None:
-        """Lets the shard go: a cached file may be deleted then."""
+        """Close the shard's file. A file in a cache may then be deleted."""
         self._open.clear()
         if self._stream is not None:
             self._map = None

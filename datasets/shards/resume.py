@@ -1,4 +1,4 @@
-"""How an interrupted build goes on: what it was, which shards it finished, and that nobody else is at it."""
+"""How an interrupted build is continued: its parameters, the shards that it finished, and its lock."""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ _LOCK = ".lock"
 
 
 def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key: bytes) -> dict[str, Any]:
-    """All that the bytes of a data set depend on, for its manifest, without anything that identifies the site."""
+    """Everything that the bytes of a data set depend on, for its manifest. Nothing in it identifies the site."""
     rule = options["patient_regex"]
     listing = "\n".join(f"{each.source.identity}\0{each.source.size}" for each in sources)
     labels = "\n".join(f"{each.order}\0{each.labels}" for each in sources if each.labels is not None)
@@ -47,7 +47,11 @@ def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Holds `out` for one build; UserError where another one is at it, or `out` cannot be written."""
+    """Hold the folder `out` for one build until the context ends.
+
+    Raises:
+        UserError: another build holds it, it cannot be written, or it holds something other than a data set.
+    """
     try:
         fresh = not out.exists() or all(path.name == _LOCK for path in out.iterdir())  # of one killed early
         if not fresh and not (out / MANIFEST).exists() and not (out / PARTIAL).exists():
@@ -68,9 +72,13 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def begin(out: Path, parameters: dict[str, Any], sources: Sequence[PlannedSource]) -> Manifest | None:
-    """Prepares `out` to be built or to go on; its manifest where it is complete already.
+    """Prepare the folder `out` for a build, or for the rest of one.
 
-    UserError where it was begun with other parameters or inputs, and what differs.
+    Returns:
+        The manifest where the data set is complete already, else None.
+
+    Raises:
+        UserError: the build was begun with other parameters or inputs; the text says what differs.
     """
     if (out / MANIFEST).exists():
         manifest = parse(Manifest, (out / MANIFEST).read_bytes(), str(out / MANIFEST))

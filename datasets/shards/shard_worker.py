@@ -12,7 +12,7 @@ import blosc2
 from pydantic import BaseModel, ValidationError
 
 from scanfoundry.configs.files import write_atomically
-from scanfoundry.datasets.discovery.quarantine import Kind, Quarantined
+from scanfoundry.datasets.discovery.quarantine import Quarantined, QuarantineKind
 from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan, shown
 from scanfoundry.datasets.identity import keyed_hash
 from scanfoundry.datasets.labels import Labels
@@ -36,7 +36,7 @@ class ShardResult(BaseModel):
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardTask:
     """One shard to write into the folder `out`."""
 
     plan: ShardPlan
@@ -48,8 +48,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Progress: the worker turns to source `number` of the job."""
+class SourceStarted:
+    """Progress of a worker: it begins to read source `number` of its task."""
 
     number: int
 
@@ -59,7 +59,7 @@ def result_path(out: Path, shard: str) -> Path:
     return out / PARTIAL / f"{shard}.json"
 
 
-def worker(connection: Connection) -> Callable[[Job], Iterator[Reading | ShardResult]]:
+def worker(connection: Connection) -> Callable[[ShardTask], Iterator[SourceStarted | ShardResult]]:
     """Factory for `processes.Worker`."""
     # webdataset imports torch if it can and does without if not; it is seconds and 250 MB per worker.
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
@@ -67,29 +67,33 @@ def worker(connection: Connection) -> Callable[[Job], Iterator[Reading | ShardRe
     return run
 
 
-def run(job: Job) -> Iterator[Reading | ShardResult]:
-    """Writes the shard; yields a `Reading` before each source and the `ShardResult` at the end."""
+def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
+    """Write one shard.
+
+    Yields:
+        A `SourceStarted` before each source, and the `ShardResult` at the end.
+    """
     # What is converted for a moment lies there too: the next start clears it, should this one be killed.
-    with kept_below(job.out / PARTIAL), ShardWriter(job.out / PARTIAL / job.plan.name, job.codec) as writer:
-        store = _Storing(job, writer)
-        for number, planned in enumerate(job.plan.sources):
-            yield Reading(number)
-            store.source(planned, job.deadly.get(number))
+    with kept_below(task.out / PARTIAL), ShardWriter(task.out / PARTIAL / task.plan.name, task.codec) as writer:
+        store = _SourceWriter(task, writer)
+        for number, planned in enumerate(task.plan.sources):
+            yield SourceStarted(number)
+            store.source(planned, task.deadly.get(number))
     result = ShardResult(
         record=writer.record,
         paths=store.paths,
-        sources=len(job.plan.sources),
+        sources=len(task.plan.sources),
         quarantine=store.quarantine,
     )
-    write_atomically(result_path(job.out, job.plan.name), to_json(result))
+    write_atomically(result_path(task.out, task.plan.name), to_json(result))
     yield result
 
 
-class _Storing:
-    """Sources into the writer, each whole or not at all."""
+class _SourceWriter:
+    """Writes the scans of sources: of each source all of them, or none."""
 
-    def __init__(self, job: Job, writer: ShardWriter) -> None:
-        self._job, self._writer = job, writer
+    def __init__(self, task: ShardTask, writer: ShardWriter) -> None:
+        self._task, self._writer = task, writer
         self.paths: list[str] = []
         self.quarantine: list[Quarantined] = []
 
@@ -107,7 +111,7 @@ class _Storing:
                 raise ReadError("holds no scan")
         except ReadError as error:
             self._writer.cut(before)
-            kind: Kind = "skipped" if isinstance(error, NothingToStore) else "refused"
+            kind: QuarantineKind = "skipped" if isinstance(error, NothingToStore) else "refused"
             files = [shown(name) for name in planned.source.files]
             reason = f"{error} ({len(files)} files)" if len(files) > 1 else str(error)
             self.quarantine.append(Quarantined(path=relative, kind=kind, reason=reason))
@@ -116,20 +120,20 @@ class _Storing:
         self.paths += paths
 
     def _scan(self, planned: PlannedSource, scan: Scan) -> None:
-        key, patient, study = self._job.key, planned.patient, planned.study
+        key, patient, study = self._task.key, planned.patient, planned.study
         if scan.patient:
             entry = f"{planned.source.identity}\0{scan.patient}"
             patient, study = keyed_hash(key, "patient", entry), keyed_hash(key, "study", entry)
         labels = self._labels(planned, scan)
         try:
-            self._writer.add(scan, sample_key(key, planned, scan.part), self._job.modality, patient, labels, study)
+            self._writer.add(scan, sample_key(key, planned, scan.part), self._task.modality, patient, labels, study)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ReadError(f"cannot be stored ({place}: {first['msg']})") from error
 
     def _labels(self, planned: PlannedSource, scan: Scan) -> Labels:
-        """Those of the build where they fit, else the scan's own, else none."""
+        """The labels of the build where they fit, else the scan's own, else none."""
         own, ref = (lambda: scan.labels), planned.labels
         for find in [own] if ref is None else [lambda: attach(scan, ref), own]:
             try:

@@ -1,3 +1,3 @@
-"""The size of a shard. Imports nothing: the command line shows it in its help."""
+"""The default size of a shard. This module imports nothing: the command line shows the size in its help."""
 
 SHARD_MB = 256  # of source files, where nobody says otherwise

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from scanfoundry.datasets.shards.format import SampleEntry
 
-Range = tuple[float, float]
+LowHigh = tuple[float, float]
 # Upper ends of the bins of the spacing histogram, mm; the last bin is open.
 SPACING_BINS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 
@@ -16,9 +16,9 @@ class ModalityReport:
     """Ranges (smallest, largest) over the scans of one modality."""
 
     scans: int = 0
-    shape: list[Range] = field(default_factory=list)  # C, D, H, W
-    spacing: list[Range] = field(default_factory=list)  # D, H, W in mm
-    intensity: Range = (float("inf"), float("-inf"))
+    shape: list[LowHigh] = field(default_factory=list)  # C, D, H, W
+    spacing: list[LowHigh] = field(default_factory=list)  # D, H, W in mm
+    intensity: LowHigh = (float("inf"), float("-inf"))
     dtypes: Counter[str] = field(default_factory=Counter)
     # Of the spacing within slices and between them, scans per bin of `SPACING_BINS`.
     in_plane: list[int] = field(default_factory=lambda: [0] * (len(SPACING_BINS) + 1))
@@ -37,7 +37,7 @@ class ModalityReport:
             self.between[_bin(entry.spacing[0])] += 1
 
 
-def _widen(ranges: list[Range], values: tuple[float, ...]) -> list[Range]:
+def _widen(ranges: list[LowHigh], values: tuple[float, ...]) -> list[LowHigh]:
     if not ranges:
         return [(value, value) for value in values]
     return [(min(low, value), max(high, value)) for (low, high), value in zip(ranges, values, strict=True)]

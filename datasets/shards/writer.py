@@ -69,7 +69,7 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         make_anew(self._draft)
         self._stream = open(self._draft, "wb")
-        # Here and not above: it imports torch where that is there (see job.worker).
+        # Here and not above: it imports torch where that is there (see task.worker).
         from webdataset import TarWriter
 
         self._tar = TarWriter(self._stream, encoder=False, mtime=0, user="", group="")
@@ -93,7 +93,8 @@ class ShardWriter:
     ) -> None:
         """Appends one scan under `key`; its modality is the file's own where that knows it.
 
-        ReadError where its intensities cannot be normalised.
+        Raises:
+            ReadError: its intensities cannot be normalised.
         """
         labels = scan.labels if labels is None else labels
         stats = statistics(scan.voxels)

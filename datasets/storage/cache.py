@@ -41,12 +41,12 @@ class CacheConfig(Config):
 
     @property
     def ahead_bytes(self) -> int:
-        """How much may lie there before it is needed: the rest is for what is in use."""
+        """The bytes that may lie in the cache before they are needed. The rest is for what is in use."""
         return int(self.gb * GB / 2)
 
 
-class Held:
-    """A verified file that is not deleted while this is open."""
+class HeldFile:
+    """A verified file that is not deleted while this object is open."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self.path, self._stream = path, stream
@@ -57,7 +57,10 @@ class Held:
 
 
 class Cache:
-    """The folder of `config`. Methods raise UserError where it cannot be used, has no room, or its disk is full."""
+    """A folder of verified files.
+
+    Methods raise UserError where the folder cannot be used, has no room, or its disk is full.
+    """
 
     def __init__(self, config: CacheConfig) -> None:
         self.folder = config.folder.expanduser()
@@ -67,18 +70,32 @@ class Cache:
 
     def hold(
         self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None = None, wait: float | None = None
-    ) -> Held:
-        """The file of that content and size, locked against deletion.
+    ) -> HeldFile:
+        """A file of some content, locked against deletion.
 
-        Where it is missing or damaged, `fill` is called with a part file, which may hold what an earlier attempt
-        got; it leaves exactly the content there or raises. Others who ask meanwhile wait for it. `wait`: seconds to
-        wait for room while everything in the cache is in use (default: the timeout).
+        Others who ask for the same content meanwhile wait for it.
+
+        Args:
+            sha256: of the content, hexadecimal.
+            size: of the content, in bytes.
+            fill: called where the file is missing or damaged, with a part file that may hold what an earlier attempt
+                fetched. It leaves exactly the content there, or raises.
+            what: the file is, for messages.
+            stop: ends a wait.
+            wait: seconds to wait for room while everything in the cache is in use; None: the timeout of the
+                configuration.
         """
         with self._usable(f"{what} ({size / GB:.3g} GB)"):
             return self._present(sha256, size) or self._made(sha256, size, fill, what, stop, wait)
 
     def small(self, sha256: str, download: Callable[[], bytes], what: str) -> bytes:
-        """The content itself, from the folder or else from `download`, whose answer is trusted; hashed at each read."""
+        """A small content, from the folder or else from a download.
+
+        Args:
+            sha256: of the content. What the folder holds is hashed at each read.
+            download: called where the folder lacks it. Its answer is trusted.
+            what: the file is, for messages.
+        """
         with self._usable(what):
             if (content := self._content(sha256)) is not None:
                 return content
@@ -105,7 +122,7 @@ class Cache:
                 ) from error
             raise UserError(f"the cache {self.folder} cannot be used ({reason}); set cache.folder") from error
 
-    def _made(self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None, wait: float | None) -> Held:
+    def _made(self, sha256: str, size: int, fill: Fill, what: str, stop: Event | None, wait: float | None) -> HeldFile:
         """The file after it was verified or fetched, or after another process did so."""
         part = self.folder / part_name(sha256, size)
         with exclusive(self.folder / f"{sha256}.lock", self._patience, stop, lambda: _progress(part)) as record:
@@ -117,7 +134,7 @@ class Cache:
             self._space.reserve(sha256, size, what, self._timeout if wait is None else wait, stop)
             return self._filled(part, data, fill, record)
 
-    def _verified(self, sha256: str, size: int, record: IO[bytes]) -> Held | None:
+    def _verified(self, sha256: str, size: int, record: IO[bytes]) -> HeldFile | None:
         """The file if it is there and its content is right."""
         path = self.folder / sha256
         try:
@@ -127,11 +144,11 @@ class Cache:
         lock(stream, shared=True, block=True)
         if os.fstat(stream.fileno()).st_size == size and sha256_of(stream) == sha256:
             set_verified(record, stream)
-            return Held(path, stream)
+            return HeldFile(path, stream)
         stream.close()
         return None
 
-    def _filled(self, part: Path, data: Path, fill: Fill, record: IO[bytes]) -> Held:
+    def _filled(self, part: Path, data: Path, fill: Fill, record: IO[bytes]) -> HeldFile:
         stream = open(part, "r+b", buffering=0)  # noqa: SIM115 (it is what keeps the file)
         try:
             fill(stream)
@@ -146,9 +163,9 @@ class Cache:
             if empty or (isinstance(error, OSError) and error.errno in _FULL):
                 part.unlink(missing_ok=True)
             raise
-        return Held(data, stream)
+        return HeldFile(data, stream)
 
-    def _present(self, sha256: str, size: int) -> Held | None:
+    def _present(self, sha256: str, size: int) -> HeldFile | None:
         """The file if it is there, whole, and has not changed since it was verified."""
         path, record = self.folder / sha256, self.folder / f"{sha256}.lock"
         try:
@@ -160,7 +177,7 @@ class Cache:
             whole = lies_at(stream, path) and os.fstat(stream.fileno()).st_size == size
             if whole and is_verified(record.read_bytes(), stream):
                 touch(record)
-                return Held(path, stream)
+                return HeldFile(path, stream)
         stream.close()
         return None
 

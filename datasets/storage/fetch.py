@@ -60,11 +60,13 @@ class _Copy:
 
 @dataclass(frozen=True)
 class Fetch:
-    """How to get one file. `sha256` and `size` (bytes) where they are known.
+    """How to get one file.
 
-    `version`, where it is given, keeps two states of the file on the server apart: bytes that were there before are
-    continued only where the server says that it still has that state. `told` hears how many bytes have come; what it
-    raises ends the fetch.
+    Attributes:
+        sha256, size: of the file, where they are known; the size in bytes.
+        version: keeps two states of the file on the server apart. Bytes that were there before are continued only where
+            the server says that it still has that state.
+        progress: called with the number of bytes that have come. What it raises ends the fetch.
     """
 
     url: str = field(repr=False)
@@ -75,12 +77,15 @@ class Fetch:
     stop: threading.Event | None = None
     limit: int = _LIMIT  # bytes, where the size is not known
     version: Version | None = None
-    told: Callable[[int], None] | None = None
+    progress: Callable[[int], None] | None = None
 
     def into(self, stream: BinaryIO) -> None:
         """Completes `stream`, which may hold the first bytes already; Unavailable when the attempts are used up.
 
-        OSError comes from `stream` alone. Stopped where `stop` was set.
+        OSError comes from `stream` alone.
+
+        Raises:
+            Stopped: `stop` was set.
         """
         self.copied(stream)
 
@@ -116,8 +121,8 @@ class Fetch:
             with closing(watched(self.url, copy.position, self.timeout, self.stop, self.version)) as arriving:
                 for start, piece in arriving:
                     copy.add(start, piece)
-                    if self.told is not None:
-                        self.told(copy.position)
+                    if self.progress is not None:
+                        self.progress(copy.position)
                     if copy.position > most:
                         break
         if self.size is None and copy.position > most:

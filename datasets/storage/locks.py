@@ -1,4 +1,4 @@
-"""Locks between the processes of a machine or of a shared disk, by flock: the kernel lets go of a dead holder's."""
+"""Locks between the processes of a machine or of a shared disk, by flock, which the kernel releases for the dead."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ _held: set[int] = set()  # descriptors of exclusive locks of this process
 
 
 class Stopped(Exception):
-    """Whoever asked does not want it any more."""
+    """The caller does not want the result any more."""
 
 
 def _let_go() -> None:
@@ -33,9 +33,18 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def lock(stream: IO[bytes], shared: bool = False, block: bool = False) -> bool:
-    """Takes the lock of an open file; False where another has it. Closing the file gives it back.
+    """Take the lock of an open file. Closing the file releases it.
 
-    UserError where the file system knows no locks.
+    Args:
+        stream: the file.
+        shared: others may hold it too, if they share it.
+        block: wait for it.
+
+    Returns:
+        False where another process has it.
+
+    Raises:
+        UserError: the file system knows no locks.
     """
     try:
         fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if block else fcntl.LOCK_NB))
@@ -73,7 +82,8 @@ class NoLock(UserError):
 def open_lock(path: Path) -> IO[bytes]:
     """A lock file, made where it is missing, open for reading and writing, and as it was.
 
-    NoLock where a link or anything but a plain file has its name: what that leads to is not ours to write into.
+    Raises:
+        NoLock: a link or anything but a plain file has its name: what that leads to is not ours to write into.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would be waited for
     try:
@@ -101,7 +111,8 @@ def exclusive(
 ) -> Iterator[IO[bytes]]:
     """The lock file `path`, made where it is missing, open for reading and writing and locked.
 
-    UserError where its holder keeps it for `patience` seconds in which `sign_of_life` does not change.
+    Raises:
+        UserError: its holder keeps it for `patience` seconds in which `sign_of_life` does not change.
     """
     wait, seen, since = _POLL[0], sign_of_life(), time.monotonic()
     while True:

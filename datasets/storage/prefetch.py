@@ -1,4 +1,4 @@
-"""Shards on their way before they are needed, by threads of the training process."""
+"""Fetches shards before they are needed, by threads of the training process."""
 
 import threading
 from collections import deque
@@ -12,7 +12,7 @@ from scanfoundry.datasets.storage.store import Store
 _GRACE = 2.0  # seconds for a thread to notice that it is over
 
 
-class Wanted(NamedTuple):
+class PrefetchRequest(NamedTuple):
     """A file that will be needed."""
 
     store: Store
@@ -22,25 +22,32 @@ class Wanted(NamedTuple):
 
 
 class Prefetcher:
-    """Fetches files into the cache in the order in which they will be used, `parallel` at a time.
+    """Fetches files into the cache in the order in which they will be used.
 
-    What fails is left to whoever needs the file: he meets the error, and says it. Together the files ahead are at
-    most `budget` bytes, so that they do not push each other out of the cache before they are used: see
-    `CacheConfig.ahead_bytes`.
+    An error is kept in `failed` and not raised: whoever needs the file meets it again and raises it.
+
+    Args:
+        budget: bytes of all files ahead together, so that they do not displace each other before they are used; see
+            `CacheConfig.ahead_bytes`.
+        parallel: files that are fetched at a time.
     """
 
     def __init__(self, budget: int, parallel: int = 3) -> None:
         self._budget, self._parallel = budget, parallel
-        self._queue: deque[Wanted] = deque()
+        self._queue: deque[PrefetchRequest] = deque()
         self._busy: set[str] = set()  # sha256
         self._change = threading.Condition()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self.failed: dict[str, str] = {}  # sha256: why; not tried again
 
-    def ahead(self, wanted: Iterable[Wanted]) -> None:
-        """Replaces what is waited for by `wanted`, soonest first; what is on its way goes on. Returns at once."""
-        chosen: dict[str, Wanted] = {}
+    def ahead(self, wanted: Iterable[PrefetchRequest]) -> None:
+        """Replace the files in the queue; fetches under way go on. Returns at once.
+
+        Args:
+            wanted: the files, soonest first.
+        """
+        chosen: dict[str, PrefetchRequest] = {}
         total = 0
         for each in wanted:
             if not each.store.remote or each.sha256 in chosen:
@@ -78,7 +85,7 @@ class Prefetcher:
                 if reason is not None:
                     self.failed[wanted.sha256] = reason
 
-    def _next(self) -> Wanted | None:
+    def _next(self) -> PrefetchRequest | None:
         with self._change:
             self._change.wait_for(lambda: self._queue or self._stop.is_set())
             if self._stop.is_set():

@@ -34,7 +34,7 @@ def _fsspec(url: str, offset: int) -> Generator[Piece]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        extra = ": install 'scanfoundry[s3]'" if scheme in ("s3", "s3a") else ""
+        extra = ': pip install "scanfoundry[s3]"' if scheme in ("s3", "s3a") else ""
         reason = " ".join(str(error).split())
         raise UserError(f"{scheme}:// cannot be read on this machine ({reason}){extra}") from None
     try:

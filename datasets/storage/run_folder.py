@@ -40,7 +40,11 @@ def _holder(run_dir: Path) -> str:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Names of what lies in a run folder, none where it is not there; UserError where it cannot be read."""
+    """Names of what lies in a run folder, none where it is not there.
+
+    Raises:
+        UserError: the folder cannot be read, or is a file.
+    """
     try:
         return {path.name for path in folder.iterdir()} if folder.exists() else set()
     except NotADirectoryError as error:

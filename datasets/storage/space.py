@@ -25,7 +25,7 @@ class NoRoom(UserError):
 
 
 @dataclass
-class _Entry:
+class _CacheEntry:
     """What the folder holds of one content."""
 
     used: float = 0.0  # when, s since the epoch
@@ -97,8 +97,8 @@ class Space:
                 missing -= self._drop(other, entry)
         return missing <= 0
 
-    def _entries(self) -> dict[str, _Entry]:
-        entries: dict[str, _Entry] = {}
+    def _entries(self) -> dict[str, _CacheEntry]:
+        entries: dict[str, _CacheEntry] = {}
         with os.scandir(self.folder) as files:
             for file in files:
                 name = _NAME.fullmatch(file.name)
@@ -106,7 +106,7 @@ class Space:
                     continue
                 with suppress(FileNotFoundError):
                     status = file.stat()
-                    entry = entries.setdefault(name[1], _Entry())
+                    entry = entries.setdefault(name[1], _CacheEntry())
                     entry.used = max(entry.used, status.st_mtime)
                     if name["size"]:
                         entry.parts[file.name] = int(name["size"])
@@ -114,7 +114,7 @@ class Space:
                         entry.data = status.st_size
         return entries
 
-    def _drop(self, sha256: str, entry: _Entry) -> int:
+    def _drop(self, sha256: str, entry: _CacheEntry) -> int:
         """Deletes all files of a content and returns their bytes; 0 where it is in use or on its way."""
         path = self.folder / f"{sha256}.lock"
         with open_lock(path) as work:

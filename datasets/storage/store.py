@@ -12,22 +12,27 @@ from urllib.parse import unquote, urlsplit
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.storage.address import Unavailable, is_url, join, shown
-from scanfoundry.datasets.storage.cache import Cache, CacheConfig, Held
+from scanfoundry.datasets.storage.cache import Cache, CacheConfig, HeldFile
 from scanfoundry.datasets.storage.fetch import Fetch
 
 __all__ = ["CacheConfig", "FolderStore", "RemoteStore", "Store", "Unavailable"]
 
 
 class Store(ABC):
-    """The files of one data set. Can be pickled; each process keeps its own locks."""
+    """The files of one data set. A store can be pickled; each process keeps locks of its own."""
 
     remote: bool
 
     @staticmethod
     def of(location: str | Path, cache: CacheConfig) -> "Store":
-        """The store at a folder or at any URL that fsspec reads. Nothing is opened yet.
+        """The store at a folder, or at a URL that fsspec reads. Nothing is opened yet.
 
-        UserError for a chain of URLs ('simplecache::s3://...').
+        Args:
+            location: path or URL.
+            cache: where files behind a URL are kept.
+
+        Raises:
+            UserError: the URL is a chain ('simplecache::s3://...').
         """
         text = str(location)
         if "::" in text and is_url(text.rpartition("::")[2]):
@@ -40,21 +45,33 @@ class Store(ABC):
 
     @abstractmethod
     def local(self, name: str, sha256: str, size: int) -> Path:
-        """The file `name` of `size` bytes on a disk of this machine, held there until `release(name)` or `close`.
+        """A file on a disk of this machine, held there until `release` or `close`.
 
-        Unavailable where it cannot be had from a URL; UserError where the cache cannot take it.
+        Args:
+            name: of the file.
+            sha256: of its content, hexadecimal.
+            size: in bytes.
+
+        Raises:
+            Unavailable: the file cannot be fetched from its URL.
+            UserError: the cache cannot take it.
         """
 
     @abstractmethod
     def small(self, name: str, sha256: str | None = None) -> bytes:
-        """The content of a manifest, a table or an index (at most 1 GiB), of this sha256 where one is given.
+        """The content of a manifest, a table or an index, at most 1 GiB.
 
-        Unavailable where it cannot be had, or is another content.
+        Args:
+            name: of the file.
+            sha256: of its content, where known.
+
+        Raises:
+            Unavailable: the file cannot be had, or has another content.
         """
 
     @abstractmethod
     def shown(self, name: str) -> str:
-        """What to call the file `name` in a message; of a URL neither user, password nor query."""
+        """The name of a file in a message. Of a URL it holds neither user, password nor query."""
 
     @abstractmethod
     def fetch(self, name: str, sha256: str, size: int, stop: Event | None = None) -> None:
@@ -112,7 +129,7 @@ class RemoteStore(Store):
     def __init__(self, url: str, config: CacheConfig) -> None:
         self._url, self._config = url, config
         self._cache = Cache(config)
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, HeldFile] = {}
         self._uses: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -149,7 +166,7 @@ class RemoteStore(Store):
     def fetch(self, name: str, sha256: str, size: int, stop: Event | None = None) -> None:
         self._hold(name, sha256, size, stop, 0.0).close()
 
-    def _hold(self, name: str, sha256: str, size: int, stop: Event | None, wait: float | None) -> Held:
+    def _hold(self, name: str, sha256: str, size: int, stop: Event | None, wait: float | None) -> HeldFile:
         fetch = self._fetch(name, sha256, size, stop)
         return self._cache.hold(sha256, size, fetch.into, self.shown(name), stop, wait)
 

@@ -1,4 +1,4 @@
-"""Batch buffers in memory that all processes share. Who holds a batch keeps its buffer from being filled again."""
+"""Batch buffers in memory that all processes share. A buffer is filled again when nobody holds its batch any more."""
 
 import gc
 import mmap
@@ -46,7 +46,7 @@ class SharedBuffers:
         return self._free.popleft() if self._free else None
 
     def grow(self) -> None:
-        """One buffer more, for when all are in the training loop's hands; UserError at the limit."""
+        """Add a buffer, for when the training loop holds all of them. UserError at the limit."""
         gc.collect()  # a batch may hang in a reference cycle
         if self._free:
             return

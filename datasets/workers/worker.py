@@ -1,4 +1,4 @@
-"""What a loader's worker process does: fill a batch buffer with the crops it is told. Imports no torch."""
+"""The worker process of a loader: it fills a batch buffer with the crops of a task. It imports no torch."""
 
 import mmap
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.datasets.crop import Place, Slices, as_channels, near, overlap, place
+from scanfoundry.datasets.crop import CropPlacement, Slices, as_channels, near, overlap, place
 from scanfoundry.datasets.intensity import IntensityConfig, scaling
 from scanfoundry.datasets.plan import Draw
 from scanfoundry.datasets.processes import Handler
@@ -38,8 +38,8 @@ class SourceSetup:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """The first message to a worker."""
+class ReaderSetup:
+    """The first message to a worker: what it reads, and how."""
 
     sources: Sequence[SourceSetup]
     channels: int
@@ -50,16 +50,16 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Attach:
-    """The buffer `slot` of `size` bytes; its descriptor follows on the pipe."""
+class AttachBuffer:
+    """Message: use the buffer `slot` of `size` bytes, whose descriptor follows on the pipe."""
 
     slot: int
     size: int
 
 
 @dataclass(frozen=True)
-class Task:
-    """Fill the buffer `slot` with `draws`, the batch number `number` of this loader."""
+class FillTask:
+    """Message: fill the buffer `slot` with the crops `draws`, for batch number `number` of this loader."""
 
     number: int
     slot: int
@@ -69,10 +69,12 @@ class Task:
 
 
 @dataclass
-class Filled:
-    """A task's answer: what `batch.Crops` says of the voxels in the buffer, and whether bits of exclusion are there.
+class FilledBatch:
+    """The answer to a `FillTask`: what `batch.Crops` holds beside the voxels in the buffer.
 
-    Where `bad` (position in the batch: reason) is not empty, the buffer is not to be used.
+    Attributes:
+        bad: reasons by position in the batch. Where there are any, the buffer is not to be used.
+        excluded: the buffer holds bits of exclusion behind the voxels.
     """
 
     number: int
@@ -89,7 +91,7 @@ class Filled:
 class CropReader:
     """Reads crops straight into buffers."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: ReaderSetup) -> None:
         self._setup = setup
         self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
         self._opened: OrderedDict[ShardReader, None] = OrderedDict()  # those with an open file
@@ -116,11 +118,11 @@ class CropReader:
             self._opened.pop(reader, None)
             reader.close()
 
-    def fill(self, task: Task, buffer: NDArray[np.uint8]) -> Filled:
+    def fill(self, task: FillTask, buffer: NDArray[np.uint8]) -> FilledBatch:
         """Fills `buffer` with the crops of `task`."""
         count = len(task.draws)
-        dtype, readers, bad = self._survey(task)
-        filled = Filled(
+        dtype, readers, bad = self._open_readers(task)
+        filled = FilledBatch(
             task.number,
             dtype,
             np.zeros((count, 2, 3), np.int64),
@@ -131,7 +133,7 @@ class CropReader:
             bad=bad,
         )
         voxels = view_of(buffer, dtype, task.crop, count, self._setup.channels)
-        batch = _Filling(task, readers, [None] * count, buffer, voxels, filled)
+        batch = _BatchInProgress(task, readers, [None] * count, buffer, voxels, filled)
         for position in batch.order():
             reader = readers[position]
             if reader is not None:
@@ -145,7 +147,7 @@ class CropReader:
         self._forget()
         return filled
 
-    def _survey(self, task: Task) -> tuple[str, list[ShardReader | None], dict[int, str]]:
+    def _open_readers(self, task: FillTask) -> tuple[str, list[ShardReader | None], dict[int, str]]:
         """The dtype that holds all of the batch, the opened shards, and those that could not be opened."""
         readers: list[ShardReader | None] = []
         bad: dict[int, str] = {}
@@ -164,7 +166,7 @@ class CropReader:
             dtypes.add("float32" if mixed or entry.dtype not in DTYPES else entry.dtype)
         return dtypes.pop() if len(dtypes) == 1 else "float32", readers, bad
 
-    def _crop(self, batch: "_Filling", position: int, reader: ShardReader) -> None:
+    def _crop(self, batch: "_BatchInProgress", position: int, reader: ShardReader) -> None:
         """Writes one crop into the buffer, and what is to know of it; BadSample where it cannot be read."""
         setup, draw, filled = self._setup, batch.task.draws[position], batch.filled
         entry = reader.entries[draw.sample]
@@ -190,7 +192,7 @@ class CropReader:
         filled.keys[position] = entry.key
         filled.modalities[position] = entry.modality
 
-    def _place(self, batch: "_Filling", position: int, entry: SampleEntry) -> Place | None:
+    def _place(self, batch: "_BatchInProgress", position: int, entry: SampleEntry) -> CropPlacement | None:
         """Where a crop lies; None for the partner of one that could not be read: both will be replaced."""
         setup, task, draw = self._setup, batch.task, batch.task.draws[position]
         scan, axes = entry.shape[1:], setup.sources[draw.source].flip_axes
@@ -209,15 +211,15 @@ class CropReader:
 
 
 @dataclass(frozen=True)
-class _Filling:
-    """A task under way."""
+class _BatchInProgress:
+    """A task while it is worked on."""
 
-    task: Task
+    task: FillTask
     readers: list[ShardReader | None]
-    places: list[Place | None]  # of the crops that are done
+    places: list[CropPlacement | None]  # of the crops that are done
     buffer: NDArray[np.uint8]
     voxels: NDArray  # (B, C, D, H, W), in the buffer
-    filled: Filled
+    filled: FilledBatch
 
     def order(self) -> Iterable[int]:
         """The positions, partners one after the other: they may be of one scan, which is opened once."""
@@ -244,8 +246,8 @@ def worker(connection: Connection) -> Handler:
     reader = CropReader(connection.recv())
     buffers: dict[int, NDArray[np.uint8]] = {}
 
-    def handle(message: Attach | Task) -> Iterator[Filled]:
-        if isinstance(message, Attach):
+    def handle(message: AttachBuffer | FillTask) -> Iterator[FilledBatch]:
+        if isinstance(message, AttachBuffer):
             descriptor = recv_handle(connection)
             buffers[message.slot] = np.frombuffer(mmap.mmap(descriptor, message.size), np.uint8)
             os.close(descriptor)

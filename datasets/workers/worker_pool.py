@@ -1,4 +1,4 @@
-"""Those who fill batch buffers: worker processes that may die, or this process itself."""
+"""The processes that fill batch buffers: workers that may die, or the calling process itself."""
 
 from collections import Counter, deque
 from contextlib import suppress
@@ -7,46 +7,53 @@ from multiprocessing.reduction import send_handle
 import blosc2
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.processes import Died, Worker, ready
+from scanfoundry.datasets.processes import Worker, WorkerDied, ready
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers
-from scanfoundry.datasets.workers.worker import Attach, CropReader, Filled, Setup, Task
+from scanfoundry.datasets.workers.worker import AttachBuffer, CropReader, FilledBatch, FillTask, ReaderSetup
 
 _FACTORY = "scanfoundry.datasets.workers.worker:worker"
 _QUEUED = 2  # tasks a worker holds, so that it never waits for the parent
 _DEATHS = 3  # of workers at one task
 
 
-class InProcess:
-    """Fills buffers in the calling process, one per call of `collect`."""
+class InProcessFiller:
+    """Fills buffers in the calling process, one for each call of `collect`."""
 
     respawned = 0
 
-    def __init__(self, setup: Setup, ring: SharedBuffers) -> None:
+    def __init__(self, setup: ReaderSetup, buffers: SharedBuffers) -> None:
         blosc2.set_nthreads(1)  # blocks are small: threads only wait for each other
-        self._reader, self._ring = CropReader(setup), ring
-        self._waiting: deque[Task] = deque()
+        self._reader, self._buffers = CropReader(setup), buffers
+        self._queued: deque[FillTask] = deque()
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: FillTask) -> None:
         """Queues a task."""
-        self._waiting.append(task)
+        self._queued.append(task)
 
-    def collect(self) -> list[Filled]:
-        """Does the next task."""
-        task = self._waiting.popleft()
-        return [self._reader.fill(task, self._ring.view(task.slot))]
+    def collect(self) -> list[FilledBatch]:
+        """Do the next task."""
+        task = self._queued.popleft()
+        return [self._reader.fill(task, self._buffers.view(task.slot))]
 
     def close(self) -> None:
         """Forgets what is queued."""
-        self._waiting.clear()
+        self._queued.clear()
 
 
 class WorkerPool:
-    """`count` worker processes. One that dies is replaced and its tasks are done again, to the same result."""
+    """Worker processes that fill buffers. One that dies is replaced, and its tasks are done again, to the same result.
 
-    def __init__(self, setup: Setup, ring: SharedBuffers, count: int, timeout: float) -> None:
-        self._setup, self._ring, self._timeout = setup, ring, timeout
-        self._waiting: deque[Task] = deque()
-        self._held: dict[Worker, deque[Task]] = {}
+    Args:
+        setup: what the workers read.
+        buffers: that they fill.
+        count: of processes.
+        timeout: seconds without any reply that end the run.
+    """
+
+    def __init__(self, setup: ReaderSetup, buffers: SharedBuffers, count: int, timeout: float) -> None:
+        self._setup, self._buffers, self._timeout = setup, buffers, timeout
+        self._queued: deque[FillTask] = deque()
+        self._held: dict[Worker, deque[FillTask]] = {}
         self._attached: dict[Worker, int] = {}
         self._deaths: Counter[int] = Counter()
         self.respawned = 0
@@ -58,33 +65,40 @@ class WorkerPool:
         worker.send(self._setup)
         self._held[worker], self._attached[worker] = deque(), 0
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: FillTask) -> None:
         """Queues a task."""
-        self._waiting.append(task)
+        self._queued.append(task)
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._waiting:
+        while self._queued:
             worker = min(self._held, key=lambda each: len(self._held[each]))
             if len(self._held[worker]) == _QUEUED:
                 return
-            for slot in range(self._attached[worker], len(self._ring.descriptors)):
-                worker.send(Attach(slot, self._ring.size))
+            for slot in range(self._attached[worker], len(self._buffers.descriptors)):
+                worker.send(AttachBuffer(slot, self._buffers.size))
                 with suppress(BrokenPipeError, ConnectionResetError):
-                    send_handle(worker.connection, self._ring.descriptors[slot], worker.process.pid)
-            self._attached[worker] = len(self._ring.descriptors)
-            self._held[worker].append(self._waiting.popleft())
+                    send_handle(worker.connection, self._buffers.descriptors[slot], worker.process.pid)
+            self._attached[worker] = len(self._buffers.descriptors)
+            self._held[worker].append(self._queued.popleft())
             worker.send(self._held[worker][-1])
 
-    def collect(self) -> list[Filled]:
-        """Waits for at least one worker to fill a buffer or to die; UserError where none does within the timeout."""
+    def collect(self) -> list[FilledBatch]:
+        """Wait for at least one worker to fill a buffer or to die.
+
+        Returns:
+            The batches that were filled, perhaps none.
+
+        Raises:
+            UserError: no worker replied within the timeout, or workers died too often at one batch.
+        """
         filled = []
         replied = ready(self._held, self._timeout)
         if not replied:
             raise UserError(self._stuck())
         for worker in replied:
             reply = worker.receive()
-            if isinstance(reply, Died):
+            if isinstance(reply, WorkerDied):
                 self._replace(worker, reply)
             else:
                 self._held[worker].popleft()
@@ -92,7 +106,7 @@ class WorkerPool:
         self._hand_out()
         return filled
 
-    def _replace(self, worker: Worker, died: Died) -> None:
+    def _replace(self, worker: Worker, died: WorkerDied) -> None:
         lost = self._held.pop(worker)
         del self._attached[worker]
         worker.close()
@@ -103,7 +117,7 @@ class WorkerPool:
                     f"worker processes died {_DEATHS + 1} times at one batch (exit status {died.status}: -9 is mostly "
                     f"lack of memory, -7 a disk or a shard that went away); it reads {self._shards(lost[0])}"
                 )
-        self._waiting.extendleft(reversed(lost))
+        self._queued.extendleft(reversed(lost))
         self.respawned += 1
         self._start()
 
@@ -114,7 +128,7 @@ class WorkerPool:
             f"one reads {reading}"
         )
 
-    def _shards(self, task: Task) -> str:
+    def _shards(self, task: FillTask) -> str:
         sources = self._setup.sources
         names = {sources[draw.source].store.shown(sources[draw.source].shards[draw.shard].name) for draw in task.draws}
         return ", ".join(sorted(names))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scanfoundry.finetune.boxes.geometry import at_scan, mirrored
-from scanfoundry.finetune.boxes.wbc import Found, Views, cluster
+from scanfoundry.finetune.boxes.wbc import Detections, Views, cluster
 from scanfoundry.finetune.boxes.windows import looked_at, trust
 from scanfoundry.finetune.cases.patches import Window, extract
 
@@ -29,7 +29,7 @@ def find(
     mirrors: Sequence[tuple[int, ...]],
     batch: int,
     device: torch.device,
-) -> Found:
+) -> Detections:
     """Boxes (N, 6) of an image (C, D, H, W), at its grid, best first; `fill` is what lies outside it.
 
     Each member sees each window in each mirroring; every such view has a vote on the places it looks at (`cluster`).

@@ -27,7 +27,7 @@ class Views(NamedTuple):
         return Views(*columns)
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """Boxes of one scan, best first."""
 
     boxes: Boxes  # (N, 2A)
@@ -35,7 +35,7 @@ class Found(NamedTuple):
     labels: Ints  # (N,)
 
 
-def cluster(views: Views, threshold: float) -> Found:
+def cluster(views: Views, threshold: float) -> Detections:
     """Boxes of one class that overlap the best one left by an IoU above `threshold` (under 1) become one box.
 
     With w = IoU to the best one x weight, the box is sum(w s b) / sum(w s), the score sum(w s) / (sum w + n mean w),
@@ -61,7 +61,7 @@ def cluster(views: Views, threshold: float) -> Found:
         labels.append(views.labels[best])
     order = np.argsort(-np.array(scores), kind="stable")
     width = views.boxes.shape[1]
-    return Found(
+    return Detections(
         np.array(boxes, float).reshape(-1, width)[order],
         np.array(scores, float)[order],
         np.array(labels, np.int64)[order],

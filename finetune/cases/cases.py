@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from scanfoundry.configs.errors import Mistakes
+from scanfoundry.configs.geometry import Size3D, Spacing3D
 from scanfoundry.datasets.readers import Scan
 
 Box = tuple[float, float, float, float, float, float]  # d0, h0, w0, d1, h1, w1: half-open, in voxels of the file
@@ -14,6 +15,14 @@ class LabelledBox(NamedTuple):
 
     box: Box
     label: int
+
+
+class Grid(NamedTuple):
+    """The grid of a case: that of its first channel."""
+
+    name: str  # of the channel's source, for messages
+    shape: Size3D
+    spacing: Spacing3D  # mm
 
 
 class ScanSource(Protocol):

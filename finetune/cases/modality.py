@@ -1,4 +1,4 @@
-"""The modality of each channel: as told, as the data set says, or as the channel's name tells."""
+"""The modality of each channel: as configured, as the data set says, or by the channel's name."""
 
 from collections.abc import Sequence
 
@@ -15,25 +15,31 @@ _BY_NAME = {name: modality for modality, names in _NAMES.items() for name in nam
 
 
 def modality_named(name: str) -> str:
-    """The modality that a channel's name tells ('T1w' is 'mr'); '' where it tells none."""
+    """The modality that a channel's name stands for ('T1w' is 'mr'); '' where it stands for none."""
     return _BY_NAME.get(name.strip().lower(), "")
 
 
 def modalities_of(channels: Sequence[str], found: Sequence[str], given: str | dict[str, str] | None) -> list[str]:
-    """One modality for each channel: `given` for all or by channel, else what was `found`, else by the name.
+    """The modality of each channel.
 
-    UserError where none of them tells, or `given` names a channel that is not there.
+    Args:
+        channels: their names.
+        found: what the data set says of each; empty where it says nothing, and the name decides.
+        given: what the user says, of all channels or by name; it comes first.
+
+    Raises:
+        UserError: nothing says what a channel is, or `given` names a channel that is not there.
     """
     if isinstance(given, str):
         return [given.lower()] * len(channels)
     by_name = given or {}
     if unknown := sorted(set(by_name) - set(channels)):
         raise UserError(f"data.modality names the channel '{unknown[0]}'; there are: {', '.join(channels)}")
-    told = [
+    chosen = [
         by_name.get(name, "").lower() or known or modality_named(name)
         for name, known in zip(channels, found, strict=True)
     ]
-    if "" in told:
-        name = channels[told.index("")]
+    if "" in chosen:
+        name = channels[chosen.index("")]
         raise UserError(f"nothing tells the modality of the channel '{name}': set data.modality (ct, mr, us, xr, ...)")
-    return told
+    return chosen

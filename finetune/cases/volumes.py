@@ -1,5 +1,6 @@
 """Scans and label maps as arrays at the plan's grid, and back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scanfoundry.configs.geometry import Size3D, Spacing3D
 from scanfoundry.datasets.intensity import IntensityConfig, background, normalise, statistics
 from scanfoundry.datasets.labels.attach import as_mask, check_grid
 from scanfoundry.datasets.readers import ReadError, Scan
-from scanfoundry.datasets.readers.label_values import Raw, is_image, raw_of
+from scanfoundry.datasets.readers.label_values import RawMask, is_image, raw_of
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.label_values import MOST, LabelValues
 from scanfoundry.finetune.cases.sources import scan_file
@@ -29,7 +30,7 @@ def read_one(path: Path) -> Scan:
     return scan_file(path).read()
 
 
-def read_numbers(source: ScanSource, image: Scan, cut: bool = True) -> Raw:
+def read_numbers(source: ScanSource, image: Scan, cut: bool = True) -> RawMask:
     """The numbers (D, H, W) of a mask that lies on `image`'s grid; UserError, naming the source, where it does not.
 
     cut: greys that are clearly black and white are 0 and 255.
@@ -140,3 +141,13 @@ def resize_labels(labels: npt.NDArray[np.uint8], shape: Size3D) -> npt.NDArray[n
         return labels
     tensor = torch.from_numpy(labels.astype(np.float32))[None, None]
     return F.interpolate(tensor, size=shape, mode="nearest-exact")[0, 0].numpy().astype(np.uint8)
+
+
+def volumes_of(labels: npt.NDArray[np.uint8], scan: Scan, classes: Sequence[str]) -> dict[str, int | float | str]:
+    """Voxels of each class, and millilitres, of six digits, where the scan lies in the world."""
+    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:]
+    row: dict[str, int | float | str] = {}
+    for name, count in zip(classes, counts, strict=True):
+        row[f"{name} voxels"] = int(count)
+        row[f"{name} ml"] = "" if scan.affine is None else float(f"{count * voxel_mm3(scan) / 1000:.6g}")
+    return row

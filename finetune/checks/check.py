@@ -8,17 +8,18 @@ import numpy as np
 
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.datasets.readers import ReadError, Scan
-from scanfoundry.datasets.readers.bounds import check_spacing
+from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.label_values import is_image
 from scanfoundry.finetune.cases.appearance import Look, look_of
-from scanfoundry.finetune.cases.cases import Case, Stated
+from scanfoundry.finetune.cases.cases import Case, Grid, LabelledBox, Stated
 from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.label_values import IGNORE, LabelValues
 from scanfoundry.finetune.cases.volumes import read_numbers
 from scanfoundry.finetune.checks.findings import findings
 from scanfoundry.finetune.checks.meaning import check_plausible_findings, decide
 from scanfoundry.finetune.checks.seen import Seen
-from scanfoundry.finetune.config.study import DetectionTask, SegmentationTask, Task
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsMasks
 
 
 @dataclass
@@ -26,9 +27,11 @@ class Checked:
     """What stands in the labels.
 
     empty       cases without a voxel of a class, or without a finding
-    marks       by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
-    scan_marks  the same of the scans that take part without a label
-    grids       by key, the first channel by name, its shape (D, H, W) and its spacing in mm
+    digests     by key, a checksum of each case's voxels and label, which changes when somebody edits one of them
+    scan_digests  the same of the scans that take part without a label
+    grids       by key, the grid of each case
+    headers     by key, a checksum of what the headers of all channels say
+    boxes       of a detection: by key, the findings
     looks       by key, of each channel, None where it is missing
     classes, values   of a segmentation: the classes, and which numbers in its label maps mean them
     voxels      of a segmentation: by key the voxels of each class
@@ -37,9 +40,11 @@ class Checked:
     """
 
     empty: int = 0
-    marks: dict[str, int] = field(default_factory=dict)
-    scan_marks: dict[str, int] = field(default_factory=dict)
-    grids: dict[str, tuple[str, tuple[int, ...], tuple[float, float, float]]] = field(default_factory=dict)
+    digests: dict[str, int] = field(default_factory=dict)
+    scan_digests: dict[str, int] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    headers: dict[str, int] = field(default_factory=dict)
+    boxes: dict[str, tuple[LabelledBox, ...]] = field(default_factory=dict)
     looks: dict[str, list[Look | None]] = field(default_factory=dict)
     classes: list[str] | None = None
     values: LabelValues | None = None
@@ -64,8 +69,8 @@ def check_cases(
     before; where `mistakes` are given, what is wrong with single cases is kept there instead.
     """
     kept = Mistakes("the data set") if mistakes is None else mistakes
-    told = next((case.stated for case in cases if case.stated is not None), None)
-    walk = _Walk(task, list(classes or ()), told or Stated(dict(enumerate(classes, start=1)) if classes else None))
+    stated = next((case.stated for case in cases if case.stated is not None), None)
+    walk = _Walk(task, list(classes or ()), stated or Stated(dict(enumerate(classes, start=1)) if classes else None))
     for case in cases:
         with kept.each():
             walk.add(case)
@@ -74,7 +79,7 @@ def check_cases(
     with kept.each():
         walk.settle(whole=not len(kept))
     if mistakes is None:
-        kept.tell()
+        kept.raise_if_any()
     return walk.found
 
 
@@ -84,8 +89,8 @@ class _Walk:
     def __init__(self, task: Task, classes: list[str], stated: Stated) -> None:
         self.found = Checked()
         self._task, self._classes, self._stated = task, classes, stated
-        self._given = isinstance(task, SegmentationTask) and task.values is not None
-        self._instances = isinstance(task, DetectionTask) and task.masks == "instances"
+        self._given = isinstance(task, ReadsMasks) and task.values is not None
+        self._instances = isinstance(task, ReadsBoxes) and task.masks == "instances"
         self._seen, self._keys = Seen(look=stated.values is None and not self._instances), list[str]()
         self._flat: dict[bool, list[str]] = {True: [], False: []}  # images that are a single slice, or a volume
 
@@ -97,25 +102,28 @@ class _Walk:
         self._flat[first.voxels.shape[1] == 1].append(str(case.image))
         voxels = [None if scan is None else scan.voxels for scan in scans]
         target: object = case.target
-        if isinstance(self._task, SegmentationTask):
+        if isinstance(self._task, ReadsMasks):
             if case.target is None:
                 self._looked_at(case, scans)
-                self.found.scan_marks[case.key] = _mark(voxels)
+                self.found.scan_digests[case.key] = _digest(voxels)
                 return
             assert not isinstance(case.target, int | float | tuple)
             raw = read_numbers(case.target, first, cut=not self._given)
             self._seen.add(case.target, raw, is_image(first))
             self._keys.append(case.key)
             target = raw.numbers
-        elif isinstance(self._task, DetectionTask):
-            target = findings(case, first, self._task, self._classes or ["finding"], self._seen)
-            self.found.empty += not target
+        elif isinstance(self._task, ReadsBoxes):
+            target = boxes = findings(case, first, self._task, self._classes or ["finding"], self._seen)
+            self.found.boxes[case.key] = boxes
+            self.found.empty += not boxes
         self._looked_at(case, scans)
-        self.found.marks[case.key] = _mark([*voxels, target])
+        self.found.digests[case.key] = _digest([*voxels, target])
 
     def _looked_at(self, case: Case, scans: Sequence[Scan | None]) -> None:
         first = next(scan for scan in scans if scan is not None)
-        self.found.grids[case.key] = (str(case.image), first.voxels.shape[1:], first.spacing)
+        d, h, w = first.voxels.shape[1:]
+        self.found.grids[case.key] = Grid(str(case.image), (d, h, w), first.spacing)
+        self.found.headers[case.key] = _digest([part for scan in scans for part in _header(scan)])
         self.found.looks[case.key] = [None if scan is None else look_of(scan) for scan in scans]
 
     def check_not_mixed(self) -> None:
@@ -129,12 +137,12 @@ class _Walk:
 
     def settle(self, whole: bool) -> None:
         """What the values of all label maps mean; `whole`: no case is missing, so that all may be called empty."""
-        if isinstance(self._task, SegmentationTask) and self._seen.counts:
+        if isinstance(self._task, ReadsMasks) and self._seen.counts:
             _settle(self.found, self._seen, self._keys, self._stated, self._given)
-        elif isinstance(self._task, DetectionTask) and not self._instances and self._seen.counts:
+        elif isinstance(self._task, ReadsBoxes) and not self._instances and self._seen.counts:
             check_plausible_findings(self._seen, self._stated.values)
-        if whole and self.found.marks and self.found.empty == len(self.found.marks):
-            segmented = isinstance(self._task, SegmentationTask)
+        if whole and self.found.digests and self.found.empty == len(self.found.digests):
+            segmented = isinstance(self._task, ReadsMasks)
             what = "label map is empty: there is nothing to segment"
             raise UserError(f"every {what if segmented else 'case is without a finding: there is nothing to detect'}")
 
@@ -165,10 +173,15 @@ def _check_spacing(case: Case, scan: Scan) -> None:
         raise UserError(f"{case.image}: {error}") from error
 
 
-def _mark(parts: Sequence[object]) -> int:
+def _header(scan: Scan | None) -> tuple[object, ...]:
+    """What of a scan decides how it is read, apart from its voxels."""
+    return () if scan is None else (scan.spacing, scan.orientation, scan.affine, scan.modality, scan.frames)
+
+
+def _digest(parts: Sequence[object]) -> int:
     """Checksum of arrays and of values by how they are written."""
-    mark = 0
+    digest = 0
     for part in parts:
         content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode()
-        mark = crc32(content, mark)
-    return mark
+        digest = crc32(content, digest)
+    return digest

@@ -16,13 +16,13 @@ from scanfoundry.finetune.cases.cases import Case, LabelledBox
 from scanfoundry.finetune.cases.label_values import of_names
 from scanfoundry.finetune.cases.volumes import read_numbers
 from scanfoundry.finetune.checks.seen import Seen
-from scanfoundry.finetune.config.study import DetectionTask
+from scanfoundry.finetune.config.tasks.labels import ReadsBoxes
 
 
 def findings(
     case: Case,
     scan: Scan,
-    task: DetectionTask,
+    task: ReadsBoxes,
     classes: Sequence[str],
     seen: Seen | None = None,
 ) -> tuple[LabelledBox, ...]:

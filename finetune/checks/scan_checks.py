@@ -1,4 +1,4 @@
-"""What is wrong with scans as such: grids that cannot be planned for, headers that contradict what was said."""
+"""What is wrong with scans as such: grids that cannot be planned for, headers that contradict the configuration."""
 
 from collections.abc import Sequence
 
@@ -24,10 +24,10 @@ def check_modalities(found: Checked, channels: Sequence[str], modalities: Sequen
     is scaled by Hounsfield units."""
     for key, looks in found.looks.items():
         for channel, modality, look in zip(channels, modalities, looks, strict=True):
-            said, told = look.modality if look else "", modality_named(modality)
-            if said in _STATED and told in _STATED and (said == "ct") != (told == "ct"):
+            header, stated = look.modality if look else "", modality_named(modality)
+            if header in _STATED and stated in _STATED and (header == "ct") != (stated == "ct"):
                 of = "" if len(channels) == 1 else f" of channel '{channel}'"
                 raise UserError(
-                    f"{found.grids[key][0]}: its header says {said}, data.modality{of} says {told}: set "
-                    f"data.modality={said}, or take the file out"
+                    f"{found.grids[key][0]}: its header says {header}, data.modality{of} says {stated}: set "
+                    f"data.modality={header}, or take the file out"
                 )

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scanfoundry.datasets.readers.grey_levels import FEW, WHITE, added, distinct, runs_of
-from scanfoundry.datasets.readers.label_values import Raw
+from scanfoundry.datasets.readers.label_values import RawMask
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Seen:
     colours: dict[int, tuple[list[int], str]] = field(default_factory=dict)
     other: tuple[int, list[int], str] | None = None
 
-    def add(self, source: object, raw: Raw, image: bool) -> None:
+    def add(self, source: object, raw: RawMask, image: bool) -> None:
         """One more label map."""
         found = distinct(raw.numbers)
         if self.look and len(found) > FEW:

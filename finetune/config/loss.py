@@ -1,18 +1,10 @@
-"""Options of the loss of fine-tuning, and which task reads which."""
+"""Options of the loss of fine-tuning; which of them a task reads, its own configuration says."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from scanfoundry.configs.base import Config
-from scanfoundry.configs.errors import UserError
-
-READ_BY = {
-    "segmentation": {"term", "gamma", "label_smoothing", "class_weights", "dice", "dice_over"},
-    "classification": {"term", "gamma", "label_smoothing", "class_weights"},
-    "regression": {"smooth_l1_beta"},
-    "detection": set[str](),
-}
 
 
 class LossConfig(Config):
@@ -24,7 +16,6 @@ class LossConfig(Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # share of the target spread over all classes
     class_weights: Literal["none", "inverse", "inverse_sqrt", "effective"] | list[float] = "none"
     dice: float = Field(default=1.0, ge=0)  # weight of soft Dice
-    dice_over: Literal["batch", "sample"] = "batch"  # sums run over the batch, or over each sample
     smooth_l1_beta: float = Field(default=1.0, gt=0)  # errors below are squared; in standard deviations of the target
 
     @model_validator(mode="after")
@@ -36,14 +27,3 @@ class LossConfig(Config):
         if isinstance(self.class_weights, list) and not all(0 < w < float("inf") for w in self.class_weights):
             raise ValueError("class_weights are positive numbers")
         return self
-
-    def check_options_read(self, task: str) -> None:
-        """UserError where an option is set that this task does not read."""
-        default = LossConfig()
-        changed = {name for name in type(self).model_fields if getattr(self, name) != getattr(default, name)}
-        unread = sorted(changed - READ_BY[task])
-        if unread:
-            known = ", ".join(sorted(READ_BY[task])) or "none"
-            raise UserError(f"loss.{unread[0]} has no meaning for {task} (it reads: {known}); leave it out")
-        if task == "segmentation" and self.class_weights == "effective":
-            raise UserError("loss.class_weights=effective counts scans, not voxels; for segmentation: inverse_sqrt")

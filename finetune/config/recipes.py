@@ -50,9 +50,3 @@ class Arm:
 def head_of(recipe: RecipeName) -> Head:
     """The kind of head that a recipe trains."""
     return recipe if recipe in PROBES else "plain"  # type: ignore[return-value]
-
-
-def check_recipe(recipe: RecipeName, task: str) -> None:
-    """ValueError, for the configuration to refuse, where a recipe does not exist for a task."""
-    if recipe in PROBES and task != "classification":
-        raise ValueError(f"recipe '{recipe}' is for classification; for {task} take full, staged, frozen or lora")

@@ -4,98 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.datasets.modality import Modality
-from scanfoundry.datasets.readers.labels import IGNORED
 from scanfoundry.finetune.config.loss import LossConfig
-from scanfoundry.finetune.config.recipes import Arm, LoraConfig, ProbeConfig, RecipeName, check_recipe
+from scanfoundry.finetune.config.recipes import PROBES, Arm, LoraConfig, ProbeConfig, RecipeName
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.config.time import Seconds
 from scanfoundry.finetune.config.unread_options import check_no_unread_options
-
-
-def _class_names(value: Any) -> Any:
-    """Whole numbers are names too; what YAML has turned into something else is not what was typed."""
-    if not isinstance(value, list):
-        return value
-    turned = [each for each in value if isinstance(each, bool | float) or each is None]
-    if turned:
-        raise ValueError(f"YAML reads one of these names as {turned[0]}: put names such as no, yes and 1.0 in quotes")
-    names = [str(each) if isinstance(each, int) else each for each in value]
-    if all(isinstance(name, str) for name in names) and len(set(names)) < len(names):
-        raise ValueError("a class is named twice")
-    return names
-
-
-ClassNames = Annotated[list[str], BeforeValidator(_class_names)]
-
-
-class SegmentationTask(Config):
-    """Label maps of integers, 0 the background."""
-
-    name: Literal["segmentation"] = "segmentation"
-    classes: ClassNames | None = None  # names of labels 1..n; None: read from the label maps
-    values: dict[int, str] | None = None  # class by value, several may share one; 'ignore': as `ignore`
-    ignore: int | None = None  # value of voxels that nobody has looked at: in no loss, no sample, no metric
-    tolerance: float = Field(default=1.0, gt=0)  # mm: a surface this near counts as right in the surface Dice (NSD)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "SegmentationTask":
-        if self.values is not None and self.classes is not None:
-            raise ValueError("task.values names the classes by value: leave out task.classes")
-        if self.ignore == 0 or (self.values and self.values.get(0, "background").lower() != "background"):
-            raise ValueError("0 is the background: it is neither a class nor ignored")
-        named = {value for value, name in (self.values or {}).items() if value != 0 and name.lower() != IGNORED}
-        if self.values is not None and not named:
-            raise ValueError("task.values names no class")
-        if self.values and self.ignore is not None and self.values.get(self.ignore, IGNORED).lower() != IGNORED:
-            raise ValueError(f"{self.ignore} is both task.ignore and a class of task.values")
-        if self.classes and self.ignore is not None and 1 <= self.ignore <= len(self.classes):
-            raise ValueError(f"{self.ignore} is both task.ignore and a class of task.classes")
-        return self
-
-
-class ClassificationTask(Config):
-    """One class per scan, from a column of a list, an archive, or shards."""
-
-    name: Literal["classification"] = "classification"
-    id_column: str | None = None  # stem or file name of the scan; None: the first of id, file, filename, image, name
-    label_column: str = "class"
-    classes: ClassNames | None = None  # None: the values of the column, sorted
-
-
-class RegressionTask(Config):
-    """One number per scan, from a column of a list, an archive, or shards."""
-
-    name: Literal["regression"] = "regression"
-    id_column: str | None = None
-    label_column: str = "value"
-
-
-class DetectionTask(Config):
-    """Boxes of findings: from COCO, Pascal VOC or CSV, or of masks."""
-
-    name: Literal["detection"] = "detection"
-    id_column: str | None = None
-    label_column: str | None = None  # of a CSV of boxes: the class of each; None: 'label' where there is one
-    classes: ClassNames | None = None  # of findings; None: those of the boxes, or of the named values of the masks
-    masks: Literal["components", "instances"] = "components"  # instances: each value of a mask is one finding
-    whole_scan: bool | None = None  # scans scaled to fit the patch, or windows; None: by the size of the findings
-    min_voxels: int = Field(default=16, ge=1)  # findings of a mask below this are none
-    score_threshold: float = Field(default=0.05, ge=0, lt=1)  # boxes below are not kept
-    boxes_per_scan: int = Field(default=50, ge=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "DetectionTask":
-        if self.masks == "instances" and self.classes is not None and len(self.classes) > 1:
-            raise ValueError("the values of instance masks are findings, not classes: give one class")
-        return self
-
-
-Task = Annotated[SegmentationTask | ClassificationTask | RegressionTask | DetectionTask, Field(discriminator="name")]
 
 Format = Literal["auto", "folders", "channels", "dataset", "list", "archive", "shards"]
 
@@ -159,7 +79,6 @@ class ScheduleConfig(Config):
     """Optimisation of one cell. None: the default of the backbone, see `optimisation.preset`."""
 
     steps: int = Field(default=1000, ge=1)
-    minutes: float | None = Field(default=None, gt=0)  # end a cell after this time, the learning rate annealed in time
     optimiser: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
@@ -248,10 +167,10 @@ class InferenceConfig(Config):
 class FinetuneConfig(Config):
     """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
 
+    model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
-        "budget": {"schedule.steps": ("schedule.steps",), "schedule.minutes": ("schedule.minutes",)},
+        "budget": {"schedule.steps": ("schedule.steps",)},
         "schedule.steps": {"budget": ("budget",)},
-        "schedule.minutes": {"budget": ("budget",)},
         "checkpoint": {"backbone": ("backbone",)},
         "backbone": {
             "checkpoint": ("checkpoint", "recipes"),
@@ -295,6 +214,8 @@ class FinetuneConfig(Config):
     worst_cases: int = Field(default=6, ge=0)  # pictures in the report
     keep_weights: Literal["best", "all"] = "best"
     checkpoint_minutes: float = Field(default=5.0, ge=0)  # work that a kill may cost, about; 0: saved after every step
+    sample_cache_gb: float = Field(default=50.0, ge=0)  # 10^9 bytes of read cases in run_dir until the end; 0: none
+    processes: int = Field(default=1, ge=1)  # that run trials at the same time, each with all of torch's threads
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
@@ -304,15 +225,12 @@ class FinetuneConfig(Config):
         if self.checkpoint is not None and self.backbone is not None:
             raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
         self._check_recipes()
-        self.loss.check_options_read(self.task.name)
-        if self.augmentation.elastic and self.task.name == "detection":
-            raise ValueError("augmentation.elastic: a deformed box is no box; leave it out")
-        if self.self_training.rounds and self.task.name != "segmentation":
-            raise ValueError("self_training is for segmentation: leave it out")
-        if self.budget and (self.schedule.minutes or self.schedule.steps != ScheduleConfig().steps):
-            raise ValueError(
-                "'budget' decides how long each cell trains: leave out schedule.steps and schedule.minutes"
-            )
+        self.task.check_loss(self.loss)
+        if self.self_training.rounds and not self.task.self_training:
+            able = " and ".join(name for name, parts in tasks().items() if parts.config.self_training)
+            raise ValueError(f"self_training is for {able}: leave it out")
+        if self.budget and self.schedule.steps != ScheduleConfig().steps:
+            raise ValueError("'budget' decides how long each trial trains: leave out schedule.steps")
         check_no_unread_options(self)
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")
@@ -326,7 +244,8 @@ class FinetuneConfig(Config):
         told = [typed.get("task.name", typed.get("task")), content.get("task")]
         task, before = (each.get("name") if isinstance(each, dict) else each for each in told)
         idle = [] if task in (None, before) else ["self_training", "loss", "schedule.foreground", "inference.overlap"]
-        idle += ["augmentation.elastic", "augmentation.rotation"] if idle and task == "detection" else []
+        if idle and isinstance(task, str) and task in tasks():
+            idle += [key for key in tasks()[task].config.unread if key not in idle]
         if (recipes := typed.get("recipes")) is not None and "staged" not in str(recipes):
             idle.append("schedule.frozen_steps")
         return idle
@@ -338,8 +257,12 @@ class FinetuneConfig(Config):
             raise ValueError("from scratch everything is trained: 'recipes' are for a checkpoint")
         if self.schedule.frozen_steps and "staged" not in self.recipes:
             raise ValueError("schedule.frozen_steps is for recipe 'staged'")
-        for name in self.recipes:
-            check_recipe(name, self.task.name)
+        probes = [name for name in self.recipes if name in PROBES]
+        if probes and not self.task.probes:
+            able = " and ".join(name for name, parts in tasks().items() if parts.config.probes)
+            raise ValueError(
+                f"recipe '{probes[0]}' is for {able}; for {self.task.name} take full, staged, frozen or lora"
+            )
 
     @property
     def arms(self) -> list[Arm]:

@@ -21,28 +21,20 @@ LOOKS = ("validation.checks", "validation.patience", "validation.postprocess", "
 
 def check_no_unread_options(config: "FinetuneConfig") -> None:
     """ValueError, for the configuration to refuse, where an option differs from its default and nobody reads it."""
-    task, changed = config.task.name, set(_changed(config))
-    for key, reason in _idle(config, task):
+    changed = set(_changed(config))
+    for key, reason in _idle(config):
         if key in changed:
             raise ValueError(f"{key} does nothing here: {reason}; leave it out")
 
 
-def _idle(config: "FinetuneConfig", task: str) -> list[tuple[str, str]]:
-    recipes, whole = set(config.recipes), task in ("classification", "regression")
+def _idle(config: "FinetuneConfig") -> list[tuple[str, str]]:
+    recipes = set(config.recipes)
     found = [(key, "it is for recipe 'lora'") for key in sorted(LORA) if "lora" not in recipes]
     found += [(key, f"it is for recipe {' and '.join(sorted(OF_PROBE[key]))}") for key in sorted(PROBE)
               if not OF_PROBE[key] & recipes]  # fmt: skip
     if not config.validation.any:
         found += [(key, "no cases are held back (validation.folds or validation.fraction)") for key in LOOKS]
-    if task != "segmentation":
-        found.append(("validation.postprocess", "only label maps have components to remove"))
-    if task not in ("segmentation", "classification"):
-        found.append(("validation.calibrate", f"a {task} has no probabilities of classes to calibrate"))
-    if whole:
-        found += [("schedule.foreground", f"a {task} sees the whole scan"),
-                  ("inference.overlap", f"a {task} sees the whole scan, not windows")]  # fmt: skip
-    if task == "detection":
-        found.append(("augmentation.rotation", "a turned box is no box"))
+    found += [(key, reason.format(task=config.task.name)) for key, reason in config.task.unread.items()]
     if not config.augmentation.flip_axes:
         found.append(("inference.mirror", "augmentation.flip_axes names no axis to mirror along"))
     if config.checkpoint is None:

@@ -39,13 +39,14 @@ class Terms:
 def export_bundle(run: Path, out: Path, terms: Terms | None = None) -> Path:
     """Write the model of a fine-tuning run as a MONAI bundle into a new folder.
 
-    UserError where the run is no fine-tuned model, or one of detection (MONAI's inferers give no boxes of ours), or
-    `out` holds something.
+    UserError where the run is no fine-tuned model, or one of a task that has no bundle (MONAI's inferers give no boxes
+    of ours), or `out` holds something.
     """
     adapter, model = single_model(run)
     spec, terms = adapter.spec, terms or Terms()
-    if spec.task.name == "detection":
-        raise UserError("a MONAI bundle of a model of detection cannot be written: export it with --to onnx or release")
+    output, task = adapter.export.bundle, spec.task.name
+    if output is None:
+        raise UserError(f"a MONAI bundle of a model of {task} cannot be written: export it with --to onnx or release")
     traced = traceable(model, spec)
     with new_folder(out) as part:
         for name in ("configs", "models", "scripts", "docs"):
@@ -54,13 +55,16 @@ def export_bundle(run: Path, out: Path, terms: Terms | None = None) -> Path:
         write_program(traced, part)
         _json(part / ABOUT, about)
         _json(part / "configs/inference.json", inference(adapter))
-        _json(part / "configs/metadata.json", metadata(about, spec, terms.licence, terms.intended_use, terms.citation))
+        _json(
+            part / "configs/metadata.json",
+            metadata(about, spec, output, terms.licence, terms.intended_use, terms.citation),
+        )
         (part / "scripts/__init__.py").write_text("")
         (part / "scripts/preprocessing.py").write_text(source_without_scanfoundry(standalone), encoding="utf-8")
         runner = source_without_scanfoundry(bundle_runner, {standalone.__name__: "scripts.preprocessing"})
         (part / "scripts/running.py").write_text(runner, encoding="utf-8")
         (part / "docs/README.md").write_text(
-            readme(about, terms.licence, terms.intended_use, terms.citation), encoding="utf-8"
+            readme(about, output, terms.licence, terms.intended_use, terms.citation), encoding="utf-8"
         )
         if terms.licence:
             (part / "docs/license.txt").write_text(
@@ -93,10 +97,10 @@ def _hollow(program: ExportedProgram) -> ExportedProgram:
 
 def inference(adapter: Adapter[Any, Any]) -> dict[str, Any]:
     """`inference.json`: what MONAI's ConfigParser builds and runs."""
-    segments = adapter.spec.task.name == "segmentation"
+    segments = adapter.export.prediction == "label_map"
     channels = len(adapter.spec.channels)
     load = {"_target_": "LoadImaged", "keys": "image", "image_only": True, "ensure_channel_first": True}
-    save = {"_target_": "scripts.running.Saved", "keys": "pred", "folder": "@output_dir", "root": "@dataset_dir"}
+    save = {"_target_": "scripts.running.SaveOutputs", "keys": "pred", "folder": "@output_dir", "root": "@dataset_dir"}
     return {
         "imports": ["$import json", "$import torch"],
         "bundle_root": ".",
@@ -122,7 +126,7 @@ def inference(adapter: Adapter[Any, Any]) -> dict[str, Any]:
         "inferer": {"_target_": "scripts.running.Windows", "about": "@about"},
         "postprocessing": {
             "_target_": "Compose",
-            "transforms": [{"_target_": "scripts.running.Labels", "keys": "pred", "about": "@about"}, save],
+            "transforms": [{"_target_": "scripts.running.ToLabelMap", "keys": "pred", "about": "@about"}, save],
         }
         if segments
         else None,

@@ -104,11 +104,12 @@ class Windows(Inferer):
                 return network(torch.from_numpy(window).to(device), *args, **kwargs).float().cpu().numpy()
 
         image = inputs[0].cpu().numpy()
-        whole = {"segmentation": whole_logits, "classification": probabilities, "regression": value}[self.about["task"]]
+        made = {"label_map": whole_logits, "probabilities": probabilities, "value": value}
+        whole = made[self.about["prediction"]]
         return torch.from_numpy(whole(run, image, fill, self.about))[None]
 
 
-class Labels(MapTransform):
+class ToLabelMap(MapTransform):
     """Logits at the network's grid to the label map of the file: (1, x, y[, z]) with its affine."""
 
     def __init__(self, keys: Any, about: Mapping[str, Any]) -> None:
@@ -129,7 +130,7 @@ class Labels(MapTransform):
         return item
 
 
-class Saved(MapTransform):
+class SaveOutputs(MapTransform):
     """A label map into `folder` under the scan's relative path: NIfTI, or PNG for an image."""
 
     def __init__(self, keys: Any, folder: str, root: str) -> None:

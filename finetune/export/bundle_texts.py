@@ -5,31 +5,23 @@ from typing import Any
 
 from scanfoundry.finetune.export.escaping import for_markdown, for_monai
 from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.task_parts import BundleOutput
 
 RUN = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir PREDICTIONS"
 NEEDED = ("nibabel", "scipy", "fire")  # beside monai, torch and numpy; `fire` is monai.bundle's own command line
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 MODALITIES = {"ct": "CT", "mr": "MR", "us": "US", "xr": "XR"}
 NOT_SAID = "not stated"
-# Of each task: type and format of the prediction as the specification has them, and what is written.
-OUTPUTS = {
-    "segmentation": (
-        "image",
-        "labels",
-        "a label map for each scan, NIfTI in the scan's own geometry (PNG for an image)",
-    ),
-    "classification": ("probabilities", "classes", "predictions.csv with the probability of each class"),
-    "regression": ("other", "other", "predictions.csv with the value"),
-}
 
 
-def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str, citation: str) -> dict[str, Any]:
+def metadata(
+    about: dict[str, Any], spec: Spec, output: BundleOutput, licence: str, intended_use: str, citation: str
+) -> dict[str, Any]:
     """The body of `metadata.json`, in which no name or word of the user's is code to MONAI."""
     patch, channels = about["patch"], about["in_channels"]
     names = about["channels"] if len(about["channels"]) == channels else [f"channel {i}" for i in range(channels)]
     modality = about["modalities"][0]
-    segments = about["task"] == "segmentation"
-    kind, form, _ = OUTPUTS[about["task"]]
+    segments = about["prediction"] == "label_map"
     title = f"{about['task']} of {', '.join(spec.classes or about['classes'])}"
     image = {
         "type": "image",
@@ -43,8 +35,8 @@ def metadata(about: dict[str, Any], spec: Spec, licence: str, intended_use: str,
         "channel_def": {str(i): name for i, name in enumerate(names)},
     }
     prediction = {
-        "type": kind,
-        "format": form,
+        "type": output.type,
+        "format": output.format,
         "num_channels": len(about["classes"]),
         "spatial_shape": patch if segments else [],
         "dtype": "float32",
@@ -79,7 +71,7 @@ def _installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def readme(about: dict[str, Any], licence: str, intended_use: str, citation: str) -> str:
+def readme(about: dict[str, Any], output: BundleOutput, licence: str, intended_use: str, citation: str) -> str:
     """The bundle's README.md."""
     steps = "\n".join(f"- {step}" for step in about["steps"])
     classes, channels = (", ".join(map(for_markdown, about[key])) for key in ("classes", "channels"))
@@ -89,7 +81,6 @@ def readme(about: dict[str, Any], licence: str, intended_use: str, citation: str
         if len(about["channels"]) > 1
         else ""
     )
-    _, _, output = OUTPUTS[about["task"]]
     return f"""# {about["task"]}: {classes}
 
 Not for clinical use unless whoever runs it has validated it for that.
@@ -99,7 +90,7 @@ pip install "monai[{",".join(NEEDED)}]"
 {RUN}
 ```
 
-SCANS is a folder of NIfTI, PNG or JPEG files. PREDICTIONS gets {output}.
+SCANS is a folder of NIfTI, PNG or JPEG files. PREDICTIONS gets {output.written}.
 {several}
 ## What happens to a scan
 {about["axes"]}

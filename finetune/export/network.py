@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.heads.detection import DetectionModel
-from scanfoundry.finetune.model_file import load_model
+from scanfoundry.finetune.model_file import adapter_for, load_model
 from scanfoundry.finetune.task import Adapter, Spec, Standard, TaskModel
 
 INPUT = "image"
@@ -74,9 +74,7 @@ def traceable(model: TaskModel, spec: Spec) -> Traceable:
     # kept would be of the tracer's own kind.
     with torch.no_grad():
         found = as_tuple(network(example))
-    names = ["value" if spec.task.name == "regression" else "logits"]
-    if spec.task.name == "detection":
-        names = [f"{part}_{level}" for part in ("class_logits", "box_regression") for level in range(len(found) // 2)]
+    names = adapter_for(spec).array_names(len(found))
     return Traceable(network, example, names, [list(part.shape[1:]) for part in found])
 
 

@@ -32,18 +32,18 @@ def run(scans: list[Path], out: Path, folder: Path) -> None:
     def network(window: np.ndarray) -> np.ndarray:
         return session.run(None, {"image": window})[0]
 
-    if about["task"] == "segmentation":
+    if about["prediction"] == "label_map":
         volume = abs(float(np.linalg.det(axes)))
         labels = label_map(whole_logits(network, image, fill, about), arrays[0].shape[1:], (z, y, x), about, volume)
         made = nib.Nifti1Image(labels.T.reshape(files[0].shape), files[0].affine)
         made.header["xyzt_units"] = int(files[0].header["xyzt_units"]) & 7  # of space
         nib.save(made, out)
-    elif about["task"] in ("classification", "regression"):
-        whole = probabilities if about["task"] == "classification" else value
+    elif about["prediction"] in ("probabilities", "value"):
+        whole = probabilities if about["prediction"] == "probabilities" else value
         found = whole(network, image, fill, about)
         out.write_text(json.dumps(dict(zip(about["classes"], found.tolist(), strict=True)), indent=2) + "\n")
     else:
-        raise SystemExit(f"{about['task']}: read model.json for how the outputs become boxes")
+        raise SystemExit(f"{about['task']}: read model.json for what is made of the outputs")
 
 
 def _dhw(array: np.ndarray) -> np.ndarray:

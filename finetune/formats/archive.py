@@ -13,7 +13,9 @@ from scanfoundry.datasets.identity import keyed_hash, site_key
 from scanfoundry.datasets.readers import ReadError, Scan, file_source, scans_of
 from scanfoundry.datasets.readers.arrays import STACK
 from scanfoundry.datasets.readers.label_values import as_drawn
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, Task
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsColumn
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 
 _ANY = ("class", "label", "value")  # what the one label of an archive may be called
@@ -108,7 +110,7 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
             known.append({**scan.labels.classes, **scan.labels.targets})
     except (ReadError, OSError) as error:
         raise UserError(f"{path}: {error}") from error
-    if isinstance(task, ClassificationTask | RegressionTask):
+    if isinstance(task, ReadsColumn):
         column = _column(path, known, task)
         cells = [{task.label_column: each[column]} if column in each else {} for each in known]
         found.items = [replace(item, values=cell) for item, cell in zip(found.items, cells, strict=True)]
@@ -119,7 +121,7 @@ def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
     return found
 
 
-def _column(path: Path, known: Sequence[dict[str, str | float]], task: ClassificationTask | RegressionTask) -> str:
+def _column(path: Path, known: Sequence[dict[str, str | float]], task: ReadsColumn) -> str:
     """Which of the labels of the images the task asks for; an image whose label is NaN has none."""
     names = sorted({name for each in known for name in each}, key=lambda name: (len(name), name))
     if not names:

@@ -14,14 +14,9 @@ from scanfoundry.datasets.readers.labels import IGNORED
 from scanfoundry.finetune.cases.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Stated, Target
 from scanfoundry.finetune.cases.modality import modalities_of
 from scanfoundry.finetune.cases.sources import for_its_numbers, mask_files
-from scanfoundry.finetune.config.study import (
-    ClassificationTask,
-    DetectionTask,
-    LabelledData,
-    RegressionTask,
-    SegmentationTask,
-    Task,
-)
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsClasses, ReadsMasks, ReadsValues
 from scanfoundry.finetune.formats.spelling import among
 from scanfoundry.finetune.formats.values import class_of_each, one_class_each, value_of_each
 
@@ -128,14 +123,15 @@ def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], l
     """Targets by the name of their item, the classes, and what is stated of the values of masks."""
     items = found.items
     cells = {item.name: item.values for item in items}
-    if isinstance(task, ClassificationTask):
+    if isinstance(task, ReadsClasses):
         return *class_of_each(cells, task, where, found.mistakes, found.notes), Stated()
-    if isinstance(task, RegressionTask):
+    if isinstance(task, ReadsValues):
         return value_of_each(cells, task, where, found.mistakes), [], Stated()
     masks: dict[str, Target | None] = {i.name: for_its_numbers(i.mask) for i in items if i.mask is not None}
-    if isinstance(task, SegmentationTask):
+    if isinstance(task, ReadsMasks):
         stated = _stated(task, [item.names for item in items], where)
         return masks, stated.classes, stated
+    assert isinstance(task, ReadsBoxes)
     boxes = {item.name: item.boxes for item in items if item.boxes is not None}
     if not boxes:
         stated = Stated()
@@ -150,7 +146,7 @@ def _targets(found: Gathered, task: Task, where: str) -> tuple[dict[str, Any], l
     return masks | drawn, classes, Stated()
 
 
-def _stated(task: SegmentationTask, given: Sequence[dict[int, str]], where: str) -> Stated:
+def _stated(task: ReadsMasks, given: Sequence[dict[int, str]], where: str) -> Stated:
     """By the task, else by the data set; what either says is left out, is."""
     extra = () if task.ignore is None else (task.ignore,)
     if task.values is None and task.classes is None:
@@ -180,7 +176,7 @@ def _names(given: Sequence[dict[int, str]], where: str, ignored: tuple[int, ...]
 
 
 def _drawn(
-    found: Gathered, boxes: dict[str, tuple[DrawnBox, ...]], task: DetectionTask, where: str
+    found: Gathered, boxes: dict[str, tuple[DrawnBox, ...]], task: ReadsBoxes, where: str
 ) -> tuple[dict[str, Target], list[str]]:
     counts = Counter(box.label for each in boxes.values() for box in each)
     if task.classes:

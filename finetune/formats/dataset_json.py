@@ -14,7 +14,9 @@ from scanfoundry.datasets.readers import suffix_of
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.modality import modality_named
 from scanfoundry.finetune.cases.sources import FileScan
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, SegmentationTask, Task
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsColumn, ReadsMasks
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 from scanfoundry.finetune.formats.folders import Scans, item_of, scans_below
 from scanfoundry.finetune.formats.missing import complete
@@ -25,7 +27,7 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
 
     UserError for regions, which are no plain classes, and for another content.
     """
-    if isinstance(task, ClassificationTask | RegressionTask):
+    if isinstance(task, ReadsColumn):
         raise UserError(f"{path} lists masks, no classes: for {task.name} give data.images and a CSV as data.labels")
     content = load_json(path)
     if not is_dataset(content) or not isinstance(content["labels"], dict):
@@ -33,7 +35,7 @@ def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) ->
             f"{path} is no dataset.json of nnU-Net or the Decathlon: it needs its channels and 'labels', as in "
             '{"labels": {"background": 0, "liver": 1}}'
         )
-    if not (isinstance(task, SegmentationTask) and (task.classes or task.values)):
+    if not (isinstance(task, ReadsMasks) and (task.classes or task.values)):
         _check_labels(path, content["labels"])
     found = _channels(path, content)
     book = open_labels([path], [], False)

@@ -7,11 +7,12 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.json_file import load_json
 from scanfoundry.datasets.labels.drawn import is_coco
 from scanfoundry.datasets.labels.masks import as_names, is_dataset
-from scanfoundry.datasets.readers.pattern import split_pattern
+from scanfoundry.datasets.readers.paths import split_pattern
 from scanfoundry.datasets.shards.format import MANIFEST
 from scanfoundry.datasets.storage.address import is_url
 from scanfoundry.finetune.cases.cases import CaseList
-from scanfoundry.finetune.config.study import Format, LabelledData, Task
+from scanfoundry.finetune.config.study import Format, LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.formats.archive import read_archive
 from scanfoundry.finetune.formats.assemble import Gathered, assemble
 from scanfoundry.finetune.formats.dataset_json import read_dataset_json
@@ -23,13 +24,6 @@ from scanfoundry.finetune.formats.shards import read_shards
 
 DATASET = "dataset.json"
 _IMAGES = ("images", "JPEGImages")
-_LISTS, _MASKS = ("labels.csv",), ("labels", "masks")
-_LABELS = {  # the first that is there
-    "segmentation": _MASKS,
-    "classification": _LISTS,
-    "regression": _LISTS,
-    "detection": ("Annotations", "annotations.json", *_MASKS, *_LISTS),
-}
 _READ = (
     "dataset.json (nnU-Net, Decathlon), a list of cases (.csv, .json), MedMNIST (.npz), shards (manifest.json), "
     "images/ beside labels/, or data.images with data.labels, or data.channels"
@@ -43,12 +37,12 @@ def discover(data: LabelledData, task: Task) -> CaseList:
     one line, or where several cases are wrong a line for each.
     """
     found = known_cases(data, task)
-    found.mistakes.tell()
+    found.mistakes.raise_if_any()
     return found
 
 
 def known_cases(data: LabelledData, task: Task) -> CaseList:
-    """As `discover`, but what is wrong with single cases is left in `mistakes` of the list, to be told with what
+    """As `discover`, but what is wrong with single cases is left in `mistakes` of the list, to be raised with what
     reading the scans brings to light."""
     kind = kind_of(data, task)
     where = Path(data.where)
@@ -149,7 +143,7 @@ def _dataset_json(where: Path, data: LabelledData) -> Path | None:
 def _parts_of(where: Path, task: Task) -> tuple[Path, Path] | None:
     """Images and labels for the task in a folder that holds both under their usual names."""
     images = next((where / name for name in _IMAGES if (where / name).is_dir()), None)
-    labels = next((where / name for name in _LABELS[task.name] if (where / name).exists()), None)
+    labels = next((where / name for name in task.label_files if (where / name).exists()), None)
     return (images, labels) if images is not None and labels is not None else None
 
 

@@ -45,7 +45,7 @@ def read_entries(path: Path, mistakes: Mistakes) -> Entries:
     else:
         found = _of_json(path, load_json(path), mistakes)
     if not found.entries:
-        mistakes.tell()
+        mistakes.raise_if_any()
         raise UserError(f"{path} lists no case")
     return found
 

@@ -16,7 +16,9 @@ from scanfoundry.datasets.labels.tables.table import Columns
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.sources import FileScan
-from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, LabelledData, RegressionTask, Task
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsColumn
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem, labelled
 from scanfoundry.finetune.formats.missing import complete
 
@@ -77,11 +79,11 @@ def label_book(paths: Sequence[Path], task: Task, mistakes: Mistakes | None = No
     masks = folders + [path for path in paths if path.is_file() and _is_mask(path)]
     lists = [path for path in paths if path not in masks]
     tables = [path for path in lists if path.is_file() and path.suffix.lower() not in (".json", ".xml")]
-    if isinstance(task, ClassificationTask | RegressionTask):
+    if isinstance(task, ReadsColumn):
         if masks or not lists:
             raise UserError(f"{task.name} needs a list of labels (CSV), not the folder {masks[0]}")
         return open_labels(lists, [], False, Columns(task.id_column, (task.label_column,)), mistakes)
-    if isinstance(task, DetectionTask):
+    if isinstance(task, ReadsBoxes):
         return open_labels(lists, masks, False, Columns(task.id_column, (), task.label_column), mistakes, _DOUBT)
     if tables:
         raise UserError(f"segmentation needs a folder of label maps, not the file {tables[0]}")
@@ -195,7 +197,7 @@ def item_of(
     ref = book.of(label) if label is not None else book.of(first.source.relative) or book.of(name)
     known = labelled(ref)
     # In a list of boxes, a scan without a line has none; a drawing that is not there was never made.
-    if ref is None and isinstance(task, DetectionTask) and labels and all(p.suffix.lower() == ".csv" for p in labels):
+    if ref is None and isinstance(task, ReadsBoxes) and labels and all(p.suffix.lower() == ".csv" for p in labels):
         known = {"boxes": ()}
     files = tuple(None if channel is None else FileScan(channel.source) for channel in channels)
     return LabelledItem(name, first.order, first.patient, files if images is None else images, **known)

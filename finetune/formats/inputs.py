@@ -54,22 +54,22 @@ def group_channels(
 def _place(relative: str, channels: Sequence[str]) -> tuple[tuple[str, int] | None, str]:
     """(name of the case, number of the channel) of a file, or why it is of none."""
     *folders, stem = relative[: len(relative) - len(suffix_of(relative))].split("/")
-    said: list[int] = []
+    numbers: list[int] = []
     if (found := numbered(stem)) and found[1] < len(channels):
         stem, number = found
-        said.append(number)
+        numbers.append(number)
     by_name = _named(stem, folders, channels)
     if by_name is not None:
         *folders, stem = by_name[0]
-        said.append(by_name[1])
+        numbers.append(by_name[1])
     file = relative.rpartition("/")[2]
-    if len(set(said)) > 1:
-        by_number, by_name_too = channels[said[0]], channels[said[1]]
+    if len(set(numbers)) > 1:
+        by_number, by_name_too = channels[numbers[0]], channels[numbers[1]]
         return None, f"{file} is channel '{by_number}' by its number and '{by_name_too}' by its name: rename it"
-    if not said:
+    if not numbers:
         names = ", ".join(channels)
         return None, f"{file} is of none of the channels {names}: call it x_0000, x_0001 or x_NAME"
-    return ("/".join((*folders, stem)), said[0]), ""
+    return ("/".join((*folders, stem)), numbers[0]), ""
 
 
 def _named(stem: str, folders: Sequence[str], channels: Sequence[str]) -> tuple[tuple[str, ...], int] | None:

@@ -6,7 +6,9 @@ from pathlib import Path
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.labels.tables.rows import column_named, listed
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, Task
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsColumn
 from scanfoundry.finetune.formats.entries import Entries
 
 # The first that is there; else all 'image_...' are channels.
@@ -32,7 +34,7 @@ def image_columns(path: Path, columns: Sequence[str], data: LabelledData) -> dic
 
 def label_column(path: Path, found: Entries, task: Task) -> str:
     """The column that the task asks for; of masks the first one that holds files. UserError where there is none."""
-    if isinstance(task, ClassificationTask | RegressionTask):
+    if isinstance(task, ReadsColumn):
         column = column_named(found.columns, task.label_column)
         if column is None:
             raise UserError(

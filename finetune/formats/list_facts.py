@@ -8,7 +8,7 @@ from scanfoundry.configs.errors import Mistakes
 from scanfoundry.datasets.labels.masks import dataset_names
 from scanfoundry.datasets.labels.tables.columns import value_of
 from scanfoundry.datasets.labels.tables.rows import column_named
-from scanfoundry.datasets.labels.tables.table import Found
+from scanfoundry.datasets.labels.tables.table import FoundLabels
 from scanfoundry.finetune.cases.modality import modality_named
 from scanfoundry.finetune.formats.entries import SPLITS, Entries
 from scanfoundry.finetune.formats.spelling import number_of
@@ -16,16 +16,16 @@ from scanfoundry.finetune.formats.spelling import number_of
 
 def about_labels(found: Entries, path: Path) -> dict[int, str]:
     """Names of the values of masks, where MONAI's list has 'labels'; UserError where they are none."""
-    return dataset_names(found.about, Found(), path) if isinstance(found.about.get("labels"), dict) else {}
+    return dataset_names(found.about, FoundLabels(), path) if isinstance(found.about.get("labels"), dict) else {}
 
 
 def about_modalities(found: Entries, channels: Sequence[str]) -> list[str]:
     """Of each channel, where MONAI's list has 'modality' ({'0': 'CT'}, or one for all); '' where it does not know."""
-    said = found.about.get("modality")
-    if isinstance(said, str):
-        return [modality_named(said)] * len(channels)
-    if isinstance(said, dict) and set(said) == {str(number) for number in range(len(channels))}:
-        return [modality_named(str(said[str(number)])) for number in range(len(channels))]
+    stated = found.about.get("modality")
+    if isinstance(stated, str):
+        return [modality_named(stated)] * len(channels)
+    if isinstance(stated, dict) and set(stated) == {str(number) for number in range(len(channels))}:
+        return [modality_named(str(stated[str(number)])) for number in range(len(channels))]
     return [""] * len(channels)
 
 

@@ -12,7 +12,9 @@ from scanfoundry.datasets.labels.pairing.study import shared_studies, studies_of
 from scanfoundry.datasets.labels.tables.rows import column_named
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.sources import scan_file
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, Task
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsColumn
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 from scanfoundry.finetune.formats.entries import SPLITS, Entries, Entry, paths_of, read_entries, text_of
 from scanfoundry.finetune.formats.list_columns import image_columns, label_column, patient_column
@@ -36,7 +38,7 @@ class _List:
     @property
     def asked(self) -> str:
         """The column of classes or values as the task calls it; '' where it wants masks."""
-        return self.task.label_column if isinstance(self.task, ClassificationTask | RegressionTask) else ""
+        return self.task.label_column if isinstance(self.task, ReadsColumn) else ""
 
 
 def read_list(path: Path, data: LabelledData, task: Task, root: Path) -> Gathered:
@@ -146,7 +148,7 @@ def _item(
     else:
         with missing.each():
             text = text_of(cells.get(listed.label), what)
-    missing.tell()
+    missing.raise_if_any()
     side = text_of(cells.get(listed.split), f"{where}: split") if listed.split else ""
     return LabelledItem(
         first,

@@ -8,9 +8,11 @@ from scanfoundry.datasets.discovery.sources import PlannedSource
 from scanfoundry.datasets.labels.label_index import LabelIndex
 from scanfoundry.datasets.labels.pairing.names import FIRST_CHANNEL, whole_parts_of
 from scanfoundry.datasets.readers import find_scans
-from scanfoundry.datasets.readers.pattern import cases_of, split_pattern
+from scanfoundry.datasets.readers.paths import cases_of, split_pattern
 from scanfoundry.finetune.cases.sources import FileScan, scan_file
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, Task
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.labels import ReadsColumn
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem, labelled
 from scanfoundry.finetune.formats.folders import label_book, scans_below
 from scanfoundry.finetune.formats.missing import complete
@@ -62,7 +64,7 @@ def _labels(root: Path, data: LabelledData, task: Task) -> tuple[dict[str, Path]
     paths = data.label_paths
     if not paths:
         raise UserError("data.labels is not given: a pattern such as '*/seg.nii.gz', or a list (CSV)")
-    if isinstance(task, ClassificationTask | RegressionTask) or all(path.is_file() for path in paths):
+    if isinstance(task, ReadsColumn) or all(path.is_file() for path in paths):
         return {}, label_book(paths, task)
     if len(paths) > 1:
         raise UserError("with patterns of images, data.labels is one pattern or folder")

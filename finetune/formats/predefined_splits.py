@@ -29,7 +29,7 @@ def sides_of_file(found: CaseList, path: Path, fold: int) -> Sides:
             into.update(_named(found, path, [name for key in keys for name in sides.get(key, [])]))
     for key in sorted(train & test):
         mistakes.add(f"{path}: '{found.names[key]}' is on both sides")
-    mistakes.tell()
+    mistakes.raise_if_any()
     return [c for c in found.cases if c.key in train], [c for c in found.cases if c.key in test]
 
 
@@ -95,5 +95,5 @@ def _named(found: CaseList, path: Path, ids: Sequence[str]) -> set[str]:
             if match is None:
                 raise UserError(f"{path} names '{'/'.join(parts_of(each))}', which is no labelled case of the data set")
             keys.add(match[1])
-    mistakes.tell()
+    mistakes.raise_if_any()
     return keys

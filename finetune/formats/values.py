@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.configs.parsing.checking import near
 from scanfoundry.datasets.labels.tables.columns import value_of
-from scanfoundry.finetune.config.study import ClassificationTask, RegressionTask
+from scanfoundry.finetune.config.tasks.labels import ReadsClasses, ReadsValues
 from scanfoundry.finetune.formats.spelling import MOST_SHOWN, among, as_option, number_of, one_spelling
 
 Cells = Mapping[str, Mapping[str, str | float]]  # name of the scan: column: cell
@@ -16,11 +16,11 @@ _COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 def class_of_each(
-    cells: Cells, task: ClassificationTask, where: str, mistakes: Mistakes, notes: list[str]
+    cells: Cells, task: ReadsClasses, where: str, mistakes: Mistakes, notes: list[str]
 ) -> tuple[dict[str, int], list[str]]:
     """Class indices by scan, and the classes: those of the task, else the values, numbers in their own order.
 
-    '1' and '1.0' are one class (said in `notes`). What is not among the task's classes is kept in `mistakes`. UserError
+    '1' and '1.0' are one class (`notes` says so). What is not among the task's classes is kept in `mistakes`. UserError
     where there are fewer than two classes, or nobody says whether two spellings are one class, or values are measured.
     """
     found = {name: _text(cell) for name, cell in _column(cells, task.label_column, where).items()}
@@ -38,7 +38,7 @@ def class_of_each(
     return {name: classes.index(spelled[text]) for name, text in found.items() if text in spelled}, classes
 
 
-def value_of_each(cells: Cells, task: RegressionTask, where: str, mistakes: Mistakes) -> dict[str, float]:
+def value_of_each(cells: Cells, task: ReadsValues, where: str, mistakes: Mistakes) -> dict[str, float]:
     """Numbers by scan; a cell that is none is kept in `mistakes`. UserError where the column is not there."""
     values = {}
     for name, cell in _column(cells, task.label_column, where).items():
@@ -79,9 +79,9 @@ def one_class_each(counts: Counter[str], what: str, of: str, notes: list[str]) -
         more = f" (and {len(doubtful) - 1} more such)" if len(doubtful) > 1 else ""
         most = [max(each, key=lambda text: (counts[text], -len(text), text)) for each in doubtful]
         fewer = [name for name in names if name in most or not any(name in each for each in doubtful)]
-        said = " and ".join(f"'{text}' ({counts[text]} {of})" for text in group)
+        spellings = " and ".join(f"'{text}' ({counts[text]} {of})" for text in group)
         raise UserError(
-            f"{what} holds {said}{more}: task.classes={as_option(fewer)} takes them as one class, "
+            f"{what} holds {spellings}{more}: task.classes={as_option(fewer)} takes them as one class, "
             f"task.classes={as_option(names)} as several"
         )
     merged = sorted(text for text, name in spelled.items() if text != name)

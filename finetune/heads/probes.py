@@ -1,4 +1,4 @@
-"""Heads on features that stand still: attention over the deepest grid, votes of neighbours, and their trainings."""
+"""Heads on frozen features: a linear layer, attention over the deepest grid, votes of neighbours."""
 
 from typing import Any
 
@@ -55,7 +55,8 @@ class AttentiveProbe(WholeScanModel):
 class NeighbourProbe(WholeScanModel):
     """Votes of the most similar training scans, weighed by exp(cosine / temperature) (Wu et al. 2018, section 3.4).
 
-    The training scans are buffers: as many as the weights that are loaded have.
+    The training scans are buffers: as many as the weights that are loaded have. `backbones.probes.classification`
+    says why its `nearest`, the same formula in float64, is not used here.
     """
 
     rows: Tensor

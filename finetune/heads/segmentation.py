@@ -1,4 +1,4 @@
-"""Decoders: STU-Net's and MedNeXt's own, a U-shaped one for other pyramids, a light one for a single coarse level."""
+"""A backbone's own decoder where it has one, and a light one for a single coarse level."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.mednext import MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
+from scanfoundry.backbones.layers.segmentation import SegmentationNetwork
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import DepthFreeConv3d, STUNet, STUNetEncoder
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.finetune.heads.u_decoder import UDecoder
 from scanfoundry.finetune.task import TaskModel
 
 WIDTH, SKIP = 64, 16
@@ -22,33 +20,20 @@ class SegmentationModel(TaskModel):
 
     def __init__(self, encoder: Encoder, n_labels: int, is_2d: bool) -> None:
         super().__init__()
-        self.net: STUNet | MedNeXt | UDecoder | LightDecoder
-        if isinstance(encoder, STUNetEncoder):
-            self.net = STUNet(encoder, n_labels, deep_supervision=True)
-        elif isinstance(encoder, MedNeXtEncoder):
-            self.net = MedNeXt(encoder, n_labels, deep_supervision=True)
-        elif len(encoder.feature_channels) > 1:
-            self.net = UDecoder(encoder, n_labels, deep_supervision=True)
-        else:
-            self.net = LightDecoder(encoder, n_labels, is_2d)
+        own = encoder.decoder(n_labels)
+        self.net: SegmentationNetwork = LightDecoder(encoder, n_labels, is_2d) if own is None else own
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, D, H, W) -> (B, n_labels, D, H, W), or in training the list of resolutions."""
-        if isinstance(self.net, STUNet | MedNeXt | UDecoder):
-            self.net.deep_supervision = self.training
-            return self.net(x)
-        logits = self.net(x)
-        return [logits] if self.training else logits
+        self.net.deep_supervision = self.training
+        return self.net(x)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The encoder's, which is all of a ViT."""
-        if isinstance(self.net, MedNeXt):
-            return self.net.encoder_parameters()
-        part = self.net.conv_blocks_context if isinstance(self.net, STUNet) else self.net.encoder
-        return part.parameters()
+        """The parameters of the encoder alone."""
+        return self.net.encoder_parameters()
 
 
-class LightDecoder(nn.Module):
+class LightDecoder(SegmentationNetwork):
     """Doubles the coarsest feature grid step by step; each step sees the image at its resolution.
 
     The image comes in through one shallow convolution per step, because a ViT keeps no fine features (the role of
@@ -65,14 +50,19 @@ class LightDecoder(nn.Module):
         self.blocks = nn.ModuleList(_block(WIDTH + SKIP, WIDTH, kernel) for _ in self.scales)
         self.out = nn.Conv3d(WIDTH, n_labels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> logits of the same size."""
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, D, H, W) -> logits of the same size; with deep supervision a list of them alone."""
         y = self.project(self.encoder(x)[-1])
         for stride, skip, block in zip(self.scales, self.skips, self.blocks, strict=True):
             image = F.avg_pool3d(x, stride) if max(stride) > 1 else x
             y = F.interpolate(y, size=image.shape[2:], mode="trilinear", align_corners=False)
             y = block(torch.cat((y, skip(image)), dim=1))
-        return self.out(y)
+        logits = self.out(y)
+        return [logits] if self.deep_supervision else logits
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the encoder alone, which is all of a ViT."""
+        return self.encoder.parameters()
 
 
 def _doublings(stride: Size3D) -> Iterator[Size3D]:

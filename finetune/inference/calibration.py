@@ -23,7 +23,7 @@ TINY = np.finfo(np.float64).tiny
 def fit_temperature(logits: npt.NDArray, labels: npt.NDArray) -> float:
     """The T in [COLDEST, HOTTEST] of the lowest negative log-likelihood of softmax(logits / T): (N, K), (N,).
 
-    The likelihood is convex in 1 / T. Never worse than T = 1 on these cases. T is 1 where they cannot tell: no case;
+    The likelihood is convex in 1 / T. Never worse than T = 1 on these cases. T is 1 where they cannot decide: no case;
     one class alone among the labels; every case right (the likelihood would fall forever as T goes to 0).
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)

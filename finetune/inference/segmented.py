@@ -20,7 +20,7 @@ Half = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SegmentationRequest:
     """What a segmentation is asked for beside its labels; `store` is a folder for arrays too large for memory."""
 
     probabilities: bool = False
@@ -42,7 +42,7 @@ class Segmented:
     labels: npt.NDArray[np.uint8]  # (D, H, W)
     probabilities: Half | None = None  # (K, D, H, W)
     maps: dict[str, Half] = field(default_factory=dict)  # (D, H, W) each
-    spots: npt.NDArray[np.int_] | None = None  # (N, 3) as `Wanted.spots`
+    spots: npt.NDArray[np.int_] | None = None  # (N, 3) as `SegmentationRequest.spots`
     at_spots: npt.NDArray[np.float32] | None = None  # (N, K) their probabilities
 
 
@@ -63,10 +63,10 @@ def segment_volume(
     tiling: Tiling,
     device: torch.device,
     temperature: float = 1.0,
-    wanted: Wanted | None = None,
+    wanted: SegmentationRequest | None = None,
 ) -> Segmented:
     """Labels and what else is wanted of `finished_slabs`, collected. Beside the image only these are of its size."""
-    wanted = wanted or Wanted()
+    wanted = wanted or SegmentationRequest()
     spots = wanted.spots
     result = Segmented(np.zeros(shape, np.uint8), spots=spots)
     for slab in finished_slabs(members, image, fill, shape, tiling, device, temperature, wanted):
@@ -98,7 +98,7 @@ def finished_slabs(
     tiling: Tiling,
     device: torch.device,
     temperature: float,
-    wanted: Wanted,
+    wanted: SegmentationRequest,
 ) -> Iterator[Finished]:
     """Planes of the grid `shape`, a few at a time. Logits are resampled, then joined (see `_joined`).
 
@@ -121,7 +121,9 @@ def finished_slabs(
             start = stop
 
 
-def _joined(logits: Tensor, where: tuple[slice, slice, slice], temperature: float, wanted: Wanted) -> Finished:
+def _joined(
+    logits: Tensor, where: tuple[slice, slice, slice], temperature: float, wanted: SegmentationRequest
+) -> Finished:
     """Members' logits (M, K, . . .) to labels: the largest mean of the probabilities (of one member: of the logits).
 
     Probabilities are averaged, not logits: the mean is then a distribution whose entropy divides into what each member

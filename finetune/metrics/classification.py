@@ -13,9 +13,9 @@ import numpy.typing as npt
 from scanfoundry.finetune.metrics.reliability import BINS, bin_of
 from scanfoundry.finetune.metrics.weighted import Prepared, Ranking, Record, Values, Weighted, Weights, ratio
 
-Labels = npt.NDArray[np.int_]
+ClassIndices = npt.NDArray[np.int_]
 Probabilities = npt.NDArray[np.float64]
-Score = Callable[[Labels, Probabilities, Weights], Values]
+Score = Callable[[ClassIndices, Probabilities, Weights], Values]
 
 
 def of_records(score: Score) -> Weighted:
@@ -29,19 +29,19 @@ def of_records(score: Score) -> Weighted:
     return Weighted(prepare)
 
 
-def auroc(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def auroc(labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     """Area under the ROC curve: of the second class of two, or the mean over the classes that occur, each against
     the rest. Ties count half. nan where a single class occurs."""
     return _one_vs_rest(auroc_of, labels, probabilities, weights)
 
 
-def average_precision(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def average_precision(labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     """Average precision (step-wise, not interpolated): of the second class of two, or the mean over the classes that
     occur. nan where a single class occurs."""
     return _one_vs_rest(average_precision_of, labels, probabilities, weights)
 
 
-def auroc_of_class(labels: Labels, probabilities: Probabilities, weights: Weights, label: int) -> Values:
+def auroc_of_class(labels: ClassIndices, probabilities: Probabilities, weights: Weights, label: int) -> Values:
     """Area under the ROC curve of one class against the rest; nan where only it, or only the rest, occurs."""
     return auroc_of(labels == label, probabilities[:, label], weights)
 
@@ -63,31 +63,31 @@ def average_precision_of(truth: npt.NDArray, scores: npt.NDArray, weights: Weigh
     return ratio((positive * precision).sum(1), positive.sum(1))
 
 
-def accuracy(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def accuracy(labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     """Share of cases whose most probable class is the true one."""
     return ratio(weights @ (probabilities.argmax(1) == labels), weights.sum(1))
 
 
-def balanced_accuracy(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def balanced_accuracy(labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     """Mean recall over the classes that occur."""
     return _mean_defined([recall(labels, probabilities, weights, k) for k in range(probabilities.shape[1])])
 
 
-def recall(labels: Labels, probabilities: Probabilities, weights: Weights, label: int) -> Values:
+def recall(labels: ClassIndices, probabilities: Probabilities, weights: Weights, label: int) -> Values:
     """Share of the cases of a class for which it is the most probable: sensitivity of the second of two classes,
     specificity of the first."""
     of_class = labels == label
     return ratio(weights @ (of_class & (probabilities.argmax(1) == label)), weights @ of_class)
 
 
-def brier(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def brier(labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     """Mean squared error of the probabilities (Brier 1950), summed over several classes (0 to 2), of the second of
     two classes alone (0 to 1): the two conventions of scikit-learn."""
     error = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
     return ratio(weights @ (error[:, 1] if error.shape[1] == 2 else error.sum(1)), weights.sum(1))
 
 
-def expected_calibration_error(labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def expected_calibration_error(labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     """ECE (Guo et al. 2017, eq. 3): confidence of the top class in 10 equal bins ((a, b], 0 in the first), mean
     |accuracy - confidence| weighted by the bins' counts."""
     confidence = probabilities.max(1)
@@ -96,7 +96,7 @@ def expected_calibration_error(labels: Labels, probabilities: Probabilities, wei
     return ratio(np.abs(weights @ signed).sum(1), weights.sum(1))
 
 
-def _one_vs_rest(score: Score, labels: Labels, probabilities: Probabilities, weights: Weights) -> Values:
+def _one_vs_rest(score: Score, labels: ClassIndices, probabilities: Probabilities, weights: Weights) -> Values:
     if probabilities.shape[1] == 2:
         value = score(labels == 1, probabilities[:, 1], weights)
         return np.where((weights @ (labels == 0) > 0) & (weights @ (labels == 1) > 0), value, np.nan)

@@ -15,7 +15,7 @@ from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.predict.inputs import InputCase
 from scanfoundry.finetune.predict.progress import BatchProgress, Stamp
 from scanfoundry.finetune.predict.suitability import why_unlike
-from scanfoundry.finetune.predict.tables import REASON, Row, Table
+from scanfoundry.finetune.predict.tables import REASON, Table, TableRow
 from scanfoundry.finetune.predict.writing import Writer
 from scanfoundry.finetune.task import Adapter, TaskModel
 
@@ -50,7 +50,7 @@ class PredictionBatch:
         lines = [{"file": each.path, REASON: each.reason} for each in refused]
         stamps = {item.name: _stamp(item) for item in items}
         done = self.progress.verified(stamps)
-        rows: dict[str, list[Row]] = {name: each.rows for name, each in done.items()}
+        rows: dict[str, list[TableRow]] = {name: each.rows for name, each in done.items()}
         self.over = len(done)
         if done:
             self.tell(f"going on: {len(done)} of {len(items)} inputs are predicted already")
@@ -69,11 +69,11 @@ class PredictionBatch:
         self.predicted = sum(REASON not in row for row in ordered)
         return [f"{row['file']}: {row[REASON]}" for row in ordered if REASON in row]
 
-    def _one(self, item: InputCase, stamp: Stamp) -> list[Row]:
+    def _one(self, item: InputCase, stamp: Stamp) -> list[TableRow]:
         """The rows of one input, each in the table as soon as it is there; the last tells why the rest is missing."""
         self.progress.begin(item.name)
         self.writer.intend = lambda target: self.progress.intend(item.name, target)
-        rows: list[Row] = []
+        rows: list[TableRow] = []
         before = len(self.writer.written)
         try:
             for scans in _cases(item):
@@ -92,7 +92,7 @@ class PredictionBatch:
         self.progress.finish(item.name, stamp, rows, self.writer.written[before:])
         return rows
 
-    def _predicted(self, item: InputCase, scans: Sequence[Scan | None]) -> Row:
+    def _predicted(self, item: InputCase, scans: Sequence[Scan | None]) -> TableRow:
         scan = next(each for each in scans if each is not None)  # on whose grid the output lies
         shown = item.shown if not scan.part else f"{item.shown}#{scan.part}"
         unlike = why_unlike(scans, self.adapter.spec)

@@ -14,8 +14,15 @@ from scanfoundry.datasets.readers import Scan, Source
 from scanfoundry.finetune.predict.codes import concept_of, dicom_text
 from scanfoundry.finetune.predict.dicom_source import Referenced, labels_of_frames, referenced
 from scanfoundry.finetune.predict.maker import NAME, Maker
+from scanfoundry.finetune.predict.outputs import Origin
 
 SERIES_NUMBER = 900  # after those of the scanner
+
+
+def write(target: Path, codes: npt.NDArray[np.uint8], origin: Origin) -> None:
+    """A label map (D, H, W) of codes."""
+    spec, maker = origin.spec, Maker(origin.serial, origin.spec.task.name)
+    write_labels(target, codes, origin.scan, origin.item.source, spec.classes, maker, spec.labels.written)
 
 
 def write_labels(

@@ -9,9 +9,9 @@ from pydicom.dataset import Dataset
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.readers import ReadError, Scan, Source
-from scanfoundry.datasets.readers.dicom.geometry import Plane, stack
-from scanfoundry.datasets.readers.dicom.headers import survey
-from scanfoundry.datasets.readers.dicom.planes import is_mosaic, planes_of
+from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
+from scanfoundry.datasets.readers.dicom.series.grid import Plane, stack
+from scanfoundry.datasets.readers.dicom.series.planes import is_mosaic, planes_of
 from scanfoundry.datasets.readers.geometry import LPS_TO_RAS
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID")
@@ -56,7 +56,7 @@ class Referenced:
 
 def referenced(source: Source, scan: Scan) -> Referenced:
     """What an object about the scan refers to; UserError where its frames are not those of the files."""
-    files = survey(source.paths)
+    files = scan_headers(source.paths)
     if scan.part:
         raise UserError(f"a series of several volumes: DICOM objects are made of one volume; {_INSTEAD}")
     if any(is_mosaic(file) for file in files):

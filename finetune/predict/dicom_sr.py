@@ -14,10 +14,11 @@ from pydicom.sr.codedict import codes
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_whole
 from scanfoundry.datasets.readers import Scan, Source
-from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.predict.codes import dicom_text, own_code
 from scanfoundry.finetune.predict.dicom_source import FramePlace, Referenced, referenced
 from scanfoundry.finetune.predict.maker import NAME, Maker
+from scanfoundry.finetune.predict.outputs import Origin
 
 SERIES_NUMBER = 901
 _PROCEDURE = sr.CodedConcept("363679005", "SCT", "Imaging procedure")
@@ -27,14 +28,22 @@ _PERCENT = sr.CodedConcept("%", "UCUM", "Percent")
 Rectangle = tuple[int, npt.NDArray[np.float64]]  # number of a frame, corners (5, 2) as column, row
 
 
-def write_report(target: Path, found: Found, scan: Scan, source: Source, classes: Sequence[str], maker: Maker) -> None:
+def write(target: Path, found: Detections, origin: Origin) -> None:
+    """Boxes of one scan."""
+    spec, maker = origin.spec, Maker(origin.serial, origin.spec.task.name)
+    write_report(target, found, origin.scan, origin.item.source, spec.classes, maker)
+
+
+def write_report(
+    target: Path, found: Detections, scan: Scan, source: Source, classes: Sequence[str], maker: Maker
+) -> None:
     """Each box as a finding with its score: a region of the image (TID 1410), or one on each slice that it meets
     (TID 1411). UserError where the source cannot be referred to, or nothing was found: the template wants a finding."""
     made = report(found, referenced(source, scan), classes, maker)
     write_whole(target, lambda part: made.save_as(part, enforce_file_format=True))
 
 
-def report(found: Found, source: Referenced, classes: Sequence[str], maker: Maker) -> sr.Comprehensive3DSR:
+def report(found: Detections, source: Referenced, classes: Sequence[str], maker: Maker) -> sr.Comprehensive3DSR:
     """The object in memory."""
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,

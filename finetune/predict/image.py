@@ -7,6 +7,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from scanfoundry.configs.files import write_whole
+from scanfoundry.finetune.predict.outputs import Origin
+
+
+def save_labels(target: Path, codes: npt.NDArray[np.uint8], origin: Origin) -> None:
+    """A label map (1, H, W) of codes, as the numbers of the model's classes."""
+    write_labels(target, origin.spec.labels.decode(codes))
+
+
+def save_fractions(target: Path, values: npt.NDArray[np.floating], origin: Origin) -> None:
+    """Numbers from 0 to 1, (1, H, W)."""
+    write_fractions(target, values)
 
 
 def write_labels(target: Path, labels: npt.NDArray[np.integer]) -> None:

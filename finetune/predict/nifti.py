@@ -12,6 +12,7 @@ from isal import igzip
 from scanfoundry.configs.files import write_whole
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.nifti import header_of
+from scanfoundry.finetune.predict.outputs import Origin
 
 # Where the voxels lie, in a header's own words: copied bit by bit, and nothing else of it, which may name the patient.
 _GEOMETRY = (
@@ -19,6 +20,21 @@ _GEOMETRY = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
 _FULL = 65535  # what a probability of 1 is stored as
+
+
+def save_labels(target: Path, codes: npt.NDArray[np.uint8], origin: Origin) -> None:
+    """A label map (D, H, W) of codes, as the numbers of the model's classes."""
+    write_labels(target, origin.spec.labels.decode(codes), origin.scan, _own_file(origin))
+
+
+def save_fractions(target: Path, values: npt.NDArray[np.floating], origin: Origin) -> None:
+    """Numbers from 0 to 1, (D, H, W) or (K, D, H, W)."""
+    write_fractions(target, values, origin.scan, _own_file(origin))
+
+
+def _own_file(origin: Origin) -> Path | None:
+    source = origin.item.source
+    return source.paths[0] if source.kind == "nifti" else None
 
 
 def write_labels(target: Path, labels: npt.NDArray[np.integer], scan: Scan, source: Path | None) -> None:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from scanfoundry.backbones.models.release import sha256
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.predict.tables import Row
+from scanfoundry.finetune.predict.tables import TableRow
 
 PROGRESS = ".predictions.progress"
 _SYNCED = 1.0  # seconds after which what was written is also put on the disk: a power cut loses no more
@@ -27,7 +27,7 @@ class Done:
     """An input that was predicted: its rows of the table, and its outputs (relative to the folder) with checksums."""
 
     stamp: Stamp
-    rows: list[Row]
+    rows: list[TableRow]
     files: dict[str, str]
 
 
@@ -52,7 +52,7 @@ class BatchProgress:
         """An output of the input is about to be written."""
         self._put({"of": name, "file": target.relative_to(self.out).as_posix()})
 
-    def finish(self, name: str, stamp: Stamp, rows: Sequence[Row], files: Sequence[Path]) -> None:
+    def finish(self, name: str, stamp: Stamp, rows: Sequence[TableRow], files: Sequence[Path]) -> None:
         """An input is predicted, its outputs are whole."""
         sums = {path.relative_to(self.out).as_posix(): sha256(path) for path in files}
         self._put({"done": name, "stamp": stamp, "rows": rows, "files": sums})

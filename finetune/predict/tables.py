@@ -3,28 +3,22 @@
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from scanfoundry.configs.files import write_json, write_whole
 from scanfoundry.configs.text import printable
-from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.cases.volumes import voxel_mm3
-from scanfoundry.finetune.predict.boxes import CONVENTIONS
+from scanfoundry.finetune.task_parts import TableRow
 
-Row = dict[str, Any]
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")  # also of full width, which some take for the same
 
 
 REASON = "reason"  # the last column, where something was not predicted
 
 
-def write_csv(target: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+def write_csv(target: Path, rows: Sequence[TableRow], columns: Sequence[str] = ()) -> None:
     """One line for each scan; `columns` first, then what else a row holds. A cell that a row lacks stays empty.
 
     Texts are `cell`s.
@@ -56,32 +50,31 @@ def cell(value: Any) -> Any:
     return text
 
 
-def _cells(row: Row, names: Sequence[str]) -> list[Any]:
+def _cells(row: TableRow, names: Sequence[str]) -> list[Any]:
     return [cell(row.get(name, "")) for name in names]
 
 
-def write_boxes(target: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
-    """JSON: what the numbers mean, then the scans."""
-    write_json(target, {"conventions": CONVENTIONS, "scans": list(rows)})
-
-
 class Table:
-    """A table on the disk, CSV or JSON by its suffix, to which rows are added while the batch goes on.
+    """A table on the disk, CSV or JSON by its suffix, to which rows are added while the batch goes on. JSON begins with
+    `conventions`, which say what the numbers mean.
 
     It is whole after every row; what a kill cuts off, the next start writes anew from its own record.
     """
 
-    def __init__(self, target: Path, columns: Sequence[str]) -> None:
-        self.target, self.rows = target, list[Row]()
-        self._columns = list(columns)
+    def __init__(self, target: Path, columns: Sequence[str], conventions: Mapping[str, str] | None = None) -> None:
+        self.target, self.rows = target, list[TableRow]()
+        self._columns, self._conventions = list(columns), dict(conventions or {})
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[TableRow]) -> None:
         """Replaces what the table holds."""
         self.rows = list(rows)
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        (write_boxes if self.target.suffix == ".json" else write_csv)(self.target, self.rows, self._columns)
+        if self.target.suffix == ".json":
+            write_json(self.target, {"conventions": self._conventions, "scans": self.rows})
+        else:
+            write_csv(self.target, self.rows, self._columns)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TableRow) -> None:
         """Appends one row; a column that is new to a CSV takes writing it anew."""
         before = _columns(self.rows, self._columns)
         if not self.rows or (self.target.suffix != ".json" and _columns([row], before) != before):
@@ -94,7 +87,7 @@ class Table:
         with self.target.open("a", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerow(_cells(row, before))
 
-    def _append_json(self, row: Row) -> None:
+    def _append_json(self, row: TableRow) -> None:
         text = indent(json.dumps(row, indent=2, allow_nan=False), "    ")
         with self.target.open("r+b") as stream:
             stream.seek(-len(_JSON_END), 2)
@@ -117,17 +110,7 @@ def only_reasons(target: Path) -> bool:
         return False
 
 
-def _columns(rows: Sequence[Row], first: Sequence[str]) -> list[str]:
+def _columns(rows: Sequence[TableRow], first: Sequence[str]) -> list[str]:
     """The columns in their order, that of reasons last."""
     found = dict.fromkeys([*first, *(name for row in rows for name in row)])
     return [name for name in found if name != REASON] + [REASON] * (REASON in found)
-
-
-def volumes_of(labels: npt.NDArray[np.uint8], scan: Scan, classes: Sequence[str]) -> Row:
-    """Voxels of each class, and millilitres, of six digits, where the scan lies in the world."""
-    counts = np.bincount(labels.ravel(), minlength=len(classes) + 1)[1:]
-    row: Row = {}
-    for name, count in zip(classes, counts, strict=True):
-        row[f"{name} voxels"] = int(count)
-        row[f"{name} ml"] = "" if scan.affine is None else float(f"{count * voxel_mm3(scan) / 1000:.6g}")
-    return row

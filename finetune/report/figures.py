@@ -1,30 +1,14 @@
-"""Figures of the report as inline images. Drawn without pyplot, so that no global state is touched."""
+"""Figures of the report that every study has, as inline images."""
 
-import base64
 from collections.abc import Sequence
-from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from scanfoundry.configs.text import printable
-from scanfoundry.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
+from scanfoundry.finetune.drawing.canvas import COLOURS, FAINT, INK, NAMES, axes_of, inline
 from scanfoundry.finetune.metrics.intervals import Record
 from scanfoundry.finetune.study.results import Results
-from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.study.trial import TrialResult
 
-COLOURS = {
-    "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",
-    "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
-}  # fmt: skip
-NAMES = {
-    "full": "pre-trained", "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen",
-    "lora": "pre-trained, LoRA", "linear_probe": "linear probe", "attentive_probe": "attentive probe",
-    "knn": "nearest neighbours", "scratch": "from scratch",
-}  # fmt: skip
 WRITTEN = {
     "auroc": "AUROC",
     "brier": "Brier",
@@ -39,7 +23,6 @@ WRITTEN = {
     "spearman": "Spearman",
 }
 BOX_METRICS = {"ap": "AP", "map": "mean AP", "froc": "FROC"}
-INK, FAINT = "#22303a", "#d9e0e4"
 
 
 def label(metric: str) -> str:
@@ -51,29 +34,9 @@ def label(metric: str) -> str:
     return " ".join(filter(None, [WRITTEN.get(first, first), rest]))
 
 
-def inline(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:
-    """A figure as a PNG that stands in the page itself."""
-    buffer = BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, dpi=dpi, bbox_inches="tight", pad_inches=margin)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _axes(width: float, height: float, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure((width, height))
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel, color=INK)
-    axes.set_ylabel(ylabel, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, length=0, labelsize=9)
-    axes.grid(axis="y", color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
 def metric_by_shots(results: Results) -> str:
     """The headline metric of each arm over the shots, with intervals; every seed a small dot."""
-    figure, axes = _axes(4.6, 3.2, "labelled training patients", label(results.headline))
+    figure, axes = axes_of(4.6, 3.2, "labelled training patients", label(results.headline))
     order = [str(k) for k in dict.fromkeys(row.shots for row in results.table)]
     arms = list(dict.fromkeys(row.arm for row in results.table))
     for i, arm in enumerate(arms):
@@ -97,7 +60,7 @@ def metric_by_shots(results: Results) -> str:
 
 def loss_curves(cells: Sequence[TrialResult]) -> str:
     """Training loss over the steps, a line for each model, smoothed a little."""
-    figure, axes = _axes(4.6, 3.2, "step", "training loss")
+    figure, axes = axes_of(4.6, 3.2, "step", "training loss")
     seen: set[str] = set()
     for cell, history in [(each, one) for each in cells for one in each.histories if one.loss]:
         steps, losses = np.array(history.loss, float).T
@@ -120,7 +83,7 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
         first, second = (({r["case"]: r["score"] for r in records}) for records in by_arm.values())
         pairs = [(second[c], first[c]) for c in first if first[c] is not None and second.get(c) is not None]
         x, y = np.array(pairs, float).reshape(-1, 2).T
-        figure, axes = _axes(3.4, 3.2, f"{score}, from scratch", f"{score}, pre-trained")
+        figure, axes = axes_of(3.4, 3.2, f"{score}, from scratch", f"{score}, pre-trained")
         ends = [min(x.min(initial=1), y.min(initial=1)) - 0.02, max(x.max(initial=0), y.max(initial=0)) + 0.02]
         axes.plot(ends, ends, color=FAINT, linewidth=1)
         axes.scatter(x, y, s=16, color=COLOURS["full"], alpha=0.7, linewidth=0)
@@ -128,83 +91,14 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
         return inline(figure)
     (arm, records) = next(iter(by_arm.items()))
     values = sorted(r["score"] for r in records if r["score"] is not None)
-    figure, axes = _axes(3.4, 3.2, "test cases, worst first", score)
+    figure, axes = axes_of(3.4, 3.2, "test cases, worst first", score)
     axes.bar(range(len(values)), values, color=COLOURS[arm], width=1.0 if len(values) > 60 else 0.8)
-    return inline(figure)
-
-
-def plain(name: str) -> str:
-    """A class's name as matplotlib shows it: between two dollar signs it would be a formula, a control character has no
-    glyph."""
-    return printable(name).replace("\\", "/").replace("$", r"\$")
-
-
-def confusion(records: Sequence[Record], classes: Sequence[str]) -> str:
-    """Counts of true class (rows) by predicted class (columns), shaded by share of the row."""
-    counts = np.zeros((len(classes), len(classes)), int)
-    for record in records:
-        counts[record["label"], int(np.argmax(record["probabilities"]))] += 1
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axes = _axes(3.4, 3.2, "predicted", "true")
-    axes.grid(False)
-    axes.imshow(share, cmap="GnBu", vmin=0, vmax=1)
-    for i, j in np.ndindex(*counts.shape):
-        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.6 else INK)
-    names = [plain(name) for name in classes]
-    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    return inline(figure)
-
-
-def reliability(bins: npt.NDArray[np.float64], voxels: bool) -> str:
-    """Accuracy over confidence; on the diagonal, 70% sure is right 7 times in 10. `bins` as of `metrics.reliability`;
-    the numbers are cases of each, or shares of the voxels."""
-    figure, axes = _axes(3.4, 3.2, "confidence", "accuracy")
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
-    for b in np.flatnonzero(bins[:, 0]):
-        count, _, right = bins[b]
-        place, share = (b + 0.5) / len(bins), f"{100 * count / bins[:, 0].sum():.0f}%"
-        axes.bar(place, right / count, 0.9 / len(bins), color=COLOURS["full"], alpha=0.8)
-        text = share if voxels else f"{count:.0f}"
-        axes.text(place, right / count + 0.015, text, ha="center", fontsize=8, color=INK)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.08)
-    return inline(figure)
-
-
-def froc(by_arm: dict[str, list[Record]], iou: float, classes: Sequence[str]) -> str:
-    """Sensitivity over false positives per scan, 1/8 to 8, of each arm; of several classes a line each."""
-    figure, axes = _axes(3.4, 3.2, "false positives per scan", f"sensitivity at IoU {iou:g}")
-    ticks = [float(at) for at in FALSE_POSITIVES.values()]
-    for arm, records in by_arm.items():
-        for label in range(len(classes)):
-            wrong, found = froc_curve(records, iou, label)
-            wrong, found = np.append(np.maximum(wrong, ticks[0] / 2), 2 * ticks[-1]), np.append(found, found[-1])
-            name = NAMES[arm] + (f", {plain(classes[label])}" if len(classes) > 1 else "")
-            style = ("solid", "dashed", "dotted")[label % 3]
-            axes.step(wrong, found, where="post", color=COLOURS[arm], linestyle=style, linewidth=1.5, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(ticks[0], ticks[-1])
-    axes.set_xticks(ticks, list(FALSE_POSITIVES))
-    axes.minorticks_off()
-    axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, fontsize=8)
-    return inline(figure)
-
-
-def agreement(records: Sequence[Record]) -> str:
-    """Predicted over true value of every test case; on the diagonal they are equal."""
-    truth, predicted = (np.array([record[name] for record in records], float) for name in ("truth", "prediction"))
-    figure, axes = _axes(3.4, 3.2, "true value", "predicted value")
-    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
-    axes.plot(ends, ends, color=FAINT, linewidth=1)
-    axes.scatter(truth, predicted, s=16, color=COLOURS["full"], alpha=0.7, linewidth=0)
     return inline(figure)
 
 
 def validation_curves(cells: Sequence[TrialResult]) -> str:
     """The mean score of the held-back cases over the steps, a line for each model; a ring where its weights are of."""
-    figure, axes = _axes(4.6, 3.2, "step", "mean score, held-back cases")
+    figure, axes = axes_of(4.6, 3.2, "step", "mean score, held-back cases")
     seen: set[str] = set()
     for cell, history in [(each, one) for each in cells for one in each.histories if one.validation]:
         steps, values = np.array(history.validation, float).T
@@ -212,20 +106,5 @@ def validation_curves(cells: Sequence[TrialResult]) -> str:
         kept = steps == history.best_step
         axes.plot(steps[kept], values[kept], "o", color=COLOURS[cell.arm], markerfacecolor="none", markersize=8)
         seen.add(cell.arm)
-    axes.legend(frameon=False, fontsize=9)
-    return inline(figure)
-
-
-def precision_recall(by_arm: dict[str, list[Record]], iou: str) -> str:
-    """Precision over recall of the pooled boxes of each arm."""
-    figure, axes = _axes(3.4, 3.2, "recall", f"precision at IoU {iou}")
-    for arm, records in by_arm.items():
-        scores = np.concatenate([np.array(r["scores"], float) for r in records])
-        hits = np.concatenate([hits_at(r, float(iou)) for r in records])[np.argsort(-scores, kind="stable")]
-        found = np.cumsum(hits)
-        recall = found / max(1, sum(sum(r["truths"]) for r in records))
-        axes.plot(recall, found / np.arange(1, len(hits) + 1), color=COLOURS[arm], label=NAMES[arm])
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, fontsize=9)
     return inline(figure)

@@ -6,81 +6,82 @@ import numpy as np
 
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.study.split import Split
-from scanfoundry.finetune.study.trials import TrialResult
-from scanfoundry.finetune.training.loop import History
+from scanfoundry.finetune.study.trial import TrialResult
+from scanfoundry.finetune.training.setup import History
 
 FEW_PATIENTS = 20
 FLAT = 0.95  # of the loss of the first tenth: one that ends above has hardly fallen
 FLAT_STEPS = 100  # below so many steps nobody expects it to
 
 
-def caveats(config: FinetuneConfig, sides: Split, cells: Sequence[TrialResult], undefined: str | None) -> list[str]:
-    """All that hold of these cells. undefined: the headline metric, where it has no value somewhere in the table."""
+def caveats(config: FinetuneConfig, sides: Split, trials: Sequence[TrialResult], undefined: str | None) -> list[str]:
+    """All that hold of these trials. undefined: the headline metric, where it has no value somewhere in the table."""
     return [
         *_of_the_pretraining(config, sides),
-        *_of_self_training(config, cells),
-        *_of_the_trainings(config, cells),
-        *_of_the_tests(config, sides, cells, undefined),
+        *_of_self_training(config, trials),
+        *_of_the_trainings(config, trials),
+        *_of_the_tests(config, sides, trials, undefined),
     ]
 
 
 def _of_the_pretraining(config: FinetuneConfig, sides: Split) -> list[str]:
-    said = []
+    notes = []
     if sides.overlap:
-        said.append(
+        notes.append(
             f"TRANSDUCTIVE: {sides.overlap} test patients were pre-trained on, unlabelled "
             "(split.allow_pretraining_overlap). These numbers do not hold for new patients."
         )
     if not sides.comparable:
-        said.append(
+        notes.append(
             "the checkpoint's patients were hashed with another site key: whether test patients were pre-trained on "
             "could not be checked. If the pre-training saw this data, set data.key_file to the key of its shards."
         )
     elif config.checkpoint and not sides.overlap + sides.pool_overlap:
-        said.append(
+        notes.append(
             f"none of these patients is among the {sides.pretrained_on} of the pre-training: right if it saw other "
             "data; if it saw this data, name the folder (or data.patient_regex) as its shards were built with."
         )
-    return said
+    return notes
 
 
-def _of_self_training(config: FinetuneConfig, cells: Sequence[TrialResult]) -> list[str]:
-    if config.self_training.rounds and not any(cell.unlabelled_cases for cell in cells):
+def _of_self_training(config: FinetuneConfig, trials: Sequence[TrialResult]) -> list[str]:
+    if config.self_training.rounds and not any(trial.unlabelled_cases for trial in trials):
         return ["self-training was asked for, but no scan is without a label."]
-    said = [
-        f"{cell.arm}, {cell.shots} shots, seed {cell.seed}: self-training never began, the training was over before: a "
-        f"network labels scans after self_training.min_steps ({config.self_training.min_steps}) steps at the earliest."
-        for cell in cells
-        if cell.unlabelled_cases and not _relabelled(cell)
+    notes = [
+        f"{trial.arm}, {trial.shots} shots, seed {trial.seed}: self-training never began, the training was over "
+        f"before: a network labels scans after self_training.min_steps ({config.self_training.min_steps}) steps at the "
+        "earliest."
+        for trial in trials
+        if trial.unlabelled_cases and not _relabelled(trial)
     ]
-    if scans := sorted({cell.unlabelled_cases for cell in cells if _relabelled(cell)}):
-        said.append(
+    if scans := sorted({trial.unlabelled_cases for trial in trials if _relabelled(trial)}):
+        notes.append(
             f"self-training: {' to '.join(map(str, sorted({scans[0], scans[-1]})))} scans of other patients than those "
             "tested on took part with labels of the model's own; nobody's labels of them were trained on."
         )
-    return said
+    return notes
 
 
-def _relabelled(cell: TrialResult) -> bool:
+def _relabelled(trial: TrialResult) -> bool:
     """Whether self-training began in it."""
-    return any(history.relabelled for history in cell.histories)
+    return any(history.relabelled for history in trial.histories)
 
 
-def _of_the_trainings(config: FinetuneConfig, cells: Sequence[TrialResult]) -> list[str]:
-    said = []
-    for cell in cells:
-        flat = next((ends for history in cell.histories if (ends := _flat(history)) is not None), None)
+def _of_the_trainings(config: FinetuneConfig, trials: Sequence[TrialResult]) -> list[str]:
+    notes = []
+    for trial in trials:
+        flat = next((ends for history in trial.histories if (ends := _flat(history)) is not None), None)
         if flat is not None:
-            said.append(
-                f"{cell.arm}, {cell.shots} shots, seed {cell.seed}: the training loss hardly fell ({flat[0]:.3f} to "
+            notes.append(
+                f"{trial.arm}, {trial.shots} shots, seed {trial.seed}: the training loss hardly fell ({flat[0]:.3f} to "
                 f"{flat[1]:.3f}), so little was learnt; try a lower schedule.lr, more steps or less augmentation."
             )
-    if (config.schedule.minutes or config.budget) and len({cell.steps for cell in cells}) > 1:
-        said.append("cells ended by time: their numbers of steps differ, see results.json.")
+    if config.budget and len({trial.steps for trial in trials}) > 1:
+        notes.append("trials ended by time: their numbers of steps differ, see results.json.")
     scaled = config.schedule.encoder_lr_scale != 1
     if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):
-        said.append("the scratch arm trains its encoder from the first step at the full rate.")
-    return said
+        notes.append("the scratch arm trains its encoder from the first step at the full rate.")
+    return notes
 
 
 def _flat(history: History) -> tuple[float, float] | None:
@@ -94,17 +95,17 @@ def _flat(history: History) -> tuple[float, float] | None:
 
 
 def _of_the_tests(
-    config: FinetuneConfig, sides: Split, cells: Sequence[TrialResult], headline: str | None
+    config: FinetuneConfig, sides: Split, trials: Sequence[TrialResult], headline: str | None
 ) -> list[str]:
-    said = []
+    notes = []
     tested = len({case.patient for case in sides.test})
     if tested < FEW_PATIENTS:
-        said.append(f"only {tested} test patients: the intervals are rough.")
+        notes.append(f"only {tested} test patients: the intervals are rough.")
     if len(config.seeds) == 1:
-        said.append("one seed: the intervals cover the choice of test patients, not that of training cases.")
-    undefined = sum(record["score"] is None for record in cells[0].records)
+        notes.append("one seed: the intervals cover the choice of test patients, not that of training cases.")
+    undefined = sum(record["score"] is None for record in trials[0].records)
     if undefined:
-        said.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")
+        notes.append(f"{undefined} test cases have neither truth nor prediction and no score; means leave them out.")
     if headline is not None:
-        said.append(f"'{headline}' is undefined on these test cases (one class or no finding among them).")
-    return said
+        notes.append(f"'{headline}' is undefined on these test cases (one class or no finding among them).")
+    return notes

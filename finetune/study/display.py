@@ -1,25 +1,54 @@
-"""How far a study is: bars on a terminal; elsewhere, as in a job's log, a line a minute and one for each cell."""
+"""How far a study is: bars on a terminal; elsewhere, as in a job's log, a line a minute and one for each trial."""
 
 import time
 from types import TracebackType
+from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from scanfoundry.configs.console import Console
-from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.study.trial import TrialResult
 
 LINE_EVERY_S = 60.0
 
 
-class StudyDisplay:
-    """Context manager around the cells of a study."""
+class ShowsTrial(Protocol):
+    """What shows how far one trial is."""
 
-    def __init__(self, cells: int, console: Console | None = None, line_every_s: float = LINE_EVERY_S) -> None:
+    def step(self, step: int, loss: float) -> None:
+        """`step` steps are done."""
+
+    def tested(self, n: int) -> None:
+        """`n` test cases are done."""
+
+    def end(self) -> None:
+        """The trial is over."""
+
+
+class ShowsStudy(Protocol):
+    """What shows how far a study is: a display, or the way to the process that has it."""
+
+    def begin(self, name: str, steps: int | None, tests: int) -> ShowsTrial:
+        """A trial is about to be trained for so many steps (None: by time), then tested."""
+        ...
+
+    def log(self, line: str) -> None:
+        """A line for people."""
+
+    def finished(self, name: str, result: TrialResult) -> None:
+        """A trial is finished."""
+
+
+class StudyDisplay:
+    """Context manager around the trials of a study."""
+
+    def __init__(self, trials: int, console: Console | None = None, line_every_s: float = LINE_EVERY_S) -> None:
         console = console or Console(stderr=True, soft_wrap=True)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
-        self._whole = self._bars.add_task("cells", total=cells, note="")
-        self._every, self._said = line_every_s, time.monotonic()
+        self._finished: set[str] = set()
+        self._whole = self._bars.add_task("trials", total=trials, note="")
+        self._every, self._printed = line_every_s, time.monotonic()
 
     def __enter__(self) -> "StudyDisplay":
         self._bars.start()
@@ -29,36 +58,39 @@ class StudyDisplay:
         self._bars.stop()
 
     def begin(self, name: str, steps: int | None, tests: int) -> "TrialDisplay":
-        """A cell is about to be trained for so many steps (None: by time), then tested."""
+        """A trial is about to be trained for so many steps (None: by time), then tested."""
         return TrialDisplay(self, name, steps, tests, self._bars.add_task(name, total=steps, note=""))
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line above the bars."""
         self._print(line)
 
     def finished(self, name: str, result: TrialResult) -> None:
-        """A cell is there, trained now or before."""
+        """A trial is there, trained now or before; counted once."""
+        if name in self._finished:
+            return
+        self._finished.add(name)
         if not self._bars.console.is_terminal:
             self._print(f"{name}: {result.steps} steps in {result.seconds:.0f} s, tested")
         self._bars.advance(self._whole)
 
     def update(self, task: TaskID, note: str, line: str, completed: int | None = None) -> None:
-        """Move a cell's bar; now and then say `line` where nobody sees the bar."""
+        """Move a trial's bar; now and then print `line` where nobody sees the bar."""
         self._bars.update(task, completed=completed, note=note)
-        if not self._bars.console.is_terminal and time.monotonic() >= self._said + self._every:
+        if not self._bars.console.is_terminal and time.monotonic() >= self._printed + self._every:
             self._print(line)
 
     def remove(self, task: TaskID) -> None:
-        """Take a cell's bar away."""
+        """Take a trial's bar away."""
         self._bars.remove_task(task)
 
     def _print(self, line: str) -> None:
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
         self._bars.console.print(line, highlight=False, markup=False)
 
 
 class TrialDisplay:
-    """How far one cell is."""
+    """How far one trial is."""
 
     def __init__(self, display: StudyDisplay, name: str, steps: int | None, tests: int, task: TaskID) -> None:
         self._display, self._name, self._steps, self._tests, self._task = display, name, steps, tests, task

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.study.split import Split
-from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.study.trial import TrialResult
 from scanfoundry.finetune.task import Spec
 
 
@@ -50,43 +50,43 @@ def _counted(cases: Sequence[Case], number: int, checked: Checked) -> tuple[int,
     return sum(count > 0 for count in voxels), sum(voxels)
 
 
-def caveats_of_labels(rows: Sequence[ClassRow], cells: Sequence[TrialResult], checked: Checked) -> list[str]:
-    """All that hold of these label maps and of the training cases of these cells, one sentence each."""
-    said = list(checked.notes)
+def caveats_of_labels(rows: Sequence[ClassRow], trials: Sequence[TrialResult], checked: Checked) -> list[str]:
+    """All that hold of these label maps and of the training cases of these trials, one sentence each."""
+    notes = list(checked.notes)
     read = len(checked.voxels)
     if checked.ignored:
-        said.append(
+        notes.append(
             f"{checked.ignored} of {read} label maps say of some voxels that nobody looked at them ('ignore'): these "
             "are in no loss and no metric."
         )
     if checked.voxels and checked.empty:
-        said.append(f"{checked.empty} of {read} label maps are empty: no voxel of a class.")
+        notes.append(f"{checked.empty} of {read} label maps are empty: no voxel of a class.")
     nowhere = [row for row in rows if not row.training_cases + row.test_cases]
-    said += [
+    notes += [
         f"no label map that was read holds '{row.name}' (value {_values(row)}): no number is of it." for row in nowhere
     ]
-    said += [
+    notes += [
         f"no test case holds '{row.name}': its numbers tell only of what was found where there is none."
         for row in rows
         if row.training_cases and not row.test_cases
     ]
-    return said + _not_learnt([row.name for row in rows], [row.name for row in nowhere], cells, checked)
+    return notes + _not_learnt([row.name for row in rows], [row.name for row in nowhere], trials, checked)
 
 
 def _not_learnt(
-    names: Sequence[str], nowhere: Sequence[str], cells: Sequence[TrialResult], checked: Checked
+    names: Sequence[str], nowhere: Sequence[str], trials: Sequence[TrialResult], checked: Checked
 ) -> list[str]:
     """Of each number of shots and seed, the classes that no training case has."""
-    said = {}
-    for cell in cells:
-        held = [checked.voxels[key] for key in cell.train_cases if key in checked.voxels]
+    notes = {}
+    for trial in trials:
+        held = [checked.voxels[key] for key in trial.train_cases if key in checked.voxels]
         absent = [name for k, name in enumerate(names) if name not in nowhere and not any(each[k] for each in held)]
         if absent and held:
             listed = ", ".join(f"'{name}'" for name in absent)
-            said[cell.shots, cell.seed] = (
-                f"{cell.shots} shots, seed {cell.seed}: no training case holds {listed}, which was not learnt."
+            notes[trial.shots, trial.seed] = (
+                f"{trial.shots} shots, seed {trial.seed}: no training case holds {listed}, which was not learnt."
             )
-    return list(said.values())
+    return list(notes.values())
 
 
 def _values(row: ClassRow) -> str:

@@ -15,7 +15,7 @@ from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.study.caveats import caveats
 from scanfoundry.finetune.study.label_caveats import caveats_of_labels, label_maps
 from scanfoundry.finetune.study.split import Split, class_counts
-from scanfoundry.finetune.study.trials import TrialResult
+from scanfoundry.finetune.study.trial import TrialResult
 from scanfoundry.finetune.task import Spec
 from scanfoundry.finetune.training.optimisation import preset
 
@@ -62,36 +62,44 @@ def summarise(
     spec: Spec,
     sides: Split,
     found: CaseList,
-    cells: Sequence[TrialResult],
+    trials: Sequence[TrialResult],
     checked: Checked | None = None,
 ) -> Results:
-    """Means, intervals and paired differences of the finished cells; what was `checked` in their label maps."""
+    """Means, intervals and paired differences of the finished trials.
+
+    Args:
+        config: of the study.
+        spec: what all its models have in common.
+        sides: who was trained and tested on.
+        found: the data set.
+        trials: the results of all trials.
+        checked: what was found in the label maps, if that is known.
+    """
     adapter = adapter_for(spec)
+    metrics = adapter.all_metrics()
     table, paired = [], []
     for k in config.shots:
-        by_arm = {arm.name: [c for c in cells if c.arm == arm.name and c.shots == k] for arm in config.arms}
-        records = {arm: [cell.records for cell in group] for arm, group in by_arm.items()}
+        by_arm = {arm.name: [c for c in trials if c.arm == arm.name and c.shots == k] for arm in config.arms}
+        records = {arm: [trial.records for trial in group] for arm, group in by_arm.items()}
         for arm, group in by_arm.items():
-            values = {n: interval(records[arm], f, config.bootstrap) for n, f in adapter.metrics().items()}
+            values = {n: interval(records[arm], f, config.bootstrap) for n, f in metrics.items()}
             table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
         for arm in (name for name in records if SCRATCH in records and name != SCRATCH):
-            gain = {
-                n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in adapter.metrics().items()
-            }
+            gain = {n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in metrics.items()}
             paired.append(Difference(arm=arm, shots=k, metrics=gain))
     undefined = any(row.metrics[adapter.headline].value is None for row in table)
-    shown = caveats(config, sides, cells, adapter.headline if undefined else None)
+    shown = caveats(config, sides, trials, adapter.headline if undefined else None)
     maps = label_maps(spec, sides, checked) if checked is not None else []
     if checked is not None:
-        shown = [*caveats_of_labels(maps, cells, checked), *shown]
+        shown = [*caveats_of_labels(maps, trials, checked), *shown]
     return Results(
         task=config.task.name,
         headline=adapter.headline,
-        overview=list(adapter.overview),
+        overview=adapter.shown_metrics(),
         classes=spec.classes,
         table=table,
         paired=paired,
-        cells=list(cells),
+        cells=list(trials),
         data=_data(spec, sides, found) | {"label_maps": [row.model_dump() for row in maps]},
         setup=_setup(config, spec),
         left_out=left_out(config, sides, found),
@@ -141,7 +149,7 @@ def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
         "backbone": spec.backbone.model_dump(mode="json"),
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
         "recipes": config.recipes,
-        "optimiser": preset(config.schedule, spec.backbone.name).model_dump(),
+        "optimiser": preset(config.schedule, spec.backbone.family).model_dump(),
         "schedule": config.schedule.model_dump(mode="json"),
         "validation": config.validation.model_dump(mode="json"),
         "self_training": config.self_training.model_dump(mode="json"),

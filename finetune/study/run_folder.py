@@ -21,7 +21,7 @@ OURS = "plan.json"  # what the first start of a study writes first
 # May differ between a study and its continuation: what there is more of, where it runs, how it is shown.
 FREE_TO_CHANGE = {
     "run_dir", "shots", "seeds", "recipes", "compare_scratch", "bootstrap", "keep_weights", "checkpoint_minutes",
-    "device",
+    "device", "sample_cache_gb", "processes",
 }  # fmt: skip
 PLACES = {"path", "images", "labels", "key_file"}
 PATIENCE = 3.0  # seconds that a study waits for one that is about to end
@@ -30,7 +30,11 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # a person'
 
 @contextmanager
 def taken(config: FinetuneConfig) -> Iterator[None]:
-    """Holds the run folder. UserError where it is something else's, another configuration's, or in use."""
+    """Hold the run folder for as long as the context lasts.
+
+    Raises:
+        UserError: it is of something else or of another configuration, or it is in use.
+    """
     check_same_study(config)
     fresh = not config.run_dir.exists()
     with ExitStack() as stack:
@@ -66,7 +70,7 @@ def check_same_study(config: FinetuneConfig) -> None:
 
 
 def check_same_sources(config: FinetuneConfig) -> None:
-    """UserError, where finished cells are of other data or another checkpoint: if the paths of these changed too."""
+    """UserError, where finished trials are of other data or another checkpoint: if the paths of these changed too."""
     theirs = _of_a_study(config.run_dir / CONFIG)
     if theirs is None:
         return
@@ -110,7 +114,7 @@ def _of_a_study(path: Path) -> dict[str, Any] | None:
 
 
 def _fixed(content: dict[str, Any]) -> dict[str, Any]:
-    """What decides the numbers, but for where data and checkpoint lie: their content does, see `cells.digest`."""
+    """What decides the numbers. Where data and checkpoint lie does not: their content does (`digest_of_trial`)."""
     kept = {key: value for key, value in content.items() if key not in FREE_TO_CHANGE | {"checkpoint"}}
     return kept | {"data": {key: value for key, value in kept["data"].items() if key not in PLACES}}
 

@@ -31,10 +31,18 @@ class Split:
 
 
 def split(found: CaseList, config: SplitConfig, pretrained_on: Sequence[str]) -> Split:
-    """The sides that `config.file` or the data set names; else a patient is tested on iff fraction(patient) <
-    config.test_fraction, the rule of `data.holdout`.
+    """Who is tested on and who is trained on.
 
-    UserError where a side is empty, a patient is on both, or a test patient was pre-trained on and that is not allowed.
+    The sides are those that `config.file` or the data set names. Else a patient is tested on if and only if
+    fraction(patient) < config.test_fraction, the rule of pre-training's `data.holdout`.
+
+    Args:
+        found: the labelled cases.
+        config: how to split them.
+        pretrained_on: keyed hashes of the patients of the pre-training.
+
+    Raises:
+        UserError: a side is empty, a patient is on both, or a test patient was pre-trained on and that is not allowed.
     """
     cases = found.cases
     if config.file is not None:
@@ -84,8 +92,11 @@ def _refuse(pool: Sequence[Case], test: Sequence[Case], config: SplitConfig, cou
 def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
     """The cases of the first k patients in the seed's order ('all': everyone), so that subsets are nested.
 
-    Where the target is a class, the first k patients of each class (a patient counts for the class of its first
-    case): k per class. UserError where there are fewer.
+    Where the target is a class, these are the first k patients of each class; a patient counts for the class of its
+    first case.
+
+    Raises:
+        UserError: there are fewer patients.
     """
     if k == "all":
         return list(pool)
@@ -102,16 +113,19 @@ def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
 
 @dataclass(frozen=True)
 class TrialCases:
-    """What one cell of a study trains from and is tested on."""
+    """What one trial of a study trains from and is tested on."""
 
     train: list[Case]
     unlabelled: list[Case]  # for self-training, without targets
     test: list[Case]
 
 
-def cell_cases(sides: Split, k: Shots, seed: int, config: SelfTrainingConfig) -> TrialCases:
-    """The shots; for self-training, in the seed's order, the others to train from, whose labels are left out here, and
-    the scans that have none."""
+def trial_cases(sides: Split, k: Shots, seed: int, config: SelfTrainingConfig) -> TrialCases:
+    """The cases of a trial.
+
+    For self-training these include, in the seed's order, other cases of the training side, whose labels are left out
+    here, and scans that have none.
+    """
     train = shots(sides.pool, k, seed)
     if not config.rounds:
         return TrialCases(train, [], sides.test)

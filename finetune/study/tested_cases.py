@@ -11,15 +11,22 @@ from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, TaskModel, Validation
 from scanfoundry.finetune.training.resuming import as_array, as_tensor
-from scanfoundry.finetune.training.saving import Slot, Snapshot
+from scanfoundry.finetune.training.saving import Snapshot
+from scanfoundry.finetune.training.slot import Slot
 
 Arrays = dict[str, Any]  # name: array
 
 
-class LookedAt:
+class TestedCases:
     """Records of cases in their order, and some arrays beside them.
 
-    slot: where they are kept. arrays: by key, what stands beside the records now; they are kept too.
+    Args:
+        slot: where they are kept.
+
+    Attributes:
+        records: of the cases that were tested.
+        arrays: by key, what stands beside the records now.
+        facts: by key, what JSON can hold.
     """
 
     def __init__(self, slot: Slot) -> None:
@@ -29,9 +36,15 @@ class LookedAt:
         self.facts: dict[str, Any] = {}
 
     def go_through(self, cases: Sequence[Case], look: Callable[[int, Case], Record]) -> list[Record]:
-        """The records of all cases; `look`, which may change `arrays` and `facts`, is asked for those that are missing.
+        """The records of all cases.
 
-        Stopped, with what is there kept, where somebody asked for it.
+        Args:
+            cases: to test on.
+            look: gives the record of a case by its number; it may change `arrays` and `facts`. It is called for the
+                cases whose record is not kept.
+
+        Raises:
+            Stopped: a signal came, and what is there is saved.
         """
         self._restore(len(cases))
         with self._slot.soon():
@@ -72,7 +85,7 @@ def held_back(
     slot: Slot,
 ) -> Validation:
     """What the model predicts of cases that it did not see."""
-    looked = LookedAt(slot)
+    looked = TestedCases(slot)
 
     def look(number: int, case: Case) -> Record:
         prediction = adapter.predict([model], samples[number], device)

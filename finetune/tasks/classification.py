@@ -1,11 +1,10 @@
 """The classification task: whole scans fitted into the patch, cross-entropy or focal loss, AUROC."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,15 +13,18 @@ from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
 from scanfoundry.finetune.heads.classification import ClassificationModel
 from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
+from scanfoundry.finetune.heads.whole_scan import WholeScanModel
 from scanfoundry.finetune.inference.calibration import temperature_of, tempered
+from scanfoundry.finetune.inference.saliency import picture_with_saliency
 from scanfoundry.finetune.losses import class_loss, class_weights
 from scanfoundry.finetune.metrics import classification as scores
+from scanfoundry.finetune.metrics.classification import Probabilities
 from scanfoundry.finetune.metrics.intervals import Statistic
+from scanfoundry.finetune.metrics.reliability import counted
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Picture, Sample, Spec, TaskModel, Validation, identity
+from scanfoundry.finetune.task import Sample, Spec, TaskModel, Validation, identity
+from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 from scanfoundry.finetune.tasks.whole_scan import WholeScan
-
-Probabilities = npt.NDArray[np.float64]
 
 
 class Classification(WholeScan[int, Probabilities]):
@@ -30,6 +32,22 @@ class Classification(WholeScan[int, Probabilities]):
 
     headline = "auroc"
     overview = ("auroc", "average precision", "balanced accuracy", "accuracy", "brier", "ece")
+    report = ReportTexts(
+        score="probability of the true class",
+        notes="ECE and Brier: lower is better.",
+        limits="Scans are scaled to fit the patch; findings below its resolution are not seen. "
+        "How far probabilities can be taken at their word: see the ECE.",
+        truth="true class",
+        prediction="other classes",
+        light=True,
+    )
+    export = ExportTexts(
+        prediction="probabilities",
+        meaning="logits of each class; their softmax are the probabilities at temperature 1",
+        steps="Average the probabilities over `mirrors` (axes flipped together), take them to the power of "
+        "1 / `temperature`, and divide by their sum.",
+        bundle=BundleOutput("probabilities", "classes", "predictions.csv with the probability of each class"),
+    )
 
     def load(self, case: Case) -> Sample[int]:
         """The scan and the index of its class."""
@@ -102,6 +120,54 @@ class Classification(WholeScan[int, Probabilities]):
                 f"auroc {n}": partial(scores.auroc_of_class, label=k) for k, n in enumerate(self.spec.classes)
             }
         return {name: scores.of_records(function) for name, function in functions.items()}
+
+    def columns(self) -> list[str]:
+        """The class, and the probability of each."""
+        return ["prediction", *self.spec.classes]
+
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[int], device: torch.device, files: OutputFiles
+    ) -> TableRow:
+        """No file: the most probable class, and the probability of each."""
+        found = self.predict(members, sample, device)
+        named = dict(zip(self.spec.classes, (float(p) for p in found), strict=True))
+        return {"prediction": max(named, key=lambda name: named[name])} | named
+
+    @classmethod
+    def charts(
+        cls, shown: list[Record], by_arm: Mapping[str, list[Record]], classes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Confusion matrix and reliability."""
+        from scanfoundry.finetune.drawing import charts  # prediction needs no matplotlib
+
+        probabilities, labels = (np.array([record[name] for record in shown]) for name in ("probabilities", "label"))
+        bins = np.array(counted(probabilities, labels))
+        return [
+            ("Cases by true and predicted class.", charts.confusion(shown, classes)),
+            ("Reliability; the numbers count cases.", charts.reliability(bins, False)),
+        ]
+
+    def explained(
+        self, members: Sequence[TaskModel], sample: Sample[int], prediction: Probabilities, device: torch.device
+    ) -> Picture:
+        """With what spoke for the class; votes of neighbours have no gradient to tell."""
+        if self.spec.head == "knn":
+            return self.picture(sample, prediction)
+        return picture_with_saliency(self, cast(Sequence[WholeScanModel], members), sample, prediction, device)
+
+    @staticmethod
+    def draw(axes: Any, picture: Picture, n_classes: int) -> None:
+        """Where the model looked."""
+        from scanfoundry.finetune.drawing import overlays
+
+        overlays.saliency(axes, picture, n_classes)
+
+    @staticmethod
+    def bars(picture: Picture, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """The probabilities."""
+        truth = int(picture["truth"])
+        rows = zip(classes, (float(p) for p in picture["probabilities"]), strict=True)
+        return [{"name": name, "value": value, "true": k == truth} for k, (name, value) in enumerate(rows)]
 
     def picture(self, sample: Sample[int], prediction: Probabilities) -> Picture:
         """The middle slice along the shortest axis."""

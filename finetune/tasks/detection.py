@@ -1,6 +1,6 @@
 """The detection task: boxes of findings in whole scans or in windows, RetinaNet, average precision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,20 +10,24 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build as build_backbone
-from scanfoundry.configs.geometry import Size3D
+from scanfoundry.configs.geometry import Size3D, Spacing3D
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.boxes.geometry import in_patch
 from scanfoundry.finetune.boxes.inference import Detector, find
 from scanfoundry.finetune.boxes.plan import Measured, plan_detection
-from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
-from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.boxes.world import CONVENTIONS, as_json
+from scanfoundry.finetune.cases.cases import Case, LabelledBox
 from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
 from scanfoundry.finetune.cases.volumes import target_shape
+from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.checks.findings import findings
-from scanfoundry.finetune.config.study import AugmentationConfig, DetectionTask
+from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.heads.decoding_rule import decoding_rule
 from scanfoundry.finetune.heads.detection import DetectionModel
 from scanfoundry.finetune.heads.pyramid import available_strides
 from scanfoundry.finetune.metrics.detection import average_precision
@@ -37,14 +41,26 @@ from scanfoundry.finetune.metrics.froc import (
 )
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Adapter, Picture, Sample, Spec, TaskModel, fitted_shape, identity
+from scanfoundry.finetune.task import Adapter, Sample, Spec, TaskModel, fitted_shape, identity
+from scanfoundry.finetune.task_parts import BOXES, OutputFiles, Picture, ReportTexts, TableRow
 
 
-class Detection(Adapter[Findings, Found]):
+class Detection(Adapter[Findings, Detections]):
     """Boxes of findings of one or several classes; a scan may have none."""
 
     headline = "ap@0.1"
+    target_type = Findings
     overview = ("ap@0.1", "ap@0.5", "map@0.1:0.5", "froc@0.1", "froc@0.5")
+    report = ReportTexts(
+        score="AP of the case (1 - top score where there is no finding)",
+        notes="AP is the area under precision and recall (all points), the mean over classes. FROC is the mean "
+        "sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan, scans without a finding counted.",
+        limits="Findings below the resolution of the plan are not seen. Scores rank boxes; no probabilities.",
+        pictures="Boxes of a score below 0.2 are not drawn.",
+    )
+    table = "predictions.json"
+    conventions = CONVENTIONS
+    files = (BOXES,)
 
     @property
     def task(self) -> DetectionTask:
@@ -59,24 +75,30 @@ class Detection(Adapter[Findings, Found]):
 
     def shape_of(self, scan: Scan) -> Size3D:
         """Scaled to fit into the patch, or at the plan's spacing."""
-        return self._shapes(scan)[0 if self.whole else 1]
-
-    def _shapes(self, scan: Scan) -> tuple[Size3D, Size3D]:
         d, h, w = scan.voxels.shape[1:]
-        fitted = fitted_shape((d, h, w), scan.spacing, self.spec.plan)
-        return fitted, target_shape((d, h, w), scan.spacing, self.spec.plan.spacing)
+        return self._shapes((d, h, w), scan.spacing)[0 if self.whole else 1]
 
-    def surveyed(self, cases: Sequence[Case]) -> Spec:
+    def _shapes(self, shape: Size3D, spacing: Spacing3D) -> tuple[Size3D, Size3D]:
+        plan = self.spec.plan
+        return fitted_shape(shape, spacing, plan), target_shape(shape, spacing, plan.spacing)
+
+    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Spec:
         """Windows or whole scans, pyramid and anchors, planned from these training cases.
 
-        UserError where none of the cases has a box.
+        checked: what is known of the cases; those that it does not know are read. UserError where none of the cases
+        has a box.
         """
         measured = []
         for case in cases:
-            scan = next(scan for scan in read_channels(case.images) if scan is not None)
-            fitted, at_spacing = self._shapes(scan)
-            d, h, w = scan.voxels.shape[1:]
-            measured.append(Measured(self._findings(case, scan), (d, h, w), at_spacing, fitted))
+            if checked is not None and case.key in checked.boxes:
+                _, shape, spacing = checked.grids[case.key]
+                found = _as_findings(checked.boxes[case.key])
+            else:
+                scan = next(scan for scan in read_channels(case.images) if scan is not None)
+                d, h, w = scan.voxels.shape[1:]
+                shape, spacing, found = (d, h, w), scan.spacing, self._findings(case, scan)
+            fitted, at_spacing = self._shapes(shape, spacing)
+            measured.append(Measured(found, shape, at_spacing, fitted))
         with torch.device("meta"):
             encoder = build_backbone(self.spec.backbone)
         strides = available_strides(encoder, self.spec.plan.is_2d)
@@ -91,9 +113,7 @@ class Detection(Adapter[Findings, Found]):
         return sample
 
     def _findings(self, case: Case, scan: Scan) -> Findings:
-        found = findings(case, scan, self.task, self.spec.classes)
-        boxes, labels = [box for box, _ in found], [label for _, label in found]
-        return Findings(np.array(boxes, float).reshape(-1, 6), np.array(labels, np.int64))
+        return _as_findings(findings(case, scan, self.task, self.spec.classes))
 
     def build(self, encoder: Encoder) -> TaskModel:
         """RetinaNet; the task must be planned."""
@@ -144,7 +164,7 @@ class Detection(Adapter[Findings, Found]):
         boxes, labels = zip(*((b.to(images.device), k.to(images.device)) for b, k in targets), strict=True)
         return model.losses(images, boxes, labels)
 
-    def predict(self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device) -> Found:
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device) -> Detections:
         """Boxes (N, 6) at the file's grid, scores (N,) and labels (N,), best first: clustered over members,
         mirrorings and windows."""
         plan, (d, h, w) = self.spec.plan, sample.image.shape[1:]
@@ -157,9 +177,9 @@ class Detection(Adapter[Findings, Found]):
         boxes = np.clip(found.boxes / np.tile(_zoom(sample), 2), 0, np.tile(sample.shape, 2))
         solid = (boxes[:, 3:] > boxes[:, :3]).all(1)
         kept = np.flatnonzero(solid)[: self.task.boxes_per_scan]
-        return Found(boxes[kept], found.scores[kept], found.labels[kept])
+        return Detections(boxes[kept], found.scores[kept], found.labels[kept])
 
-    def record(self, case: Case, sample: Sample[Findings], prediction: Found) -> Record:
+    def record(self, case: Case, sample: Sample[Findings], prediction: Detections) -> Record:
         """Scores, classes and hits of the boxes (see `metrics.froc`); the case's score is its own AP at IoU 0.1 over
         all classes, or how sure of a finding it was where there is none."""
         assert sample.truth is not None
@@ -186,7 +206,62 @@ class Detection(Adapter[Findings, Found]):
             named |= {f"froc@{iou} {n}": sensitivity_at(iou, every, [fp]) for n, fp in FALSE_POSITIVES.items()}
         return named
 
-    def picture(self, sample: Sample[Findings], prediction: Found) -> Picture:
+    def columns(self) -> list[str]:
+        """The boxes."""
+        return ["boxes"]
+
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device, files: OutputFiles
+    ) -> TableRow:
+        """The boxes, and the name of a file of them where a format suits the scan."""
+        found = self.predict(members, sample, device)
+        row: TableRow = {"boxes": as_json(found, files.scan, self.spec.classes)}
+        if not files.takes(BOXES, found):
+            return row
+        return {"report": files.put(BOXES, found) if len(found.boxes) else None} | row
+
+    @classmethod
+    def charts(
+        cls, shown: list[Record], by_arm: Mapping[str, list[Record]], classes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Precision over recall, and FROC."""
+        from scanfoundry.finetune.drawing import charts  # prediction needs no matplotlib
+
+        return [
+            ("Precision and recall of all boxes, IoU 0.1.", charts.precision_recall(by_arm, "0.1")),
+            ("FROC, IoU 0.1.", charts.froc(by_arm, 0.1, classes)),
+        ]
+
+    @staticmethod
+    def draw(axes: Any, picture: Picture, n_classes: int) -> None:
+        """Boxes."""
+        from scanfoundry.finetune.drawing import overlays
+
+        overlays.boxes(axes, picture, n_classes)
+
+    @property
+    def in_windows(self) -> bool:
+        """As planned from the size of the findings."""
+        return not self.whole
+
+    def array_names(self, count: int) -> list[str]:
+        """The logits of every level, then the box regression of every level."""
+        return [f"{part}_{level}" for part in ("class_logits", "box_regression") for level in range(count // 2)]
+
+    def export_steps(self) -> str:
+        """Decoding, which `export_details` describes."""
+        return (
+            "Decode the boxes as `detection` says; they are in voxels of the patch"
+            + ("." if self.whole else ", which is one of the windows (overlap as given, evenly spread).")
+            + " How scanfoundry joins the boxes of several windows, mirrorings and models is left out here."
+        )
+
+    def export_details(self, model: TaskModel, shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Anchors, and the rule that turns outputs into boxes."""
+        assert isinstance(model, DetectionModel)
+        return {"detection": decoding_rule(model, self.spec.plan.patch, shapes)}
+
+    def picture(self, sample: Sample[Findings], prediction: Detections) -> Picture:
         """The image and all boxes; a volume is seen in the slice through its first true or best box."""
         assert sample.truth is not None
         truth = sample.truth.boxes
@@ -200,6 +275,11 @@ class Detection(Adapter[Findings, Found]):
             "boxes": (prediction.boxes * zoom)[:, [1, 2, 4, 5]],
             "scores": prediction.scores,
         }
+
+
+def _as_findings(found: Sequence[LabelledBox]) -> Findings:
+    boxes, labels = [box for box, _ in found], [label for _, label in found]
+    return Findings(np.array(boxes, float).reshape(-1, 6), np.array(labels, np.int64))
 
 
 def _zoom(sample: Sample[Any]) -> npt.NDArray[np.float64]:

@@ -16,13 +16,15 @@ from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import ProbeConfig
 from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
 from scanfoundry.finetune.task import Adapter, Sample, TaskModel, centred
-from scanfoundry.finetune.tasks.classification import Classification
 from scanfoundry.finetune.training.features import FeatureStore
-from scanfoundry.finetune.training.loop import History, TrainSetup
 from scanfoundry.finetune.training.resuming import gathered, spread
-from scanfoundry.finetune.training.saving import NOWHERE, Slot, Snapshot
+from scanfoundry.finetune.training.saving import Snapshot
+from scanfoundry.finetune.training.setup import History, TrainSetup
+from scanfoundry.finetune.training.slot import NOWHERE, Slot
 
-Views = list[list[Tensor]]  # of each scan, of each of its views: the deepest features (F, d, h, w), half precision
+ViewFeatures = list[
+    list[Tensor]
+]  # of each scan, of each of its views: the deepest features (F, d, h, w), half precision
 
 
 def fit_probe(
@@ -40,7 +42,6 @@ def fit_probe(
     cases: of each sample; the strength of the logistic regression is chosen by folds of their patients.
     slot: where the training of an attentive probe is saved now and then, and goes on from.
     """
-    assert isinstance(adapter, Classification)
     started = time.monotonic()
     labels = np.array([int(sample.target) for sample in samples])  # type: ignore[arg-type]
     n_classes = len(adapter.spec.classes)
@@ -66,16 +67,16 @@ def fit_probe(
 
 
 def features(
-    adapter: Classification,
+    adapter: Adapter[Any, Any],
     encoder: Encoder,
     samples: Sequence[Sample[Any]],
     cases: Sequence[Case],
     course: TrainSetup,
     n_views: int,
     store: FeatureStore,
-) -> Views:
+) -> ViewFeatures:
     """Deepest features of every sample: as prediction sees it, then `n_views - 1` times augmented by seeds."""
-    found: Views = []
+    found: ViewFeatures = []
     for sample, case in zip(samples, cases, strict=True):
         of_scan = [store.get(case.key, lambda: still_features(adapter, encoder, sample, course.device))]  # noqa: B023
         for view in range(1, n_views):
@@ -87,7 +88,7 @@ def features(
     return found
 
 
-def still_features(adapter: Classification, encoder: Encoder, sample: Sample[Any], device: torch.device) -> Tensor:
+def still_features(adapter: Adapter[Any, Any], encoder: Encoder, sample: Sample[Any], device: torch.device) -> Tensor:
     """The deepest features (F, d, h, w) of a scan as prediction sees it."""
     return _encode(encoder, centred(sample, adapter.spec.plan), device)
 
@@ -103,7 +104,7 @@ def _pooled(features: Tensor) -> np.ndarray:
 
 
 def _train_attention(
-    probe: AttentiveProbe, views: Views, labels: np.ndarray, course: TrainSetup, config: ProbeConfig, slot: Slot
+    probe: AttentiveProbe, views: ViewFeatures, labels: np.ndarray, course: TrainSetup, config: ProbeConfig, slot: Slot
 ) -> list[tuple[int, float]]:
     """AdamW with a half cosine over `config.steps`; each step one view of up to 64 scans. Gives the loss curve."""
     head = [p for name, p in probe.named_parameters() if not name.startswith("encoder.")]

@@ -1,6 +1,6 @@
 """The regression task: one number of each scan, whole scans fitted into the patch, smooth L1, mean absolute error."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.config.tasks.labels import ReadsValues
 from scanfoundry.finetune.heads.regression import RegressionModel
 from scanfoundry.finetune.losses import smooth_l1
 from scanfoundry.finetune.metrics import regression as scores
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Picture, Sample, Spec, Standard, TaskModel, identity
+from scanfoundry.finetune.task import Sample, Spec, Standard, TaskModel, identity
+from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 from scanfoundry.finetune.tasks.whole_scan import WholeScan
 
 
@@ -26,6 +28,18 @@ class Regression(WholeScan[float, float]):
 
     headline = "mae"
     overview = ("mae", "rmse", "r2", "pearson", "spearman")
+    report = ReportTexts(
+        score="minus the absolute error",
+        notes="MAE and RMSE are in the unit of the value; lower is better.",
+        limits="Scans are scaled to fit the patch; what is below its resolution is not seen. "
+        "Values outside the range of the training cases are extrapolated.",
+    )
+    export = ExportTexts(
+        prediction="value",
+        meaning="the value in the unit of the training cases",
+        steps="Average the value over `mirrors` (axes flipped together).",
+        bundle=BundleOutput("other", "other", "predictions.csv with the value"),
+    )
 
     @property
     def standard(self) -> Standard:
@@ -84,6 +98,34 @@ class Regression(WholeScan[float, float]):
             "spearman": scores.spearman,
         }
         return {name: scores.of_records(function) for name, function in functions.items()}
+
+    def columns(self) -> list[str]:
+        """The value, under the name of the column that it was learnt from."""
+        assert isinstance(self.spec.task, ReadsValues)
+        return [self.spec.task.label_column]
+
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[float], device: torch.device, files: OutputFiles
+    ) -> TableRow:
+        """No file: the value."""
+        return {self.columns()[0]: self.predict(members, sample, device)}
+
+    @classmethod
+    def charts(
+        cls, shown: list[Record], by_arm: Mapping[str, list[Record]], classes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Predicted over true value."""
+        from scanfoundry.finetune.drawing import charts  # prediction needs no matplotlib
+
+        return [("Predicted and true value of every test case.", charts.agreement(shown))]
+
+    def output_names(self) -> list[str]:
+        """The value's name."""
+        return self.columns()
+
+    def array_names(self, count: int) -> list[str]:
+        """One value."""
+        return ["value"]
 
     def picture(self, sample: Sample[float], prediction: float) -> Picture:
         """The middle slice along the shortest axis."""

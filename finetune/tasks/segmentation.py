@@ -1,6 +1,6 @@
 """The segmentation task: patches, Dice + CE, sliding windows; Dice, NSD and HD95."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,36 +13,37 @@ from torch import Tensor
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.readers import Scan
+from scanfoundry.datasets.readers.scratch import scratch_folder
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.label_values import IGNORE
 from scanfoundry.finetune.cases.patches import Window, extract, extract_labels, random_matrix
-from scanfoundry.finetune.cases.volumes import read_labels, resize, resize_labels, target_shape
-from scanfoundry.finetune.config.study import AugmentationConfig, SegmentationTask, ValidationConfig
+from scanfoundry.finetune.cases.volumes import Labels, read_labels, resize, resize_labels, target_shape, volumes_of
+from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.heads.segmentation import SegmentationModel
 from scanfoundry.finetune.inference.calibration import drawn_spots, temperature_by
 from scanfoundry.finetune.inference.postprocess import apply, choose
-from scanfoundry.finetune.inference.segmented import Segmented, Wanted, segment_volume
+from scanfoundry.finetune.inference.segmented import SegmentationRequest, Segmented, segment_volume
 from scanfoundry.finetune.inference.windows import Tiling
 from scanfoundry.finetune.losses import class_weights, deep_supervision
 from scanfoundry.finetune.metrics.dice import dice, mean_defined
 from scanfoundry.finetune.metrics.intervals import Statistic
-from scanfoundry.finetune.metrics.reliability import counted, ece
+from scanfoundry.finetune.metrics.reliability import counted, ece, pooled
 from scanfoundry.finetune.metrics.surface import surface_scores
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
-from scanfoundry.finetune.task import (
-    Adapter,
-    HeldBackCase,
+from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, Spec, TaskModel, Validation, identity, upright
+from scanfoundry.finetune.task_parts import (
+    FRACTIONS,
+    LABEL_MAP,
+    BundleOutput,
+    ExportTexts,
+    OutputFiles,
     Picture,
-    Sample,
-    Spec,
-    TaskModel,
-    Validation,
-    identity,
-    upright,
+    ReportTexts,
+    TableRow,
 )
 
-Labels = npt.NDArray[np.uint8]
 SPOTS = 20_000  # voxels of a scan that calibration looks at
 
 
@@ -52,6 +53,32 @@ class Segmentation(Adapter[Labels, Segmented]):
     headline = "dice"
     surfaces = ("dice", "nsd", "hd95")
     overview = (*surfaces, "ece")
+    report = ReportTexts(
+        score="Dice",
+        notes="Dice is 2|P and T| / (|P| + |T|); NSD the share of both surfaces within task.tolerance (1 mm "
+        "unless set) of the other; HD95 the larger 95th percentile of the distances between the surfaces, in mm, lower "
+        "is better. Truth and prediction both empty: undefined, left out. One of them empty: Dice and NSD are 0, HD95 "
+        "is the diagonal of the scan, so that predicting nothing never pays. ECE: of voxels within 5 of the box around "
+        "the truth; lower is better.",
+        limits="Dice, NSD and HD95 are taken at each file's own grid; a mask thinner than a voxel is not seen.",
+        pictures="Shown: the slice with the most wrong voxels.",
+        outlines=True,
+    )
+    export = ExportTexts(
+        prediction="label_map",
+        meaning="logits of each class and voxel; the largest is the label, 0 the background",
+        steps="Cover it with windows of the patch's size (overlap as given, evenly spread); average their "
+        "logits with Gaussian weights of sigma patch / 8 and over `mirrors` (axes flipped together); resize the "
+        "logits back to the file's grid, take the largest, and set to 0 what `postprocess` removes of each class: "
+        "components (26 neighbours) below `min_mm3`, or all but the `largest`. "
+        "Class k is written as the k-th of `values`.",
+        bundle=BundleOutput(
+            "image", "labels", "a label map for each scan, NIfTI in the scan's own geometry (PNG for an image)"
+        ),
+    )
+    files = (LABEL_MAP, FRACTIONS)
+    options = frozenset({"probabilities", "uncertainty"})
+    frames_apart = True
 
     def shape_of(self, scan: Scan) -> Size3D:
         """The plan's spacing."""
@@ -155,14 +182,14 @@ class Segmentation(Adapter[Labels, Segmented]):
         spots = None if sample.truth is None else drawn_spots(self._looked_at(sample.truth, sample.truth)[1], SPOTS)
         if spots is not None and sample.truth is not None:
             spots = spots[sample.truth[tuple(spots.T)] != IGNORE]
-        return self.segment(members, sample, device, Wanted(spots=spots))
+        return self.segment(members, sample, device, SegmentationRequest(spots=spots))
 
     def segment(
         self,
         members: Sequence[TaskModel],
         sample: Sample[Labels],
         device: torch.device,
-        wanted: Wanted | None = None,
+        wanted: SegmentationRequest | None = None,
     ) -> Segmented:
         """Labels at the file's grid; probabilities and uncertainty as `wanted`. See `segmented`."""
         # What the GPU could train on at once, it can also look at; a CPU gains nothing from more than one.
@@ -206,6 +233,47 @@ class Segmentation(Adapter[Labels, Segmented]):
             for name in self.surfaces:
                 named |= {f"{name} {k}": mean_of(partial(_of_class, name=name, label=k)) for k in self.spec.classes}
         return named
+
+    def columns(self) -> list[str]:
+        """The label map's name, and the volume of each class."""
+        empty = Scan(np.zeros((1, 1, 1, 1), np.uint8), (1.0, 1.0, 1.0))
+        return ["output", *volumes_of(empty.voxels[0], empty, self.spec.classes)]
+
+    def write(
+        self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device, files: OutputFiles
+    ) -> TableRow:
+        """The label map, probabilities and maps of uncertainty where they are asked for, and volumes."""
+        # Beside the outputs: a scratch disk that holds these holds the probabilities before they are packed.
+        with scratch_folder() as store:
+            wanted = SegmentationRequest(files.probabilities, files.uncertainty, store=store)
+            made = self.segment(members, sample, device, wanted)
+            written = files.put(LABEL_MAP, made.labels)
+            if made.probabilities is not None:
+                files.put(FRACTIONS, made.probabilities, "probabilities")
+            for name, values in made.maps.items():
+                files.put(FRACTIONS, values, name)
+            return {"output": written} | volumes_of(made.labels, files.scan, self.spec.classes)
+
+    @classmethod
+    def charts(
+        cls, shown: list[Record], by_arm: Mapping[str, list[Record]], classes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Reliability of voxels."""
+        from scanfoundry.finetune.drawing import charts  # prediction needs no matplotlib
+
+        caption = "Reliability of voxels around the truth; the numbers are shares of them."
+        return [(caption, charts.reliability(pooled(shown), True))]
+
+    @staticmethod
+    def draw(axes: Any, picture: Picture, n_classes: int) -> None:
+        """Outlines."""
+        from scanfoundry.finetune.drawing import overlays
+
+        overlays.contours(axes, picture, n_classes)
+
+    def output_names(self) -> list[str]:
+        """Background and classes."""
+        return ["background", *self.spec.classes]
 
     def picture(self, sample: Sample[Labels], prediction: Segmented) -> Picture:
         """The slice with the most wrong voxels, or with the most labelled ones where none is wrong."""

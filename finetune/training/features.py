@@ -14,7 +14,10 @@ from scanfoundry.configs.files import write_whole
 class FeatureStore:
     """The deepest features (F, d, h, w) of scans, by name, in half precision on disk.
 
-    folder: of one encoder at one plan; None keeps nothing. A file that cannot be read is computed again.
+    Features whose file cannot be read are computed again.
+
+    Args:
+        folder: of one encoder at one plan; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -37,7 +40,7 @@ class FeatureStore:
         return found
 
 
-def mark_of(*parts: str) -> str:
+def digest_of(*parts: str) -> str:
     """A folder's name for features that all of `parts` decide."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

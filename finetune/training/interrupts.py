@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # of a person, and of schedulers
-NOTHING = "stopped; the same command goes on with the first cell that is not finished"
+NOTHING = "stopped; the same command goes on with the first trial that is not finished"
 
 
 class Stopped(KeyboardInterrupt):
@@ -21,13 +21,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Holds the handlers of a study. In the main thread only: elsewhere Python has no handlers, and nothing changes.
+    """Holds the handlers of a study; `quiet` ones print nothing.
 
-    A signal ends the study where it is, unless what runs has said that it will look at `asked` soon; a second one
-    does so in any case.
+    In the main thread only: elsewhere Python has no handlers, and nothing changes. A signal ends the study where it is,
+    unless what runs will look at `asked` soon; a second one does so in any case.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self.asked: int | None = None
         self.at_once = NOTHING  # what to say if it ends where it is
         self._soon = False
@@ -57,5 +58,7 @@ class Stop:
         if not self._soon or self.asked is not None:
             raise Stopped(number, self.at_once)
         self.asked = number
+        if self._quiet:
+            return
         with suppress(OSError):  # no print: it may be what was interrupted
             os.write(2, b"\nstopping after this step; once more stops at once, without saving it\n")

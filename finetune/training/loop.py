@@ -8,75 +8,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.config.recipes import Arm
-from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
 from scanfoundry.finetune.task import Adapter, Sample, TaskModel
 from scanfoundry.finetune.training.batches import Batches
 from scanfoundry.finetune.training.best_weights import BestWeights
 from scanfoundry.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16
 from scanfoundry.finetune.training.resuming import Part, gathered, spread
-from scanfoundry.finetune.training.saving import NOWHERE, Slot, Snapshot
+from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.self_training import SelfTraining
+from scanfoundry.finetune.training.setup import History, TrainProgress, TrainSetup
+from scanfoundry.finetune.training.slot import NOWHERE, Slot
 
 BEATS = 200  # points of the loss curve that are kept
-
-
-class History(BaseModel):
-    """What a training left behind."""
-
-    steps: int
-    seconds: float
-    loss: list[tuple[int, float]]  # (step, mean loss since the point before)
-    validation: list[tuple[int, float]] = []  # (step, headline metric of the held-back cases)
-    relabelled: list[int] = []  # steps after which self-training labelled its scans
-    best_step: int | None = None  # whose weights were kept, where there is a validation
-
-
-@dataclass
-class TrainProgress:
-    """Where the loop tells how far it is; the default tells nobody."""
-
-    step: Callable[[int, float], None] = lambda step, loss: None
-
-
-@dataclass(frozen=True)
-class TrainSetup:
-    """All that a training is told beside its model and its samples."""
-
-    arm: Arm
-    seed: int
-    schedule: ScheduleConfig
-    augmentation: AugmentationConfig
-    validation: ValidationConfig
-    self_training: SelfTrainingConfig
-    device: torch.device
-    seconds: float | None = None  # to train for, whatever the number of steps; None: as the schedule says
-
-    @property
-    def limit(self) -> float | None:
-        """Seconds after which it ends."""
-        minutes = self.schedule.minutes
-        return self.seconds if self.seconds is not None else (minutes * 60 if minutes else None)
-
-    def still(self, step: int, done: float) -> bool:
-        """Whether the encoder stands still."""
-        return self.arm.still(step, done, self.schedule.frozen_steps)
-
-    def done(self, step: int, spent: float) -> float:
-        """Share of the training that is over after `step` steps and `spent` seconds, from 0 to 1 and beyond."""
-        by_time = spent / self.limit if self.limit else 0.0
-        return by_time if self.seconds is not None else max(step / self.schedule.steps, by_time)
 
 
 def train(
     adapter: Adapter[Any, Any],
     model: TaskModel,
     samples: Sequence[Sample[Any]],
-    course: TrainSetup,
+    setup: TrainSetup,
     progress: TrainProgress,
     check: Callable[[TaskModel], float] | None = None,
     unlabelled: Sequence[Sample[Any]] = (),
@@ -84,26 +36,38 @@ def train(
 ) -> History:
     """Train `model` in place. Batches are a pure function of (seed, step), so all arms see the same ones.
 
-    check: headline metric on held-back cases, higher is better; the weights of the best look are kept.
-    unlabelled: samples without a target, for self-training.
-    slot: where the training is saved now and then; what is saved there already, it goes on from.
-    UserError where the loss stops being finite.
+    Args:
+        adapter: the task, planned.
+        model: the network; on return it has the weights that count, on the device of `setup`.
+        samples: with their targets.
+        setup: all that decides the training beside model and samples.
+        progress: is called after each step.
+        check: the headline metric of a model on held-back cases, higher is better; the best weights are kept.
+        unlabelled: samples without a target, for self-training.
+        slot: where the training is saved now and then; it goes on from what is saved there already.
+
+    Returns:
+        The curves of the training.
+
+    Raises:
+        UserError: the loss is not finite.
+        Stopped: a signal came, and the training is saved.
     """
-    schedule = course.schedule
-    model.to(course.device).train()
-    scale = schedule.encoder_lr_scale if course.arm.pretrained else 1.0
-    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.name), scale)
-    rates = Rates(optimiser, schedule.warmup_steps, course.still)
-    loop = _Loop(model, course, BestWeights(model, schedule.average, course.validation, check))
-    half = use_bfloat16(schedule.precision, course.device)
-    others = SelfTraining(course.self_training, adapter, unlabelled, course.device, half)
-    with Batches(adapter, samples, course.seed, course.augmentation, schedule.foreground) as batches, slot.soon():
-        state = _State(course.device, model, optimiser, rates, loop, others, batches)
+    schedule = setup.schedule
+    model.to(setup.device).train()
+    scale = schedule.encoder_lr_scale if setup.arm.pretrained else 1.0
+    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.family), scale)
+    rates = Rates(optimiser, schedule.warmup_steps, setup.frozen)
+    loop = _Loop(model, setup, BestWeights(model, schedule.average, setup.validation, check))
+    half = use_bfloat16(schedule.precision, setup.device)
+    others = SelfTraining(setup.self_training, adapter, unlabelled, setup.device, half)
+    with Batches(adapter, samples, setup.seed, setup.augmentation, schedule.foreground) as batches, slot.soon():
+        state = _State(setup.device, model, optimiser, rates, loop, others, batches)
         state.restore(slot)
         while loop.going:
             images, targets = batches.take(loop.step)
             rates.set(loop.step, loop.done)
-            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, course.device, half)
+            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, setup.device, half)
             if not math.isfinite(loss):
                 raise UserError(f"the loss is {loss} at step {loop.step}: lower schedule.lr or look at the intensities")
             loop.count(loss)
@@ -117,7 +81,7 @@ def train(
 
 @dataclass(frozen=True)
 class _State:
-    """All that changes in a training."""
+    """All that changes in a training, in and out of snapshots."""
 
     device: torch.device
     model: TaskModel
@@ -128,21 +92,21 @@ class _State:
     batches: Batches
 
     def take(self) -> Snapshot:
-        """Into a snapshot."""
+        """A snapshot of all of it."""
         return gathered(
             self.device, self.model, self.optimiser,
-            rates=({}, {"thawed": self.rates.thawed}), keeper=self.loop.keeper.state(), loop=self.loop.state(),
+            rates=({}, {"thawed": self.rates.thawed}), best=self.loop.best.state(), loop=self.loop.state(),
             others=self.others.state(self.batches.others),
         )  # fmt: skip
 
     def restore(self, slot: Slot) -> None:
-        """From the newest snapshot, where there is one."""
+        """Restore the newest snapshot, where there is one."""
         found = slot.read()
         if found is None:
             return
         parts = spread(found, self.device, self.model, self.optimiser)
         self.rates.thawed = parts["rates"][1]["thawed"]
-        self.loop.keeper.restore(parts["keeper"])
+        self.loop.best.restore(parts["best"])
         self.loop.restore(parts["loop"])
         labelled = self.others.restore(parts["others"])
         if labelled:
@@ -153,8 +117,8 @@ class _State:
 class _Loop:
     """How far a training is, and what it leaves."""
 
-    def __init__(self, model: TaskModel, course: TrainSetup, keeper: BestWeights) -> None:
-        self._model, self._course, self.keeper = model, course, keeper
+    def __init__(self, model: TaskModel, setup: TrainSetup, best: BestWeights) -> None:
+        self._model, self._setup, self.best = model, setup, best
         self._started, self._losses, self._curve = time.monotonic(), [0.0] * 0, [(0, 0.0)] * 0
         self._beat = 0.0
         self.step, self.done = 0, 0.0
@@ -162,14 +126,14 @@ class _Loop:
     @property
     def going(self) -> bool:
         """Whether another step follows."""
-        return self.done < 1 and not self.keeper.enough
+        return self.done < 1 and not self.best.enough
 
     def count(self, loss: float) -> None:
         """One step is over."""
         self._losses.append(loss)
         self.step += 1
-        self.done = self._course.done(self.step, time.monotonic() - self._started)
-        self.keeper.after(self.step, self.done)
+        self.done = self._setup.done(self.step, time.monotonic() - self._started)
+        self.best.after(self.step, self.done)
         if self.done >= self._beat + 1 / BEATS or not self.going:
             self._curve.append((self.step, float(np.mean(self._losses))))
             self._losses.clear()
@@ -191,13 +155,13 @@ class _Loop:
     @property
     def kept(self) -> TaskModel:
         """The model as it would be kept now."""
-        return self.keeper.current(self.step)
+        return self.best.current(self.step)
 
     def history(self) -> History:
         """The end; the model holds the weights that count."""
-        self.keeper.finish()
+        self.best.finish()
         seconds = time.monotonic() - self._started
-        found, best = self.keeper.found, self.keeper.best_step
+        found, best = self.best.found, self.best.best_step
         return History(steps=self.step, seconds=seconds, loss=self._curve, validation=found, best_step=best)
 
 

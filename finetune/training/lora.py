@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import DepthFreeConv3d
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.recipes import LoraConfig
 

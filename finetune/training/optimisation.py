@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from pydantic import BaseModel
 
-from scanfoundry.backbones.registry import TRANSFORMERS
+from scanfoundry.backbones.protocol import Family
 from scanfoundry.finetune.config.study import ScheduleConfig
 from scanfoundry.finetune.task import TaskModel
 
@@ -19,14 +19,16 @@ class Preset(BaseModel):
     weight_decay: float
 
 
-def preset(schedule: ScheduleConfig, backbone: str) -> Preset:
-    """The defaults by backbone. STU-Net: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps:
-    in a few hundred AdamW ends far higher (measured, see configs/finetune/hippocampus_segmentation.yaml).
-    Transformers: AdamW 3e-4 with decay 0.05, as Primus from scratch; neither trains with SGD.
+def preset(schedule: ScheduleConfig, family: Family) -> Preset:
+    """The optimiser and its numbers: what `schedule` gives, and defaults by the backbone's family for the rest.
+
+    Convolutional: AdamW 1e-3. nnU-Net's SGD (1e-2, momentum 0.99) needs its 250,000 steps: in a few hundred AdamW ends
+    far higher (measured, see configs/finetune/hippocampus_segmentation.yaml). Transformers: AdamW 3e-4 with decay
+    0.05, as Primus from scratch; neither trains with SGD.
     """
     if schedule.optimiser == "sgd":
         chosen = Preset(optimiser="sgd", lr=1e-2, weight_decay=3e-5)
-    elif backbone in TRANSFORMERS:
+    elif family == "transformer":
         chosen = Preset(optimiser="adamw", lr=3e-4, weight_decay=0.05)
     else:
         chosen = Preset(optimiser="adamw", lr=1e-3, weight_decay=0.01)
@@ -65,16 +67,16 @@ def factor(step: int, done: float, warmup: int, frozen: int) -> float:
 
 
 class Rates:
-    """Learning rates of both groups at each step; an encoder that stands still needs no gradients."""
+    """Learning rates of both groups at each step; a frozen encoder needs no gradients."""
 
-    def __init__(self, optimiser: torch.optim.Optimizer, warmup: int, still: Callable[[int, float], bool]) -> None:
+    def __init__(self, optimiser: torch.optim.Optimizer, warmup: int, frozen: Callable[[int, float], bool]) -> None:
         self._encoder, self._head = optimiser.param_groups
-        self._warmup, self._still = warmup, still
+        self._warmup, self._frozen = warmup, frozen
         self.thawed = 0  # the first step at which the encoder moves, as far as is known
 
     def set(self, step: int, done: float) -> None:
         """`done`: share of the training that is over."""
-        if self._still(step, done):
+        if self._frozen(step, done):
             self.thawed = step + 1
         self._encoder["lr"] = self._encoder["base_lr"] * factor(step, done, self._warmup, self.thawed)
         self._head["lr"] = self._head["base_lr"] * factor(step, done, self._warmup, 0)

@@ -1,22 +1,17 @@
-"""What a cell has on the disk while it runs: the newest snapshot of each part, whole or not there, with a checksum.
+"""What a trial has on the disk while it runs: the newest snapshot of each part, whole or not there, with a checksum.
 
-cells/<cell>/progress/<part>-<count>-<crc32>.safetensors    parts: training-0, member-0, held-0, ..., testing
+cells/<trial>/progress/<part>-<count>-<crc32>.safetensors    parts: training-0, member-0, held-0, ..., testing
 """
 
-import hashlib
-import importlib.util
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import cache
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
 from isal import isal_zlib
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -29,7 +24,6 @@ from scanfoundry.finetune.training.interrupts import Stop, Stopped
 SHARE = 0.01  # of the time that may go into writing, however large a snapshot is
 PROGRESS = "progress"  # the folder in a cell's
 SUFFIX = ".safetensors"
-PACKAGES = "configs", "backbones", "datasets", "finetune"  # whose code a training runs
 
 
 @dataclass
@@ -40,25 +34,25 @@ class Snapshot:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Saved:
-    """The snapshots of one cell.
+class SnapshotFolder:
+    """The snapshots of one trial.
 
-    mark: of all that its numbers depend on; snapshots of another mark are removed.
+    digest: of all that its numbers depend on; snapshots of another digest are removed.
     minutes: between two snapshots of a part that runs; 0: at every chance. Larger ones are written less often, so that
     writing takes no more than `SHARE` of the time.
     """
 
-    def __init__(self, folder: Path, mark: str, minutes: float, stop: Stop, say: Callable[[str], None]) -> None:
-        self._folder, self._mark, self._minutes, self._stop, self._say = folder, mark, minutes, stop, say
+    def __init__(self, folder: Path, digest: str, minutes: float, stop: Stop, log: Callable[[str], None]) -> None:
+        self._folder, self._digest, self._minutes, self._stop, self._log = folder, digest, minutes, stop, log
         self._count, self._cost = 0, 0.0
         self._opened = self._last = time.monotonic()
-        self.spent_before = 0.0  # seconds that earlier starts of this cell took, as far as they were saved
+        self.spent_before = 0.0  # seconds that earlier starts of this trial took, as far as they were saved
         self._stop.at_once = self._text("nothing of it is saved yet, it will be repeated")
         self._tidy()
 
     @property
     def spent(self) -> float:
-        """Seconds of this cell over all its starts."""
+        """Seconds of this trial over all its starts."""
         return self.spent_before + time.monotonic() - self._opened
 
     @property
@@ -88,8 +82,8 @@ class Saved:
             raise Stopped(self._stop.asked, self._text(f"saved at {what}; the same command goes on from there"))
 
     def goes_on(self, what: str) -> None:
-        """Say from where the cell goes on."""
-        self._say(f"{self._cell}: going on from {what}")
+        """Log from where the trial goes on."""
+        self._log(f"{self._trial}: going on from {what}")
         self._stop.at_once = self._text(f"what came after {what} will be repeated by the same command")
 
     def read(self, part: str) -> Snapshot | None:
@@ -102,7 +96,7 @@ class Saved:
                     facts = json.loads(file.metadata()["facts"])
                     return Snapshot({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
             except (OSError, ValueError, KeyError, SafetensorError):
-                self._say(f"{path} is damaged: {part} of {self._cell} starts over")
+                self._log(f"{path} is damaged: {part} of {self._trial} starts over")
                 path.unlink(missing_ok=True)
         return None
 
@@ -113,7 +107,7 @@ class Saved:
         written: list[Written] = []
 
         def fill(path: Path) -> Path:
-            written.append(write_tensors(path, snapshot.tensors, {"mark": self._mark, "facts": facts}))
+            written.append(write_tensors(path, snapshot.tensors, {"mark": self._digest, "facts": facts}))
             return self._folder / f"{part}-{self._count:06d}-{written[0].crc32:08x}{SUFFIX}"
 
         try:
@@ -135,7 +129,7 @@ class Saved:
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove everything: the cell is finished, or starts over."""
+        """Remove everything: the trial is finished, or starts over."""
         rmtree(self._folder, ignore_errors=True)
 
     def _tidy(self) -> None:
@@ -147,97 +141,33 @@ class Saved:
             try:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata()
-                if metadata["mark"] != self._mark:
-                    foreign |= _crc32(path) == int(path.stem.rsplit("-", 1)[1], 16)  # else damaged: `read` will say so
+                if metadata["mark"] != self._digest:
+                    foreign |= _crc32(path) == int(path.stem.rsplit("-", 1)[1], 16)  # else damaged: `read` will log it
                     continue
                 self.spent_before = max(self.spent_before, json.loads(metadata["facts"])["spent"])
                 self._count = max(self._count, int(path.stem.split("-")[-2]))
             except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError):
-                continue  # `read` will say so
+                continue  # `read` will log it
         if foreign:
-            self._say(f"{self._cell}: configuration, data or code changed since it was stopped; it starts over")
+            self._log(f"{self._trial}: configuration, data or code changed since it was stopped; it starts over")
             self.clear()
             self.spent_before = 0.0
 
     @property
-    def _cell(self) -> str:
+    def _trial(self) -> str:
         return self._folder.parent.name
 
     def _text(self, what: str) -> str:
-        return f"stopped in {self._cell}: {what}; finished cells are kept"
+        return f"stopped in {self._trial}: {what}; finished trials are kept"
 
     def _files(self, part: str) -> list[Path]:
         return sorted(self._folder.glob(f"{part}-*-*{SUFFIX}"))
 
     def _refuse(self, error: OSError) -> NoReturn:
         raise UserError(
-            f"cannot save {self._cell} in {self._folder}: {error.strerror or error}; what was saved before is still "
+            f"cannot save {self._trial} in {self._folder}: {error.strerror or error}; what was saved before is still "
             "there: once that is mended, the same command goes on from it"
         ) from error
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One part of a cell's snapshots, for the code that fills it. Without a cell nothing is saved."""
-
-    saved: Saved | None
-    part: str
-
-    def soon(self) -> AbstractContextManager[None]:
-        """See `Saved.soon`."""
-        return nullcontext() if self.saved is None else self.saved.soon()
-
-    def chance(self, what: str, take: Callable[[], Snapshot]) -> None:
-        """See `Saved.chance`."""
-        if self.saved is not None:
-            self.saved.chance(self.part, what, take)
-
-    def read(self) -> Snapshot | None:
-        """See `Saved.read`."""
-        return None if self.saved is None else self.saved.read(self.part)
-
-    def write(self, snapshot: Snapshot, what: str) -> None:
-        """See `Saved.write`."""
-        if self.saved is not None:
-            self.saved.write(self.part, snapshot, what)
-
-    def of(self, part: str) -> "Slot":
-        """Another part of the same cell."""
-        return replace(self, part=part)
-
-    def forget(self) -> None:
-        """See `Saved.forget`."""
-        if self.saved is not None:
-            self.saved.forget(self.part)
-
-    def leave_if_asked(self, what: str) -> None:
-        """See `Saved.leave_if_asked`."""
-        if self.saved is not None:
-            self.saved.leave_if_asked(what)
-
-    def goes_on(self, what: str) -> None:
-        """Say from where."""
-        if self.saved is not None:
-            self.saved.goes_on(what)
-
-
-NOWHERE = Slot(None, "")
-
-
-def code_mark(of: str) -> str:
-    """`of`, with the code that runs: another version of it may not go on where this one stopped."""
-    return hashlib.sha256(f"{of} {_code()}".encode()).hexdigest()[:32]
-
-
-@cache
-def _code() -> str:
-    digest = hashlib.sha256(f"torch {torch.__version__} numpy {np.__version__}".encode())
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(f"scanfoundry.{name}")
-        root = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{name}/{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _crc32(path: Path) -> int:

@@ -1,19 +1,18 @@
 """`scanfoundry data build` and `data check`: options in, lines and exit code out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scanfoundry.configs.console import Console
 from scanfoundry.configs.errors import UserError, UserErrors
-
-if TYPE_CHECKING:
-    pass
+from scanfoundry.configs.extras import check_installed
 
 
 def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
     """Build shards with a progress bar and print the summary."""
+    check_installed("webdataset")
     from pydantic import ValidationError
 
     from scanfoundry.configs.parsing.checking import explain

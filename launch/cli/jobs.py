@@ -12,8 +12,8 @@ from scanfoundry.configs.console import Console
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.text import printable
 from scanfoundry.launch.cluster import slurm
-from scanfoundry.launch.cluster.job_folder import JobFacts
-from scanfoundry.launch.cluster.overview import Row, alive, is_active, rows, runs_in
+from scanfoundry.launch.cluster.job_folder import JobRecord
+from scanfoundry.launch.cluster.overview import JobStatus, alive, is_active, job_statuses, runs_in
 
 
 def status_command(folder: Path, everything: bool) -> None:
@@ -23,17 +23,17 @@ def status_command(folder: Path, everything: bool) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("run", "job", "state", "requeues", "step", "loss", "last line", "checkpoint"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("run", "job", "state") else "right")
-    found = rows(folder, everything)
+    found = job_statuses(folder, everything)
     for row in found:
         table.add_row(
             row.name, row.job_id, row.state, str(row.requeues), f"{row.step or 0}/{row.steps}",
-            "-" if row.loss is None else f"{row.loss:.4f}", _ago(row.silent_s), str(row.checkpoint or "-"),
+            "-" if row.loss is None else f"{row.loss:.4f}", _ago(row.seconds_since_log), str(row.checkpoint or "-"),
         )  # fmt: skip
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
     for row in found:
-        if row.said and row.said != "complete":
-            console.print(f"{row.job_id}: {printable(row.said)}", soft_wrap=True)
+        if row.last_verdict and row.last_verdict != "complete":
+            console.print(f"{row.job_id}: {printable(row.last_verdict)}", soft_wrap=True)
 
 
 def _ago(seconds: float | None) -> str:
@@ -51,7 +51,7 @@ def logs_command(folder: Path, rank: int, lines: int, follow: bool) -> None:
     if "" not in found:
         raise UserError(f"{folder} is a sweep; name one of its runs: {', '.join(found)}")
     job = found[""][-1]
-    facts = job.facts()
+    facts = job.record()
     if rank >= facts.tasks:
         raise UserError(f"job {facts.job_id} has {facts.tasks} ranks, 0 to {facts.tasks - 1}; there is no {rank}")
     path = Path(facts.logs) / f"{facts.job_id}_{rank}_log.out"
@@ -78,33 +78,33 @@ def cancel_command(folder: Path, grace_s: float | None) -> None:
     jobs = [all_of[-1] for all_of in runs_in(folder).values()]
     active = [job for job in jobs if is_active(job)]
     for job in active:
-        facts = job.facts()
+        facts = job.record()
         if facts.cluster == "local" and not alive(facts, job):
             continue
         job.cancel()
         _ask(facts)
     if not active:
-        elsewhere = {job.facts().host for job in jobs if job.facts().cluster == "local"} - {os.uname().nodename}
+        elsewhere = {job.record().host for job in jobs if job.record().cluster == "local"} - {os.uname().nodename}
         hint = f"; it was started on {', '.join(elsewhere)}, cancel it there" if elsewhere else ""
         print(f"no job runs or waits in {folder}{hint}")
         return
-    longest = max(job.facts().signal_delay_s for job in active) if grace_s is None else grace_s
+    longest = max(job.record().signal_delay_s for job in active) if grace_s is None else grace_s
     limit = time.monotonic() + longest
     while (left := [job for job in active if is_active(job)]) and time.monotonic() < limit:
         time.sleep(1)
     for job in left:
-        _end(job.facts())
-    for row in [row for row in rows(folder) if row.job_id in {job.facts().job_id for job in active}]:
-        print(_told(row, [job.facts().job_id for job in left]))
+        _end(job.record())
+    for row in [row for row in job_statuses(folder) if row.job_id in {job.record().job_id for job in active}]:
+        print(_after_cancel(row, [job.record().job_id for job in left]))
 
 
-def _told(row: Row, forced: list[str | None]) -> str:
+def _after_cancel(row: JobStatus, forced: list[str | None]) -> str:
     how = "ended by force" if row.job_id in forced else "ended"
     saved = f"its newest checkpoint is step {row.checkpoint}" if row.checkpoint else "it has no checkpoint"
     return f"job {row.job_id} {how}; {saved}"
 
 
-def _ask(facts: JobFacts) -> None:
+def _ask(facts: JobRecord) -> None:
     """Ask the job to save and end; one that waits for its nodes just goes."""
     if facts.cluster == "local":
         os.kill(int(facts.job_id or 0), signal.SIGTERM)
@@ -116,7 +116,7 @@ def _ask(facts: JobFacts) -> None:
         _end(facts)
 
 
-def _end(facts: JobFacts) -> None:
+def _end(facts: JobRecord) -> None:
     if facts.cluster == "local":
         os.kill(int(facts.job_id or 0), signal.SIGTERM)
     else:

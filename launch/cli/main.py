@@ -1,5 +1,6 @@
 """The command line. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
+import logging
 import os
 import signal
 import sys
@@ -7,26 +8,30 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from scanfoundry.configs.errors import UserError, UserErrors
+from scanfoundry.configs.extras import check_installed, missing_module
+from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import guarded, printable
-from scanfoundry.datasets.shards.sizes import SHARD_MB
-from scanfoundry.launch.cli.launch import launch_app
+from scanfoundry.launch.cli.data_app import data_app
+from scanfoundry.launch.cli.launch_app import launch_app
+from scanfoundry.launch.cli.models_app import models_app
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="scanfoundry",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # every command below inherits them
     help="Pre-train foundation models on unlabelled medical scans, adapt them to a few labelled cases.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Build and check shards.")
 app.add_typer(data_app, name="data")
 app.add_typer(launch_app, name="launch")
-models_app = typer.Typer(no_args_is_help=True, help="Released models: a catalogue, installation, a look inside.")
 app.add_typer(models_app, name="models")
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or the copy that newer releases of typer carry inside
@@ -35,8 +40,21 @@ Words = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hel
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"scanfoundry {version('scanfoundry')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+]
+
+
 @app.callback()
-def _options(debug: Debug = False) -> None:
+def _options(debug: Debug = False, version: Version = False) -> None:
     _State.debug = debug
 
 
@@ -44,123 +62,12 @@ class _State:
     debug = False
 
 
-@data_app.command("build")
-def data_build(
-    inputs: Annotated[
-        list[Path], typer.Argument(help="Folders or files: DICOM, NIfTI, NRRD, MHA, PNG, JPEG, TIFF, NPY, NPZ.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
-    modality: Annotated[
-        str, typer.Option(help="ct, mr, us, xr ... of scans whose file does not say: decides the intensity scaling.")
-    ] = "unknown",
-    labels: Annotated[
-        list[Path] | None, typer.Option(help="CSV, COCO .json, VOC folder, dataset.json. Repeatable.")
-    ] = None,
-    label_columns: Annotated[
-        list[str] | None,
-        typer.Option(help="Columns of the CSV to store beside class, label, target, diagnosis, category. Repeatable."),
-    ] = None,
-    allow_identifying: Annotated[
-        bool, typer.Option("--allow-identifying", help="Store a column asked for even if it may tell a person.")
-    ] = False,
-    masks: Annotated[
-        list[Path] | None, typer.Option(help="Folder of masks named like the scans, or a pattern. Repeatable.")
-    ] = None,
-    boxes_from_masks: Annotated[bool, typer.Option(help="A box around each connected part of a mask.")] = False,
-    frames: Annotated[bool, typer.Option(help="Folders of numbered images are videos.")] = False,
-    patient_regex: Annotated[
-        str | None, typer.Option(help="Pattern over the relative path; its first group is the patient.")
-    ] = None,
-    key_file: Annotated[Path | None, typer.Option(help="The site's key for hashed identities.")] = None,
-    shard_mb: Annotated[int, typer.Option(min=1, help="Source megabytes per shard.")] = SHARD_MB,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; the default is one per core.")] = None,
-    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable scans that is too many.")] = 0.10,
-    codec: Annotated[str, typer.Option(help="zstd (small) or lz4hc (fast).")] = "zstd",
-) -> None:
-    """Turn folders of scans into de-identified shards; continues a killed build."""
-    from scanfoundry.launch.cli.data import build_command
-
-    build_command(
-        inputs, out, modality=modality, labels=labels, label_columns=label_columns,
-        allow_identifying=allow_identifying, masks=masks, boxes_from_masks=boxes_from_masks, frames=frames,
-        patient_regex=patient_regex, key_file=key_file, shard_mb=shard_mb, workers=workers, max_bad=max_bad,
-        codec=codec,
-    )  # fmt: skip
-
-
-@data_app.command("check")
-def data_check(
-    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
-    contact_sheet: Annotated[Path | None, typer.Option(help="Where the PNG goes.")] = None,
-) -> None:
-    """Verify every checksum, count what is there, draw a contact sheet."""
-    from scanfoundry.launch.cli.data import check_command
-
-    check_command(folder, contact_sheet)
-
-
-@models_app.command("list")
-def models_list(family: Annotated[str | None, typer.Option(help="stunet, mae, openmind.")] = None) -> None:
-    """The models that can be installed by name: size, licence, whether they are installed."""
-    from scanfoundry.launch.cli.models import list_command
-
-    list_command(family)
-
-
-@models_app.command("get")
-def models_get(
-    name: Annotated[str, typer.Argument(help="A name of 'models list'.")],
-    out: Annotated[Path | None, typer.Option(help="Folder instead of the models folder.")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="File or folder that has the download already.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="Expect this sum instead of the catalogue's.")] = None,
-    in_channels: Annotated[int | None, typer.Option(min=1, help="Input channels; the default is the entry's.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte that are waited for.")] = 60.0,
-) -> None:
-    """Download, verify and convert a released model once; the same command goes on where it was cut."""
-    from scanfoundry.launch.cli.models import get_command
-    from scanfoundry.launch.zoo.get import Patience, Wish
-
-    get_command(name, Wish(out, source, sha256, in_channels, Patience(timeout)))
-
-
-@models_app.command("inspect")
-def models_inspect(path: Annotated[Path, typer.Argument(help="Any weight file, or a run or release folder.")]) -> None:
-    """What is inside a file, without running anything in it; a file with code in it is refused."""
-    from scanfoundry.launch.cli.models import inspect_command
-
-    inspect_command(path)
-
-
-@models_app.command("export")
-def models_export(
-    run: Annotated[Path, typer.Argument(help="Run folder of a pre-training or a fine-tuning.")],
-    out: Annotated[Path, typer.Option(help="New folder.")],
-    to: Annotated[
-        Literal["release", "onnx", "monai-bundle"], typer.Option(help="onnx and monai-bundle: of a fine-tuned model.")
-    ] = "release",
-    check: Annotated[Path | None, typer.Option(help="onnx: a scan to compare with torch on, beside noise.")] = None,
-    push: Annotated[str | None, typer.Option(help="USER/NAME on the Hugging Face hub (HF_ENDPOINT).")] = None,
-    private: Annotated[bool, typer.Option("--private", help="As a private repository.")] = False,
-    licence: Annotated[str | None, typer.Option(help="apache-2.0, cc-by-4.0 ...; the default is the run's.")] = None,
-    intended_use: Annotated[str, typer.Option(help="For the model card.")] = "",
-    citation: Annotated[str | None, typer.Option(help="The default is the run's.")] = None,
-    metrics: Annotated[Path | None, typer.Option(help="JSON of names and numbers for the card.")] = None,
-    without_patients: Annotated[bool, typer.Option("--without-patients", help="Leave the hashes out.")] = False,
-) -> None:
-    """Write a release folder with a model card, and push it; or ONNX, or a MONAI bundle, for others' software."""
-    from scanfoundry.launch.cli.models import export_command
-
-    export_command(
-        run, out, to=to, check=check, push=push, private=private, licence=licence, intended_use=intended_use,
-        citation=citation, metrics=metrics, without_patients=without_patients,
-    )  # fmt: skip
-
-
 @app.command()
 def pretrain(
     config: Annotated[str, typer.Argument(help="A YAML file or a recipe's name.")], words: Words = None
 ) -> None:
     """Pre-train without labels; the same command continues a stopped run."""
+    check_installed("deepspeed")
     from scanfoundry.configs.loading import load
     from scanfoundry.pretrain import run
     from scanfoundry.pretrain.config.run import PretrainConfig
@@ -217,6 +124,7 @@ def demo(
     modality: Annotated[str, typer.Option(help="Of the real data set: ct, mr ...")] = "unknown",
 ) -> None:
     """The whole way on this machine: scans, shards, pre-training, few-shot fine-tuning, report."""
+    check_installed("deepspeed", "webdataset")
     from scanfoundry.launch.demo.demo import run_demo
 
     with _says_why_it_stopped():
@@ -249,6 +157,7 @@ def _leave_at_once(code: int) -> None:
 
 
 @guarded()
+@shown_log()
 def main(arguments: list[str] | None = None) -> Any:
     """The entry point: a user's mistake is one line on stderr and exit code 2."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # children started in our root must not find our folder `datasets`
@@ -272,30 +181,16 @@ def main(arguments: list[str] | None = None) -> Any:
             "what was read is nested too deeply to be followed; give a file with fewer levels (--debug shows where)", 2
         )
     except ModuleNotFoundError as error:
-        _fail(_missing(error), 2)
+        _fail(missing_module(error.name or str(error)), 2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 1)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
-# Packages that only some commands need, and what installs them.
-EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "s3fs": "s3", "fire": "dev"}
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    """The package that is not installed, and what installs it."""
-    package = (error.name or str(error)).partition(".")[0]
-    if package == "scanfoundry":
-        return f"this installation of scanfoundry is incomplete ({error.name} is missing): install it again"
-    what = f'"scanfoundry[{EXTRAS[package]}]"' if package in EXTRAS else package
-    return f"this needs the package '{package}', which is not installed: pip install {what}"
-
-
 def _fail(text: str, code: int, several: bool = False) -> None:
     if _State.debug:
         traceback.print_exc()  # here, where it is escaped as everything else
         _leave_at_once(1)
-    said = printable(text, lines=True) if several else printable(" ".join(text.split()))
-    print(f"scanfoundry: {said}", file=sys.stderr)
+    logger.error("%s", printable(text, lines=True) if several else printable(" ".join(text.split())))
     _leave_at_once(code)

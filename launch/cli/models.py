@@ -1,7 +1,7 @@
 """`scanfoundry models ...`: options in, lines out."""
 
 import json
-import sys
+import logging
 from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -11,10 +11,12 @@ from scanfoundry.backbones import models_folder
 from scanfoundry.configs.console import Console
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.text import printable
-from scanfoundry.launch.zoo.catalogue import Entry, entry_of, of_family, sized
-from scanfoundry.launch.zoo.converting import Target, Words, check_same_options, convert
-from scanfoundry.launch.zoo.get import Wish, get
+from scanfoundry.launch.zoo.catalogue import CatalogueModel, download_size, find_model, models_of_family
+from scanfoundry.launch.zoo.converting import CardTexts, ExportFormat, check_same_options, convert
+from scanfoundry.launch.zoo.get import InstallOptions, get
 from scanfoundry.launch.zoo.origin import read_origin
+
+logger = logging.getLogger(__name__)
 
 COMMERCIAL = {"yes": "yes", "no": "NO", "unknown": "unknown"}
 
@@ -24,9 +26,9 @@ def list_command(family: str | None) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("name", "download", "verified by", "licence", "commercial use", "installed", "what"):
         table.add_column(name, no_wrap=True)
-    for entry in of_family(family):
+    for entry in models_of_family(family):
         table.add_row(
-            entry.name, sized(entry), _sum(entry), entry.licence, COMMERCIAL[entry.commercial_use],
+            entry.name, download_size(entry), _sum(entry), entry.licence, COMMERCIAL[entry.commercial_use],
             "yes" if read_origin(models_folder() / entry.name) else "no", entry.title,
         )  # fmt: skip
     console = Console()
@@ -35,25 +37,20 @@ def list_command(family: str | None) -> None:
     print(f"installed models lie in {models_folder()}; 'scanfoundry models get NAME' installs one")
 
 
-def _sum(entry: Entry) -> str:
+def _sum(entry: CatalogueModel) -> str:
     if entry.download.sha256:
         return "sha256"
     return "part of md5" if entry.download.md5_prefix else "nothing known"
 
 
-def get_command(name: str, wish: Wish) -> None:
+def get_command(name: str, wish: InstallOptions) -> None:
     """Install a model, with a progress bar on a terminal."""
-    entry = entry_of(name)
+    entry = find_model(name)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(entry.name, total=None)
-        target = get(
-            entry,
-            wish,
-            say=lambda text: print(text, file=sys.stderr, flush=True) if bar.disable else bar.print(text),
-            told=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        target = get(entry, wish, lambda done, total: bar.update(task, completed=done, total=total))
     use = entry.name if wish.out is None else target
     from scanfoundry.backbones.models.release import INFO, read_info
 
@@ -78,7 +75,7 @@ def export_command(
     run: Path,
     out: Path,
     *,
-    to: Target,
+    to: ExportFormat,
     check: Path | None,
     push: str | None,
     private: bool,
@@ -97,22 +94,22 @@ def export_command(
         },
     )  # fmt: skip
     if to != "release":
-        print(convert(run, out, to, check, Words(licence or "", intended_use, citation or "")))
+        print(convert(run, out, to, check, CardTexts(licence or "", intended_use, citation or "")))
         return
-    from scanfoundry.launch.zoo.exporting import Terms, check_terms, export, exported_before
+    from scanfoundry.launch.zoo.exporting import ReleaseTerms, check_terms, export, exported_before
 
     if push is not None and push.count("/") != 1:
         raise UserError(f"--push takes USER/NAME, not '{push}'")
     if private and push is None:
         raise UserError("--private says how to push: give --push USER/NAME too")
-    terms = Terms(licence, intended_use, citation, metrics, not without_patients)
-    before = exported_before(out) if push is not None and terms == Terms() else None
+    terms = ReleaseTerms(licence, intended_use, citation, metrics, not without_patients)
+    before = exported_before(out) if push is not None and terms == ReleaseTerms() else None
     exported = before or export(run, out, terms, push)
     if before:
-        print(f"{out} was exported before: it is pushed as it is", file=sys.stderr)
+        logger.info("%s was exported before: it is pushed as it is", out)
     print(f"{exported.folder}: {', '.join(sorted(path.name for path in exported.folder.iterdir()))}")
     if not exported.licence:
-        print("it has no licence yet: README.md says so (--licence)", file=sys.stderr)
+        logger.warning("it has no licence yet: README.md says so (--licence)")
     if push is not None:
         from scanfoundry.launch.zoo.pushing import push as upload
 

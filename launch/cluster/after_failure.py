@@ -8,6 +8,7 @@ checkpoint that took longer than `signal_delay_s` must not end the run, and the 
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,29 +16,32 @@ import sys
 import time
 from pathlib import Path
 
+from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import printable
 from scanfoundry.launch.cluster.job_folder import JobFolder, newest_step
-from scanfoundry.launch.cluster.policy import Verdict, decide, sum_up
-from scanfoundry.launch.cluster.slurm import ENDED_FROM_OUTSIDE, shown
+from scanfoundry.launch.cluster.policy import Verdict, combine_ends, decide
+from scanfoundry.launch.cluster.slurm import ENDED_BY_SLURM, job_state
+
+logger = logging.getLogger(__name__)
 
 ENDING_S = 20.0  # within which SLURM ends a job that was cancelled
-MEMBERS = "members.json"  # in submitit's folder: the job folder of each index of an array
+ARRAY_INDEX = "members.json"  # in submitit's folder: the job folder of each index of an array
 
 
-def write_members(logs: Path, folders: list[Path]) -> None:
+def write_array_index(logs: Path, folders: list[Path]) -> None:
     """Say which index of the array is which job; a single job is a list of one."""
-    (logs / MEMBERS).write_text(json.dumps([str(folder) for folder in folders]))
+    (logs / ARRAY_INDEX).write_text(json.dumps([str(folder) for folder in folders]))
 
 
-def member(logs: Path, index: int) -> JobFolder:
+def job_of_index(logs: Path, index: int) -> JobFolder:
     """The job folder of one index."""
-    return JobFolder(Path(json.loads((logs / MEMBERS).read_text())[index]))
+    return JobFolder(Path(json.loads((logs / ARRAY_INDEX).read_text())[index]))
 
 
-def conclude(job: JobFolder, life: str, code: int) -> Verdict:
+def judge(job: JobFolder, life: str, code: int) -> Verdict:
     """Judge the life that just ended, and write the verdict down."""
-    facts = job.facts()
-    end = sum_up(job.ends(life), facts.tasks, code, job.is_cancelled, newest_step(Path(facts.run_dir)))
+    facts = job.record()
+    end = combine_ends(job.ends(life), facts.tasks, code, job.is_cancelled, newest_step(Path(facts.run_dir)))
     verdict = decide(job.past(), end, facts)
     with contextlib.suppress(OSError):  # a full disk must not keep the verdict from SLURM
         job.note("end", life=life, code=code, kind=end.kind, step=end.step, reason=verdict.reason,
@@ -45,42 +49,43 @@ def conclude(job: JobFolder, life: str, code: int) -> Verdict:
     return verdict
 
 
+@shown_log()
 def main() -> int:
     """Judge, and requeue where the verdict is so; the exit code is the job's."""
     index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ["SLURM_JOB_ID"]
-    job = member(Path(sys.argv[1]), int(index or 0))
+    job = job_of_index(Path(sys.argv[1]), int(index or 0))
     if index is not None:
         number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}"  # scancel does nothing to an index by its own id
     if sys.argv[2] == "guard":
-        return guard(job, number)
-    outside = shown(number)
-    if outside is not None and outside.state in ENDED_FROM_OUTSIDE:
+        return wait_for_time_limit(job, number)
+    outside = job_state(number)
+    if outside is not None and outside.state in ENDED_BY_SLURM:
         # scancel, a preemption, a requeue by hand: SLURM has decided already; the time limit is the guard's.
-        _say(number, f"ended from outside ({outside.state.lower()})")
+        _log(number, f"ended from outside ({outside.state.lower()})")
         return int(sys.argv[2])
-    return follow(job, number, int(sys.argv[2]))
+    return apply_verdict(job, number, int(sys.argv[2]))
 
 
-def guard(job: JobFolder, number: str) -> int:
+def wait_for_time_limit(job: JobFolder, number: str) -> int:
     """Wait for TERM; if the time limit sent it, ask for the next life within the seconds before the KILL."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.sigwait({signal.SIGTERM})
-    outside = shown(number)
+    outside = job_state(number)
     if outside is None or not outside.over_time or job.is_cancelled:
         return 0
-    _say(number, "the time limit came before all was saved; a longer signal_delay_s would lose less")
-    return follow(job, number, 128 + signal.SIGTERM)
+    _log(number, "the time limit came before all was saved; a longer signal_delay_s would lose less")
+    return apply_verdict(job, number, 128 + signal.SIGTERM)
 
 
-def follow(job: JobFolder, number: str, code: int) -> int:
+def apply_verdict(job: JobFolder, number: str, code: int) -> int:
     """Judge the life that ended with `code`, and do what the verdict says; gives the job's exit code."""
     life = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
-    verdict = conclude(job, life, code)
-    _say(number, verdict.reason)
+    verdict = judge(job, life, code)
+    _log(number, verdict.reason)
     if verdict.action == "requeue":
         asked = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
         if asked.returncode:
-            _say(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
+            _log(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
         return code or 1
     if job.is_cancelled:
         subprocess.run(["scancel", number], capture_output=True)
@@ -88,8 +93,8 @@ def follow(job: JobFolder, number: str, code: int) -> int:
     return verdict.code
 
 
-def _say(number: str, text: str) -> None:
-    print(f"scanfoundry: job {number}: {printable(text)}", file=sys.stderr, flush=True)
+def _log(number: str, text: str) -> None:
+    logger.error("job %s: %s", number, printable(text))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,18 @@ Choice = tuple[int, bool]  # ZeRO stage, activation checkpointing
 
 
 def describe(config: PretrainConfig, cluster: "ClusterConfig") -> list[str]:
-    """Lines of a table: memory per process at each ZeRO stage, with and without activation checkpointing, and advice.
+    """Estimate the memory per process at each ZeRO stage, with and without activation checkpointing.
 
-    What fits is said by `cluster.gpu_memory_gb` or, on nodes without GPUs, `cluster.memory_gb` shared by a node's
-    processes. UserError where the batch does not divide among the processes.
+    Args:
+        config: the run.
+        cluster: nodes and processes. What fits follows from `gpu_memory_gb` or, on nodes without GPUs, from `memory_gb`
+            shared by a node's processes.
+
+    Returns:
+        Lines of a table, and a line of advice.
+
+    Raises:
+        UserError: the batch does not divide among the processes.
     """
     world, on_gpu = cluster.nodes * cluster.tasks_per_node, cluster.gpus_per_node > 0
     calculator = Calculator(config, world, "cuda" if on_gpu else "cpu")

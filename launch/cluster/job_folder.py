@@ -21,7 +21,7 @@ EXIT = {"complete": 0, "final": 2, "interrupted": 130, "stopped": 75, "crashed":
 
 
 @dataclass(frozen=True)
-class JobFacts:
+class JobRecord:
     """job.json. job_id: SLURM's (`12` or `12_3` in an array), or the controller's process id on this machine."""
 
     cluster: str
@@ -54,15 +54,15 @@ class JobFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write_facts(self, facts: JobFacts) -> None:
+    def write_record(self, facts: JobRecord) -> None:
         """Write job.json, whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "job.json", json.dumps(asdict(facts), indent=1) + "\n")
 
-    def facts(self) -> JobFacts:
+    def record(self) -> JobRecord:
         """Read job.json; keys of a later version are passed over."""
         content = json.loads((self.path / "job.json").read_text())
-        return JobFacts(**{field.name: content[field.name] for field in fields(JobFacts) if field.name in content})
+        return JobRecord(**{field.name: content[field.name] for field in fields(JobRecord) if field.name in content})
 
     @property
     def exists(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.loading import check, find, load, read_yaml
 from scanfoundry.launch.cluster import source_copy, sweep
-from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder, job_folders
+from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord, job_folders
 from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format, check_plain_folder
 from scanfoundry.launch.cluster.overview import is_active
 from scanfoundry.launch.cluster.wait import wait_for
@@ -25,7 +25,7 @@ class Plan:
 
     parent: Path
     configs: list["PretrainConfig"]
-    members: list[sweep.Member]
+    members: list[sweep.SweepRun]
     stamp: str
 
     @property
@@ -41,7 +41,24 @@ class Plan:
 
 def launch_command(source: str, words: list[str], cluster: str, asked: dict[str, Any], defaults: str | None,
                    wait: bool | None, dry_run: bool, take_snapshot: bool) -> int:  # fmt: skip
-    """Submit the run or the sweep; returns the exit code: 0 submitted or complete, else that of a job that failed."""
+    """Check every run of a command, then submit them, and wait where that is asked for.
+
+    Args:
+        source: a pre-training YAML file or a recipe's name.
+        words: overrides `key=value`; `key=a,b` makes a sweep.
+        cluster: 'slurm' or 'local'.
+        asked: options of the job that were typed; they win over `defaults`.
+        defaults: a YAML file of cluster defaults, or a name in `configs/cluster`.
+        wait: whether to wait for the end; None: only for a job on this machine.
+        dry_run: show what would be submitted and what memory it needs; write nothing.
+        take_snapshot: run a copy of the code as it is now.
+
+    Returns:
+        The exit code: 0 if all is submitted or complete, else that of a job that failed.
+
+    Raises:
+        UserError: a configuration or option is wrong, a run folder is in use, or the scheduler refuses.
+    """
     base = read_yaml(find(defaults, "cluster")) if defaults else {}
     config = check(ClusterConfig, {**base, **asked}, "launch options")
     check_own_format(cluster, config)
@@ -58,7 +75,7 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
         for other in job_folders(folder.path.parents[1]):
             if is_active(other):
                 raise UserError(
-                    f"job {other.facts().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
+                    f"job {other.record().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
                     "ends it, or choose another run_dir"
                 )
     return _submit(plan, cluster, config, wait, take_snapshot)
@@ -95,7 +112,7 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
         if len(folders) > 1:
             sweep.write(plan.parent, plan.members)
         for folder, one in zip(folders, plan.configs, strict=True):
-            folder.write_facts(_facts(plan, cluster, config, one, digest))
+            folder.write_record(_job_record(plan, cluster, config, one, digest))
         worst, step = 0, 1 if cluster == "local" else len(folders)
         for i in range(0, len(folders), step):  # this machine takes one after another, SLURM all at once
             ids = submit(cluster, contents[i : i + step], folders[i : i + step], config, plan.logs, code)
@@ -105,7 +122,7 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
                 worst = max([worst, *(wait_for(folder) for folder in folders[i : i + step])])
     except (OSError, RuntimeError) as error:
         for folder in folders:  # what was not submitted leaves nothing behind
-            if folder.exists and folder.facts().job_id is None:
+            if folder.exists and folder.record().job_id is None:
                 shutil.rmtree(folder.path, ignore_errors=True)
         if not any(folder.exists for folder in folders):
             shutil.rmtree(plan.logs, ignore_errors=True)
@@ -114,8 +131,10 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
     return worst
 
 
-def _facts(plan: Plan, cluster: str, config: ClusterConfig, run: "PretrainConfig", digest: str | None) -> JobFacts:
-    return JobFacts(
+def _job_record(
+    plan: Plan, cluster: str, config: ClusterConfig, run: "PretrainConfig", digest: str | None
+) -> JobRecord:
+    return JobRecord(
         cluster=cluster, run_dir=str(run.run_dir), logs=str(plan.logs), tasks=config.tasks, steps=run.steps,
         host=os.uname().nodename, submitted=time.time(), timeout_min=config.timeout_min,
         signal_delay_s=config.signal_delay_s, max_requeues=config.max_requeues,

@@ -14,8 +14,8 @@ from types import FrameType
 from typing import TextIO
 
 from scanfoundry.configs.text import printable
-from scanfoundry.launch.cluster.after_failure import conclude
-from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder
+from scanfoundry.launch.cluster.after_failure import judge
+from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord
 
 KILL_WAIT_S = 20.0  # between asking the survivors of a lost rank to end and killing them
 
@@ -31,14 +31,14 @@ class Controller:
 
     def run(self) -> int:
         """Live until a verdict says `end`; its exit code."""
-        while not self.job.exists or self.job.facts().job_id is None:
+        while not self.job.exists or self.job.record().job_id is None:
             time.sleep(0.05)  # the submitting process is writing it
-        facts, life = self.job.facts(), 0
+        facts, life = self.job.record(), 0
         while True:
             logs = [self._log(facts, rank) for rank in range(facts.tasks)]
             self.tasks = [self._start(facts, life, rank, log) for rank, log in enumerate(logs)]
             code = self._wait(facts)
-            verdict = conclude(self.job, f"{self.number}-{life}", code)
+            verdict = judge(self.job, f"{self.number}-{life}", code)
             print(f"scanfoundry: job {self.number}: {printable(verdict.reason)}", file=logs[0], flush=True)
             for log in logs:
                 log.close()
@@ -46,26 +46,26 @@ class Controller:
                 return verdict.code
             life += 1
 
-    def _log(self, facts: JobFacts, rank: int) -> TextIO:
+    def _log(self, facts: JobRecord, rank: int) -> TextIO:
         return open(Path(facts.logs) / f"{self.number}_{rank}_log.out", "a")
 
-    def _start(self, facts: JobFacts, life: int, rank: int, log: TextIO) -> "subprocess.Popen[bytes]":
-        place = {
+    def _start(self, facts: JobRecord, life: int, rank: int, log: TextIO) -> "subprocess.Popen[bytes]":
+        variables = {
             "SUBMITIT_LOCAL_JOB_ID": self.number, "SUBMITIT_LOCAL_NTASKS": str(facts.tasks),
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1", "SUBMITIT_LOCAL_NODEID": "0", "SUBMITIT_LOCAL_LOCALID": str(rank),
             "SUBMITIT_LOCAL_GLOBALID": str(rank), "SCANFOUNDRY_LIFE": str(life),
         }  # fmt: skip
-        return subprocess.Popen(["bash", "-c", self.command], stdout=log, stderr=log, env=os.environ | place)
+        return subprocess.Popen(["bash", "-c", self.command], stdout=log, stderr=log, env=os.environ | variables)
 
-    def _wait(self, facts: JobFacts) -> int:
+    def _wait(self, facts: JobRecord) -> int:
         """The highest exit code once all have ended, as srun gives it; 128 + number for a signal."""
-        tell = time.monotonic() + facts.timeout_min * 60 - facts.signal_delay_s
-        told, kill = False, None
+        signal_at = time.monotonic() + facts.timeout_min * 60 - facts.signal_delay_s
+        signalled, kill = False, None
         while any(task.poll() is None for task in self.tasks):
             now = time.monotonic()
-            if not told and now >= tell:
+            if not signalled and now >= signal_at:
                 self._send(signal.SIGUSR2)
-                told = True
+                signalled = True
             if kill is None and any(task.poll() for task in self.tasks):
                 self._send(signal.SIGTERM)
                 kill = now + KILL_WAIT_S

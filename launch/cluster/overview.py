@@ -9,13 +9,13 @@ from typing import Any
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.cluster import slurm, sweep
-from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder, job_folders, newest_step
+from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord, job_folders, newest_step
 
 TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line for sure
 
 
 @dataclass(frozen=True)
-class Row:
+class JobStatus:
     """One line of `launch status`."""
 
     name: str
@@ -25,13 +25,17 @@ class Row:
     step: int | None
     steps: int
     loss: float | None
-    silent_s: float | None  # since the last line of metrics.jsonl
+    seconds_since_log: float | None  # since the last line of metrics.jsonl
     checkpoint: int
-    said: str  # the last verdict
+    last_verdict: str
 
 
 def runs_in(folder: Path) -> dict[str, list[JobFolder]]:
-    """The submissions of a run (under the name '') or of each run of a sweep; UserError where there is none."""
+    """The submissions of a run, under the name '', or of each run of a sweep, by name.
+
+    Raises:
+        UserError: the folder does not exist, or holds no launched job.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name a run folder that `scanfoundry launch` printed")
     members = sweep.runs(folder)
@@ -41,17 +45,17 @@ def runs_in(folder: Path) -> dict[str, list[JobFolder]]:
     return {name: jobs for name, jobs in found.items() if jobs}
 
 
-def rows(folder: Path, everything: bool = False) -> list[Row]:
+def job_statuses(folder: Path, everything: bool = False) -> list[JobStatus]:
     """The newest job of each run below `folder`, or every job ever submitted there."""
     jobs = [(name, job) for name, all_of in runs_in(folder).items() for job in (all_of if everything else all_of[-1:])]
-    facts = [job.facts() for _, job in jobs]
+    facts = [job.record() for _, job in jobs]
     known = slurm.states([one.job_id for one in facts if one.cluster == "slurm" and one.job_id])
-    return [_row(name, job, one, known) for (name, job), one in zip(jobs, facts, strict=True)]
+    return [_status_of(name, job, one, known) for (name, job), one in zip(jobs, facts, strict=True)]
 
 
 def is_active(job: JobFolder) -> bool:
     """Whether the job runs or waits; without SLURM at hand, as far as the folder tells."""
-    facts = job.facts()
+    facts = job.record()
     if facts.cluster == "local":
         return alive(facts, job)
     if facts.job_id is None or _ended(job):
@@ -59,7 +63,7 @@ def is_active(job: JobFolder) -> bool:
     return slurm.states([facts.job_id]).get(facts.job_id, "UNKNOWN") in slurm.ACTIVE
 
 
-def alive(facts: JobFacts, job: JobFolder) -> bool:
+def alive(facts: JobRecord, job: JobFolder) -> bool:
     """Whether the controller of a local job lives: a process of that id that names this very folder."""
     try:
         words = Path(f"/proc/{facts.job_id}/cmdline").read_bytes().split(b"\0")
@@ -74,25 +78,25 @@ def _ended(job: JobFolder) -> bool:
     return bool(notes) and notes[-1]["event"] == "end" and notes[-1]["action"] == "end"
 
 
-def _row(name: str, job: JobFolder, facts: JobFacts, known: dict[str, str]) -> Row:
+def _status_of(name: str, job: JobFolder, facts: JobRecord, known: dict[str, str]) -> JobStatus:
     run_dir, notes = Path(facts.run_dir), job.notes()
     last, silent = last_line(run_dir / "metrics.jsonl")
     verdicts = [note["reason"] for note in notes if note["event"] == "end"]
     lives = len({note["life"] for note in notes if note["event"] == "start"})
-    return Row(
+    return JobStatus(
         name=name or run_dir.name, job_id=facts.job_id or "-", state=_state(job, facts, known),
-        requeues=max(0, lives - 1), step=last.get("step"), steps=facts.steps, loss=last.get("loss"), silent_s=silent,
-        checkpoint=newest_step(run_dir), said=verdicts[-1] if verdicts else "",
+        requeues=max(0, lives - 1), step=last.get("step"), steps=facts.steps, loss=last.get("loss"),
+        seconds_since_log=silent, checkpoint=newest_step(run_dir), last_verdict=verdicts[-1] if verdicts else "",
     )  # fmt: skip
 
 
-def _state(job: JobFolder, facts: JobFacts, known: dict[str, str]) -> str:
+def _state(job: JobFolder, facts: JobRecord, known: dict[str, str]) -> str:
     if facts.job_id is None:
         return "NOT SUBMITTED"
     if facts.cluster == "slurm":
-        told = known.get(facts.job_id)
-        if told:
-            return told
+        state = known.get(facts.job_id)
+        if state:
+            return state
     elif alive(facts, job):
         return "RUNNING"
     ends = [note for note in job.notes() if note["event"] == "end"]

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scanfoundry.launch.cluster.job_folder import EXIT, End, JobFacts, Kind
+from scanfoundry.launch.cluster.job_folder import EXIT, End, JobRecord, Kind
 
-SIGNALLED = {128 + number for number in (10, 12, 15)}  # USR1, USR2, TERM before the task could listen
+SIGNAL_EXITS = {128 + number for number in (10, 12, 15)}  # USR1, USR2, TERM before the task could listen
 HUNG = 128 + 14  # ALRM: pretrain/distributed/watchdog.py
 ORDER: tuple[Kind, ...] = ("final", "interrupted", "crashed", "stopped", "complete")  # of ranks that differ
 
@@ -19,33 +19,33 @@ class Verdict:
     code: int = 0
 
 
-def sum_up(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bool, step: int) -> End:
-    """One end of what the ranks said and the exit code of all of them; a rank that said nothing was killed."""
-    said: dict[str, str] = {}
+def combine_ends(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bool, step: int) -> End:
+    """One end of a life, from what its ranks wrote about theirs and all exit codes; a killed one wrote nothing."""
+    reasons: dict[str, str] = {}
     for end in ends.values():
-        said.setdefault(end["kind"], end["reason"])
-    told: Kind | None = next((kind for kind in ORDER if kind in said), None)
-    if told in ("final", "interrupted"):
-        return End(told, step, said[told])
-    if told == "complete" and len(ends) == tasks and code == 0:
+        reasons.setdefault(end["kind"], end["reason"])
+    kind: Kind | None = next((kind for kind in ORDER if kind in reasons), None)
+    if kind in ("final", "interrupted"):
+        return End(kind, step, reasons[kind])
+    if kind == "complete" and len(ends) == tasks and code == 0:
         return End("complete", step)
     if cancelled:
         return End("cancelled", step, "cancelled by `scanfoundry launch cancel`")
-    if told == "crashed":
-        return End("crashed", step, said["crashed"] + _silent(ends, tasks))
-    if told == "stopped":
-        return End("stopped", step, said["stopped"])
+    if kind == "crashed":
+        return End("crashed", step, reasons["crashed"] + _ranks_without_word(ends, tasks))
+    if kind == "stopped":
+        return End("stopped", step, reasons["stopped"])
     if code == EXIT["final"] and not ends:
         return End("final", step, "a mistake, or a disk too full to write it down; the log may say more")
     if code == HUNG:
         return End("crashed", step, "a rank finished no step in time (step_timeout_s); its stacks are in the log")
-    if code in SIGNALLED:
+    if code in SIGNAL_EXITS:
         return End("stopped", step, f"told to stop by signal {code - 128} before it could save")
     what = f"killed by signal {code - 128}, as the system does when memory runs out" if code > 128 else f"exit {code}"
     return End("crashed", step, f"a rank was lost ({what})")
 
 
-def _silent(ends: dict[int, dict[str, str]], tasks: int) -> str:
+def _ranks_without_word(ends: dict[int, dict[str, str]], tasks: int) -> str:
     """The ranks without a last word: whom the others lost, or who were ended after them."""
     missing = [str(rank) for rank in range(tasks) if rank not in ends]
     if not missing:
@@ -54,7 +54,7 @@ def _silent(ends: dict[int, dict[str, str]], tasks: int) -> str:
     return f"; killed without a word: rank {which}"
 
 
-def decide(past: list[End], end: End, facts: JobFacts) -> Verdict:
+def decide(past: list[End], end: End, facts: JobRecord) -> Verdict:
     """The verdict on a life that ended as `end`, after the lives `past`."""
     if end.kind == "complete":
         return Verdict("end", "complete")

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -10,15 +11,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import guarded, printable
 from scanfoundry.launch.cluster.job_folder import EXIT, JobFolder, Kind, newest_step
 from scanfoundry.pretrain.distributed.preemption import StopRequest
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 200  # characters of an exception in a verdict; the log has it all
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Who this process is in the job. life: names one start of the job, on every rank alike."""
 
     rank: int
@@ -40,30 +44,31 @@ class Place:
 
 
 @guarded()
-def run_task(content: dict[str, Any], job: JobFolder, place: Place) -> dict[str, Any]:
+@shown_log()
+def run_rank(content: dict[str, Any], job: JobFolder, info: RankInfo) -> dict[str, Any]:
     """Pre-train; returns when the run is complete, and leaves the process with an exit code in every other case.
 
     The handlers stand before torch is imported: a signal during the start is kept and answered at the first step.
     """
-    place.export(job)
+    info.export(job)
     with StopRequest() as stop:
         if job.is_cancelled:
-            _leave(job, place, "cancelled", "the job was cancelled before this start")
-        if place.rank == 0:
-            job.note("start", life=place.life, step=newest_step(Path(content["run_dir"])), host=os.uname().nodename)
+            _leave(job, info, "cancelled", "the job was cancelled before this start")
+        if info.rank == 0:
+            job.note("start", life=info.life, step=newest_step(Path(content["run_dir"])), host=os.uname().nodename)
         try:
-            return _pretrain(content, job, place, stop)
+            return _pretrain(content, job, info, stop)
         except UserError as error:
-            _leave(job, place, "final", " ".join(str(error).split()))
+            _leave(job, info, "final", " ".join(str(error).split()))
         except KeyboardInterrupt:
-            _leave(job, place, "interrupted", "interrupted")
+            _leave(job, info, "interrupted", "interrupted")
         except Exception as error:
             traceback.print_exc()
             first = " ".join(str(error).split())[:LONGEST]
-            _leave(job, place, "crashed", f"rank {place.rank}: {type(error).__name__}: {first}")
+            _leave(job, info, "crashed", f"rank {info.rank}: {type(error).__name__}: {first}")
 
 
-def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopRequest) -> dict[str, Any]:
+def _pretrain(content: dict[str, Any], job: JobFolder, info: RankInfo, stop: StopRequest) -> dict[str, Any]:
     import signal
 
     from scanfoundry.configs.loading import check
@@ -72,25 +77,25 @@ def _pretrain(content: dict[str, Any], job: JobFolder, place: Place, stop: StopR
     from scanfoundry.pretrain.training.loop import run
 
     config = check(PretrainConfig, content, "job")
-    result = run(config, stop, lambda text: job.write_end(place.life, place.rank, "crashed", text))
+    result = run(config, stop, lambda text: job.write_end(info.life, info.rank, "crashed", text))
     world = join(config.device, config.threads)
     if not result.complete:
         # Every rank must have saved and closed its log: the first to leave takes the others with it.
         kind: Kind = "interrupted" if result.signal == signal.SIGINT else "stopped"
-        job.write_end(place.life, place.rank, kind, f"stopped and saved at step {result.step}")
+        job.write_end(info.life, info.rank, kind, f"stopped and saved at step {result.step}")
         barrier(world)
         _exit(EXIT[kind])
     leave(world)
     gc.collect()
-    job.write_end(place.life, place.rank, "complete")
+    job.write_end(info.life, info.rank, "complete")
     return {"run_dir": str(result.run_dir), "step": result.step}
 
 
-def _leave(job: JobFolder, place: Place, kind: Kind, reason: str) -> NoReturn:
+def _leave(job: JobFolder, info: RankInfo, kind: Kind, reason: str) -> NoReturn:
     """Say how it ended and end at once: peers may hang in a collective, which the interpreter would wait for."""
-    print(f"scanfoundry: {printable(reason)}", file=sys.stderr)
+    logger.error("%s", printable(reason))
     with contextlib.suppress(OSError):  # a full disk, which is a reason too: the exit code says the same
-        job.write_end(place.life, place.rank, kind, reason)
+        job.write_end(info.life, info.rank, kind, reason)
     _exit(EXIT[kind])
 
 

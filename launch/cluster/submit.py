@@ -20,11 +20,11 @@ import submitit
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import _make_sbatch_string as sbatch_string
 
-from scanfoundry.launch.cluster.after_failure import write_members
+from scanfoundry.launch.cluster.after_failure import write_array_index
 from scanfoundry.launch.cluster.environment import export_lines, exports
 from scanfoundry.launch.cluster.job_folder import JobFolder
 from scanfoundry.launch.cluster.options import ClusterConfig
-from scanfoundry.launch.cluster.rank_main import Place, run_task
+from scanfoundry.launch.cluster.rank_main import RankInfo, run_rank
 
 PYTHON = shlex.quote(sys.executable)
 
@@ -40,12 +40,12 @@ class PretrainJob:
         task = submitit.JobEnvironment()
         number = os.environ.get("SLURM_JOB_ID") or task.job_id
         restart = os.environ.get("SCANFOUNDRY_LIFE" if task.cluster == "local" else "SLURM_RESTART_COUNT") or "0"
-        place = Place(
+        info = RankInfo(
             rank=task.global_rank, size=task.num_tasks, local_rank=task.local_rank,
             local_size=task.num_tasks // task.num_nodes,
             main_host="127.0.0.1" if task.cluster == "local" else task.hostnames[0], life=f"{number}-{restart}",
         )  # fmt: skip
-        return run_task(self.content, JobFolder(Path(self.folder)), place)
+        return run_rank(self.content, JobFolder(Path(self.folder)), info)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """For a signal in the moment between submitit's handler and ours: nothing was begun yet."""
@@ -78,13 +78,24 @@ class _Local(submitit.LocalExecutor):
 
 def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[JobFolder], config: ClusterConfig,
            logs: Path, code: Path | None) -> list[str]:  # fmt: skip
-    """Submit one job per content; on SLURM several are one array. Returns the job ids, written to the folders too.
+    """Submit one job per configuration; on SLURM several are one array.
 
-    contents: resolved configurations; folders: their job folders, whose facts are written already.
-    Raises OSError or RuntimeError where the scheduler refuses.
+    Args:
+        cluster: 'slurm' or 'local'.
+        contents: resolved configurations.
+        folders: their job folders, whose records are written already.
+        config: what each job asks for.
+        logs: submitit's folder.
+        code: the folder with the copy of the code that runs; None: the installed package.
+
+    Returns:
+        The job ids, which are written into the job folders too.
+
+    Raises:
+        OSError, RuntimeError: the scheduler refuses.
     """
     calls = [PretrainJob(content, folder.path) for content, folder in zip(contents, folders, strict=True)]
-    write_members(logs, [folder.path for folder in folders])
+    write_array_index(logs, [folder.path for folder in folders])
     if cluster == "local":
         jobs = [_Local(logs, job, config, code).submit(call) for job, call in zip(folders, calls, strict=True)]
     else:
@@ -94,7 +105,7 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
         with submitit.helpers.clean_env(), contextlib.redirect_stderr(io.StringIO()):
             jobs = executor.submit_array(calls)
     for folder, job in zip(folders, jobs, strict=True):
-        folder.write_facts(replace(folder.facts(), job_id=job.job_id))
+        folder.write_record(replace(folder.record(), job_id=job.job_id))
     return [job.job_id for job in jobs]
 
 

@@ -16,7 +16,7 @@ LONGEST = 100  # characters of a folder's name
 
 
 @dataclass(frozen=True)
-class Member:
+class SweepRun:
     """One run of a sweep: the name of its folder, and the words that make it."""
 
     name: str
@@ -42,10 +42,14 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def expand(words: list[str]) -> list[Member]:
-    """The Cartesian product of all words with several values; one member without a name if there is none.
+def expand(words: list[str]) -> list[SweepRun]:
+    """The Cartesian product of all words with several values.
 
-    Raises UserError for an empty or repeated value, a key given twice, and a sweep over `run_dir`.
+    Returns:
+        The runs; without any word of several values, one run without a name.
+
+    Raises:
+        UserError: a value is empty or repeated, a key is swept over twice, or `run_dir` is swept over.
     """
     choices: list[list[tuple[str, str]]] = []
     for word in words:
@@ -67,11 +71,11 @@ def expand(words: list[str]) -> list[Member]:
     for combination in itertools.product(*choices):
         parts = [(key, word.partition("=")[2]) for key, word in combination if key in short]
         name = _name([f"{short[key]}={value}" for key, value in parts])
-        members.append(Member(name, tuple(word for _, word in combination)))
+        members.append(SweepRun(name, tuple(word for _, word in combination)))
     return members
 
 
-def write(parent: Path, members: list[Member]) -> None:
+def write(parent: Path, members: list[SweepRun]) -> None:
     """Write sweep.json: the runs and what each was given. Runs of an earlier submission stay listed."""
     listed = {name: list(words) for name, words in runs(parent).items()}
     listed |= {member.name: list(member.words) for member in members}

@@ -1,9 +1,9 @@
 """Waiting for a launched job, and passing on what the waiting person asks for."""
 
 import contextlib
+import logging
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -12,17 +12,22 @@ from typing import NoReturn
 from scanfoundry.launch.cluster.job_folder import JobFolder, newest_step
 from scanfoundry.launch.cluster.overview import is_active
 
+logger = logging.getLogger(__name__)
+
 LOOK_S = 0.2
 ASK_S = 15.0  # between questions to the scheduler
 GONE = {"kind": "lost", "reason": "it is gone without a last word; `scanfoundry launch logs` may tell why"}
 
 
 def wait_for(job: JobFolder) -> int:
-    """Wait for the last verdict on the job; returns 0 if the run is complete, else the exit code of its end.
+    """Wait for the last verdict on a job.
 
     Ctrl-C and TERM ask a local job to save and end; a job on SLURM goes on, and only the waiting ends.
+
+    Returns:
+        0 if the run is complete, else the exit code of its end.
     """
-    facts, previous = job.facts(), signal.signal(signal.SIGTERM, _raise)
+    facts, previous = job.record(), signal.signal(signal.SIGTERM, _raise)
     asked, ask_at = 0, time.monotonic() + ASK_S
     try:
         while True:
@@ -30,7 +35,7 @@ def wait_for(job: JobFolder) -> int:
                 gone = time.monotonic() >= ask_at and not is_active(job)
                 end = next((note for note in job.notes() if note.get("action") == "end"), GONE if gone else None)
                 if end is not None:
-                    return _say(job, end["kind"], end["reason"], asked)
+                    return _report_end(job, end["kind"], end["reason"], asked)
                 if time.monotonic() >= ask_at:
                     ask_at = time.monotonic() + ASK_S
                 time.sleep(LOOK_S)
@@ -49,13 +54,13 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def _say(job: JobFolder, kind: str, reason: str, asked: int) -> int:
-    facts = job.facts()
+def _report_end(job: JobFolder, kind: str, reason: str, asked: int) -> int:
+    facts = job.record()
     if kind == "complete":
         print(f"complete: step {newest_step(Path(facts.run_dir))} in {facts.run_dir}")
         return 0
-    print(f"scanfoundry: job {facts.job_id} ended: {reason}", file=sys.stderr)
-    print(f"scanfoundry: its log is {Path(facts.logs) / f'{facts.job_id}_0_log.out'}", file=sys.stderr)
+    logger.error("job %s ended: %s", facts.job_id, reason)
+    logger.error("its log is %s", Path(facts.logs) / f"{facts.job_id}_0_log.out")
     if asked:
         return 128 + asked
     return {"final": 2, "interrupted": 130}.get(kind, 1)

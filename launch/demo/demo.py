@@ -8,12 +8,12 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.loading import check, find, override, read_yaml
 from scanfoundry.datasets.modality import settled
 
-PATIENTS = 24  # per modality in the made-up cohort
+PATIENTS = 24  # per modality of the synthetic data
 OURS = {"cohort", "shards", "pretrain", "finetune"}
 
 
 @dataclass(frozen=True)
-class Source:
+class DemoSource:
     """One folder of unlabelled scans that goes into the pre-training."""
 
     name: str
@@ -22,12 +22,21 @@ class Source:
 
 
 def run_demo(data: Path | None, out: Path, modality: str = "unknown") -> Path:
-    """Scans -> shards -> pre-training -> few-shot fine-tuning against scratch; returns the report's path.
+    """Build shards, pre-train on them, and fine-tune on a few labelled cases, against training from scratch.
 
-    With `data`, a folder with imagesTr and labelsTr of one `modality`; otherwise a cohort is made up below `out`.
+    Args:
+        data: a folder with imagesTr and labelsTr; None: synthetic scans are written below `out`.
+        out: where everything goes; an earlier start of the demo there goes on.
+        modality: of `data`.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: `out` is a folder of something else, or `data` has another layout or an unknown modality.
     """
     _check_another(out)
-    sources, labelled = _real(data, modality) if data is not None else _made_up(out)
+    sources, labelled = _given(data, modality) if data is not None else _synthetic(out)
     recipe = read_yaml(find("demo", "pretrain"))
     recipe["data"]["sources"] = [_shards(source, out) for source in sources]
     if not any(source.modality == "xr" for source in sources):
@@ -49,19 +58,19 @@ def _check_another(out: Path) -> None:
         )
 
 
-def _made_up(out: Path) -> tuple[list[Source], list[str]]:
+def _synthetic(out: Path) -> tuple[list[DemoSource], list[str]]:
     from scanfoundry.launch.demo.synthetic_data import make_cohort
 
     cohort = out / "cohort"
     print(f"1. a procedural cohort in {cohort}")
     make_cohort(cohort, PATIENTS)
-    sources = [Source(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
-    sources.append(Source("xray", cohort / "xray" / "images", "xr"))
+    sources = [DemoSource(m, cohort / m / "imagesTr", m) for m in ("ct", "mr")]
+    sources.append(DemoSource("xray", cohort / "xray" / "images", "xr"))
     labelled = [f"data.images={cohort / 'ct' / 'imagesTr'}", f"data.labels={cohort / 'ct' / 'labelsTr'}"]
     return sources, [*labelled, "data.modality=ct", "task.classes=[liver, kidney]"]
 
 
-def _real(data: Path, modality: str) -> tuple[list[Source], list[str]]:
+def _given(data: Path, modality: str) -> tuple[list[DemoSource], list[str]]:
     images, labels = data / "imagesTr", data / "labelsTr"
     if not images.is_dir() or not labels.is_dir():
         raise UserError(f"{data} has no imagesTr and labelsTr; name a folder in the layout of the Decathlon or nnU-Net")
@@ -70,14 +79,14 @@ def _real(data: Path, modality: str) -> tuple[list[Source], list[str]]:
     except ValueError as error:
         raise UserError(f"--modality: {error}") from error
     print(f"1. scans in {images}")
-    return [Source("scans", images, modality)], [
+    return [DemoSource("scans", images, modality)], [
         f"data.images={images}",
         f"data.labels={labels}",
         f"data.modality={modality}",
     ]
 
 
-def _shards(source: Source, out: Path) -> dict[str, Any]:
+def _shards(source: DemoSource, out: Path) -> dict[str, Any]:
     from scanfoundry.datasets.shards.build import BuildOptions, build
     from scanfoundry.launch.build_summary import describe_build
 

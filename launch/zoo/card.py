@@ -10,33 +10,33 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.finetune.export.escaping import for_markdown
 from scanfoundry.launch.zoo.card_parts import (
     LIMITS,
-    Facts,
-    backbone_in_words,
-    by,
+    CardFacts,
     citation,
+    describe_backbone,
     header,
-    intended,
-    joined,
-    numbers,
-    terms,
+    intended_use_sentence,
+    join_paragraphs,
+    licence_sentence,
+    metrics_table,
+    sizes_text,
 )
 
 
-def encoder_card(info: ReleaseInfo, facts: Facts, figures: list[str]) -> str:
+def encoder_card(info: ReleaseInfo, facts: CardFacts, figures: list[str]) -> str:
     """The card of a pre-trained encoder."""
     backbone = info.backbone.model_dump(mode="json")
     tags = ["medical-imaging", "pre-training", backbone["name"], *_words(info.objective)]
-    return joined(
+    return join_paragraphs(
         header(facts, tags, "image-feature-extraction"),
         f"# {for_markdown(facts.name)}",
-        f"A pre-trained encoder for medical scans: {backbone_in_words(backbone)}, objective "
+        f"A pre-trained encoder for medical scans: {describe_backbone(backbone)}, objective "
         f"{for_markdown(info.objective or 'unknown')}, {info.step or 'an unknown number of'} steps{_averaged(info)}. "
         "It has no head: fine-tune it, or take its features.",
         "## Training data",
         *_sources(info),
         _patients(info),
         "## Use",
-        intended(facts, "fine-tuning and features in research"),
+        intended_use_sentence(facts, "fine-tuning and features in research"),
         LIMITS,
         *_limits(info),
         "## Load",
@@ -45,9 +45,9 @@ def encoder_card(info: ReleaseInfo, facts: Facts, figures: list[str]) -> str:
         "## Preprocessing",
         *_preprocessing(info),
         "## Numbers",
-        *numbers(figures),
+        *metrics_table(figures),
         "## Licence and citation",
-        terms(facts),
+        licence_sentence(facts),
         citation(facts),
         "## Files",
         f"`model.safetensors` (sha256 `{info.weights_sha256}`), `model.json` (architecture, preprocessing, origin), "
@@ -123,14 +123,14 @@ def _divisor(info: ReleaseInfo) -> tuple[int, int, int]:
 def _preprocessing(info: ReleaseInfo) -> list[str]:
     lines = [f"Axis order {info.axis_order}."]
     lines.append(f"Crops: {_crops(info)}.")
-    spacing = f"{by(info.spacing_mm)} mm" if info.spacing_mm else "that of each scan, or not recorded"
+    spacing = f"{sizes_text(info.spacing_mm)} mm" if info.spacing_mm else "that of each scan, or not recorded"
     lines.append(f"Spacing (D, H, W): {spacing}.")
     intensity = f"```json\n{json.dumps(info.intensity, indent=1)}\n```" if info.intensity else "Not recorded."
     return [" ".join(lines), "Intensities (`datasets/intensity.py` of scanfoundry applies them):", intensity]
 
 
 def _crops(info: ReleaseInfo) -> str:
-    kinds = [f"{by(crop)} voxels" for crop in (info.crop_3d, info.crop_2d) if crop]
+    kinds = [f"{sizes_text(crop)} voxels" for crop in (info.crop_3d, info.crop_2d) if crop]
     return " and ".join(kinds) or "not recorded"
 
 

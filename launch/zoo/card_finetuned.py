@@ -2,54 +2,57 @@
 
 from typing import Any
 
+from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.export.escaping import for_markdown
 from scanfoundry.launch.zoo.card_parts import (
     LIMITS,
-    Facts,
-    backbone_in_words,
-    by,
+    CardFacts,
     citation,
+    describe_backbone,
     header,
-    intended,
-    joined,
-    numbers,
-    terms,
+    intended_use_sentence,
+    join_paragraphs,
+    licence_sentence,
+    metrics_table,
+    sizes_text,
 )
 
-PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification",
-              "detection": "object-detection"}  # fmt: skip
 
-
-def finetuned_card(described: dict[str, Any], facts: Facts, figures: list[str]) -> str:
+def finetuned_card(described: dict[str, Any], facts: CardFacts, figures: list[str]) -> str:
     """The card of a fine-tuned model; `described` is its `model.json`."""
     task, plan = described["task"]["name"], described["plan"]
     trained = ", ".join(for_markdown(f"{key} {value}") for key, value in described.get("trained", {}).items())
     classes = ", ".join(map(for_markdown, described["classes"])) or "not named"
-    return joined(
-        header(facts, ["medical-imaging", task, described["backbone"]["name"]], PIPELINES.get(task)),
+    return join_paragraphs(
+        header(facts, ["medical-imaging", task, described["backbone"]["name"]], _pipeline_tag(task)),
         f"# {for_markdown(facts.name)}",
         f"A model for {task} of {_modality(described['modality'])} scans, on "
-        f"{backbone_in_words(described['backbone'])}. Classes: {classes}. "
+        f"{describe_backbone(described['backbone'])}. Classes: {classes}. "
         f"Trained: {trained or 'not recorded'}.",
         "## Use",
-        intended(facts, "research on scans like those it was trained on"),
+        intended_use_sentence(facts, "research on scans like those it was trained on"),
         LIMITS,
         "Nothing is known about scans of other devices, protocols or populations than those of its training. "
         "Which pre-trained weights it began from is not recorded in the run.",
         "## Load",
         "```\nscanfoundry predict --model FOLDER --input SCANS --out PREDICTIONS\n```",
         "## Preprocessing",
-        f"Grid {by(plan['spacing'])} mm, patches of {by(plan['patch'])} (D, H, W). Intensities as `model.json` says; "
-        "`scanfoundry predict` does all of it.",
+        f"Grid {sizes_text(plan['spacing'])} mm, patches of {sizes_text(plan['patch'])} (D, H, W). "
+        "Intensities as `model.json` says; `scanfoundry predict` does all of it.",
         "## Numbers",
-        *numbers(figures),
+        *metrics_table(figures),
         "## Licence and citation",
-        terms(facts),
+        licence_sentence(facts),
         citation(facts),
         "## Files",
         f"`model.safetensors` (sha256 `{described['weights_sha256']}`) and `model.json`; all sums are in "
         "`SHA256SUMS`. There is no list of patients: who was trained on is not in the release.",
     )
+
+
+def _pipeline_tag(task: str) -> str | None:
+    """The name that the Hugging Face Hub has for the task; None of a plug-in's task that is not loaded."""
+    return tasks()[task].config.pipeline_tag if task in tasks() else None
 
 
 def _modality(name: str) -> str:

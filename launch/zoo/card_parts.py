@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from scanfoundry.finetune.export.escaping import for_markdown
 
 # Identifiers of the Hugging Face hub; any other licence is 'other' with its name.
@@ -23,7 +21,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """What the card says beside the description of the model."""
 
     name: str
@@ -34,53 +32,62 @@ class Facts:
     repository: str = "USER/NAME"  # on the hub
 
 
-def joined(*parts: str) -> str:
+def join_paragraphs(*parts: str) -> str:
     """Paragraphs as one page."""
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def header(facts: Facts, tags: list[str], pipeline: str | None) -> str:
-    """The YAML at the top, which the hub reads."""
-    fields: dict[str, Any] = {}
-    if facts.licence.lower() in HUB_LICENCES:
-        fields["license"] = facts.licence.lower()
-    elif facts.licence:
-        fields |= {"license": "other", "license_name": re.sub(r"[^a-z0-9.-]+", "-", facts.licence.lower()).strip("-")}
-    fields |= {"library_name": "scanfoundry", "tags": sorted({tag.lower() for tag in tags})}
-    if pipeline:
-        fields["pipeline_tag"] = pipeline
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).rstrip()}\n---"
+def header(facts: CardFacts, tags: list[str], pipeline: str | None) -> str:
+    """The metadata at the top of the card, as the hub's own class writes it; what is not known is left out.
+
+    Args:
+        facts: whose licence goes into the metadata, under the hub's identifier or as 'other' with its name.
+        tags: words to be found by; each is listed once, in small letters.
+        pipeline: the hub's name of the task, or None.
+    """
+    from huggingface_hub import ModelCardData
+
+    licence = facts.licence.lower()
+    other = licence not in HUB_LICENCES
+    data = ModelCardData(
+        license=("other" if other else licence) if licence else None,
+        license_name=re.sub(r"[^a-z0-9.-]+", "-", licence).strip("-") if licence and other else None,
+        library_name="scanfoundry",
+        pipeline_tag=pipeline,
+        tags=sorted({tag.lower() for tag in tags}),
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
-def backbone_in_words(config: dict[str, Any]) -> str:
+def describe_backbone(config: dict[str, Any]) -> str:
     """A backbone's configuration in one line."""
     rest = ", ".join(f"{key} {json.dumps(value).strip(chr(34))}" for key, value in config.items() if key != "name")
     return f"`{config['name']}` ({rest})"
 
 
-def by(sizes: Iterable[float]) -> str:
+def sizes_text(sizes: Iterable[float]) -> str:
     """Sizes as '2 x 1.5 x 1.5'."""
     return " x ".join(f"{size:g}" for size in sizes)
 
 
-def numbers(figures: list[str]) -> list[str]:
+def metrics_table(figures: list[str]) -> list[str]:
     """The table of numbers, or that there is none."""
     return ["\n".join(figures)] if figures else ["None were measured or given."]
 
 
-def terms(facts: Facts) -> str:
+def licence_sentence(facts: CardFacts) -> str:
     """The licence in a sentence, with that of the weights it started from."""
     licence, inherited = for_markdown(facts.licence), for_markdown(facts.inherited)
     own = f"Licence: {licence}." if licence else "No licence was given: ask before you use it."
     return f"{own} It started from weights under: {inherited}." if inherited else own
 
 
-def citation(facts: Facts) -> str:
+def citation(facts: CardFacts) -> str:
     """What to cite."""
     return for_markdown(facts.citation) or "No citation was given."
 
 
-def intended(facts: Facts, otherwise: str) -> str:
+def intended_use_sentence(facts: CardFacts, otherwise: str) -> str:
     """What it was made for."""
     said = for_markdown(facts.intended_use)
     return said or f"No intended use was stated by whoever exported it; it was made for {otherwise}."

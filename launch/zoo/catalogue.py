@@ -34,7 +34,7 @@ class Download(Config):
         return self
 
 
-class Entry(Config):
+class CatalogueModel(Config):
     """One model: what it is, whose it is, on which terms, and where to get it."""
 
     name: str
@@ -56,7 +56,7 @@ class Entry(Config):
 
 
 class _File(Config):
-    models: tuple[Entry, ...]
+    models: tuple[CatalogueModel, ...]
 
     @model_validator(mode="after")
     def _names(self) -> "_File":
@@ -66,14 +66,18 @@ class _File(Config):
         return self
 
 
-def catalogue(path: Path | None = None) -> dict[str, Entry]:
+def catalogue(path: Path | None = None) -> dict[str, CatalogueModel]:
     """The entries by name, of the packaged file or another; UserError where it is wrong."""
     path = path or Path(str(files("scanfoundry.configs"))) / "models.yaml"
     return {entry.name: entry for entry in check(_File, read_yaml(path), str(path)).models}
 
 
-def entry_of(name: str, known: dict[str, Entry] | None = None) -> Entry:
-    """The entry of a name, or of a name that others know it by; UserError with the nearest one."""
+def find_model(name: str, known: dict[str, CatalogueModel] | None = None) -> CatalogueModel:
+    """The model of a name, or of a name that others know it by.
+
+    Raises:
+        UserError: there is none; the text names the nearest one.
+    """
     known = catalogue() if known is None else known
     for entry in known.values():
         if name in (entry.name, *entry.also_known_as):
@@ -83,7 +87,7 @@ def entry_of(name: str, known: dict[str, Entry] | None = None) -> Entry:
     raise UserError(f"no model '{name}' in the catalogue; {hint}")
 
 
-def of_family(family: str | None) -> list[Entry]:
+def models_of_family(family: str | None) -> list[CatalogueModel]:
     """All entries, or those of a family; UserError for one that does not exist."""
     entries = list(catalogue().values())
     families = sorted({entry.family for entry in entries})
@@ -95,12 +99,12 @@ def of_family(family: str | None) -> list[Entry]:
     return chosen
 
 
-def by_sha256(digest: str) -> Entry | None:
+def model_by_sha256(digest: str) -> CatalogueModel | None:
     """The entry whose file has this checksum."""
     return next((entry for entry in catalogue().values() if entry.download.sha256 == digest), None)
 
 
-def sized(entry: Entry) -> str:
+def download_size(entry: CatalogueModel) -> str:
     """The size of the download, for people."""
     size = entry.download.bytes
     return human(size) if size else entry.download.about or "unknown"

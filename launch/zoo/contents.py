@@ -11,7 +11,7 @@ _DEEP = 12  # levels of nested records that are followed
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSummary:
     """One tensor by its place in the file."""
 
     group: str  # what it lies in: '' at the top
@@ -28,27 +28,27 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Contents:
+class FileContents:
     """What a file holds."""
 
     kind: str
-    tensors: list[Tensor]
+    tensors: list[TensorSummary]
     metadata: dict[str, str] = field(default_factory=dict)  # other records, shortened
 
 
-def walk(content: Any, group: str = "", key: str = "", depth: int = 0) -> Iterator[Tensor]:
+def tensors_in(content: Any, group: str = "", key: str = "", depth: int = 0) -> Iterator[TensorSummary]:
     """Every tensor in nested dicts and sequences."""
     import torch
 
     if isinstance(content, torch.Tensor):
-        yield Tensor(group, key, tuple(content.shape), str(content.dtype).removeprefix("torch."))
+        yield TensorSummary(group, key, tuple(content.shape), str(content.dtype).removeprefix("torch."))
     elif isinstance(content, Mapping) and depth < _DEEP:
         for name, value in content.items():
             inner = group if depth else (str(name) if isinstance(value, Mapping | list | tuple) else "")
-            yield from walk(value, shortened(inner), _joined(key, name) if depth else str(name), depth + 1)
+            yield from tensors_in(value, shortened(inner), _joined(key, name) if depth else str(name), depth + 1)
     elif isinstance(content, list | tuple) and depth < _DEEP:
         for number, value in enumerate(content):
-            yield from walk(value, group, _joined(key, number), depth + 1)
+            yield from tensors_in(value, group, _joined(key, number), depth + 1)
 
 
 def _joined(key: str, name: Any) -> str:
@@ -61,13 +61,13 @@ def records(content: Any) -> dict[str, str]:
         return {"holds": f"a {type(content).__name__}"}
     found = {}
     for name, value in content.items():
-        if any(True for _ in walk(value)):
+        if any(True for _ in tensors_in(value)):
             continue
-        found[f"record {shortened(str(name))}"] = shortened(_said(value))
+        found[f"record {shortened(str(name))}"] = shortened(_value_text(value))
     return found
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{len(value)} entries: {', '.join(map(str, list(value)[:8]))}"
     return str(value)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from scanfoundry.configs.errors import UserError
 
-Target = Literal["release", "onnx", "monai-bundle"]
+ExportFormat = Literal["release", "onnx", "monai-bundle"]
 TAKEN: dict[str, set[str]] = {
     "release": {"push", "private", "licence", "intended-use", "citation", "metrics", "without-patients"},
     "onnx": {"check"},
@@ -16,7 +16,7 @@ TAKEN: dict[str, set[str]] = {
 
 
 @dataclass(frozen=True)
-class Words:
+class CardTexts:
     """What was said of the model on the command line, '' where nothing was."""
 
     licence: str = ""
@@ -24,7 +24,7 @@ class Words:
     citation: str = ""
 
 
-def check_same_options(to: Target, given: dict[str, object]) -> None:
+def check_same_options(to: ExportFormat, given: dict[str, object]) -> None:
     """UserError where an option was given that this target has no use for."""
     for name, value in given.items():
         if value and name not in TAKEN[to]:
@@ -32,7 +32,7 @@ def check_same_options(to: Target, given: dict[str, object]) -> None:
             raise UserError(f"--{name} goes with --to {fitting}, not with {to}: leave it out")
 
 
-def convert(run: Path, out: Path, to: Target, check: Path | None, words: Words) -> str:
+def convert(run: Path, out: Path, to: ExportFormat, check: Path | None, texts: CardTexts) -> str:
     """Write the model into a new folder; gives what to tell. UserError where the run is no fine-tuned model."""
     folder = run if run.is_dir() else run.parent
     if _is_encoder(folder):
@@ -46,7 +46,7 @@ def convert(run: Path, out: Path, to: Target, check: Path | None, words: Words) 
     from scanfoundry.finetune.export.bundle import Terms, export_bundle
     from scanfoundry.finetune.export.bundle_texts import RUN
 
-    export_bundle(folder, out, Terms(words.licence, words.intended_use, words.citation))
+    export_bundle(folder, out, Terms(texts.licence, texts.intended_use, texts.citation))
     return f"{out}: to run it, there: {RUN}"
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -13,15 +14,20 @@ from scanfoundry.datasets.storage.address import Unavailable, shown
 from scanfoundry.datasets.storage.fetch import Fetch
 from scanfoundry.datasets.storage.web import Version
 from scanfoundry.launch.zoo.catalogue import Download, human
-from scanfoundry.launch.zoo.verifying import Fetched, held_against, require_room
+from scanfoundry.launch.zoo.verifying import VerifiedFile, check_free_space, verify_against
+
+logger = logging.getLogger(__name__)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-Say = Callable[[str], None]
-Told = Callable[[int, int | None], None]  # bytes that are here, bytes of the whole file
+Progress = Callable[[int, int | None], None]  # called with the bytes that are here, and those of the whole file
+
+
+def no_progress(done: int, total: int | None) -> None:
+    """For whoever shows no progress."""
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a server is waited for."""
 
     timeout: float = 60.0  # s without a byte
@@ -29,14 +35,14 @@ class Patience:
 
 
 @dataclass
-class _Progress:
+class _Watched:
     """What the fetch tells after each piece: kept for a later run, and held against what is expected."""
 
     url: str
     record: Path
     version: Version
     expected: Download
-    told: Told
+    progress: Progress
     _noted: tuple[str, int | None] | None = field(default=None)
 
     def __call__(self, position: int) -> None:
@@ -45,31 +51,39 @@ class _Progress:
             self._noted = now
             self._judge(position)
             self.record.write_text(json.dumps({"url": _hashed(self.url), **asdict(self.version)}))
-        self.told(position, self.version.size)
+        self.progress(position, self.version.size)
 
     def _judge(self, position: int) -> None:
         size, known = self.version.size, self.expected.bytes
         if size is not None and known is not None and size != known:
             raise Unavailable(f"{shown(self.url)} has {size} bytes, the catalogue's file has {known}")
         if size is not None:
-            require_room(self.record.parent, size - position + size)
+            check_free_space(self.record.parent, size - position + size)
 
 
 def download(
-    expected: Download, urls: list[str], folder: Path, patience: Patience, say: Say, told: Told = lambda *_: None
-) -> Fetched:
-    """The verified file in `folder`; what an earlier run got of it is continued.
+    expected: Download, urls: list[str], folder: Path, patience: RetryPolicy, progress: Progress = no_progress
+) -> VerifiedFile:
+    """Download and verify a file; what an earlier run got of it is continued.
 
-    The addresses are tried in order. UserError where none of them has it, or what came is not what is `expected`.
+    Args:
+        expected: name, size and checksums of the file, as far as they are known.
+        urls: addresses, tried in this order.
+        folder: where the file, and its part until it is whole, are written.
+        patience: how long a server is waited for.
+        progress: called with the bytes that are here and those of the whole file.
+
+    Raises:
+        UserError: none of the addresses has it (`Unavailable`), what came is not what is expected, or the disk is full.
     """
     refused: list[Unavailable] = []
     for url in urls:
         try:
-            return _from_one(expected, url, folder, patience, say, told)
+            return _from_one(expected, url, folder, patience, progress)
         except Unavailable as error:
             refused.append(error)
             if len(urls) > len(refused):
-                say(f"{error}; trying the next address")
+                logger.warning("%s; trying the next address", error)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -81,24 +95,25 @@ def download(
     raise last
 
 
-def _from_one(expected: Download, url: str, folder: Path, patience: Patience, say: Say, told: Told) -> Fetched:
+def _from_one(expected: Download, url: str, folder: Path, patience: RetryPolicy, progress: Progress) -> VerifiedFile:
     part, seen = folder / f"{expected.file}.part", list[str]()
     wrong = folder / f"{expected.file}.wrong"
     while True:
-        say(f"fetching {shown(url)} ({human(expected.bytes) if expected.bytes else expected.about or 'size unknown'})")
-        digest = _fetched(expected, url, part, patience, told)
-        reason, verified = held_against(expected, part, digest)
+        size = human(expected.bytes) if expected.bytes else expected.about or "size unknown"
+        logger.info("fetching %s (%s)", shown(url), size)
+        digest = _fetched(expected, url, part, patience, progress)
+        reason, verified = verify_against(expected, part, digest)
         if not reason:
             done = part.rename(folder / expected.file)
             wrong.unlink(missing_ok=True)
             _record(part).unlink(missing_ok=True)
-            return Fetched(done, shown(url), done.stat().st_size, digest, verified)
+            return VerifiedFile(done, shown(url), done.stat().st_size, digest, verified)
         part.replace(wrong)
         _record(part).unlink(missing_ok=True)
         if len(seen) == 1:
             raise UserError(_explained(reason, url, wrong, digest in seen))
         seen.append(digest)
-        say(f"{reason}; fetching it once more from the start")
+        logger.warning("%s; fetching it once more from the start", reason)
 
 
 def _explained(reason: str, url: str, wrong: Path, same: bool) -> str:
@@ -112,17 +127,23 @@ def _explained(reason: str, url: str, wrong: Path, same: bool) -> str:
     return f"{shown(url)}: {reason}; what came is kept as {wrong} and nothing was installed; {advice}"
 
 
-def _fetched(expected: Download, url: str, part: Path, patience: Patience, told: Told) -> str:
+def _fetched(expected: Download, url: str, part: Path, patience: RetryPolicy, progress: Progress) -> str:
     """Completes the part file; its sha256."""
     version = _known_version(url, part, strict=expected.sha256 is None)
-    progress = _Progress(url, _record(part), version, expected, told)
+    watched = _Watched(url, _record(part), version, expected, progress)
     part.touch()
     if expected.bytes is not None:
-        require_room(part.parent, 2 * expected.bytes - part.stat().st_size)
+        check_free_space(part.parent, 2 * expected.bytes - part.stat().st_size)
     limit = shutil.disk_usage(part.parent).free + part.stat().st_size
     with open(part, "r+b", buffering=0) as stream:
         fetch = Fetch(
-            url, patience.timeout, patience.attempts, size=expected.bytes, limit=limit, version=version, told=progress
+            url,
+            patience.timeout,
+            patience.attempts,
+            size=expected.bytes,
+            limit=limit,
+            version=version,
+            progress=watched,
         )
         return fetch.copied(stream)
 

@@ -14,8 +14,8 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.export.folder import new_folder
 from scanfoundry.launch.zoo.card import encoder_card
 from scanfoundry.launch.zoo.card_finetuned import finetuned_card
-from scanfoundry.launch.zoo.card_parts import Facts
-from scanfoundry.launch.zoo.metrics import of_file, of_run
+from scanfoundry.launch.zoo.card_parts import CardFacts
+from scanfoundry.launch.zoo.metrics import table_of_file, table_of_run
 from scanfoundry.pretrain.checkpoint.checkpoint import SEAL, unchanged, verified_step
 from scanfoundry.pretrain.checkpoint.state_files import StateFiles
 from scanfoundry.pretrain.training.release import released_prefix
@@ -27,7 +27,7 @@ _NON_COMMERCIAL = re.compile(r"(^|[^a-z])nc([^a-z]|$)|non-?commercial", re.IGNOR
 
 
 @dataclass(frozen=True)
-class Terms:
+class ReleaseTerms:
     """What the user says of the release."""
 
     licence: str | None = None  # None: the run's
@@ -46,11 +46,14 @@ class Exported:
     inherited: str  # terms of the weights that it started from
 
 
-def weights_of(run: Path) -> Release:
+def load_run(run: Path) -> Release:
     """The encoder of a pre-training run, with its description and patients: what a release is made of.
 
-    run: its folder, whose `model.safetensors` is read, or one of its checkpoints, of which the weights alone are.
-    UserError where the run has written no model yet.
+    Args:
+        run: its folder, whose `model.safetensors` is read, or one of its checkpoints, of which the weights alone are.
+
+    Raises:
+        UserError: the run has written no model yet.
     """
     folder = run if run.is_dir() else run.parent
     if (folder / SEAL).is_file():
@@ -62,7 +65,7 @@ def weights_of(run: Path) -> Release:
 
 def _of_checkpoint(folder: Path) -> Release:
     """The weights of a checkpoint; what they are, and whom they have seen, stands beside the run's model."""
-    described = weights_of(folder.parent.parent)
+    described = load_run(folder.parent.parent)
     chosen = released_prefix(described.info.averaged is not None)
     with unchanged(folder):
         step = verified_step(folder)
@@ -72,11 +75,17 @@ def _of_checkpoint(folder: Path) -> Release:
     return Release(weights, info, described.patients)
 
 
-def export(run: Path, out: Path, terms: Terms, repository: str | None = None) -> Exported:
+def export(run: Path, out: Path, terms: ReleaseTerms, repository: str | None = None) -> Exported:
     """Write the release of a run, of a pre-training or a fine-tuning, into a new folder.
 
-    UserError where the run has no whole model, `out` holds something, or the terms forbid to publish it in
-    `repository`. Until it is whole, `out` does not exist.
+    Args:
+        run: the run's folder, one of its checkpoints, or a file in either.
+        out: the new folder; until it is whole, it does not exist.
+        terms: what the user says of the release.
+        repository: USER/NAME on the hub, where it shall be published.
+
+    Raises:
+        UserError: the run has no whole model, `out` holds something, or the terms forbid to publish it.
     """
     with new_folder(out, ", or, where it is an earlier export, --push alone") as part:
         exported = _written(run, part, terms, repository or out.name)
@@ -85,16 +94,16 @@ def export(run: Path, out: Path, terms: Terms, repository: str | None = None) ->
     return Exported(out.absolute(), exported.licence, exported.inherited)
 
 
-def _written(run: Path, part: Path, terms: Terms, name: str) -> Exported:
+def _written(run: Path, part: Path, terms: ReleaseTerms, name: str) -> Exported:
     folder = run if run.is_dir() else run.parent
-    facts = Facts(name.rpartition("/")[2], "", "", terms.intended_use, "", name if "/" in name else "USER/NAME")
-    figures = of_file(terms.metrics) if terms.metrics else of_run(folder)
+    facts = CardFacts(name.rpartition("/")[2], "", "", terms.intended_use, "", name if "/" in name else "USER/NAME")
+    figures = table_of_file(terms.metrics) if terms.metrics else table_of_run(folder)
     if _kind(folder) == "finetuned":
         licence, inherited = terms.licence or "", ""
         stated = replace(facts, licence=licence, citation=terms.citation or "")
         card = _finetuned(folder, part, stated, figures)
     else:
-        release = weights_of(folder)
+        release = load_run(folder)
         own, inherited = split_licence(release.info.licence)
         licence, citation = terms.licence or own, release.info.citation
         said = "; ".join(filter(None, (licence, inherited and _INHERITED + inherited)))
@@ -114,7 +123,7 @@ def _written(run: Path, part: Path, terms: Terms, name: str) -> Exported:
     return Exported(part, licence, inherited)
 
 
-def _finetuned(folder: Path, part: Path, facts: Facts, figures: list[str]) -> str:
+def _finetuned(folder: Path, part: Path, facts: CardFacts, figures: list[str]) -> str:
     from scanfoundry.finetune.model_file import load_model
 
     load_model(folder)  # whole, and of a version that can be read
@@ -129,7 +138,7 @@ def _kind(folder: Path) -> str:
     try:
         described = json.loads((folder / INFO).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return "unknown"  # `weights_of` says what is wrong
+        return "unknown"  # `load_run` says what is wrong
     return str(described.get("kind", "")) if isinstance(described, dict) else "unknown"
 
 
@@ -157,9 +166,10 @@ def exported_before(out: Path) -> Exported | None:
     """The release that an earlier `export` left in a folder, card edited or not; None where there is none."""
     if not all((out / name).is_file() for name in (WEIGHTS, INFO, CARD, SUMS)):
         return None
-    header = re.match(r"---\n(.*?)\n---", (out / CARD).read_text(encoding="utf-8"), re.DOTALL)
+    from huggingface_hub import metadata_load
+
     try:
-        fields = yaml.safe_load(header[1]) if header else {}
+        fields = metadata_load(out / CARD) or {}
         described = json.loads((out / INFO).read_text(encoding="utf-8"))
         licence = str(fields.get("license_name") or fields.get("license") or "")
         return Exported(out, licence, split_licence(str(described.get("licence", "")))[1])

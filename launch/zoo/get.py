@@ -1,5 +1,6 @@
 """`scanfoundry models get`: from a name to an installed release, once, whoever else asks at the same time."""
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -9,32 +10,43 @@ from scanfoundry.backbones import models_folder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.storage.address import Unavailable, is_url, join, shown
 from scanfoundry.datasets.storage.locks import exclusive
-from scanfoundry.launch.zoo.catalogue import Download, Entry
-from scanfoundry.launch.zoo.download import Patience, Say, Told, download
-from scanfoundry.launch.zoo.verifying import Fetched, on_this_machine, require_room
+from scanfoundry.launch.zoo.catalogue import CatalogueModel, Download
+from scanfoundry.launch.zoo.download import Progress, RetryPolicy, download, no_progress
+from scanfoundry.launch.zoo.verifying import VerifiedFile, check_free_space, verify_local_file
+
+logger = logging.getLogger(__name__)
 
 MIRROR = "SCANFOUNDRY_MIRROR"
 _WAIT = 1800.0  # s in which another process that installs the same model may show no sign of life
 
 
 @dataclass(frozen=True)
-class Wish:
+class InstallOptions:
     """What the user asked for beside the name."""
 
     out: Path | None = None  # None: the models folder, under the model's name
     source: Path | None = None  # a file or folder of this machine instead of the network
     sha256: str | None = None  # expected instead of the catalogue's
     in_channels: int | None = None
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
 
 
-def get(entry: Entry, wish: Wish, say: Say, told: Told = lambda *_: None) -> Path:
-    """Install a model and give its folder; the same again changes nothing.
+def get(entry: CatalogueModel, wish: InstallOptions, progress: Progress = no_progress) -> Path:
+    """Install a model once: download or read its file, verify it, convert it, put the release in place.
 
-    UserError where it cannot be had, is not what it should be, or the folder is in use; nothing is installed then.
+    Args:
+        entry: the model, from the catalogue.
+        wish: what the user chose beside the name.
+        progress: called with the bytes that are here and those of the whole file.
+
+    Returns:
+        The folder of the release; a second call finds it there and changes nothing.
+
+    Raises:
+        UserError: the file cannot be had or is not what it should be, or the folder is in use. Nothing is installed.
     """
     target = (wish.out or models_folder() / entry.name).absolute()
-    if installed(target, entry, wish, say):
+    if installed(target, entry, wish):
         return target
     work = target.parent / f".{target.name}.download"
     try:
@@ -43,22 +55,26 @@ def get(entry: Entry, wish: Wish, say: Say, told: Told = lambda *_: None) -> Pat
         raise UserError(f"cannot write to {work}: {error.strerror}; set SCANFOUNDRY_MODELS, or give --out") from error
     lock = target.parent / f".{target.name}.lock"
     with exclusive(lock, _WAIT, sign_of_life=lambda: _sizes(work)):
-        if installed(target, entry, wish, say):  # by whoever had the lock before
+        if installed(target, entry, wish):  # by whoever had the lock before
             return target
-        expected = _expected(entry, wish)
+        expected = _expected_download(entry, wish)
         from scanfoundry.launch.zoo.installing import install  # torch is needed from here on
 
-        fetched = _obtained(entry, expected, wish, work, say, told)
+        fetched = _obtain(entry, expected, wish, work, progress)
         try:
-            install(entry, fetched, target, work, wish.in_channels, say)
+            install(entry, fetched, target, work, wish.in_channels)
         except UserError as error:
-            raise UserError(f"{error}{_set_aside(fetched, expected, work)}") from error
+            raise UserError(f"{error}{_keep_unverified(fetched, expected, work)}") from error
         shutil.rmtree(work, ignore_errors=True)  # ours alone: a file of the user's is read where it lies
     return target
 
 
-def installed(target: Path, entry: Entry, wish: Wish, say: Say) -> bool:
-    """Whether the model is there already, whole; UserError where something else is, or it is damaged."""
+def installed(target: Path, entry: CatalogueModel, wish: InstallOptions) -> bool:
+    """Whether the model is installed already, whole and for the channels asked for.
+
+    Raises:
+        UserError: the folder holds something else, is damaged, or was installed for other channels.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     from scanfoundry.launch.zoo.origin import read_origin
@@ -75,11 +91,11 @@ def installed(target: Path, entry: Entry, wish: Wish, say: Say) -> bool:
             f"{target} is installed for {info.backbone.in_channels} input channels, {channels} are asked for: "
             "install it a second time with --out, or move the folder away"
         )
-    say(f"{entry.name} is already installed in {target}")
+    logger.info("%s is already installed in %s", entry.name, target)
     return True
 
 
-def _expected(entry: Entry, wish: Wish) -> Download:
+def _expected_download(entry: CatalogueModel, wish: InstallOptions) -> Download:
     """What the file must be: the catalogue's word, or the user's."""
     if wish.sha256 is None:
         return entry.download
@@ -89,7 +105,9 @@ def _expected(entry: Entry, wish: Wish) -> Download:
     return entry.download.model_copy(update={"sha256": given, "bytes": None, "md5_prefix": None})
 
 
-def _obtained(entry: Entry, expected: Download, wish: Wish, work: Path, say: Say, told: Told) -> Fetched:
+def _obtain(
+    entry: CatalogueModel, expected: Download, wish: InstallOptions, work: Path, progress: Progress
+) -> VerifiedFile:
     mirror = os.environ.get(MIRROR, "")
     if wish.source is not None:
         found = _on_disk(wish.source, entry)
@@ -100,19 +118,19 @@ def _obtained(entry: Entry, expected: Download, wish: Wish, work: Path, say: Say
         whole = work / expected.file
         if whole.is_file():  # an earlier run was ended between the download and its conversion
             try:
-                return replace(on_this_machine(expected, whole), origin=shown(urls[0]))
+                return replace(verify_local_file(expected, whole), origin=shown(urls[0]))
             except UserError:
                 whole.replace(work / f"{expected.file}.wrong")
         try:
-            return download(expected, urls, work, wish.patience, say, told)
+            return download(expected, urls, work, wish.patience, progress)
         except Unavailable as error:
-            raise UserError(_way_out(error, entry, bool(mirror))) from error
-    require_room(work, found.stat().st_size)
-    say(f"reading {found}")
-    return on_this_machine(expected, found)
+            raise UserError(_advice_on_failure(error, entry, bool(mirror))) from error
+    check_free_space(work, found.stat().st_size)
+    logger.info("reading %s", found)
+    return verify_local_file(expected, found)
 
 
-def _set_aside(fetched: Fetched, expected: Download, work: Path) -> str:
+def _keep_unverified(fetched: VerifiedFile, expected: Download, work: Path) -> str:
     """Where a download went that no sum had verified and that cannot be read, so that the next run gets another."""
     if fetched.path.parent != work or expected.sha256 is not None:
         return ""
@@ -120,7 +138,7 @@ def _set_aside(fetched: Fetched, expected: Download, work: Path) -> str:
     return f"; nothing was installed, what came is kept as {kept}"
 
 
-def _on_disk(place: Path, entry: Entry) -> Path:
+def _on_disk(place: Path, entry: CatalogueModel) -> Path:
     """The model's file: itself, in a folder, or in a mirror's folder; UserError where it is in none."""
     file = entry.download.file
     for path in (place, place / file, place / entry.name / file):
@@ -129,7 +147,7 @@ def _on_disk(place: Path, entry: Entry) -> Path:
     raise UserError(f"{place} has neither {file} nor {entry.name}/{file}; get it from {entry.page}")
 
 
-def _way_out(error: Unavailable, entry: Entry, mirrored: bool) -> str:
+def _advice_on_failure(error: Unavailable, entry: CatalogueModel, mirrored: bool) -> str:
     """What a person can do about a file that cannot be fetched."""
     if mirrored:
         return f"{error}; put the file on the mirror as {entry.name}/{entry.download.file}, or unset {MIRROR}"

@@ -6,8 +6,8 @@ from typing import Any
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import sha256_of
-from scanfoundry.launch.zoo.catalogue import by_sha256, human
-from scanfoundry.launch.zoo.contents import Contents
+from scanfoundry.launch.zoo.catalogue import human, model_by_sha256
+from scanfoundry.launch.zoo.contents import FileContents
 from scanfoundry.launch.zoo.open import contents_of
 from scanfoundry.launch.zoo.origin import read_origin
 
@@ -16,7 +16,14 @@ SEAL = "complete.json"  # of a checkpoint folder, see pretrain/checkpoint/checkp
 
 
 def inspect(path: Path) -> list[str]:
-    """Lines for people. UserError for what is missing, damaged, or holds code."""
+    """Describe a weight file, or a run, release or checkpoint folder.
+
+    Returns:
+        Lines for people; file names and texts in them are not escaped yet.
+
+    Raises:
+        UserError: it is missing or damaged, or its pickle would run code.
+    """
     if path.is_dir():
         return _folder(path)
     if not path.exists():
@@ -28,7 +35,7 @@ def inspect(path: Path) -> list[str]:
     lines = [f"{path}: {contents.kind}, {human(path.stat().st_size)}", f"sha256: {digest}", *_tensors(contents)]
     lines += [f"{name}: {value}" for name, value in list(contents.metadata.items())[:RECORDS]]
     lines += [f"and {len(contents.metadata) - RECORDS} more records"] if len(contents.metadata) > RECORDS else []
-    entry = by_sha256(digest)
+    entry = model_by_sha256(digest)
     if entry is None:
         lines.append("licence and origin: not in the file, and not a file of the catalogue")
     else:
@@ -36,7 +43,7 @@ def inspect(path: Path) -> list[str]:
     return [*lines, *_loads(path, contents)]
 
 
-def _tensors(contents: Contents) -> list[str]:
+def _tensors(contents: FileContents) -> list[str]:
     tensors = contents.tensors
     if not tensors:
         return ["tensors: none"]
@@ -58,7 +65,7 @@ def _tensors(contents: Contents) -> list[str]:
     return [*lines, "largest: " + ", ".join(str(tensor) for tensor in largest)]
 
 
-def _loads(path: Path, contents: Contents) -> list[str]:
+def _loads(path: Path, contents: FileContents) -> list[str]:
     """Which backbone the file becomes, with what happens to its keys."""
     from scanfoundry.backbones.foreign import load_foreign
 

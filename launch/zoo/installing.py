@@ -1,5 +1,6 @@
 """From a file of others to a release of ours, in one rename."""
 
+import logging
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -8,13 +9,14 @@ from scanfoundry.backbones.foreign import Report, load_foreign
 from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.catalogue import Entry
-from scanfoundry.launch.zoo.download import Say
+from scanfoundry.launch.zoo.catalogue import CatalogueModel
 from scanfoundry.launch.zoo.origin import FILE, Origin
-from scanfoundry.launch.zoo.verifying import Fetched
+from scanfoundry.launch.zoo.verifying import VerifiedFile
+
+logger = logging.getLogger(__name__)
 
 
-def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channels: int | None, say: Say) -> None:
+def install(entry: CatalogueModel, fetched: VerifiedFile, target: Path, work: Path, in_channels: int | None) -> None:
     """Convert a verified file and put the release in place; `work` is a folder of ours on the same disk."""
     encoder, info, report = load_foreign(fetched.path, in_channels=in_channels or entry.in_channels)
     if info.weights_sha256 != fetched.sha256:
@@ -28,18 +30,19 @@ def install(entry: Entry, fetched: Fetched, target: Path, work: Path, in_channel
     if target.exists():  # an empty folder, which `installed` has let pass
         target.rmdir()
     built.rename(target)
-    say(str(report))
+    logger.info("%s", report)
     if fetched.verified:
-        say(f"verified by {fetched.verified} ({entry.download.evidence})")
+        logger.info("verified by %s (%s)", fetched.verified, entry.download.evidence)
     else:
-        say(f"NOT verified: no checksum is published; its sha256 is {fetched.sha256} (kept in {FILE})")
+        logger.warning("NOT verified: no checksum is published; its sha256 is %s (kept in %s)", fetched.sha256, FILE)
     terms = {"no": ": NO commercial use", "unknown": ": ask whether commercial use is allowed"}
-    say(f"licence {entry.licence}{terms.get(entry.commercial_use, '')}; cite {entry.citation}")
+    commercial = terms.get(entry.commercial_use, "")
+    logger.info("licence %s%s; cite %s", entry.licence, commercial, entry.citation)
     if entry.attribution:
-        say(entry.attribution)
+        logger.info("%s", entry.attribution)
 
 
-def check_same(entry: Entry, encoder: Encoder, path: Path) -> None:
+def check_same(entry: CatalogueModel, encoder: Encoder, path: Path) -> None:
     """UserError where a file turns out to be of another backbone than the catalogue says."""
     found = encoder.config.model_dump(mode="json")
     for key, value in entry.backbone.items():
@@ -50,7 +53,7 @@ def check_same(entry: Entry, encoder: Encoder, path: Path) -> None:
             )
 
 
-def described(entry: Entry, info: ReleaseInfo) -> ReleaseInfo:
+def described(entry: CatalogueModel, info: ReleaseInfo) -> ReleaseInfo:
     """The description that the file's own keys gave, with what the catalogue knows."""
     facts = {
         "objective": entry.objective,
@@ -62,7 +65,7 @@ def described(entry: Entry, info: ReleaseInfo) -> ReleaseInfo:
     return info.model_copy(update=facts)
 
 
-def _origin(entry: Entry, fetched: Fetched, report: Report) -> Origin:
+def _origin(entry: CatalogueModel, fetched: VerifiedFile, report: Report) -> Origin:
     return Origin(
         name=entry.name,
         title=entry.title,

@@ -8,7 +8,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.export.escaping import for_markdown
 
 
-def of_run(folder: Path) -> list[str]:
+def table_of_run(folder: Path) -> list[str]:
     """Lines of Markdown from `results.json` of a fine-tuning; empty where the run has none.
 
     Only means and intervals are taken: the file's records are of single patients.
@@ -29,7 +29,7 @@ def of_run(folder: Path) -> list[str]:
     return [*lines, *(["", "To read them:", *warnings] if warnings else [])]
 
 
-def of_file(path: Path) -> list[str]:
+def table_of_file(path: Path) -> list[str]:
     """Lines of Markdown from a JSON file: an object of names and numbers or texts, or of tables of those."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -7,14 +7,20 @@ from collections import Counter
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.contents import Contents, Tensor, records, shortened, walk
-from scanfoundry.launch.zoo.pickles import MOST_PICKLED, careful, globals_of, in_torch_zip, suspicious
+from scanfoundry.launch.zoo.contents import FileContents, TensorSummary, records, shortened, tensors_in
+from scanfoundry.launch.zoo.pickles import (
+    MOST_PICKLED,
+    pickle_imports,
+    torch_zip_imports,
+    unneeded_imports,
+    with_bounded_lines,
+)
 
 _OLD = 5  # pickles: magic number, version, system, content, keys of storages
 _MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 
 
-def contents_of(path: Path) -> Contents:
+def contents_of(path: Path) -> FileContents:
     """Look into a file. UserError where it cannot be read, is damaged, is of no known kind, or holds code."""
     try:
         with path.open("rb") as stream:
@@ -33,7 +39,7 @@ def contents_of(path: Path) -> Contents:
     raise AssertionError("a file of no known kind was read")
 
 
-def _safetensors(path: Path) -> Contents:
+def _safetensors(path: Path) -> FileContents:
     from safetensors import SafetensorError, safe_open
 
     from scanfoundry.backbones.foreign.safe import check_header_length
@@ -42,26 +48,28 @@ def _safetensors(path: Path) -> Contents:
     try:
         with safe_open(path, "pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            tensors = [Tensor("", key, tuple(s.get_shape()), str(s.get_dtype())) for key, s in slices.items()]
+            tensors = [TensorSummary("", key, tuple(s.get_shape()), str(s.get_dtype())) for key, s in slices.items()]
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged or truncated ({shortened(str(error))}): download it again") from error
-    return Contents("safetensors", tensors, {f"metadata {key}": shortened(value) for key, value in metadata.items()})
+    return FileContents(
+        "safetensors", tensors, {f"metadata {key}": shortened(value) for key, value in metadata.items()}
+    )
 
 
-def _torch_zip(path: Path) -> Contents:
+def _torch_zip(path: Path) -> FileContents:
     from scanfoundry.backbones.foreign.safe import ALLOWED, read_foreign
 
     try:
-        names = in_torch_zip(path)
+        names = torch_zip_imports(path)
     except ValueError as error:
         raise UserError(f"{path} is damaged: its pickle cannot be read ({error}); download it again") from error
-    _refuse(path, suspicious(names, set(ALLOWED)))
+    _refuse(path, unneeded_imports(names, set(ALLOWED)))
     content = read_foreign(path)
-    return Contents("torch file (zip)", list(walk(content)), records(content))
+    return FileContents("torch file (zip)", list(tensors_in(content)), records(content))
 
 
-def _pickle(path: Path) -> Contents:
+def _pickle(path: Path) -> FileContents:
     """A torch file from before torch 1.6, which is a row of pickles, or any other pickle."""
     import torch
 
@@ -70,13 +78,13 @@ def _pickle(path: Path) -> Contents:
 
     try:
         with path.open("rb") as stream:
-            names = globals_of(stream)
+            names = pickle_imports(stream)
     except ValueError as error:
         raise UserError(f"{path} is neither a safetensors nor a torch file, nor a whole pickle ({error})") from error
-    _refuse(path, suspicious(names, set(ALLOWED)))
+    _refuse(path, unneeded_imports(names, set(ALLOWED)))
     imports = ", ".join(names) or "nothing"
     if not _is_old_torch(path):
-        return Contents("a pickle that is no torch file; nothing in it was run", [], _counted(path, imports))
+        return FileContents("a pickle that is no torch file; nothing in it was run", [], _counted(path, imports))
     try:
         _check_cost(path)
         with (
@@ -88,7 +96,7 @@ def _pickle(path: Path) -> Contents:
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path} is damaged, or refused as unsafe ({shortened(str(error))})") from error
     kind = "torch file from before torch 1.6 (plain pickles)"
-    return Contents(kind, list(walk(content)), {"imports": imports, **records(content)})
+    return FileContents(kind, list(tensors_in(content)), {"imports": imports, **records(content)})
 
 
 def _check_cost(path: Path) -> None:
@@ -104,7 +112,7 @@ def _imports_something(path: Path) -> bool:
     """Whether the file is a pickle of the oldest protocols, which begin with no mark, and holds code."""
     try:
         with path.open("rb") as stream:
-            return bool(globals_of(io.BytesIO(stream.read(MOST_PICKLED))))
+            return bool(pickle_imports(io.BytesIO(stream.read(MOST_PICKLED))))
     except ValueError:
         return False
 
@@ -120,14 +128,14 @@ def _refuse(path: Path, names: list[str]) -> None:
 def _is_old_torch(path: Path) -> bool:
     """Whether the first pickle is torch's magic number."""
     with path.open("rb") as stream:
-        return any(argument == _MAGIC for _, argument, _ in pickletools.genops(careful(stream)))
+        return any(argument == _MAGIC for _, argument, _ in pickletools.genops(with_bounded_lines(stream)))
 
 
 def _counted(path: Path, imports: str) -> dict[str, str]:
     with path.open("rb") as stream:
         kinds: Counter[str] = Counter()
         texts: list[str] = []
-        for _, argument, _ in pickletools.genops(careful(stream)):
+        for _, argument, _ in pickletools.genops(with_bounded_lines(stream)):
             kinds[type(argument).__name__] += argument is not None
             if isinstance(argument, str) and len(texts) < 8:
                 texts.append(shortened(argument))

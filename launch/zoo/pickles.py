@@ -25,7 +25,7 @@ _HARMLESS = re.compile(
 )
 
 
-class _Careful:
+class _BoundedLines:
     def __init__(self, stream: IO[bytes]) -> None:
         self.read, self.tell = stream.read, stream.tell
         self._readline = stream.readline
@@ -35,12 +35,12 @@ class _Careful:
         return self._readline(_LINE)
 
 
-def careful(stream: IO[bytes]) -> IO[bytes]:
+def with_bounded_lines(stream: IO[bytes]) -> IO[bytes]:
     """For pickletools, a stream whose lines end: a file without a line's end would else be one, whole in memory."""
-    return cast(IO[bytes], _Careful(stream))
+    return cast(IO[bytes], _BoundedLines(stream))
 
 
-def globals_of(stream: IO[bytes]) -> list[str]:
+def pickle_imports(stream: IO[bytes]) -> list[str]:
     """The names that the pickles in a file, one after the other, would import, in order of appearance.
 
     ValueError where it does not begin with a pickle. What follows the last one is not looked at.
@@ -49,7 +49,7 @@ def globals_of(stream: IO[bytes]) -> list[str]:
     first = True
     while first or _begins(stream):
         try:
-            found |= dict.fromkeys(list(_of_one(stream)))
+            found |= dict.fromkeys(list(_imports_of_one_pickle(stream)))
         except Exception as error:  # a damaged pickle can fail in any way
             if first:
                 raise ValueError(" ".join(str(error).split())[:160] or type(error).__name__) from error
@@ -66,11 +66,11 @@ def _begins(stream: IO[bytes]) -> bool:
     return head == b"\x80"
 
 
-def _of_one(stream: IO[bytes]) -> Iterator[str]:
+def _imports_of_one_pickle(stream: IO[bytes]) -> Iterator[str]:
     """The names of one pickle; the stream stands behind it then."""
     strings: list[str | None] = []  # what was pushed, with nothing but memos between
     memo: dict[int, str | None] = {}
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(careful(stream))):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(with_bounded_lines(stream))):
         if number > MOST:
             raise ValueError(f"more than {MOST} steps")
         name = opcode.name
@@ -94,7 +94,7 @@ def _of_one(stream: IO[bytes]) -> Iterator[str]:
             strings.clear()
 
 
-def in_torch_zip(path: Path) -> list[str]:
+def torch_zip_imports(path: Path) -> list[str]:
     """The same for the pickle of a torch file; empty where it has none that is stored plainly. ValueError as above."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -104,11 +104,11 @@ def in_torch_zip(path: Path) -> list[str]:
             plain = [
                 info for info in infos if info.compress_type == zipfile.ZIP_STORED and info.file_size <= MOST_PICKLED
             ]
-            return [name for info in plain for name in globals_of(io.BytesIO(archive.read(info)))]
+            return [name for info in plain for name in pickle_imports(io.BytesIO(archive.read(info)))]
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise ValueError(f"the archive is truncated or damaged ({error})") from error
 
 
-def suspicious(names: list[str], allowed: set[str]) -> list[str]:
+def unneeded_imports(names: list[str], allowed: set[str]) -> list[str]:
     """The names that weights do not need."""
     return [name for name in names if name not in allowed and not _HARMLESS.fullmatch(name)]

@@ -7,10 +7,18 @@ from scanfoundry.launch.zoo.exporting import FILES
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload the files of a release; gives the commit's address.
+    """Upload the files of a release with the hub's own login (`hf auth login`, or HF_TOKEN).
 
-    The login is the hub's own (`hf auth login`, or HF_TOKEN). UserError where it is missing or refused, the
-    server cannot be reached, or refuses the card.
+    Args:
+        folder: the release.
+        repository: USER/NAME; it is made where it does not exist.
+        private: whether a repository that is made is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the login is missing or refused, the server cannot be reached, or it refuses the card.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError

@@ -11,7 +11,7 @@ from scanfoundry.launch.zoo.catalogue import Download, human
 
 
 @dataclass(frozen=True)
-class Fetched:
+class VerifiedFile:
     """A file that is here, and what is known of it."""
 
     path: Path
@@ -21,8 +21,17 @@ class Fetched:
     verified: str  # by what; '' where there was nothing to hold it against
 
 
-def held_against(expected: Download, path: Path, digest: str) -> tuple[str, str]:
-    """What is wrong with a file of that sha256 ('' if nothing), and what it was verified by ('' if by nothing)."""
+def verify_against(expected: Download, path: Path, digest: str) -> tuple[str, str]:
+    """Compare a file with what is known of it: its size, then sha256, or the first digits of its md5.
+
+    Args:
+        expected: what the catalogue or the user says of the file.
+        path: the file.
+        digest: its sha256.
+
+    Returns:
+        What is wrong with it ('' if nothing), and what it was verified by ('' if nothing was known).
+    """
     size = path.stat().st_size
     if expected.bytes is not None and size != expected.bytes:
         return f"it has {size} bytes, expected are {expected.bytes}", ""
@@ -42,20 +51,20 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def on_this_machine(expected: Download, path: Path) -> Fetched:
+def verify_local_file(expected: Download, path: Path) -> VerifiedFile:
     """A file that the user has, verified where it lies; UserError where it is not what is expected."""
     with opened_once(path) as (stream, _):  # not while it is still being copied
         digest = sha256_of(stream)
-    reason, verified = held_against(expected, path, digest)
+    reason, verified = verify_against(expected, path, digest)
     if reason:
         raise UserError(
             f"{path}: {reason}; nothing was installed and the file stays where it is; "
             f"get it again, or, if you trust it, say --sha256 {digest}"
         )
-    return Fetched(path, "a file of this machine", path.stat().st_size, digest, verified)
+    return VerifiedFile(path, "a file of this machine", path.stat().st_size, digest, verified)
 
 
-def require_room(folder: Path, needed: int) -> None:
+def check_free_space(folder: Path, needed: int) -> None:
     """UserError where the disk of a folder has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:

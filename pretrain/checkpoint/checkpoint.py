@@ -73,7 +73,7 @@ def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None
 
 
 def clean(root: Path) -> None:
-    """Remove what a killed writer left."""
+    """Remove temporary folders that a killed writer left."""
     for leftover in root.glob(".tmp-step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -85,7 +85,11 @@ def position(folder: Path, seed: int) -> tuple[int, Position]:
 
 
 def verified_step(folder: Path) -> int:
-    """The step of a checkpoint whose files are all whole; UserError where one is not."""
+    """The step of a checkpoint whose files are all whole.
+
+    Raises:
+        UserError: one is not.
+    """
     problem = examine(folder, ALONE)
     if problem is not None:
         raise UserError(f"checkpoint {folder} is broken ({problem}); use an earlier one")
@@ -95,7 +99,11 @@ def verified_step(folder: Path) -> int:
 @contextmanager
 def unchanged(folder: Path) -> Iterator[None]:
     """For verifying a checkpoint and then reading it while a run may still write or delete: what is read is what was
-    verified. UserError where the folder or a file in it was replaced, changed or removed before the end."""
+    verified.
+
+    Raises:
+        UserError: the folder or a file in it was replaced, changed or removed before the end.
+    """
     before = _states(folder)
     problem = UserError(f"checkpoint {folder} was replaced or removed while it was read; run the command again")
     try:
@@ -118,7 +126,9 @@ def _states(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_same_data(folder: Path, manifests: dict[str, str]) -> None:
-    """UserError if a source's manifest (sha256 by source name) is not the one that the checkpoint was trained on."""
+    """Raise UserError if a source's manifest (sha256 by source name) is not the one that the checkpoint was trained
+    on.
+    """
     before = json.loads((folder / SEAL).read_text())["stream"]["manifests"]
     for name, digest in manifests.items():
         if before.get(name) != digest:

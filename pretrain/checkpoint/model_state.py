@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from scanfoundry.backbones.models.tensor_file import Written
-from scanfoundry.pretrain.checkpoint.parameter_shards import Piece, shared_out
-from scanfoundry.pretrain.checkpoint.state_files import STATE, StateFiles, rank_file, write_pieces, write_state
+from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard, shared_out
+from scanfoundry.pretrain.checkpoint.state_files import STATE, StateFiles, rank_file, write_shards, write_state
 from scanfoundry.pretrain.distributed import rng
 from scanfoundry.pretrain.distributed.world import World
 
@@ -16,37 +16,56 @@ STEP = "step"  # of an optimiser's state: how often it stepped, the same for all
 
 
 def save(
-    folder: Path, model: nn.Module, held: list[Piece], states: dict[Tensor, dict[str, Any]], extra: dict[str, Any],
+    folder: Path,
+    model: nn.Module,
+    held: list[ParameterShard],
+    states: dict[Tensor, dict[str, Any]],
+    extra: dict[str, Any],
     world: World,
-) -> list[Written]:  # fmt: skip
-    """Write this rank's pieces into `folder`; every rank calls it. Gives the files that this rank wrote.
+) -> list[Written]:
+    """Write this rank's shards into `folder`; every rank calls it.
 
-    held: `pieces` of the model. states: of the optimiser, by what it steps. extra: JSON that `load` gives back.
-    Raises OSError where the disk is full or read-only.
+    Args:
+        folder: of the checkpoint; it is created.
+        model: the objective.
+        held: its `parameter_shards`.
+        states: of the optimiser, by the tensor that it steps.
+        extra: JSON that `load` returns.
+        world: the ranks.
+
+    Returns:
+        The files that this rank wrote.
+
+    Raises:
+        OSError: the disk is full or read-only.
     """
     tensors: dict[str, Tensor] = {}
     starts: dict[str, int] = {}
-    for piece in shared_out(held, world):
-        kinds = {"weight": piece.flat} | {k: v for k, v in states.get(piece.flat, {}).items() if _follows(k, v)}
+    for shard in shared_out(held, world):
+        kinds = {"weight": shard.flat} | {k: v for k, v in states.get(shard.flat, {}).items() if _follows(k, v)}
         for kind, flat in kinds.items():
-            key = f"{kind}/{piece.name}"
-            tensors[key], starts[key] = piece.of(flat), piece.start
+            key = f"{kind}/{shard.name}"
+            tensors[key], starts[key] = shard.of(flat), shard.start
     tensors |= {f"rng/{device}": state for device, state in rng.state(world).items()}
     if world.is_main:
         tensors |= {f"buffer/{name}": value for name, value in _buffers(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    written = [write_pieces(folder / rank_file(world.rank), tensors, starts)]
+    written = [write_shards(folder / rank_file(world.rank), tensors, starts)]
     if world.is_main:
         written.append(write_state(folder / STATE, _describe(model, states, world) | {"extra": extra}))
     return written
 
 
 def load(
-    folder: Path, model: nn.Module, held: list[Piece], states: dict[Tensor, dict[str, Any]], world: World
+    folder: Path, model: nn.Module, held: list[ParameterShard], states: dict[Tensor, dict[str, Any]], world: World
 ) -> dict[str, Any]:
-    """Read back what `save` wrote, by however many ranks; every rank calls it. Gives the `extra`.
+    """Read what `save` wrote, by however many ranks, into the model and `states`; every rank calls it.
 
-    Raises RuntimeError where the files do not hold what the model has.
+    Returns:
+        The `extra` of `save`.
+
+    Raises:
+        RuntimeError: the files do not hold what the model has.
     """
     with StateFiles(folder) as files:
         _check_fit(files, model)
@@ -54,10 +73,10 @@ def load(
             whole = _whole(parameter)
             if whole is not None:
                 files.read("weight", name, 0, whole.numel(), whole)
-        for piece in held:
-            if piece.flat is not piece.parameter:  # else it has just been read whole
-                files.piece("weight", piece, piece.of(piece.flat))
-                _restore_shard(piece)
+        for shard in held:
+            if shard.flat is not shard.parameter:  # else it has just been read whole
+                files.read_shard("weight", shard, shard.of(shard.flat))
+                _restore_shard(shard)
         _restore_states(files, held, states)
         for name, value in files.buffers().items():
             model.get_buffer(name).copy_(value)
@@ -65,22 +84,22 @@ def load(
         return dict(files.state["extra"])
 
 
-def _restore_states(files: StateFiles, held: list[Piece], states: dict[Tensor, dict[str, Any]]) -> None:
-    trained = [piece for piece in held if piece.parameter.requires_grad]
-    for flat in {id(piece.flat): piece.flat for piece in trained}.values():
+def _restore_states(files: StateFiles, held: list[ParameterShard], states: dict[Tensor, dict[str, Any]]) -> None:
+    trained = [shard for shard in held if shard.parameter.requires_grad]
+    for flat in {id(shard.flat): shard.flat for shard in trained}.values():
         own = {kind: torch.zeros_like(flat) for kind in files.kinds()}
         step = files.state["optimiser"].get(STEP)
         states[flat] = own if step is None else {STEP: torch.tensor(step, dtype=torch.float32), **own}
-    for piece in trained:
+    for shard in trained:
         for kind in files.kinds():
-            files.piece(kind, piece, piece.of(states[piece.flat][kind]))
+            files.read_shard(kind, shard, shard.of(states[shard.flat][kind]))
 
 
-def _restore_shard(piece: Piece) -> None:
+def _restore_shard(shard: ParameterShard) -> None:
     """Where ZeRO 3's optimiser steps a copy of the shard (offload), the shard follows."""
-    shard: Any = getattr(piece.parameter, "ds_tensor", None)
-    if shard is not None and shard is not piece.flat:
-        shard.data.view(-1)[: piece.numel].copy_(piece.of(piece.flat))
+    partition: Any = getattr(shard.parameter, "ds_tensor", None)
+    if partition is not None and partition is not shard.flat:
+        partition.data.view(-1)[: shard.numel].copy_(shard.of(shard.flat))
 
 
 def _whole(parameter: nn.Parameter) -> Tensor | None:

@@ -1,10 +1,10 @@
-"""The files of a checkpoint: every rank's pieces of weights and optimiser states, by name, free of the world size.
+"""The files of a checkpoint: every rank's shards of weights and optimiser states, by name, free of the world size.
 
-rank-00000.safetensors   1-D pieces `weight/<name>`, `<state>/<name>`; rank 0 also whole tensors `buffer/<name>`;
-                         `rng/<device>` of this rank. Its metadata has {key: start} of the pieces.
+rank-00000.safetensors   1-D shards `weight/<name>`, `<state>/<name>`; rank 0 also whole tensors `buffer/<name>`;
+                         `rng/<device>` of this rank. Its metadata has {key: start} of the shards.
 state.json               world size, shapes of the parameters, the optimiser's scalars, what the caller adds
 
-A piece is elements [start, start + its length) of the flattened tensor of its name, so whoever reads asks for the
+A shard is elements [start, start + its length) of the flattened tensor of its name, so whoever reads asks for the
 elements it needs and never learns how many ranks wrote. Nothing is a pickle.
 """
 
@@ -17,30 +17,37 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scanfoundry.backbones.models.tensor_file import Written, write_blocks, write_tensors
-from scanfoundry.pretrain.checkpoint.parameter_shards import Piece
+from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard
 
 STATE = "state.json"
 
 
 def rank_file(rank: int) -> str:
-    """Name of a rank's file."""
+    """The name of a rank's file."""
     return f"rank-{rank:05d}.safetensors"
 
 
-def write_pieces(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> Written:
-    """A rank's file; `starts` of the pieces among its tensors."""
+def write_shards(path: Path, tensors: dict[str, Tensor], starts: dict[str, int]) -> Written:
+    """Write a rank's file.
+
+    Args:
+        path: of the file.
+        tensors: by key.
+        starts: the first element of each shard among them, by the same keys.
+    """
     return write_tensors(path, tensors, {"starts": json.dumps(starts)})
 
 
 def write_state(path: Path, state: dict[str, Any]) -> Written:
-    """`state.json`."""
+    """Write `state.json`."""
     return write_blocks(path, [json.dumps(state).encode()])
 
 
 class StateFiles:
     """The files of one checkpoint, for reading any range of any tensor of any rank's; a context manager.
 
-    Raises RuntimeError where a tensor, or a part of one, is missing.
+    Raises:
+        RuntimeError: a tensor, or a part of one, is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +65,7 @@ class StateFiles:
         return sorted({key.split("/", 1)[0] for key in self._places} - {"weight"})
 
     def read(self, kind: str, name: str, start: int, numel: int, out: Tensor) -> None:
-        """Elements [start, start + numel) of a flattened tensor into `out` (numel,)."""
+        """Copy elements [start, start + numel) of a flattened tensor into `out` (numel,)."""
         missing = numel
         for begin, length, file in self._places.get(f"{kind}/{name}", ()):
             low, high = max(begin, start), min(begin + length, start + numel)
@@ -68,9 +75,9 @@ class StateFiles:
         if missing > 0:
             raise RuntimeError(f"{self.folder} lacks {missing} of {numel} elements of {kind} of {name}")
 
-    def piece(self, kind: str, piece: Piece, out: Tensor) -> None:
-        """A piece (numel,) into `out`."""
-        self.read(kind, piece.name, piece.start, piece.numel, out)
+    def read_shard(self, kind: str, shard: ParameterShard, out: Tensor) -> None:
+        """Copy a shard (numel,) into `out`."""
+        self.read(kind, shard.name, shard.start, shard.numel, out)
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
         """Parameters and buffers whose name begins with `prefix`, whole, fp32 parameters on the CPU.

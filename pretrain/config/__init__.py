@@ -1,1 +1,1 @@
-"""What a pre-training run is told, section by section."""
+"""The configuration of a pre-training run, section by section."""

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from scanfoundry.backbones.registry import TRANSFORMERS, BackboneConfig
+from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.pretrain.config.probes import ProbeConfigs
@@ -63,10 +63,10 @@ class PretrainConfig(Config):
     @field_validator("optimiser")
     @classmethod
     def _fill_in(cls, value: OptimiserConfig, info: ValidationInfo) -> OptimiserConfig:
-        backbone = info.data.get("backbone")  # absent where it was refused, which is said already
+        backbone = info.data.get("backbone")  # absent where it was refused, which is reported already
         if backbone is None:
             return value
-        return value.filled("transformer" if backbone.name in TRANSFORMERS else "convolutional")
+        return value.filled(backbone.family)
 
     @model_validator(mode="after")
     def _warm_up_ends_before_the_run(self) -> "PretrainConfig":

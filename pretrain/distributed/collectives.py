@@ -59,7 +59,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """What all ranks ask of this rank's rows."""
+        """The sum over ranks of the gradients of this rank's rows."""
         rank, _ = rank_and_size()
         return _all_reduce(grad)[rank * ctx.rows : (rank + 1) * ctx.rows]
 
@@ -72,7 +72,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """The sum of what all ranks ask of it."""
+        """The sum of all ranks' gradients."""
         return _all_reduce(grad)
 
 

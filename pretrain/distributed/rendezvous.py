@@ -28,7 +28,9 @@ NAME = "scanfoundry_rendezvous"  # a key of the store: whose it is
 def form_group(backend: str, rank: int, size: int, timeout: timedelta) -> None:
     """Initialise the default process group of `size` ranks.
 
-    Raises UserError where MASTER_PORT is taken or the address is not given; TimeoutError where rank 0 never came.
+    Raises:
+        UserError: MASTER_PORT is taken or the address is not given.
+        TimeoutError: rank 0 never came.
     """
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
@@ -73,16 +75,16 @@ def find(path: Path, deadline_s: float) -> tuple[str, int]:
     limit, heard = time.monotonic() + deadline_s, "has not published where it listens"
     while time.monotonic() < limit:
         try:
-            said = json.loads(path.read_text())
+            announced = json.loads(path.read_text())
         except (OSError, ValueError):
             time.sleep(0.05)
             continue
-        for host in said["hosts"]:
+        for host in announced["hosts"]:
             try:
-                socket.create_connection((host, said["port"]), CONNECT_S).close()
-                return host, said["port"]
+                socket.create_connection((host, announced["port"]), CONNECT_S).close()
+                return host, announced["port"]
             except OSError as error:
-                heard = f"does not answer at {host}:{said['port']} ({error.strerror or error})"
+                heard = f"does not answer at {host}:{announced['port']} ({error.strerror or error})"
         time.sleep(0.2)
     raise TimeoutError(f"rank 0 {heard} after {deadline_s:g} s")
 

@@ -30,8 +30,9 @@ def collective_timeout_s(step_timeout_s: float) -> float:
 class Watchdog:
     """Context manager around a run; `beat` after each step starts the clock anew.
 
-    step_timeout_s: without a beat for this long (three times as long before the first), the process ends.
-    tell: is given the sentence that goes to stderr, for whoever judges the end of the process.
+    Args:
+        step_timeout_s: without a beat for this long (three times as long before the first), the process ends.
+        tell: is given the sentence that goes to stderr, for whoever judges the end of the process.
     """
 
     def __init__(self, step_timeout_s: float, rank: int = 0, tell: Callable[[str], None] | None = None) -> None:
@@ -51,7 +52,7 @@ class Watchdog:
         return self
 
     def beat(self, step: int) -> None:
-        """`step` is finished."""
+        """Note that `step` is finished."""
         self._step, self._limit = step, self._timeout
         self._arm(self._timeout)
 

@@ -38,7 +38,10 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"))  # for whoever reads what a run l
 def join(device: str = "auto", threads: int | None = None, timeout_s: float = TIMEOUT_S) -> World:
     """Read RANK, WORLD_SIZE, LOCAL_RANK (absent: one process), choose device and CPU threads, join the process group.
 
-    timeout_s: how long a collective may wait. DeepSpeed takes the group over as it finds it; calling twice is harmless.
+    DeepSpeed takes the group over as it finds it; calling twice is harmless.
+
+    Args:
+        timeout_s: how long a collective may wait.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -85,7 +88,7 @@ def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
 
 
 def gather_objects(mine: Any, world: World) -> list[Any]:
-    """What every rank holds, in their order, on every rank; for a few bytes."""
+    """Collect one small object of every rank, in the order of ranks, on every rank."""
     if world.size == 1:
         return [mine]
     everyone: list[Any] = [None] * world.size

@@ -11,15 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from scanfoundry.backbones.mednext import MedNeXtBlock
-from scanfoundry.backbones.primus import PrimusEncoder
-from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.resenc import BasicBlockD
-from scanfoundry.backbones.stunet import BasicResBlock
-from scanfoundry.backbones.vit import ViTEncoder
+from scanfoundry.backbones.protocol import Encoder, HasBlocks
 from scanfoundry.configs.errors import UserError
-from scanfoundry.pretrain.objectives.light_decoder import UpBlock
-from scanfoundry.pretrain.objectives.token_decoder import TokenDecoder
 
 
 def apply(objective: nn.Module) -> None:
@@ -29,10 +22,10 @@ def apply(objective: nn.Module) -> None:
     gradient to come, such as a momentum encoder's, run as before. UserError for an encoder without any such block.
     """
     for module in objective.modules():
-        if isinstance(module, Encoder) and not any(True for _ in blocks(module)):
+        if isinstance(module, Encoder) and not any(True for _ in module.block_modules()):
             raise UserError(
                 f"engine.activation_checkpointing=true would do nothing for {type(module).__name__}, which names no "
-                "block to compute twice (Encoder.recomputable); set it to false"
+                "block to compute twice (Encoder.block_modules); set it to false"
             )
     for block in blocks(objective):
         if "forward" not in vars(block):
@@ -40,14 +33,10 @@ def apply(objective: nn.Module) -> None:
 
 
 def blocks(objective: nn.Module) -> Iterator[nn.Module]:
-    """The residual, MedNeXt, transformer and decoder blocks of an objective."""
+    """The blocks of an objective's encoders and decoders, as each of them names its own."""
     for module in objective.modules():
-        if isinstance(module, BasicResBlock | BasicBlockD | MedNeXtBlock | UpBlock):
-            yield module
-        elif isinstance(module, ViTEncoder | PrimusEncoder | TokenDecoder):
-            yield from module.blocks
-        if isinstance(module, Encoder):
-            yield from module.recomputable()
+        if isinstance(module, HasBlocks):
+            yield from module.block_modules()
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

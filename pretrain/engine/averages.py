@@ -11,7 +11,9 @@ from scanfoundry.pretrain.distributed.world import World, sum_over_ranks
 class Averages:
     """Sums and counts of what is not NaN; a metric is a scalar, or one number for each sample (B,).
 
-    modalities: all of the run, each with its place in every rank's table, so that the tables have the same rows.
+    Args:
+        modalities: all of the run, each with its place in every rank's table, so that the tables have the same
+            rows.
     """
 
     def __init__(self, modalities: Sequence[str], world: World) -> None:

@@ -22,7 +22,7 @@ from scanfoundry.backbones.models.tensor_file import Written
 from scanfoundry.configs.base import Config
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.checkpoint import model_state
-from scanfoundry.pretrain.checkpoint.parameter_shards import Piece, pieces
+from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard, parameter_shards
 from scanfoundry.pretrain.checkpoint.state_files import StateFiles
 from scanfoundry.pretrain.distributed.world import World, all_ranks_agree, sum_over_ranks
 from scanfoundry.pretrain.engine import activation_checkpointing
@@ -74,7 +74,8 @@ class StepRecord:
 class Engine:
     """DeepSpeed around an objective (`loss, metrics = objective(*views)`).
 
-    modalities: by which the metrics of samples are also averaged; the same on all ranks.
+    Args:
+        modalities: by which the metrics of samples are also averaged; the same on all ranks.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Engine:
         self._engine.enable_backward_allreduce = world.size > 1 or self._stage > 0
         if isinstance(self._optimiser, Lamb) and self._stage > 0:
             numbers = {name: row for row, (name, _) in enumerate(objective.named_parameters())}
-            self._optimiser.lay_out(self._pieces(), numbers, self._summed)
+            self._optimiser.lay_out(self._shards(), numbers, self._summed)
 
     @property
     def objective(self) -> Objective:
@@ -113,10 +114,11 @@ class Engine:
     def step(self, batches: Iterable[tuple[Batch, ...]], lr: float, progress: float = 0.0) -> StepRecord:
         """One optimiser step over `accumulation` micro-batches, each as its views, at the learning rate `lr`.
 
-        progress: share of the run that is done with this step, for `Objective.after_step`.
-
         If a loss is not finite on any rank, no rank changes its weights: the step runs with zero gradients at a
         learning rate of zero, so that DeepSpeed's own counters stay in step on all ranks.
+
+        Args:
+            progress: share of the run that is done with this step, for `Objective.after_step`.
         """
         averages = Averages(self.modalities, self.world)
         finite = True
@@ -176,16 +178,17 @@ class Engine:
 
         Gives the files that this rank wrote. Any ZeRO stage and world size can `load` them.
         """
-        return model_state.save(folder, self.objective, self._pieces(), self._optimiser.state, extra, self.world)
+        return model_state.save(folder, self.objective, self._shards(), self._optimiser.state, extra, self.world)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read back what `save` wrote, bit for bit at the same world size; returns the `extra`."""
-        return model_state.load(folder, self.objective, self._pieces(), self._optimiser.state, self.world)
+        return model_state.load(folder, self.objective, self._shards(), self._optimiser.state, self.world)
 
     def weights(self, folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         """The objective's weights of names with `prefix`, in fp32 on the CPU.
 
-        folder: a checkpoint of this very state; it is read at ZeRO 3, where no rank holds the weights whole.
+        Args:
+            folder: a checkpoint of this very state; it is read at ZeRO 3, where no rank holds the weights whole.
         """
         if self._stage == 3:
             with StateFiles(folder) as files:
@@ -193,8 +196,8 @@ class Engine:
         state = self.objective.state_dict()
         return {k: v.detach().float().cpu() for k, v in state.items() if k.startswith(prefix)}
 
-    def _pieces(self) -> list[Piece]:
-        return pieces(self.objective, self._engine.optimizer, self._stage, self.world)
+    def _shards(self) -> list[ParameterShard]:
+        return parameter_shards(self.objective, self._engine.optimizer, self._stage, self.world)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
         return sum_over_ranks(values.to(self.world.device), self.world)

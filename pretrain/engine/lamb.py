@@ -1,4 +1,4 @@
-"""LAMB (You et al. 2020, arXiv 1904.00962) for parameters that ZeRO has cut into pieces.
+"""LAMB (You et al. 2020, arXiv 1904.00962) for parameters that ZeRO has cut into shards.
 
 LAMB scales each parameter's step by the ratio of two norms. Under ZeRO an optimiser sees flat partitions in which
 parameters lie side by side, cut anywhere: other implementations take the norm of the whole partition there, which is
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scanfoundry.pretrain.checkpoint.parameter_shards import Piece
+from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -46,15 +46,16 @@ class Lamb(torch.optim.Optimizer):
         self._count = len(every)
         self._sum: Sum = lambda values: values
 
-    def lay_out(self, held: list[Piece], numbers: dict[str, int], sum_over_ranks: Sum) -> None:
+    def lay_out(self, held: list[ParameterShard], numbers: dict[str, int], sum_over_ranks: Sum) -> None:
         """Say which parameters lie where in what is stepped, and how a small tensor is summed over ranks.
 
-        numbers: of every parameter one below `len(numbers)`, the same on all ranks.
+        Args:
+            numbers: of every parameter one below `len(numbers)`, the same on all ranks.
         """
         self._layout, self._count, self._sum = {}, len(numbers), sum_over_ranks
-        for piece in held:
-            segment = Segment(numbers[piece.name], piece.offset, piece.numel)
-            self._layout.setdefault(id(piece.flat), []).append(segment)
+        for shard in held:
+            segment = Segment(numbers[shard.name], shard.offset, shard.numel)
+            self._layout.setdefault(id(shard.flat), []).append(segment)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from scanfoundry.backbones.protocol import Family
 from scanfoundry.configs.base import Config
 from scanfoundry.pretrain.engine.lamb import Lamb
 
-Family = Literal["convolutional", "transformer"]
 _ADAMW = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.05, "schedule": "cosine"}
 _LAMB = {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.04, "final_weight_decay": 0.2, "schedule": "cosine"}
 _SGD = {"lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5, "schedule": "polynomial"}

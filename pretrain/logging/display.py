@@ -30,7 +30,7 @@ class Display:
             self._task = self._bar.add_task(what, total=steps, completed=start, note="")
 
     def update(self, step: int, note: str) -> None:
-        """`step` steps are done."""
+        """Show that `step` steps are done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif step % self._every == 0 or step == self._steps:
@@ -38,11 +38,11 @@ class Display:
                 f"{self._what} {step}/{self._steps} {note}", highlight=False, markup=False, soft_wrap=True
             )
 
-    def say(self, text: str) -> None:
-        """One line, above the bar."""
+    def info(self, text: str) -> None:
+        """Show one line above the bar."""
         self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()

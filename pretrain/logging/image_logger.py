@@ -16,15 +16,19 @@ from scanfoundry.pretrain.views import Views
 
 
 class ImageLogger:
-    """Holds the first batch of each kind in the stream, whose views and masks are fixed by their seeds."""
+    """Draws the first batch of each kind in the stream, whose views and masks are fixed by their seeds."""
 
     def __init__(self, config: PretrainConfig, world: World, views: Views) -> None:
         self._folder = config.run_dir / "pictures"
         self._config, self._world, self._views = config, world, views
         self._batches: list[Batch] | None = None
 
-    def hang(self, engine: Engine, step: int) -> Path | None:
-        """Draw the pictures of `step`; every rank computes (ZeRO 3 needs all), the first one draws."""
+    def write(self, engine: Engine, step: int) -> Path | None:
+        """Draw the pictures of `step`; every rank calls it, since ZeRO 3 needs all of them to compute.
+
+        Returns:
+            The file, on the first rank; None on the others.
+        """
         if self._batches is None:
             self._batches = [first for first, *_ in first_batches(self._config, self._world, crops=1)]
         engine.evaluate()

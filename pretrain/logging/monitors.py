@@ -77,7 +77,7 @@ class Monitors:
 
     def warnings(self, measured: dict[str, float]) -> list[str]:
         """A line for each kind whose effective rank has newly fallen below what features in use have."""
-        said = []
+        found = []
         for key, rank in measured.items():
             if not key.startswith("rankme"):
                 continue
@@ -86,8 +86,8 @@ class Monitors:
                 self._collapsed.discard(key)
             elif key not in self._collapsed:
                 self._collapsed.add(key)
-                said.append(f"{key} is {rank:.1f}, below {limit:.1f}: the encoder's features have collapsed")
-        return said
+                found.append(f"{key} is {rank:.1f}, below {limit:.1f}: the encoder's features have collapsed")
+        return found
 
 
 def _features(engine: Engine, batches: list[Batch], world: World) -> Tensor:

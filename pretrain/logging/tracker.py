@@ -22,7 +22,7 @@ POLL_S = 0.5  # between looks at metrics.jsonl
 
 
 class Tracker:
-    """Metrics file, wandb and display as one; on other ranks than the first it does nothing."""
+    """Metrics file, wandb and display in one; on other ranks than the first it does nothing."""
 
     def __init__(self, run_dir: Path, config: WandbConfig, settings: dict[str, Any], resumed: int, steps: int,
                  active: bool) -> None:  # fmt: skip
@@ -38,7 +38,7 @@ class Tracker:
                 "metrics": str(path), "settings": settings, "mode": config.mode,
                 "run_dir": str(run_dir), **config.model_dump(include={"project", "name", "start_s", "finish_s"}),
             }  # fmt: skip
-            self._wandb = WandbProcess(job, run_dir, self.say)
+            self._wandb = WandbProcess(job, run_dir, self.info)
 
     def log(self, record: dict[str, Any], write: bool, picture: Path | None = None) -> None:
         """Show the record; store it, with the place of the picture in the run folder, where `write` says so."""
@@ -51,10 +51,10 @@ class Tracker:
             self._wandb.look()
         self._display.update(record["step"], f"loss {record['loss']:.4f}  {record['samples_per_second']:.1f} scans/s")
 
-    def say(self, text: str) -> None:
-        """One line for the user."""
+    def info(self, text: str) -> None:
+        """Show one line to the user."""
         if self._active:
-            self._display.say(text)
+            self._display.info(text)
 
     def close(self) -> None:
         """Close all; waits for wandb, but not long."""
@@ -66,11 +66,15 @@ class Tracker:
 
 
 def follow(job: dict[str, Any], life: int, tell: Callable[[dict[str, Any]], None]) -> None:
-    """The companion's work: log every line of `metrics.jsonl`, from the first, until `life` says it is complete.
+    """Log every line of `metrics.jsonl` to wandb, from the first, until the run is over; the wandb process does this.
 
-    So every offline segment is the whole run so far, and an online one sends what a killed one had not.
+    So every offline segment is the whole run so far, and an online one sends what a killed one had not. It ends where
+    wandb fails; the parent then starts another process offline.
 
-    Ends where wandb fails; the parent hears why, and starts another one offline.
+    Args:
+        job: the files, the settings and the mode.
+        life: a pipe that becomes readable once `metrics.jsonl` is complete.
+        tell: sends the parent one answer: ready, failed with a reason, or finished.
     """
     try:
         _follow(job, life, tell)

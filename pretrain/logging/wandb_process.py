@@ -24,11 +24,15 @@ OFFLINE_S = 10.0  # to write an offline run down at the end; it is killed then
 class WandbProcess:
     """One process, `python -m scanfoundry.pretrain.logging.tracker`; a second one, offline, where it is not online.
 
-    job: what `tracking.follow` needs; `say`: takes one line for the user. Nothing here raises for what wandb does.
+    Nothing here raises for what wandb does.
+
+    Args:
+        job: what `tracker.follow` needs.
+        log: takes one line for the user.
     """
 
-    def __init__(self, job: dict[str, Any], run_dir: Path, say: Callable[[str], None]) -> None:
-        self._say, self._run_dir = say, run_dir
+    def __init__(self, job: dict[str, Any], run_dir: Path, log: Callable[[str], None]) -> None:
+        self._log, self._run_dir = log, run_dir
         self._job = {**job, "settings": _shown(job["settings"]), "id": _identity(run_dir / "wandb_id.txt")}
         self._process: subprocess.Popen[bytes] | None = None
         self._life = -1
@@ -52,7 +56,7 @@ class WandbProcess:
             os.set_blocking(self._process.stdout.fileno(), False)
         except OSError as error:
             os.close(self._life)
-            self._say(f"wandb cannot be started ({error.strerror}); the run goes on without it")
+            self._log(f"wandb cannot be started ({error.strerror}); the run goes on without it")
         finally:
             os.close(life)
 
@@ -60,16 +64,16 @@ class WandbProcess:
         """Hear what there is to hear, and replace a process that cannot get online; never waits."""
         if self._process is None:
             return
-        ended = self._process.poll() is not None  # before listening: what it said last is then there
+        ended = self._process.poll() is not None  # before reading: its last answer is then there
         self._listen()
         if not ended and (self._ready or time.monotonic() < self._deadline):
             return
         reason = self._failure or ("it has ended" if ended else f"no connection in {self._job['start_s']:g} s")
         self._kill()
         if self._job["mode"] == "online":
-            self._say(f"wandb is not online ({reason}); {self._offline()}")
+            self._log(f"wandb is not online ({reason}); {self._offline()}")
         else:
-            self._say(f"wandb has failed ({reason}); the run goes on without it, metrics.jsonl has everything")
+            self._log(f"wandb has failed ({reason}); the run goes on without it, metrics.jsonl has everything")
 
     def _offline(self) -> str:
         """Start one that writes the run so far, and what is to come, to disk; what the user can do with that."""
@@ -95,11 +99,11 @@ class WandbProcess:
         if self._job["mode"] == "online":
             if self._end(self._job["finish_s"]):
                 return
-            self._say(f"wandb has not sent everything ({self._failure or 'no answer'}); {self._offline()}")
+            self._log(f"wandb has not sent everything ({self._failure or 'no answer'}); {self._offline()}")
         if self._process is not None:
             seconds = OFFLINE_S + (0.0 if self._ready else MARGIN_S)
             if not self._end(seconds):
-                self._say(f"wandb has not written everything in {seconds:g} s; metrics.jsonl has it")
+                self._log(f"wandb has not written everything in {seconds:g} s; metrics.jsonl has it")
 
     def _end(self, seconds: float) -> bool:
         """Ask it to end, and see to it within that time; whether it ended by itself, all being written.

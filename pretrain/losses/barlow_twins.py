@@ -16,7 +16,8 @@ EPS = 1e-5
 def standardised(z: Tensor, eps: float = EPS) -> Tensor:
     """Each of the F dimensions of z (n, F) with mean 0 and biased variance 1 over all ranks, in float32 at least.
 
-    Raises ValueError where all ranks together have one row.
+    Raises:
+        ValueError: all ranks together have one row.
     """
     with torch.autocast(z.device.type, enabled=False):
         z = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -29,8 +30,10 @@ def standardised(z: Tensor, eps: float = EPS) -> Tensor:
 def barlow_twins(first: Tensor, second: Tensor, redundancy: float = 0.0051) -> tuple[Tensor, Tensor]:
     """The two terms of eq. 1, sum_i (C_ii - 1)^2 and redundancy * sum_{i != j} C_ij^2; the loss is their sum.
 
-    first, second: standardised embeddings (n, F) of two views. C = Z1' Z2 / N over all ranks. The second term is a
-    rank's share, up to its size: the mean over ranks is the term.
+    C = Z1' Z2 / N over all ranks. The second term is a rank's share, up to its size: the mean over ranks is the term.
+
+    Args:
+        first, second: standardised embeddings (n, F) of two views.
     """
     with torch.autocast(first.device.type, enabled=False):
         count = len(first) * rank_and_size()[1]

@@ -50,7 +50,9 @@ def moco_v3(
 ) -> Tensor:
     """MoCo v3's symmetric loss of each pair (n,): q1 finds k2 among the keys of all ranks, q2 finds k1; times 2 T.
 
-    queries: (n, F) each, of the first and the second view; keys: the momentum encoder's, no gradient reaches them.
+    Args:
+        queries: (n, F) each, of the first and the second view.
+        keys: the momentum encoder's, no gradient reaches them.
     """
     with wide(queries[0]):
         negative = _different(len(queries[0]), same, queries[0].device)  # (n, W n)

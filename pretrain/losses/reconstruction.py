@@ -35,10 +35,12 @@ def patch_normalise(patches: Tensor, valid: Tensor, eps: float) -> Tensor:
 def masked_mse(prediction: Tensor, target: Tensor, masked: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error over the valid voxels of the masked patches: of the batch, a scalar, and of each sample (B,).
 
-    masked: (B, L) bool. Without padding this is MAE's mean over masked patches of the mean over voxels. The batch is
-    that of all ranks: each returns a share whose mean over ranks is the loss, so that a rank whose scans are mostly
-    padding does not count as much as the others. Where nothing is both masked and valid, the batch's is 0 with zero
-    gradients, a sample's is NaN.
+    Without padding this is MAE's mean over masked patches of the mean over voxels. The batch is that of all ranks: each
+    returns a share whose mean over ranks is the loss, so that a rank whose scans are mostly padding does not count as
+    much as the others. Where nothing is both masked and valid, the batch's is 0 with zero gradients, a sample's is NaN.
+
+    Args:
+        masked: (B, L) bool.
     """
     weight = (masked[:, :, None, None] & valid).to(prediction.dtype)  # (B, L, V, 1)
     error = ((prediction - target).square() * weight).flatten(1).sum(1)  # (B,)

@@ -1,14 +1,17 @@
-"""All that a run's `objective` may be: one of `single.SINGLE`, or a weighted sum of them."""
+"""All that a run's `objective` may be: one of `registry.SINGLE`, or a weighted sum of them."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from scanfoundry.pretrain.objectives.protocol import Objective
-from scanfoundry.pretrain.objectives.single import SINGLE, SingleConfig
-from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, WeightedSum
+from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
+from scanfoundry.pretrain.objectives.registry import SINGLE, SingleConfig
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 
-OBJECTIVES: dict[str, type[Objective]] = {**SINGLE, "sum": WeightedSum}
-ObjectiveConfig = Annotated[SingleConfig | SumConfig, Field(discriminator="name")]
+OBJECTIVES: dict[str, type[ObjectiveOptions]] = {**SINGLE, "sum": SumConfig}
+if TYPE_CHECKING:
+    ObjectiveConfig = ObjectiveOptions
+else:
+    ObjectiveConfig = Annotated[SingleConfig | SumConfig, Field(discriminator="name")]
 
 __all__ = ["OBJECTIVES", "Objective", "ObjectiveConfig"]

@@ -9,19 +9,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, standardised
 from scanfoundry.pretrain.losses.contrastive import alignment
 from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
-from scanfoundry.pretrain.objectives.protocol import Objective
+from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class BarlowTwinsConfig(Config):
+class BarlowTwinsConfig(ObjectiveOptions):
     """Weights of the terms, and the projector (the paper's)."""
 
     name: Literal["barlow_twins"] = "barlow_twins"
@@ -110,7 +109,8 @@ def mixing(batch: Batch) -> tuple[float, Tensor]:
 def mix(views: Sequence[tuple[Tensor, Tensor]], share: float, partner: Tensor) -> tuple[Tensor, Tensor]:
     """share * x1 + (1 - share) * x2[partner], and where both are valid; each of the two views is voxels and valid.
 
-    UserError where they are of different sizes.
+    Raises:
+        UserError: they are of different sizes.
     """
     (x1, valid1), (x2, valid2) = views
     if x1.shape != x2.shape:

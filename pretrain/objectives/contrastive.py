@@ -8,16 +8,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.vit import ViTEncoder
-from scanfoundry.configs.base import Config
+from scanfoundry.backbones.protocol import Encoder, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.ema import Follower, cosine_momentum
 from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, nt_xent
 from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
-from scanfoundry.pretrain.objectives.protocol import Objective
+from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
 
 Positive = Annotated[int, Field(gt=0)]
 # Where a loss's paper departs from the defaults below, which are SimCLR's; a predictor is as wide as the projector.
@@ -33,7 +31,7 @@ PAPERS: dict[str, dict[str, float]] = {
 }
 
 
-class ContrastiveConfig(Config):
+class ContrastiveConfig(ObjectiveOptions):
     """Which loss, and its settings: those of its paper where they are absent. What a loss does not use is refused."""
 
     name: Literal["contrastive"] = "contrastive"
@@ -63,8 +61,12 @@ class ContrastiveConfig(Config):
         return self
 
     def build(self, encoder: Encoder) -> "Contrastive":
-        """The objective on an encoder; UserError where they do not go together."""
-        if self.freeze_patch_embedding and not isinstance(encoder, ViTEncoder):
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        if self.freeze_patch_embedding and not isinstance(encoder, TokenEncoder):
             raise UserError("objective.freeze_patch_embedding is for backbone 'vit' alone; remove it")
         return (MomentumContrastive if self.loss == "moco_v3" else Contrastive)(self, encoder)
 
@@ -80,8 +82,8 @@ class Contrastive(Objective):
         self.encoder = encoder
         sizes = (encoder.pooled_dim, config.projector_hidden, config.projector_dim, config.projector_layers)
         self.projector = mlp(*sizes, last_norm=True)
-        if config.freeze_patch_embedding and isinstance(encoder, ViTEncoder):
-            for embedding in (encoder.patch_embed_2d, encoder.patch_embed_3d):
+        if config.freeze_patch_embedding and isinstance(encoder, TokenEncoder):
+            for embedding in encoder.patch_embeddings():
                 embedding.requires_grad_(False)
 
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -122,7 +124,7 @@ class MomentumContrastive(Contrastive):
     def __init__(self, config: ContrastiveConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         hidden, dim = config.projector_hidden, config.projector_dim
-        self.predictor = mlp(dim, hidden, dim, 2, last_norm=isinstance(encoder, ViTEncoder))
+        self.predictor = mlp(dim, hidden, dim, 2, last_norm=isinstance(encoder, TokenEncoder))
         self.follower = Follower(encoder=encoder, projector=self.projector)
 
     def compare(self, first: Batch, second: Batch, same: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,14 @@ Group norm stands in for SparK's batch norm: batches of scans are small and alte
 that batch statistics would be noise, and would depend on how a batch is divided among processes.
 """
 
+from collections.abc import Iterator
 from math import gcd
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.configs.geometry import Size3D
 
 GROUPS = 8
@@ -80,6 +81,10 @@ class LightDecoder(nn.Module):
                 x = x + skips[level]
             x = block(x, flat)
         return self.head(x)
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The up-sampling blocks, deepest first, for activation checkpointing."""
+        return iter(self.blocks)
 
 
 def init_decoder(module: nn.Module) -> None:

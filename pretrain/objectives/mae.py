@@ -12,15 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.vit import ViTEncoder
-from scanfoundry.configs.base import Config
+from scanfoundry.backbones.protocol import Encoder, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.gradient_map import gradient_map
 from scanfoundry.pretrain.masking import visible_indices
 from scanfoundry.pretrain.objectives.masked import MaskedObjective, columns, hidden_indices
+from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
 from scanfoundry.pretrain.objectives.token_decoder import TokenDecoder
 
 # width, depth, heads; the paper has one decoder for B, L and H, the small ones keep its 32 channels per head
@@ -28,7 +27,7 @@ DECODERS = {192: (192, 4, 6), 384: (256, 4, 8)}
 PAPER_DECODER = (512, 8, 16)
 
 
-class MAEConfig(Config):
+class MAEConfig(ObjectiveOptions):
     """Share of the patches hidden, the decoder's size (None: by the encoder's) and the targets."""
 
     name: Literal["mae"] = "mae"
@@ -41,8 +40,12 @@ class MAEConfig(Config):
     gradient_weight: Annotated[float, Field(ge=0)] = 0.0  # of the gradient map's loss; 0: no second decoder
 
     def build(self, encoder: Encoder) -> "MAE":
-        """The objective on an encoder; UserError where they do not go together."""
-        if not isinstance(encoder, ViTEncoder):
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        if not isinstance(encoder, TokenEncoder):
             raise UserError(
                 "objective 'mae' needs the tokens of backbone 'vit'; for a convolutional one take 'spark', "
                 "for 'primus' 'contrastive' or 'barlow_twins'"
@@ -50,7 +53,11 @@ class MAEConfig(Config):
         return MAE(self, encoder)
 
     def decoder_size(self, encoder_dim: int) -> tuple[int, int, int]:
-        """Width, depth and heads of the decoder; UserError where the heads do not divide the width."""
+        """Width, depth and heads of the decoder.
+
+        Raises:
+            UserError: the heads do not divide the width.
+        """
         chosen = (self.decoder_dim, self.decoder_depth, self.decoder_heads)
         defaults = DECODERS.get(encoder_dim, PAPER_DECODER)
         dim, depth, heads = (given or default for given, default in zip(chosen, defaults, strict=True))
@@ -75,9 +82,9 @@ class MAE(MaskedObjective):
     """Encode the visible patches, decode them among mask tokens, predict the voxels of the hidden ones."""
 
     config: MAEConfig
-    encoder: ViTEncoder
+    encoder: TokenEncoder
 
-    def __init__(self, config: MAEConfig, encoder: ViTEncoder) -> None:
+    def __init__(self, config: MAEConfig, encoder: TokenEncoder) -> None:
         super().__init__()
         self.config = config
         self.encoder = encoder

@@ -46,7 +46,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
 def mlp(inputs: int, hidden: int, outputs: int, layers: int, last_norm: bool) -> nn.Sequential:
     """Linear maps without bias, each but the last with batch norm and ReLU; (n, inputs) -> (n, outputs).
 
-    last_norm: a batch norm without weights at the end, as in SimCLR and MoCo v3.
+    Args:
+        last_norm: a batch norm without weights at the end, as in SimCLR and MoCo v3.
     """
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
@@ -70,7 +71,7 @@ def pooled(encoder: Encoder, views: Sequence[tuple[Tensor, Tensor]]) -> list[Ten
 
 
 def check_pair_count(views: Sequence[Batch]) -> None:
-    """UserError where all ranks together have one pair: there is nothing to tell it from."""
+    """Raise UserError where all ranks together have one pair: there is nothing to tell it from."""
     if len(views[0]) * rank_and_size()[1] < 2:
         raise UserError(
             "the objective compares pairs of scans, and there is one in a step of all ranks: "

@@ -1,10 +1,12 @@
 """What every pre-training objective offers to the training loop."""
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 
@@ -44,3 +46,21 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Called on every rank after each optimiser step that was applied; progress in [0, 1] of the run."""
+
+
+class ObjectiveOptions(Config):
+    """Base of the configurations of objectives.
+
+    Each declares `name: Literal["..."] = "..."`, by which a configuration chooses it.
+    """
+
+    if TYPE_CHECKING:  # each objective declares it among its own fields
+        name: str
+
+    @abstractmethod
+    def build(self, encoder: Encoder) -> Objective:
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """

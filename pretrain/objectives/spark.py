@@ -7,22 +7,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.backbones.protocol import Encoder
-from scanfoundry.backbones.stunet import DepthFreeConv3d
-from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.pretrain.masking import masked_count, patchify
 from scanfoundry.pretrain.objectives.light_decoder import LightDecoder
 from scanfoundry.pretrain.objectives.masked import MaskedObjective
+from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
 from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
-from scanfoundry.pretrain.sparse.encoders import LEVELS, packed_features
+from scanfoundry.pretrain.sparse.encoders import can_be_packed, packed_features
 from scanfoundry.pretrain.sparse.norm import packed_norm
 
 Positive = Annotated[int, Field(gt=0)]
 
 
-class SparkConfig(Config):
+class SparkConfig(ObjectiveOptions):
     """Blocks, the share of them hidden, the decoder and the target."""
 
     name: Literal["spark"] = "spark"
@@ -39,10 +39,15 @@ class SparkConfig(Config):
         return (1, *self.block_2d) if is_2d else self.block_3d
 
     def build(self, encoder: Encoder) -> "Spark":
-        """The objective on an encoder; UserError where they do not go together."""
-        if type(encoder) not in LEVELS:
+        """The objective on an encoder.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        if not can_be_packed(encoder):
             raise UserError(
-                "objective 'spark' needs a convolutional backbone ('stunet', 'mednext' or 'resenc'); "
+                "objective 'spark' needs a backbone that is computed on visible blocks alone ('stunet', 'mednext', "
+                "'resenc', or a plug-in with `packed_levels`); "
                 "for 'vit' take 'mae', for 'primus' 'contrastive' or 'barlow_twins'"
             )
         for is_2d, name in ((True, "block_2d"), (False, "block_3d")):

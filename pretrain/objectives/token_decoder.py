@@ -1,12 +1,13 @@
 """MAE's decoder (He et al. 2022): a narrow transformer over encoded tokens and mask tokens, for images and volumes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.positions import positions_like
+from scanfoundry.backbones.layers.positions import positions_like
 from scanfoundry.backbones.vit import INIT_STD, init_linear, transformer_blocks
 from scanfoundry.configs.geometry import Size3D
 
@@ -30,8 +31,11 @@ class TokenDecoder(nn.Module):
     def forward(self, encoded: Tensor, keep: Tensor, grid: Size3D, is_2d: bool, wanted: Tensor | None = None) -> Tensor:
         """Outputs (B, m, outputs) of the patches `wanted`, or of all patches of the grid in order.
 
-        encoded: (B, e + n, F), e tokens of no place (class token, registers), then those of the n visible patches;
-        keep: (B, n) int64, the visible ones' places in the grid; wanted: (B, m) int64 places, None for all.
+        Args:
+            encoded: (B, e + n, F), e tokens of no place (class token, registers), then those of the n visible
+                patches.
+            keep: (B, n) int64, the visible ones' places in the grid.
+            wanted: (B, m) int64 places, None for all.
         """
         embedded = self.embed(encoded)
         extra = encoded.shape[1] - keep.shape[1]
@@ -44,6 +48,10 @@ class TokenDecoder(nn.Module):
         else:
             decoded = attend_for(self.blocks[-1], self.blocks[:-1](tokens), wanted + extra)
         return (self.head_2d if is_2d else self.head_3d)(self.norm(decoded))
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The transformer blocks, for activation checkpointing."""
+        return iter(self.blocks)
 
 
 def _places(chosen: Tensor, tokens: Tensor) -> Tensor:

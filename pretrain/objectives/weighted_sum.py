@@ -10,8 +10,8 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
-from scanfoundry.pretrain.objectives.protocol import Objective
-from scanfoundry.pretrain.objectives.single import SingleConfig
+from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
+from scanfoundry.pretrain.objectives.registry import SingleConfig
 
 
 class TermConfig(Config):
@@ -27,7 +27,7 @@ class TermConfig(Config):
         return self.name or self.objective.name
 
 
-class SumConfig(Config):
+class SumConfig(ObjectiveOptions):
     """loss = sum of weight * loss over the terms."""
 
     name: Literal["sum"] = "sum"
@@ -41,7 +41,11 @@ class SumConfig(Config):
         return self
 
     def build(self, encoder: Encoder) -> "WeightedSum":
-        """The sum on an encoder; UserError where a term does not go with it."""
+        """The sum on an encoder.
+
+        Raises:
+            UserError: a term does not go with it.
+        """
         return WeightedSum(self, encoder)
 
 
@@ -84,15 +88,15 @@ class WeightedSum(Objective):
         return shown
 
     def check_shape(self, shape: Size3D) -> None:
-        """UserError where any term cannot be trained on crops of (D, H, W)."""
+        """Raise UserError where any term cannot be trained on crops of (D, H, W)."""
         for _, _, objective in self._weighted():
             objective.check_shape(shape)
 
     def viewers(self, view: int) -> list[Objective]:
-        """Those of the terms that look at view number `view`."""
+        """The objectives among the terms that see view number `view`."""
         return [each for _, _, objective in self._weighted() for each in objective.viewers(view)]
 
     def after_step(self, progress: float) -> None:
-        """Passed on to the terms."""
+        """Call `after_step` of every term."""
         for _, _, objective in self._weighted():
             objective.after_step(progress)

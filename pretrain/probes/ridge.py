@@ -21,13 +21,13 @@ class Sums:
 
     @classmethod
     def zeros(cls, weightings: int, features: int, classes: int, device: torch.device) -> "Sums":
-        """Of no rows."""
+        """The sums over no rows."""
         rows = (weightings, features + 1)
         squares = torch.zeros(*rows, features + 1, dtype=torch.float64, device=device)
         return cls(squares, torch.zeros(*rows, classes, dtype=torch.float64, device=device))
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """Rows (N, F) of the classes `targets` (N,) int64 with weights (P, N)."""
+        """Add rows (N, F) of the classes `targets` (N,) int64 with weights (P, N)."""
         x = torch.cat((rows.double(), rows.new_ones(len(rows), 1, dtype=torch.float64)), dim=1)
         y = torch.nn.functional.one_hot(targets, self.products.shape[2]).double()
         for weighting, weight in enumerate(weights.double()):

@@ -1,4 +1,4 @@
-"""The probes of a run: opened and checked at its start, measured when they are due."""
+"""The probes of a run: set up and checked at its start, measured when they are due."""
 
 import time
 from collections.abc import Callable
@@ -16,43 +16,43 @@ from scanfoundry.pretrain.engine.engine import Engine
 from scanfoundry.pretrain.probes.features import pooled_features
 from scanfoundry.pretrain.probes.images import Images
 from scanfoundry.pretrain.probes.labelled import Chosen
-from scanfoundry.pretrain.probes.opening import Opening, Site
+from scanfoundry.pretrain.probes.probe_setup import ProbeSetup, Site
 from scanfoundry.pretrain.probes.segmentation import SegmentationProbe
 
 Measure = Callable[[Engine], dict[str, float]]
 
 
 class Probes:
-    """All probes of a run. `said`: lines to be told once, at the start.
+    """All probes of a run. `messages`: lines to be shown once, at the start.
 
     UserError, with the probe's name, on every rank, where one cannot be run at all.
     """
 
     def __init__(self, config: PretrainConfig, encoder: Encoder, world: World, site: Site) -> None:
         self._config, self._world = config, world
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self._images: dict[tuple[ProbeDataConfig, str | None], _Classified] = {}
         self._measures: list[tuple[ProbeConfig, Measure]] = []
         for probe in config.probes:
             try:
-                opened = Opening(config, probe, encoder, world, site)
-                self._measures.append((probe, self._segmentation(opened) if opened.masks else self._classes(opened)))
+                setup = ProbeSetup(config, probe, encoder, world, site)
+                self._measures.append((probe, self._segmentation(setup) if setup.masks else self._classes(setup)))
             except UserError as error:
                 raise UserError(f"probe '{title(probe)}': {error}") from error
-            self.said += opened.said
+            self.messages += setup.messages
 
-    def _segmentation(self, opened: "Opening") -> Measure:
-        parts, counts, classes = opened.parts()
-        assert isinstance(opened.probe, SegmentationConfig)
-        return SegmentationProbe(parts, counts, classes, opened.probe.points, opened.rows, self._world).measure
+    def _segmentation(self, setup: "ProbeSetup") -> Measure:
+        parts, counts, classes = setup.parts()
+        assert isinstance(setup.probe, SegmentationConfig)
+        return SegmentationProbe(parts, counts, classes, setup.probe.points, setup.rows, self._world).measure
 
-    def _classes(self, opened: "Opening") -> Measure:
+    def _classes(self, setup: "ProbeSetup") -> Measure:
         """Probes of the same scans share their crops and features."""
-        assert not isinstance(opened.probe, SegmentationConfig)
-        key = (opened.probe.data, opened.probe.target)
+        assert not isinstance(setup.probe, SegmentationConfig)
+        key = (setup.probe.data, setup.probe.target)
         if key not in self._images:
-            self._images[key] = _Classified(opened.chosen, opened.read(opened.chosen.scans), opened.rows, self._world)
-        scans, probe = self._images[key], opened.probe
+            self._images[key] = _Classified(setup.chosen, setup.read(setup.chosen.scans), setup.rows, self._world)
+        scans, probe = self._images[key], setup.probe
         return lambda engine: scans.scores(engine, probe)
 
     def measure(self, engine: Engine, step: int) -> dict[str, float]:
@@ -105,5 +105,5 @@ class _Classified:
         return labels, test, np.array([scan.entry.patient for scan in scans])
 
     def forget(self) -> None:
-        """The next step has other features."""
+        """Drop the features, which are other ones at the next step."""
         self._features = None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
 from scanfoundry.pretrain.sparse.halo import Halo

@@ -1,6 +1,7 @@
-"""What a run starts from: random weights, or an encoder that was trained before; and what its release owes to that."""
+"""The weights that a run starts from, random ones or those of `init`, and what its release owes to their origin."""
 
 import json
+from collections.abc import Iterable
 
 from pydantic import Field
 
@@ -17,13 +18,12 @@ from scanfoundry.configs.files import write_text
 from scanfoundry.pretrain.config.run import PretrainConfig
 
 RECORD = "init.json"
-FREE = {"drop_path", "layer_scale"}  # not of the weights: how they are trained, where a scale once began
 
 
 class Origin(Config):
-    """Where a run's first weights came from; kept in its folder, since the file may be gone when it continues."""
+    """The origin of a run's first weights; kept in its folder, since the file may be gone when the run continues."""
 
-    said: str
+    summary: str = Field(validation_alias="said", serialization_alias="said")  # one line; "said" in the file
     licence: str = ""
     citation: str = ""
     patients: list[str] = Field(default_factory=list)  # hashes of those whom the weights have seen
@@ -32,11 +32,12 @@ class Origin(Config):
 def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]:
     """The run's encoder, and where its weights are from; a run that continues (not `fresh`) reads no `init` again.
 
-    Raises UserError where the weights of `init` are not of the run's backbone.
+    Raises:
+        UserError: the weights of `init` are not of the run's backbone.
     """
     encoder = build(config.backbone)
     if config.init is None:
-        return encoder, Origin(said="starting from random weights")
+        return encoder, _origin("starting from random weights")
     if not fresh:
         return encoder, _recorded(config)
     given, origin = _load(config, config.init)
@@ -48,7 +49,7 @@ def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]
 def record(config: PretrainConfig, origin: Origin) -> None:
     """Keep the origin of `init` in the run folder."""
     if config.init is not None:
-        write_text(config.run_dir / RECORD, origin.model_dump_json(indent=1) + "\n")
+        write_text(config.run_dir / RECORD, origin.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
 def _recorded(config: PretrainConfig) -> Origin:
@@ -74,15 +75,16 @@ def _load(config: PretrainConfig, name: str) -> tuple[Release, Origin]:
     return Release(encoder.state_dict(), info, []), _origin(f"starting from {report}", info, [])
 
 
-def _origin(said: str, info: ReleaseInfo, patients: list[str]) -> Origin:
-    return Origin(said=said, licence=info.licence, citation=info.citation, patients=patients)
+def _origin(summary: str, info: ReleaseInfo | None = None, patients: Iterable[str] = ()) -> Origin:
+    terms = {} if info is None else {"licence": info.licence, "citation": info.citation}
+    return Origin.model_validate({"said": summary, **terms, "patients": list(patients)})
 
 
 def _check_fit(config: PretrainConfig, name: str, given: Release, encoder: Encoder) -> None:
     """UserError, naming the first difference that matters, where weights are of another backbone than the run's."""
     theirs, mine = given.info.backbone.model_dump(), config.backbone.model_dump()
     for key in theirs.keys() | mine.keys() if theirs["name"] == mine["name"] else ("name",):
-        if key not in FREE and theirs.get(key) != mine.get(key):
+        if key not in config.backbone.not_of_weights and theirs.get(key) != mine.get(key):
             raise UserError(
                 f"init {name} has backbone.{key} {theirs.get(key)}, the run's is {mine.get(key)}; "
                 f"set backbone.{key} to that of the weights, or start from other weights"

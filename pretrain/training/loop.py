@@ -26,7 +26,7 @@ from scanfoundry.pretrain.engine.optimiser import learning_rate
 from scanfoundry.pretrain.logging.image_logger import ImageLogger
 from scanfoundry.pretrain.logging.monitors import Monitors
 from scanfoundry.pretrain.logging.tracker import Tracker
-from scanfoundry.pretrain.probes.opening import Site
+from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 from scanfoundry.pretrain.training.initialize import Origin, record, start_encoder
 from scanfoundry.pretrain.training.release import write_release
@@ -38,7 +38,7 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a call of `run` ended."""
+    """The end of a call of `run`: the last step, whether the run is complete, and the signal that stopped it."""
 
     run_dir: Path
     step: int
@@ -103,15 +103,15 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
         if world.is_main:
             claim(config)
             record(config, origin)
-        said = origin.said
+        first_line = origin.summary
         if found is not None:
             state = engine.load(found)
             monitors.first = state["monitors"]
-            said = _continuing(step, state["world_size"], world.size)
+            first_line = _continuing(step, state["world_size"], world.size)
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
-        for line in (said, *probes.said):
-            tracker.say(line)
+        for line in (first_line, *probes.messages):
+            tracker.info(line)
         try:
             return _Loop(config, world, engine, loader, tracker, origin, monitors, probes, stop,
                          watchdog).advance(step)  # fmt: skip
@@ -130,7 +130,7 @@ class _Loop:
         self.monitors, self.probes, self.stop, self.watchdog = monitors, probes, stop, watchdog
         self.root = config.run_dir / "checkpoints"
         self.views = Views(config.data, engine.objective.views)
-        self.gallery = ImageLogger(config, world, self.views)
+        self.image_logger = ImageLogger(config, world, self.views)
         self.bad_in_a_row = 0
         self.saved: Path | None = None
 
@@ -152,7 +152,7 @@ class _Loop:
         if step == self.config.steps:
             self._finish(step)
         elif stopped:
-            self.tracker.say(f"stopped at step {step}; the same command continues from there")
+            self.tracker.info(f"stopped at step {step}; the same command continues from there")
         return RunResult(self.config.run_dir, step, step == self.config.steps, self.stop.signal)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
@@ -180,10 +180,10 @@ class _Loop:
         """Log a step's line, with the monitors and the picture that it is the turn of."""
         picture = None
         if self.config.picture_every and step % self.config.picture_every == 0:
-            picture = self.gallery.hang(self.engine, step)
+            picture = self.image_logger.write(self.engine, step)
         measured = self.monitors.measure(self.engine) if self.monitors.due(step) else {}
         for warning in self.monitors.warnings(measured):
-            self.tracker.say(f"step {step}: {warning}")
+            self.tracker.info(f"step {step}: {warning}")
         measured |= self.probes.measure(self.engine, step)
         write = step % self.config.log_every == 0 or step == self.config.steps or bool(measured)
         self.tracker.log({**line, **measured}, write, picture)
@@ -195,7 +195,7 @@ class _Loop:
         keys = [key for batch in micro for key in batch.keys]
         dump = self.config.run_dir / f"nonfinite-step-{step:08d}-rank-{self.world.rank}.txt"
         dump.write_text("\n".join(keys) + "\n")
-        self.tracker.say(f"step {step}: the loss is not finite; step skipped, its samples are named in {dump.name}")
+        self.tracker.info(f"step {step}: the loss is not finite; step skipped, its samples are named in {dump.name}")
         if self.bad_in_a_row >= self.config.max_bad_steps:
             raise UserError(
                 f"the loss was not finite in {self.bad_in_a_row} steps in a row (step {step}); "
@@ -218,8 +218,8 @@ class _Loop:
         if self.saved is None:  # nothing was left to do, but a kill may have come between checkpoint and release
             self.saved = checkpoint.newest(self.root, _silent, self.world)
             self._release(step)
-        self.gallery.hang(self.engine, step)
-        self.tracker.say(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
+        self.image_logger.write(self.engine, step)
+        self.tracker.info(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
 
 
 def modalities(loader: CropLoader) -> list[str]:

@@ -1,4 +1,4 @@
-"""From a running engine to a release: the encoder's weights and the page that describes them."""
+"""Writes the release of a run: the encoder's weights and the page that describes them."""
 
 from importlib.metadata import version
 from pathlib import Path

@@ -22,7 +22,7 @@ PATIENCE = 60.0  # seconds that a run waits for the one before it to end: a requ
 
 @contextmanager
 def held(run_dir: Path, world: World, patience: float = PATIENCE) -> Iterator[None]:
-    """Holds the run folder as long as it is open; every rank calls it.
+    """Hold the lock of the run folder while the context is open; every rank calls it.
 
     Raises UserError on every rank where another process holds it, or it cannot be written. The lock is the kernel's:
     that of a process that died, however, is none.
@@ -35,7 +35,9 @@ def held(run_dir: Path, world: World, patience: float = PATIENCE) -> Iterator[No
 
 
 def check_same_run(config: PretrainConfig) -> None:
-    """UserError if the run folder holds checkpoints of a configuration that computes something else, or no run."""
+    """Raise UserError if the run folder holds checkpoints of a configuration that computes something else, or no
+    run.
+    """
     _check_run_folder(config.run_dir)
     path = config.run_dir / "config.yaml"
     if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanfoundry.backbones import mednext
-from scanfoundry.backbones.mednext import MedNeXtBlock, MedNeXtConfig, MedNeXtDownBlock, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import DepthFreeConvTranspose3d, MedNeXt, MedNeXtUpBlock
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
+from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext import encoder as mednext
+from scanfoundry.backbones.mednext.blocks import MedNeXtBlock, MedNeXtDownBlock
+from scanfoundry.backbones.mednext.decoder import DepthFreeConvTranspose3d, MedNeXt, MedNeXtUpBlock
 from scanfoundry.backbones.models.release import ReleaseInfo, load_encoder, save_release
 from scanfoundry.backbones.registry import build
-from scanfoundry.backbones.stunet import DepthFreeConv3d
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.configs.errors import UserError
 

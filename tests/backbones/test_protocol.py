@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from scanfoundry.backbones.mednext import MedNeXtConfig
+from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.protocol import masked_mean
-from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.registry import BACKBONES, build
+from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
 
@@ -74,3 +77,27 @@ def test_encoders_pool_their_deepest_features_over_valid_voxels(config, shape):
         torch.testing.assert_close(encoder.pooled(x, valid), looped(deepest, valid))
         torch.testing.assert_close(encoder.pooled(x), deepest.mean(dim=(2, 3, 4)))
         assert not torch.allclose(encoder.pooled(x, valid)[0], encoder.pooled(x)[0])
+
+
+ONE_OF_EACH = {
+    "mednext": MedNeXtConfig(size="S"),
+    "primus": PrimusConfig(size="S", grid=(2, 2, 3)),
+    "resenc": ResEncConfig(features=(8, 12, 16), blocks=(1, 2, 1), strides=((2, 2, 2),) * 2),
+    "stunet": STUNetConfig(size="S", strides=SMALL),
+    "vit": ViTConfig(size="Ti"),
+}
+BLOCKS = {"mednext": 14, "primus": 12, "resenc": 4, "stunet": 6, "vit": 12}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_answers_what_varies_with_it(name):
+    """Its blocks, once each and its own; a decoder that shares its weights where it has levels; its family."""
+    encoder = build(ONE_OF_EACH[name])
+    blocks = list(encoder.block_modules())
+    assert len(blocks) == len(set(blocks)) == BLOCKS[name]
+    assert set(blocks) <= set(encoder.modules())
+    network = encoder.decoder(3)
+    assert (network is None) == (len(encoder.feature_channels) == 1) == (encoder.config.family == "transformer")
+    if network is not None:
+        assert {id(p) for p in network.encoder_parameters()} == {id(p) for p in encoder.parameters()}
+        assert sum(p.numel() for p in network.parameters()) > sum(p.numel() for p in encoder.parameters())

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.backbones.registry import build
-from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, DepthFreeConv3d, STUNet, STUNetConfig, STUNetEncoder
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanfoundry.configs.errors import UserError
 
 RELEASED = ((2, 2, 2),) * 4 + ((1, 1, 2),)  # strides of the authors' weights

@@ -30,3 +30,9 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path):
     assert "no Python file" in asked(tmp_path / "missing.py", catch).stdout
     assert "ZeroDivisionError" in asked(tmp_path / "broken.py", catch).stdout
     assert "'optimiser'; the kinds are" in asked(tmp_path / "odd.py", catch).stdout
+
+
+def test_a_file_is_imported_for_what_it_adds_and_for_nothing_else(tmp_path: Path):
+    (tmp_path / "toy.py").write_text("print('imported')\nPLUGINS = {'task': ['t']}\n")
+    done = asked(tmp_path / "toy.py", "print(plugins('backbone'), plugins('task'), plugins('task'))")
+    assert done.stdout == "imported\n[] ['t'] ['t']\n", done.stderr

@@ -18,7 +18,7 @@ from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, SamplingPlan
 from scanfoundry.datasets.readers import ReadError, Scan
 from scanfoundry.datasets.shards.build import BuildOptions, build
-from scanfoundry.datasets.shards.finalize import close, finish
+from scanfoundry.datasets.shards.finalize import finalize, write_manifest
 from scanfoundry.datasets.shards.format import unpack_bits
 from scanfoundry.datasets.shards.reader import ShardReader
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
@@ -115,21 +115,21 @@ def digest(batch: Batch) -> str:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_buffer_is_lent_once(dtype: str) -> None:
-    ring = SharedBuffers(buffer_size(SIZE, 2, 3), 2, 2)
-    number = ring.acquire()
+    buffers = SharedBuffers(buffer_size(SIZE, 2, 3), 2, 2)
+    number = buffers.acquire()
     assert number is not None
-    view_of(ring.view(number), dtype, SIZE, 2, 3)[:] = 1
-    lent = torch.from_numpy(view_of(ring.lend(number), dtype, SIZE, 2, 3))
+    view_of(buffers.view(number), dtype, SIZE, 2, 3)[:] = 1
+    lent = torch.from_numpy(view_of(buffers.lend(number), dtype, SIZE, 2, 3))
     assert (lent == 1).all()
-    other = ring.acquire()
+    other = buffers.acquire()
     assert other not in (None, number)
-    assert ring.acquire() is None
+    assert buffers.acquire() is None
     part = lent[1:, :, 2]  # a view of a view holds it
     del lent
-    assert ring.acquire() is None
+    assert buffers.acquire() is None
     del part
-    assert ring.acquire() == number
-    ring.close()
+    assert buffers.acquire() == number
+    buffers.close()
 
 
 SCANS = {
@@ -156,7 +156,7 @@ def built(folder: Path, scans: dict[str, tuple[Scan, str]], size: int = 4) -> Pa
                 scan, modality = scans[key]
                 writer.add(scan, key, modality, hashlib.md5(key.encode()).hexdigest())
         results.append(ShardResult(record=writer.record, paths=keys[number : number + size], sources=1, quarantine=[]))
-    close(folder, finish(folder, {}, results, "zstd")[0])
+    write_manifest(folder, finalize(folder, {}, results, "zstd")[0])
     return folder
 
 

@@ -29,11 +29,12 @@ from scanfoundry.datasets.identity import keyed_hash, site_key
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, SamplingPlan, SourceConfig
 from scanfoundry.datasets.readers import Source, scans_of
-from scanfoundry.datasets.readers.dicom import convert, group, survey
+from scanfoundry.datasets.readers.dicom import group, scan_headers
+from scanfoundry.datasets.readers.dicom.conversion import convert
 from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
 from scanfoundry.datasets.shards.check import check
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader
-from scanfoundry.datasets.shards.shard_worker import Job, ShardResult, run, sample_key
+from scanfoundry.datasets.shards.shard_worker import ShardResult, ShardTask, run, sample_key
 
 dicom = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("readers") / "conftest.py")))
 CLASS = "1.2.840.10008.5.1.4.1.1."
@@ -130,7 +131,7 @@ def test_scans_are_what_the_readers_give(
     for shard in data.manifest.shards:
         reader = ShardReader(data.folder, shard)
         stored |= {entry.key: (entry, reader.read(number)) for number, entry in enumerate(reader.entries)}
-    sources, _ = group(survey(sorted(path for path in export.rglob("*") if path.is_file())), export)
+    sources, _ = group(scan_headers(sorted(path for path in export.rglob("*") if path.is_file())), export)
     compared = Counter[str]()
     for source in sources:
         for scan in scans_of(source):
@@ -175,8 +176,8 @@ def test_one_series_in_two_folders_is_stored_once(few: BuildOptions, key_file: P
     dicom.slices(tmp_path / "in" / "d", stack(6), SeriesInstanceUID="1.2.9", PatientID="P-9")
     summary = build([tmp_path / "in"], tmp_path / "out", few)
     assert (summary.sources, summary.scans, summary.patients, summary.quarantined) == (2, 1, 2, {"duplicate": 1})
-    fates = left_out(tmp_path / "out")
-    copies = {path: reason for path, (kind, reason) in fates.items() if kind == "skipped"}
+    decisions = left_out(tmp_path / "out")
+    copies = {path: reason for path, (kind, reason) in decisions.items() if kind == "skipped"}
     assert copies == {f"b/c/{n:04}.dcm": f"{SAME}: a/{n:04}.dcm" for n in range(6)}
     (entry,) = DataSet(tmp_path / "out").index(DataSet(tmp_path / "out").manifest.shards[0]).samples
     key = site_key(key_file)
@@ -259,9 +260,9 @@ def test_the_command_line_says_what_happened(export: Path, key_file: Path, tmp_p
     assert "5 scans of 4 patients from 6 sources" in done.stdout
     assert "1 could not be read or trusted, see " in done.stdout
     assert "look at 1 burned_in_annotation, 1 face" in done.stdout
-    fates = [fate for path, fate in left_out(tmp_path / "out").items() if "/MR/" in path]
-    assert len(fates) == 18  # every file of the series has a line, and the series is counted once
-    for kind, reason in fates:
+    decisions = [decision for path, decision in left_out(tmp_path / "out").items() if "/MR/" in path]
+    assert len(decisions) == 18  # every file of the series has a line, and the series is counted once
+    for kind, reason in decisions:
         assert (kind, reason[:10], reason[-11:]) == ("refused", "truncated:", " (18 files)")
     done = command("check", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
@@ -316,7 +317,7 @@ def refusal(source: Source, out: Path) -> Quarantined:
     """The line of a source that its reader fails at in a way of its own."""
     (out / ".partial").mkdir()
     plan = ShardPlan("shard-000000.tar", [PlannedSource(source, "0" * 32, "0" * 32)])
-    *_, result = run(Job(plan, out, b"k" * 32, "xr", "zstd"))
+    *_, result = run(ShardTask(plan, out, b"k" * 32, "xr", "zstd"))
     assert isinstance(result, ShardResult)
     assert result.record is None
     line, *others = result.quarantine
@@ -329,7 +330,7 @@ def refusal(source: Source, out: Path) -> Quarantined:
 
 def test_reasons_repeat_nothing_of_an_unforeseen_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dicom.slices(tmp_path / "Meier", stack(4))
-    (source,), _ = group(survey(sorted((tmp_path / "Meier").iterdir())), tmp_path)
+    (source,), _ = group(scan_headers(sorted((tmp_path / "Meier").iterdir())), tmp_path)
     for name in ("disk", "bug"):
         (tmp_path / name).mkdir()
     with monkeypatch.context() as patched:

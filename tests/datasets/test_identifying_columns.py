@@ -99,11 +99,11 @@ def test_what_looks_as_if_it_told_a_person_stays_behind_under_an_agreed_name(
     values = COLUMNS[name]
     lines = [f's{number:02d},"{values[number % len(values)]}"' for number in range(ROWS)]
     (tmp_path / "l.csv").write_text("\n".join([f"file,{agreed}", *lines]))
-    book = open_labels([tmp_path / "l.csv"], [], False, Columns(insist=False))
-    ref = book.of("s00.png")
+    label_index = open_labels([tmp_path / "l.csv"], [], False, Columns(insist=False))
+    ref = label_index.of("s00.png")
     assert ref is not None
     assert (ref.classes, ref.targets) == ({}, {})
-    (note,) = book.notes
+    (note,) = label_index.notes
     assert f"column '{agreed}' left out: looks as if it held" in note
     assert not [each for each in values if each in note]
 

@@ -141,7 +141,7 @@ def test_ranks_and_micro_batches_make_up_the_global_batch(data_sets: Path, world
 def test_a_killed_worker_is_replaced_without_a_trace(data_sets: Path, reference: list[str]) -> None:
     with CropLoader(config(data_sets, workers=2), seed=3) as loader:
         seen = stream(loader, 10)
-        for worker in list(loader._crew._held):
+        for worker in list(loader._pool._held):
             os.kill(worker.process.pid, signal.SIGKILL)
             seen += stream(loader, 10)
         seen += stream(loader, 10)
@@ -151,8 +151,8 @@ def test_a_killed_worker_is_replaced_without_a_trace(data_sets: Path, reference:
 
 def test_workers_that_always_die_end_the_run(data_sets: Path) -> None:
     with CropLoader(config(data_sets, workers=1), seed=3) as loader:
-        loader._crew._setup = None  # what a new worker is told; it cannot work with that
-        os.kill(next(iter(loader._crew._held)).process.pid, signal.SIGKILL)
+        loader._pool._setup = None  # what a new worker is told; it cannot work with that
+        os.kill(next(iter(loader._pool._held)).process.pid, signal.SIGKILL)
         with pytest.raises(RuntimeError, match="in a worker process"):
             stream(loader, 20)
 
@@ -160,9 +160,9 @@ def test_workers_that_always_die_end_the_run(data_sets: Path) -> None:
 def test_death_after_death_names_the_shards(data_sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = WorkerPool._start
 
-    def start_and_kill(crew: WorkerPool) -> None:
-        start(crew)
-        list(crew._held)[-1].process.kill()
+    def start_and_kill(pool: WorkerPool) -> None:
+        start(pool)
+        list(pool._held)[-1].process.kill()
 
     monkeypatch.setattr(WorkerPool, "_start", start_and_kill)
     with (
@@ -257,7 +257,7 @@ def test_a_shard_that_is_deleted_while_it_is_open_is_read_to_the_end(
 def test_a_worker_that_hangs_ends_the_run_in_time(data_sets: Path) -> None:
     with CropLoader(config(data_sets, workers=1, ring=2, timeout_s=8), seed=3) as loader:
         next(loader)
-        victim = next(iter(loader._crew._held)).process
+        victim = next(iter(loader._pool._held)).process
         os.kill(victim.pid, signal.SIGSTOP)  # as one that waits for a network disk
         began = time.monotonic()
         with pytest.raises(UserError, match=r"no worker has filled a batch for 8 s .* one reads .*shard-\d+\.tar"):
@@ -288,7 +288,7 @@ def test_workers_end_with_a_killed_parent_and_ignore_its_signals(data_sets: Path
         "from scanfoundry.datasets.plan import DataConfig\n"
         "loader = CropLoader(DataConfig.model_validate_json(sys.argv[1]), 3)\n"
         "next(loader)\n"
-        "print(*[worker.process.pid for worker in loader._crew._held], flush=True)\n"
+        "print(*[worker.process.pid for worker in loader._pool._held], flush=True)\n"
         "time.sleep(60)"
     )
     command = [sys.executable, "-c", code, config(data_sets, workers=2).model_dump_json()]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan
 from scanfoundry.datasets.labels import LabelRef
 from scanfoundry.datasets.readers import file_source
-from scanfoundry.datasets.shards.shard_worker import PARTIAL, Job, worker
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardTask, worker
 
 SIDE = 192
 STATUS = Path("/proc/self/status")
@@ -40,7 +40,7 @@ def measured(folder: Path, warm: list[str], names: list[str], masks: bool) -> di
         for each in files:
             ref = LabelRef(mask=folder / "masks" / each) if masks else None
             planned.append(PlannedSource(file_source(folder / "in", each), f"{len(planned):032x}", "0" * 32, ref))
-        job = Job(ShardPlan(f"shard-{number:06d}.tar", planned), folder / "out", b"k" * 32, "mr", "zstd")
+        job = ShardTask(ShardPlan(f"shard-{number:06d}.tar", planned), folder / "out", b"k" * 32, "mr", "zstd")
         *_, result = run(job)
         assert result.quarantine == []
         peaks.append(peak())

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.inference.calibration import tempered
 from scanfoundry.finetune.inference.segmented import Segmented
@@ -141,7 +141,7 @@ class TestDetection:
             boxes, scores = sample.truth.boxes, np.full(len(sample.truth), 0.5)
             if not len(boxes) and len(records) % 2:
                 boxes, scores = np.array([[0, 0, 0, 1, 3, 3.0]]), np.array([0.9])
-            records.append(adapter.record(case, sample, Found(boxes, scores, np.zeros(len(boxes), np.int64))))
+            records.append(adapter.record(case, sample, Detections(boxes, scores, np.zeros(len(boxes), np.int64))))
             json.dumps(records[-1], allow_nan=False)
         metrics = {name: statistic(records) for name, statistic in adapter.metrics().items()}
         true, false = sum(r["truths"][0] for r in records), sum(not h for r in records for h in r["hits"])

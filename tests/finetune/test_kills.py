@@ -198,5 +198,5 @@ def test_ctrl_c_and_sigterm_say_what_is_saved(lives, tmp_path):
         assert (died, left) == (False, code), said
         assert lines == [
             f"scanfoundry: stopped in scratch-4-shots-seed0: saved at {end}; the same command goes on from there; "
-            "finished cells are kept"
+            "finished trials are kept"
         ]

@@ -8,7 +8,7 @@ import pytest
 
 from scanfoundry.datasets.readers import ReadError
 from scanfoundry.finetune.cases.label_values import LabelValues, consecutive, of_names
-from scanfoundry.finetune.config.study import SegmentationTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.predict.prediction import predict
 from scanfoundry.finetune.run_study import prepare, run

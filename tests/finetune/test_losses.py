@@ -7,6 +7,10 @@ from pydantic import ValidationError
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.loss import LossConfig
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.losses import (
     class_loss,
     class_weights,
@@ -71,28 +75,23 @@ def test_label_smoothing_as_a_naive_loop():
     assert class_loss(logits, labels, LossConfig(label_smoothing=smooth)).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("over", ["batch", "sample"])
-def test_soft_dice_as_a_naive_loop(over):
+def test_soft_dice_as_a_naive_loop():
     logits, labels = drawn()
     values = []
-    groups = [(0, 1)] if over == "batch" else [(0,), (1,)]
-    for group in groups:
-        rows = list(voxels(logits[list(group)], labels[list(group)]))
-        for k in (1, 2):
-            both = sum(p[k] for p, y in rows if y == k)
-            total = sum(p[k] for p, _ in rows) + sum(y == k for _, y in rows)
-            values.append((2 * both + 1e-5) / (total + 1e-5))
-    assert soft_dice(logits, labels, over).item() == pytest.approx(1 - np.mean(values), rel=1e-12)
+    rows = list(voxels(logits, labels))
+    for k in (1, 2):
+        both = sum(p[k] for p, y in rows if y == k)
+        total = sum(p[k] for p, _ in rows) + sum(y == k for _, y in rows)
+        values.append((2 * both + 1e-5) / (total + 1e-5))
+    assert soft_dice(logits, labels).item() == pytest.approx(1 - np.mean(values), rel=1e-12)
 
 
-def test_soft_dice_of_each_sample_as_monai():
+def test_soft_dice_over_the_batch_as_monai():
     from monai.losses import DiceLoss
 
     logits, labels = drawn()
-    reference = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=False)
-    assert soft_dice(logits, labels, "sample").item() == pytest.approx(
-        reference(logits, labels[:, None]).item(), abs=1e-5
-    )
+    reference = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    assert soft_dice(logits, labels).item() == pytest.approx(reference(logits, labels[:, None]).item(), abs=1e-5)
 
 
 def test_smooth_l1_as_a_naive_loop():
@@ -109,7 +108,7 @@ CONFIGS = [
     LossConfig(term="focal"),
     LossConfig(term="focal", gamma=0.5),
     LossConfig(term="dual_focal"),
-    LossConfig(label_smoothing=0.2, dice=0.5, dice_over="sample"),
+    LossConfig(label_smoothing=0.2, dice=0.5),
 ]
 
 
@@ -145,7 +144,7 @@ def test_half_precision_is_computed_in_float32():
 def test_deep_supervision_weighs_resolutions_and_passes_the_options_on():
     outputs = [drawn((1, 3, 4, 4, 4), 1)[0], drawn((1, 3, 2, 2, 2), 2)[0], drawn((1, 3, 1, 1, 1), 3)[0]]
     labels = torch.randint(0, 3, (1, 4, 4, 4))
-    config = LossConfig(term="focal", dice=0.3, dice_over="sample")
+    config = LossConfig(term="focal", dice=0.3)
     coarse = labels[:, 1::2, 1::2, 1::2]  # 'nearest-exact' takes the voxel at (2 i + 1) / 2
     expected = (2 * dice_ce(outputs[0], labels, config, WEIGHT) + dice_ce(outputs[1], coarse, config, WEIGHT)) / 3
     assert deep_supervision(outputs, labels, config, WEIGHT).item() == pytest.approx(expected.item())
@@ -169,16 +168,16 @@ def test_weights_of_classes():
 
 
 def test_options_that_a_task_does_not_read_are_refused():
-    LossConfig().check_options_read("detection")
-    LossConfig(term="focal", dice=0.5, class_weights="inverse").check_options_read("segmentation")
+    DetectionTask().check_loss(LossConfig())
+    SegmentationTask().check_loss(LossConfig(term="focal", dice=0.5, class_weights="inverse"))
     with pytest.raises(UserError, match=r"loss\.dice has no meaning for classification"):
-        LossConfig(dice=0.5).check_options_read("classification")
+        ClassificationTask().check_loss(LossConfig(dice=0.5))
     with pytest.raises(UserError, match="term has no meaning for detection"):
-        LossConfig(term="focal").check_options_read("detection")
+        DetectionTask().check_loss(LossConfig(term="focal"))
     with pytest.raises(UserError, match="inverse_sqrt"):
-        LossConfig(class_weights="effective").check_options_read("segmentation")
+        SegmentationTask().check_loss(LossConfig(class_weights="effective"))
     # A spec that was written and read again sets every option, to what it was.
-    LossConfig.model_validate(LossConfig().model_dump()).check_options_read("regression")
+    RegressionTask().check_loss(LossConfig.model_validate(LossConfig().model_dump()))
 
 
 @pytest.mark.parametrize(
@@ -190,13 +189,12 @@ def test_options_that_make_no_sense_are_refused(options):
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "focal", "dual_focal"])
-@pytest.mark.parametrize("over", ["batch", "sample"])
-def test_ignored_voxels_are_in_no_loss(term, over):
+def test_ignored_voxels_are_in_no_loss(term):
     """The loss of the others alone, whatever the network says of them, and no gradient there."""
     logits, labels = drawn()
     ignored = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.4
     labels[ignored] = 255
-    config = LossConfig(term=term, dice_over=over)
+    config = LossConfig(term=term)
     logits.requires_grad_()
     loss = dice_ce(logits, labels, config, WEIGHT, 255)
     loss.backward()
@@ -208,10 +206,9 @@ def test_ignored_voxels_are_in_no_loss(term, over):
     known = logits.detach().movedim(1, -1)[~ignored]
     plain = class_loss(known, labels[~ignored], config, WEIGHT)
     probabilities, truth = known.softmax(1), torch.nn.functional.one_hot(labels[~ignored], 3)
-    if over == "batch":
-        both, total = (probabilities * truth).sum(0)[1:], (probabilities + truth).sum(0)[1:]
-        overlap = 1 - ((2 * both + 1e-5) / (total + 1e-5)).mean()
-        assert loss.item() == pytest.approx((plain + overlap).item(), rel=1e-12)
+    both, total = (probabilities * truth).sum(0)[1:], (probabilities + truth).sum(0)[1:]
+    overlap = 1 - ((2 * both + 1e-5) / (total + 1e-5)).mean()
+    assert loss.item() == pytest.approx((plain + overlap).item(), rel=1e-12)
 
 
 def test_a_patch_that_nobody_looked_at_teaches_nothing():

@@ -6,9 +6,10 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.cases.cases import Case, Grid
 from scanfoundry.finetune.cases.sources import scan_file
 from scanfoundry.finetune.config.study import PlanOverrides
-from scanfoundry.finetune.plan import Fingerprint, make_plan, settle_plan
+from scanfoundry.finetune.plan import Fingerprint, fingerprint, make_plan, settle_plan
 
 ENCODER = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2))
 
@@ -38,18 +39,33 @@ def test_impossible_patches_are_refused():
             make_plan(found((35, 50, 35)), PlanOverrides(patch=patch), ENCODER)
 
 
+def cases_in(folder):
+    return [Case(path.name, path.name, (scan_file(path),), None) for path in sorted(folder.iterdir())[:3]]
+
+
+def test_what_is_known_of_a_case_is_not_read_again(volumes, monkeypatch):
+    cases = cases_in(volumes / "images")
+    read = fingerprint(cases, {})
+    known = {case.key: Grid("known", (20, 16, 18), case.image.read().spacing) for case in cases}
+    monkeypatch.setattr("scanfoundry.finetune.cases.sources.FileScan.read", lambda self: pytest.fail(f"{self} is read"))
+    assert fingerprint(cases, known) == read
+    mixed = known | {cases[1].key: Grid("the slice", (1, 16, 18), (2.0, 1.5, 1.5))}
+    with pytest.raises(UserError, match="the slice is a single slice"):
+        fingerprint(cases, mixed)
+
+
 def test_an_edited_plan_is_read_back_and_overrides_win(volumes, tmp_path):
-    path, images = tmp_path / "plan.json", [scan_file(each) for each in sorted((volumes / "images").iterdir())[:3]]
-    first = settle_plan(path, images, PlanOverrides(), ENCODER)
+    path = tmp_path / "plan.json"
+    first = settle_plan(path, cases_in(volumes / "images"), {}, PlanOverrides(), ENCODER)
     assert first.fingerprint.shape == (20, 16, 18)
     assert first.spacing == pytest.approx((2.0, 1.5, 1.5))
     edited = json.loads(path.read_text()) | {"patch": [16, 16, 24]}
     path.write_text(json.dumps(edited))
-    assert settle_plan(path, images, PlanOverrides(), ENCODER).patch == (16, 16, 24)
-    assert settle_plan(path, images, PlanOverrides(batch=7), ENCODER).batch == 7
+    assert settle_plan(path, [], {}, PlanOverrides(), ENCODER).patch == (16, 16, 24)
+    assert settle_plan(path, [], {}, PlanOverrides(batch=7), ENCODER).batch == 7
     path.write_text("{")
     with pytest.raises(UserError, match="not a plan"):
-        settle_plan(path, images, PlanOverrides(), ENCODER)
+        settle_plan(path, [], {}, PlanOverrides(), ENCODER)
     path.write_text('{"patch": [8, 8, 8]}')
     with pytest.raises(UserError, match=r"plan\.json is not a plan: spacing: is missing; .*; mend or delete it"):
-        settle_plan(path, images, PlanOverrides(), ENCODER)
+        settle_plan(path, [], {}, PlanOverrides(), ENCODER)

@@ -12,11 +12,13 @@ from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.config.study import FinetuneConfig, RegressionTask
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
 from scanfoundry.finetune.run_study import run
 from scanfoundry.finetune.study.display import TrialDisplay
 from scanfoundry.finetune.training.interrupts import Stop, Stopped
-from scanfoundry.finetune.training.saving import PROGRESS, Saved, Slot, Snapshot
+from scanfoundry.finetune.training.saving import PROGRESS, Snapshot, SnapshotFolder
+from scanfoundry.finetune.training.slot import Slot
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 DROPPING = {"name": "vit", "size": "Ti", "patch_2d": [16, 16], "drop_path": 0.4}  # draws random numbers as it trains
@@ -151,7 +153,7 @@ def test_what_another_configuration_or_other_code_left_is_not_continued(small, m
     changed = small.model_copy(update={"schedule": small.schedule.model_copy(update={"lr": 2e-3})})
     stopped(changed, "training-0 step 3", monkeypatch)
     assert "changed since it was stopped; it starts over" in capfd.readouterr().err
-    monkeypatch.setattr("scanfoundry.finetune.training.saving._code", lambda: "another version")
+    monkeypatch.setattr("scanfoundry.finetune.training.code_digest._code", lambda: "another version")
     stopped(changed, "training-0 step 3", monkeypatch)
     assert "changed since it was stopped; it starts over" in capfd.readouterr().err
     stopped(changed, "training-0 step 4", monkeypatch)
@@ -180,7 +182,7 @@ def test_a_budget_counts_what_was_used_before(study, slices, monkeypatch):
                    budget="12s", checkpoint_minutes=0)  # fmt: skip
     stopped(config, "training-0 step 5", monkeypatch)
     (path,) = (config.run_dir / "cells").rglob("budget-*")
-    given = Saved(path.parent, _mark(path), 0, Stop(), print).read("budget").facts["seconds"]
+    given = SnapshotFolder(path.parent, _mark(path), 0, Stop(), print).read("budget").facts["seconds"]
     run(config)
     found = json.loads((config.run_dir / "results.json").read_text())["cells"]
     assert found[0]["histories"][0]["seconds"] == pytest.approx(given, rel=0.3)
@@ -197,7 +199,7 @@ def _mark(path):
 def test_large_snapshots_are_written_less_often(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("scanfoundry.finetune.training.saving.time.monotonic", lambda: clock[0])
-    saved = Saved(tmp_path / "cell" / PROGRESS, "mark", 1.0, Stop(), print)
+    saved = SnapshotFolder(tmp_path / "cell" / PROGRESS, "mark", 1.0, Stop(), print)
 
     def take():
         clock[0] += 3.0  # seconds to write

@@ -15,13 +15,15 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.identity import site_fingerprint, site_key
-from scanfoundry.finetune.config.study import LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.predict.prediction import predict
 from scanfoundry.finetune.run_study import prepare, run
-from scanfoundry.finetune.study.split import cell_cases
-from scanfoundry.finetune.study.trials import digest, run_cell
+from scanfoundry.finetune.study.run_trial import run_trial
+from scanfoundry.finetune.study.split import trial_cases
+from scanfoundry.finetune.study.trial import digest_of_trial
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_who_corrects_a_label_gets_new_numbers_where_it_matters(study, volumes, 
     config = config.model_copy(update={"task": SegmentationTask(classes=["one", "two"])})
     before = json.loads(run(config).results.read_text())["cells"]
     settled = prepare(config)
-    few, more = (cell_cases(settled.sides, k, 0, config.self_training).train for k in (1, 3))
+    few, more = (trial_cases(settled.sides, k, 0, config.self_training).train for k in (1, 3))
     changed = next(case for case in more if case not in few)
     path = (
         data
@@ -96,8 +98,8 @@ def test_who_corrects_a_label_gets_new_numbers_where_it_matters(study, volumes, 
     nib.save(nib.Nifti1Image(voxels, labels.affine), path)
     trained = []
     monkeypatch.setattr(
-        "scanfoundry.finetune.run_study.run_cell",
-        lambda c, s, name, *a: trained.append(name.shots) or run_cell(c, s, name, *a),
+        "scanfoundry.finetune.study.runner.run_trial",
+        lambda c, s, name, *a: trained.append(name.shots) or run_trial(c, s, name, *a),
     )
     after = json.loads(run(config).results.read_text())["cells"]
     assert trained == [3]
@@ -154,7 +156,7 @@ def test_self_training_reads_no_label_of_the_pool_and_says_what_took_part(study,
     config = study("segmentation", data, **told)
     config = config.model_copy(update={"task": SegmentationTask(classes=["one", "two"])})
     settled = prepare(config)
-    cases = cell_cases(settled.sides, 2, 0, config.self_training)
+    cases = trial_cases(settled.sides, 2, 0, config.self_training)
     for case in cases.unlabelled:
         name = settled.found.names[case.key].removesuffix("_0000.nii.gz").removesuffix("_0000")
         (data / "labels" / f"{Path(name).name}.nii.gz").write_bytes(b"nobody reads this")
@@ -167,11 +169,11 @@ def test_self_training_reads_no_label_of_the_pool_and_says_what_took_part(study,
     assert "self-training" in result.report.read_text()
 
     arm, origin = config.arms[0], ""
-    before = digest(config, settled.spec, arm, cases, settled.checked, origin)
+    before = digest_of_trial(config, settled.spec, arm, cases, settled.checked, origin)
     first = Path(str(cases.unlabelled[0].image))
     voxels = nib.load(first)
     nib.save(nib.Nifti1Image(voxels.get_fdata(dtype=np.float32) + 1, voxels.affine), first)
-    assert digest(config, settled.spec, arm, cases, prepare(config).checked, origin) != before
+    assert digest_of_trial(config, settled.spec, arm, cases, prepare(config).checked, origin) != before
     first.write_bytes(b"no scan")
     with pytest.raises(UserError, match=first.name):  # before anything is trained
         prepare(config)

@@ -8,7 +8,8 @@ from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig, SegmentationTask
+from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.task import Spec, fitted_shape, upright
 from scanfoundry.finetune.tasks.segmentation import Segmentation

@@ -11,7 +11,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.loading import check, recipes
 from scanfoundry.launch.cluster import after_failure, slurm
 from scanfoundry.launch.cluster.environment import exports
-from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder
+from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord
 from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format
 from scanfoundry.launch.cluster.submit import script
 
@@ -19,12 +19,12 @@ from scanfoundry.launch.cluster.submit import script
 @pytest.fixture
 def job(tmp_path) -> JobFolder:
     folder = JobFolder(tmp_path / "run with a space" / "jobs" / "one")
-    folder.write_facts(JobFacts(
+    folder.write_record(JobRecord(
         cluster="slurm", run_dir=str(tmp_path / "run with a space"), logs=str(folder.path), tasks=1, steps=9,
         host="here", submitted=0.0, timeout_min=60, signal_delay_s=120, max_requeues=5, max_crash_requeues=1,
         job_id="12",
     ))  # fmt: skip
-    after_failure.write_members(folder.path, [folder.path])
+    after_failure.write_array_index(folder.path, [folder.path])
     return folder
 
 
@@ -146,7 +146,7 @@ def test_states_come_from_the_queue_or_the_accounting_or_not_at_all(monkeypatch,
 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert slurm.states(["12", "13_0"]) == {}
-    assert slurm.shown("12") is None
+    assert slurm.job_state("12") is None
     play("squeue", "echo '13_0|RUNNING'; echo '13_1|PENDING'")
     play("sacct", "echo '12|CANCELLED by 0'; echo '13_0|PENDING'")
     assert slurm.states(["12", "13_0"]) == {"12": "CANCELLED", "13_0": "RUNNING"}

@@ -9,7 +9,7 @@ import warm
 
 MAIN = """
 import sys
-from scanfoundry.launch import cli
+from scanfoundry.launch.cli import main as cli
 
 def app(**options):
     exec(sys.argv[1], {})

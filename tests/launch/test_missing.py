@@ -50,7 +50,8 @@ def test_another_package_is_named_too(tmp_path):
         {"submitit"}, "launch", "spark_stunet_volumes", f"run_dir={tmp_path / 'run'}", "--dry-run"
     )
     assert done.returncode == 2, done.stderr
-    assert "needs the package 'submitit', which is not installed: pip install submitit" in done.stderr
+    assert "needs the package 'submitit', which is not installed: pip install" in done.stderr
+    assert '"scanfoundry[pretrain]"' in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -32,15 +32,15 @@ class MaskFile:
 
 
 @dataclass(frozen=True)
-class Named:
-    """A scan at `relative` below its input, and the names that a mask may call it by: of a series, its folders'."""
+class ScanNames:
+    """A scan at `relative` below its input, and the names by which a mask may call it: for a series, its folders."""
 
     relative: str
     names: tuple[Parts, ...]
     single: bool  # a file of its own
 
     @classmethod
-    def of(cls, relative: str) -> "Named":
+    def of(cls, relative: str) -> "ScanNames":
         """The scan at `relative`; a file without a reader's suffix is of a DICOM series."""
         parts = whole_parts_of(relative)
         if suffix_of(relative) in SUFFIXES or len(parts) == 1:
@@ -49,7 +49,7 @@ class Named:
 
     @property
     def folder(self) -> Parts:
-        """Of its files."""
+        """The folder of the scan's files."""
         return self.names[0][:-1] if self.single else self.names[0]
 
 
@@ -74,7 +74,7 @@ def plain_folders(folders: Iterable[str]) -> Parts:
 
 
 @dataclass(frozen=True)
-class _Rest:
+class _DistinctName:
     """What tells a name apart from others without common words; where nothing does ('p1/mask'), its folder's name."""
 
     rest: Parts
@@ -82,13 +82,13 @@ class _Rest:
     by_folder: bool
 
     @classmethod
-    def of(cls, parts: Parts) -> "_Rest":
+    def of(cls, parts: Parts) -> "_DistinctName":
         folders, rest = plain_folders(parts[:-1]), rest_of(parts[-1])
         if not rest and folders:
             return cls(tokens_of(folders[-1]), folders[:-1], True)
         return cls(rest, folders, False)
 
-    def near(self, other: "_Rest") -> bool:
+    def near(self, other: "_DistinctName") -> bool:
         """Whether the folders may be the same. One more of a name that is not its folder's tells them apart."""
         deeper = len(self.folders) - len(other.folders)
         if (self.by_folder and deeper < 0) or (other.by_folder and deeper > 0):
@@ -96,8 +96,8 @@ class _Rest:
         return not self.folders or not other.folders or agree(self.folders, other.folders) > 0
 
 
-class Index:
-    """Numbers by path, to look up by its end."""
+class PathIndex:
+    """Numbers by path, to look up by the end of the path."""
 
     def __init__(self, entries: Iterable[tuple[Parts, int]]) -> None:
         self._by_last: dict[str, list[tuple[Parts, int]]] = defaultdict(list)
@@ -106,7 +106,7 @@ class Index:
                 self._by_last[parts[-1]].append((parts, number))
 
     def best(self, name: Parts) -> list[int]:
-        """Of those that agree with `name` in the most parts; each once."""
+        """The numbers whose paths agree with `name` in the most parts, each once."""
         if not name or name[-1] not in self._by_last:
             return []
         fitting = [(agree(parts, name), number) for parts, number in self._by_last[name[-1]]]
@@ -114,20 +114,20 @@ class Index:
         return list(dict.fromkeys(number for shared, number in fitting if shared == most > 0))
 
 
-class Work:
-    """What is to be paired, and what has been."""
+class PairingState:
+    """The scans and masks to be paired, and the pairs that have been found."""
 
-    def __init__(self, scans: Sequence[Named], masks: Sequence[MaskFile], doubt: Doubt) -> None:
+    def __init__(self, scans: Sequence[ScanNames], masks: Sequence[MaskFile], doubt: Doubt) -> None:
         self.scans, self.doubt = scans, doubt
         self.pairs = Pairs(left=list(masks))
         self.found: dict[int, list[MaskFile]] = {}  # by number of the scan
         self.first_of: dict[Parts, int] = {}  # the first channel of cases with a mask
 
     @cached_property
-    def by_name(self) -> tuple[Index, Index]:
+    def by_name(self) -> tuple[PathIndex, PathIndex]:
         """The scans by path, and by path without folders that say what they hold."""
         names = [(name, number) for number, scan in enumerate(self.scans) for name in scan.names]
-        return Index(names), Index((plain(name), number) for name, number in names)
+        return PathIndex(names), PathIndex((plain(name), number) for name, number in names)
 
     def called(self, name: Parts) -> list[int]:
         """The scans of that name."""
@@ -139,22 +139,22 @@ class Work:
         return [number for case, number in self.first_of.items() if agree(plain(case), plain(name))]
 
     @cached_property
-    def _by_rest(self) -> dict[Parts, list[tuple["_Rest", int]]]:
-        found: dict[Parts, list[tuple[_Rest, int]]] = defaultdict(list)
+    def _by_rest(self) -> dict[Parts, list[tuple["_DistinctName", int]]]:
+        found: dict[Parts, list[tuple[_DistinctName, int]]] = defaultdict(list)
         for number, scan in enumerate(self.scans):
             for name in scan.names:
-                each = _Rest.of(name)
+                each = _DistinctName.of(name)
                 found[each.rest].append((each, number))
         return found
 
     def alike(self, mask: MaskFile) -> list[int]:
         """The scans whose name is that of the mask but for words for masks and images."""
-        own = _Rest.of(mask.parts)
+        own = _DistinctName.of(mask.parts)
         near = [number for other, number in self._by_rest.get(own.rest, []) if own.near(other)]
         return list(dict.fromkeys(near)) if own.rest else []
 
     def keep(self, found: Mapping[int, Sequence[MaskFile]]) -> None:
-        """Takes pairs over."""
+        """Add pairs to those that have been found."""
         taken = {mask for masks in found.values() for mask in masks}
         for number, masks in found.items():
             self.found[number] = [*self.found.get(number, []), *masks]
@@ -162,7 +162,11 @@ class Work:
         self.pairs.left = [mask for mask in self.pairs.left if mask not in taken]
 
     def united(self, scan: int, found: Sequence[tuple[int, MaskFile]]) -> list[MaskFile]:
-        """The masks of a scan in the order of their numbers (-1: none); UserError where two have the same."""
+        """The masks of a scan in the order of their numbers (-1: none).
+
+        Raises:
+            UserError: two masks have the same number.
+        """
         if scan in self.found:
             self.doubt.masks(self.shown(scan), self.found[scan][0].path, found[0][1].path)
         ordered = sorted(found, key=lambda each: (each[0], each[1].relative))

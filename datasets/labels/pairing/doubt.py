@@ -1,4 +1,4 @@
-"""What is said where names have two readings: two candidates, and what to type."""
+"""The messages for names with two readings: the two candidates, and what to type instead."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,15 @@ BUILD = "scanfoundry data build '{images}' --masks '{masks}'"
 
 @dataclass(frozen=True)
 class Doubt:
-    """Says it in the words of a command.
+    """Raises the errors for names with two readings, in the words of a command.
 
-    spelling     how patterns of images and masks are given there, with {images} and {masks}
-    of_channels  how channels are
-    of_lists     how a list of both is, where the command takes one
-    root         the folder of the scans
-    scans_known, masks_known: all there are, below `root` and as (folder, path below it)
+    Attributes:
+        spelling: how patterns of images and masks are given there, with {images} and {masks}.
+        of_channels: how channels are given.
+        of_lists: how a list of both is given, where the command takes one.
+        root: the folder of the scans.
+        scans_known: all scans, below `root`.
+        masks_known: all masks, as (folder, path below it).
     """
 
     spelling: str = BUILD

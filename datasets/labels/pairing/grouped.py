@@ -4,7 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.labels.pairing.candidates import Index, MaskFile, Parts, Work, plain, plain_folders
+from scanfoundry.datasets.labels.pairing.candidates import (
+    MaskFile,
+    PairingState,
+    Parts,
+    PathIndex,
+    plain,
+    plain_folders,
+)
 from scanfoundry.datasets.labels.pairing.names import whole_parts_of
 from scanfoundry.datasets.labels.pairing.numbered import channel_count, numbered
 from scanfoundry.datasets.labels.pairing.study import is_contrast, studies_of
@@ -13,7 +20,7 @@ from scanfoundry.datasets.labels.pairing.vocabulary import is_bare, scans_named,
 _DIXON = frozenset(("water", "fat", "in", "out", "opp", "opposed", "phase", "inphase", "outphase"))
 
 
-def by_case(work: Work) -> None:
+def by_case(work: PairingState) -> None:
     """Masks of 'x' of which there are 'x_0000' and more: channels, where the cases have the same ones. Files them under
     the first channel that is there; UserError where the numbers may as well count scans."""
     cases: dict[Parts, dict[int, int]] = defaultdict(dict)
@@ -46,12 +53,14 @@ def by_case(work: Work) -> None:
     work.first_of |= first
 
 
-def _masks_of_cases(work: Work, cases: Mapping[Parts, Mapping[int, int]]) -> Iterator[tuple[MaskFile, Parts, int]]:
+def _masks_of_cases(
+    work: PairingState, cases: Mapping[Parts, Mapping[int, int]]
+) -> Iterator[tuple[MaskFile, Parts, int]]:
     """(mask, case, number behind the mark or -1)."""
     names = list(cases)
     whole, bare = (
-        Index((name, i) for i, name in enumerate(names)),
-        Index((plain(name), i) for i, name in enumerate(names)),
+        PathIndex((name, i) for i, name in enumerate(names)),
+        PathIndex((plain(name), i) for i, name in enumerate(names)),
     )
     for mask in work.pairs.left:
         for name, behind in ((mask.parts[-1], None), *scans_named(mask.parts[-1])):
@@ -67,10 +76,11 @@ def _masks_of_cases(work: Work, cases: Mapping[Parts, Mapping[int, int]]) -> Ite
                 break
 
 
-def by_folder(work: Work) -> None:
+def by_folder(work: PairingState) -> None:
     """Masks that are called by a mark alone (seg): of the one scan of their folder, or of the contrasts of one study.
 
-    UserError where the folder holds scans of which nothing says that they belong together.
+    Raises:
+        UserError: the folder holds scans of which nothing says that they belong together.
     """
     masks: dict[Parts, MaskFile] = {}
     for mask in work.pairs.left:
@@ -92,14 +102,14 @@ def by_folder(work: Work) -> None:
     work.keep(found)
 
 
-def _scans_of_folders(work: Work, masks: Mapping[Parts, MaskFile]) -> dict[Parts, list[int]]:
+def _scans_of_folders(work: PairingState, masks: Mapping[Parts, MaskFile]) -> dict[Parts, list[int]]:
     """The scans that lie in the folder of each mask, or in a folder of images that is called as it."""
     folders: dict[Parts, list[int]] = defaultdict(list)
     for number, scan in enumerate(work.scans):
         folders[scan.folder].append(number)
     names = list(folders)
-    whole = Index((name, i) for i, name in enumerate(names))
-    bare = Index((plain_folders(name), i) for i, name in enumerate(names))
+    whole = PathIndex((name, i) for i, name in enumerate(names))
+    bare = PathIndex((plain_folders(name), i) for i, name in enumerate(names))
     held: dict[Parts, list[int]] = {}
     for folder, mask in masks.items():
         # The path of a mask is longer: that of the scans has to be its end.
@@ -117,7 +127,7 @@ def _scans_of_folders(work: Work, masks: Mapping[Parts, MaskFile]) -> dict[Parts
     return held
 
 
-def _belong_together(work: Work, scans: Sequence[int]) -> bool:
+def _belong_together(work: PairingState, scans: Sequence[int]) -> bool:
     """Whether the scans of a folder are one scan, or by their names the contrasts of one study."""
     if len(scans) == 1 or not any(work.scans[scan].single for scan in scans):
         return True

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.labels.pairing.numbered import FIRST_CHANNEL
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 
 T = TypeVar("T")
 Parts = tuple[str, ...]
-
-FIRST_CHANNEL = "_0000"  # nnU-Net's
 
 
 def stem_of(last: str) -> str:
@@ -45,9 +44,9 @@ def agree(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 
 @dataclass
 class ByName(Generic[T]):
-    """Values by name of their scan. Two values of one name are told apart by their folders.
+    """Values by the name of their scan. Two values of one name are told apart by their folders.
 
-    A value of 'x' is of a scan 'x_0000' too, nnU-Net's first channel, where no scan is called 'x': see `keep`.
+    A value of 'x' is also of a scan 'x_0000', nnU-Net's first channel, where no scan is called 'x': see `keep`.
     """
 
     _found: dict[str, list[tuple[Parts, T]]] = field(default_factory=dict)
@@ -70,7 +69,11 @@ class ByName(Generic[T]):
         return any(agree(parts, name) for name, _ in self._found.get(parts[-1], []))
 
     def get(self, relative: str) -> tuple[Parts, T] | None:
-        """(name, value) for the scan at `relative`; UserError where two fit equally well."""
+        """(name, value) for the scan at `relative`.
+
+        Raises:
+            UserError: two values fit equally well.
+        """
         parts = whole_parts_of(relative)
         fitting = self._fitting(parts)
         if not fitting and parts[-1].endswith(FIRST_CHANNEL):

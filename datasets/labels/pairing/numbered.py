@@ -5,13 +5,26 @@ from collections import Counter
 from collections.abc import Iterable
 
 MOST_CHANNELS = 10
+FIRST_CHANNEL = "_0000"  # the end of the name of a case's first channel
 _NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
 
 
 def numbered(stem: str) -> tuple[str, int] | None:
-    """(x, 1) of 'x_0001'; None of another name."""
+    """The case and the number in a name.
+
+    Args:
+        stem: a file name without its suffix, 'x_0001'.
+
+    Returns:
+        ('x', 1); None for a name that does not end with '_' and four digits.
+    """
     match = _NUMBERED.fullmatch(stem)
     return (match["case"], int(match["number"])) if match else None
+
+
+def channel_name(case: str, number: int) -> str:
+    """The name of channel `number` of a case: 'x_0001' of channel 1 of 'x'."""
+    return f"{case}_{number:04d}"
 
 
 def channel_count(cases: Iterable[set[int]]) -> int:

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from scanfoundry.datasets.labels.pairing.candidates import Index, MaskFile, Named, Pairs, Work, plain
+from scanfoundry.datasets.labels.pairing.candidates import MaskFile, PairingState, Pairs, PathIndex, ScanNames, plain
 from scanfoundry.datasets.labels.pairing.doubt import Doubt
 from scanfoundry.datasets.labels.pairing.grouped import by_case, by_folder
 from scanfoundry.datasets.labels.pairing.names import Parts
@@ -24,7 +24,7 @@ def pair(scans: Iterable[str], masks: Sequence[MaskFile], doubt: Doubt, whole: b
 
     UserError, naming two candidates and what decides, where the names have two readings.
     """
-    work = Work([Named.of(relative) for relative in scans], masks, doubt)
+    work = PairingState([ScanNames.of(relative) for relative in scans], masks, doubt)
     for level in (_exact, _exact_but_for_folders, _carried, by_case, by_folder):
         if work.pairs.left:
             level(work)
@@ -34,10 +34,10 @@ def pair(scans: Iterable[str], masks: Sequence[MaskFile], doubt: Doubt, whole: b
     return work.pairs
 
 
-def _exact(work: Work, shape: Callable[[Parts], Parts] = tuple) -> None:
+def _exact(work: PairingState, shape: Callable[[Parts], Parts] = tuple) -> None:
     """Masks that are called as their scan."""
     left = work.pairs.left
-    masks = Index((shape(mask.parts), number) for number, mask in enumerate(left))
+    masks = PathIndex((shape(mask.parts), number) for number, mask in enumerate(left))
     found: dict[int, list[MaskFile]] = {}
     owners: dict[int, int] = {}
     for number, scan in enumerate(work.scans):
@@ -54,11 +54,11 @@ def _exact(work: Work, shape: Callable[[Parts], Parts] = tuple) -> None:
     work.keep(found)
 
 
-def _exact_but_for_folders(work: Work) -> None:
+def _exact_but_for_folders(work: PairingState) -> None:
     _exact(work, plain)
 
 
-def _carried(work: Work) -> None:
+def _carried(work: PairingState) -> None:
     """Masks whose name carries the scan's whole name."""
     hits: Hits = defaultdict(list)
     for mask in work.pairs.left:
@@ -77,7 +77,7 @@ def _carried(work: Work) -> None:
     work.keep({scan: work.united(scan, masks) for scan, masks in hits.items()})
 
 
-def _guessed(work: Work) -> None:
+def _guessed(work: PairingState) -> None:
     """The masks that are left, where the rest of their names pairs all of the data set."""
     found: dict[int, list[MaskFile]] = {}
     lonely = None
@@ -103,7 +103,7 @@ def _guessed(work: Work) -> None:
     work.keep(found)
 
 
-def _stray(work: Work) -> None:
+def _stray(work: PairingState) -> None:
     """UserError for a mask that is left, but begins with a scan's whole name, or names nothing: it would be missing."""
     names = {scan.names[0][-1] for number, scan in enumerate(work.scans) if number in work.found}
     numbers_only = any(not _names_something(name) for name in names)  # 1.png or gt_1.png is a scan

@@ -15,7 +15,10 @@ def masks_among(files: Sequence[str], scans: Sequence[str], shared: bool) -> lis
 
     Of a folder of its own all are masks, but for copies of the scans beside masks that are called after them. Where
     scans lie in it, a mask is what lies in a folder of masks, carries a scan's whole name, or has a word for a mask
-    among its own. UserError where a name says both.
+    among its own.
+
+    Raises:
+        UserError: a name says both that a file is a mask and that it is a scan.
     """
     parts = {file: whole_parts_of(file) for file in files}
     known = ByName[None]()

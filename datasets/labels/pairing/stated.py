@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.labels.pairing.names import stem_of
 from scanfoundry.datasets.labels.pairing.vocabulary import WORDS, spans_of
-from scanfoundry.datasets.readers.pattern import cases_of
+from scanfoundry.datasets.readers.paths import cases_of
 
 _DIGITS = re.compile(r"\d+")
 _MOST = 2000  # scans among which that of a mask is looked for

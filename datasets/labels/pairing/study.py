@@ -1,4 +1,4 @@
-"""Which files without a DICOM header are of one study, by their paths: names that say so, never a mere neighbourhood.
+"""Which files without a DICOM header are of one study, by names that say so and never by mere neighbourhood.
 
 Two patients taken for one study would be trained to look alike; a study that is not seen only costs a pair.
 """
@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from scanfoundry.datasets.identity import BIDS_SUBJECT
 from scanfoundry.datasets.labels.pairing.numbered import MOST_CHANNELS, numbered
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 
-_SUBJECT = re.compile(r"(?:^|(?<=[/_]))sub-[A-Za-z0-9]+(?=[/_.]|$)")
 _SESSION = re.compile(r"(?:^|(?<=[/_]))ses-[A-Za-z0-9]+(?=[/_.]|$)")
 # Contrasts and modalities as file names have them, BraTS, PI-CAI, ISLES and AutoPET among them.
 _WORDS = (
@@ -22,16 +22,22 @@ _CONTRASTS = frozenset(_WORDS.split())
 
 
 def studies_of(files: Iterable[str]) -> dict[str, str]:
-    """The study of each path ('/' between its parts), a text that files of one study share.
+    """The study of each file.
 
     BIDS: one subject and session. nnU-Net: the channels x_0000, x_0001, ... of a case, where all cases of the folder
     have the same channels. Else names that end with a contrast ('x_t1', 'x_flair') share what stands before it, and
     names that are nothing but a contrast ('t1', 'flair') their folder. Anything else is a study of its own.
+
+    Args:
+        files: paths, '/' between their parts.
+
+    Returns:
+        By path, a text that files of one study share.
     """
     studies: dict[str, str] = {}
     folders: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for file in files:
-        subject = _SUBJECT.search(file)
+        subject = BIDS_SUBJECT.search(file)
         if subject is not None:
             session = _SESSION.search(file)
             # Two data sets below one input may both have a 'sub-01'.
@@ -46,7 +52,7 @@ def studies_of(files: Iterable[str]) -> dict[str, str]:
 
 
 def shared_studies(studies: Mapping[str, str]) -> dict[str, str]:
-    """Those of `studies_of` that two files at least share, by file."""
+    """The studies that at least two files share, by file."""
     sizes = Counter(studies.values())
     return {file: study for file, study in studies.items() if sizes[study] > 1}
 

@@ -1,4 +1,4 @@
-"""Ages above 89 are told as 90, as de-identification rules ask: so few people are that old that an age names them."""
+"""Ages above 89 are stored as 90, as de-identification rules ask: so few people are that old that an age names them."""
 
 import re
 from collections.abc import Sequence

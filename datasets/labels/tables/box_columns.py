@@ -45,7 +45,11 @@ class BoxColumns:
         return [*self.x, *self.y, *(self.z or ())]
 
     def corners(self, cells: Mapping[str, str]) -> Corners | None:
-        """(x0, y0, z0, x1, y1, z1) in voxels; None where the line has no box. ValueError where a cell is no number."""
+        """(x0, y0, z0, x1, y1, z1) in voxels; None where the line has no box.
+
+        Raises:
+            ValueError: a cell is no number.
+        """
         if not any(cells[name] for name in (*self.x, *self.y)):
             return None
         x0, x1 = self._ends(cells, self.x)
@@ -61,7 +65,11 @@ class BoxColumns:
 
 
 def find_box_columns(path: Path, columns: Sequence[str]) -> BoxColumns | None:
-    """The columns of the boxes, None where there are none; UserError where they may be read in two ways."""
+    """The columns of the boxes, None where there are none.
+
+    Raises:
+        UserError: the columns may be read in two ways.
+    """
     by_name: dict[str, str] = {}
     for column in columns:
         by_name.setdefault(_plain(column), column)

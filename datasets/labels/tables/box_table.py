@@ -6,7 +6,7 @@ from pathlib import Path
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.datasets.labels.tables.box_columns import KNOWN, BoxColumns, find_box_columns, whole_boxes
 from scanfoundry.datasets.labels.tables.columns import value_of
-from scanfoundry.datasets.labels.tables.rows import Row, column_named, listed
+from scanfoundry.datasets.labels.tables.rows import TableRow, column_named, listed
 from scanfoundry.datasets.readers.box_labels import why_no_voxels
 from scanfoundry.datasets.readers.labels import Box
 
@@ -19,7 +19,8 @@ def wanted_boxes(
 ) -> tuple[BoxColumns, str | None]:
     """The columns of the boxes, and that of their class (`label` where it is named), of a list of boxes alone.
 
-    UserError where there are none, or nobody says how to read them.
+    Raises:
+        UserError: there are no such columns, or nothing says how to read them.
     """
     boxed = find_box_columns(path, columns)
     if boxed is None and (whole := whole_boxes(columns)):
@@ -52,7 +53,7 @@ class BoxReader:
         self._mistakes, self._drop = mistakes, drop
         self._all = self._reversed = 0
 
-    def of(self, name: str, lines: Sequence[Row]) -> tuple[Box, ...]:
+    def of(self, name: str, lines: Sequence[TableRow]) -> tuple[Box, ...]:
         """The boxes (half-open, voxels) in the lines of one scan; a line may be without any."""
         boxes = []
         for line in lines:

@@ -1,4 +1,4 @@
-"""Which columns of a list are stored with the scans, and what of them; all of it is told."""
+"""Which columns of a list are stored with the scans, and what of them. A note says what becomes of each column."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,13 @@ Cells = Sequence[str] | None  # of each scan; None: they differ between the line
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A column that is stored: `kind` is 'class' or 'target'; `oldest` of an age is 90 years in its unit."""
+class StoredColumn:
+    """A column that is stored.
+
+    Attributes:
+        kind: 'class' or 'target' (a number).
+        oldest: of a column of ages, 90 years in its unit.
+    """
 
     kind: str
     oldest: float | None = None
@@ -30,13 +35,24 @@ class Taken:
 
 def chosen(
     path: Path, columns: Mapping[str, Cells], asked: Iterable[str], insist: bool
-) -> tuple[dict[str, Taken], list[str]]:
-    """The columns of the list `path` that are stored, and notes on what was taken and what was left.
+) -> tuple[dict[str, StoredColumn], list[str]]:
+    """Decide which columns of a list are stored.
 
-    columns: cells, as of `value_of`, by column. Taken is what is asked for or called as agreed, and tells no person.
-    UserError where one that was asked for cannot be taken, or tells a person and nobody insists.
+    A column is stored where it was asked for or is called as labels are, and identifies no person.
+
+    Args:
+        path: of the list, for messages.
+        columns: the cells of each column, as of `value_of`; None where they differ between the lines of one scan.
+        asked: columns that were asked for.
+        insist: store these even where they may identify a person.
+
+    Returns:
+        The columns that are stored, and notes on what is stored and what is left out.
+
+    Raises:
+        UserError: a column that was asked for cannot be stored.
     """
-    taken: dict[str, Taken] = {}
+    taken: dict[str, StoredColumn] = {}
     notes: list[str] = []
     left: list[str] = []
     wanted = set(asked)
@@ -46,8 +62,8 @@ def chosen(
             continue
         kind, why, hint = _judged(column, cells, insist and column in wanted)
         if not why:
-            taken[column] = Taken(kind, _oldest(column, kind, cells or ()))
-            notes.append(f"{path.name}: column '{column.strip()}' taken as {_told(taken[column], cells or ())}")
+            taken[column] = StoredColumn(kind, _oldest(column, kind, cells or ()))
+            notes.append(f"{path.name}: column '{column.strip()}' taken as {_summary(taken[column], cells or ())}")
         elif column in wanted:
             raise UserError(f"{path}: column '{column.strip()}' of --label-columns {why}{hint}")
         else:
@@ -61,7 +77,8 @@ def chosen(
 def named(path: Path, columns: Sequence[str], asked: Sequence[str]) -> list[str]:
     """The columns of a list that were asked for: by name, else by name but for case and margin.
 
-    UserError where two columns fit.
+    Raises:
+        UserError: two columns fit.
     """
     found: list[str] = []
     for wanted in asked:
@@ -89,7 +106,7 @@ def _oldest(column: str, kind: str, cells: Sequence[str]) -> float | None:
     return oldest_of(column, max(float(cell) for cell in cells if cell)) if kind == "target" else 0.0
 
 
-def _told(taken: Taken, cells: Sequence[str]) -> str:
+def _summary(taken: StoredColumn, cells: Sequence[str]) -> str:
     known = [cell for cell in cells if cell]
     stored = [taken.stored(cell) for cell in known]
     capped = sum(

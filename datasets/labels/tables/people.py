@@ -1,7 +1,8 @@
-"""Texts of a list that seem to speak of a person: common given and family names, initials, titles.
+"""Texts of a list that seem to name a person: common given and family names, initials, titles.
 
 Names cannot be listed in full. The commonest of the languages that hospitals' lists are kept in are here, so that a
-column called `class` which holds persons is left out even where they recur as classes do; what is taken is always told.
+column called `class` which holds persons is left out even where they recur as classes do. What is taken is always
+noted.
 """
 
 import re

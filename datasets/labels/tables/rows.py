@@ -18,17 +18,19 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SHOWN = 20  # columns in a message
 
 
-class Row(dict[str, str]):
+class TableRow(dict[str, str]):
     """Cells without their margins by column; `line` is where it stands in its file."""
 
     line: int = 0
 
 
-def read_rows(path: Path) -> tuple[list[str], list[Row]]:
+def read_rows(path: Path) -> tuple[list[str], list[TableRow]]:
     """Columns and lines of a CSV file (comma, semicolon, tab or |; UTF-8 or UTF-16), blank lines left aside.
 
-    Of two columns of one name that differ, both get a number ('class.1'): neither is the one that is meant. UserError
-    where it cannot be read, a quote is not closed, or lines have more cells than the first one.
+    Of two columns of one name that differ, both get a number ('class.1'): neither is the one that is meant.
+
+    Raises:
+        UserError: the file cannot be read, a quote is not closed, or lines have more cells than the first one.
     """
     text = _text(path)
     before = _BEFORE.match(text)
@@ -83,19 +85,19 @@ def _text(path: Path) -> str:
     return text
 
 
-def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) -> tuple[list[str], list[Row]]:
+def _rows(path: Path, names: list[str], lines: Sequence[tuple[int, list[str]]]) -> tuple[list[str], list[TableRow]]:
     mistakes = Mistakes(str(path))
     for number, cells in lines:
         if any(cells[len(names) :]):
             mistakes.add(f"{path}: line {number} has more cells ({len(cells)}) than the first line ({len(names)})")
-    mistakes.tell()
+    mistakes.raise_if_any()
     count = len(names)
     padded = [cells[:count] if len(cells) >= count else cells + [""] * (count - len(cells)) for _, cells in lines]
     kept = [place for place in range(count) if not _superfluous(names, place, padded)]
-    unique = _told_apart([names[place] for place in kept])
+    unique = _unique_names([names[place] for place in kept])
     rows = []
     for (number, _), cells in zip(lines, padded, strict=True):
-        row = Row(zip(unique, cells if len(kept) == count else [cells[place] for place in kept], strict=True))
+        row = TableRow(zip(unique, cells if len(kept) == count else [cells[place] for place in kept], strict=True))
         row.line = number
         rows.append(row)
     return unique, rows
@@ -109,7 +111,7 @@ def _superfluous(names: Sequence[str], place: int, lines: Sequence[Sequence[str]
     return any(all(cells[other] == cells[place] for cells in lines) for other in before)
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _unique_names(names: Sequence[str]) -> list[str]:
     counts, seen, unique = Counter(names), Counter[str](), []
     for name in names:
         seen[name] += 1

@@ -7,20 +7,24 @@ from pathlib import Path
 from scanfoundry.configs.errors import Mistakes, UserError
 from scanfoundry.datasets.labels.tables.box_columns import find_box_columns
 from scanfoundry.datasets.labels.tables.box_table import BoxReader, wanted_boxes
-from scanfoundry.datasets.labels.tables.choice import Taken, named
+from scanfoundry.datasets.labels.tables.choice import StoredColumn, named
 from scanfoundry.datasets.labels.tables.choice import chosen as chosen_columns
 from scanfoundry.datasets.labels.tables.columns import value_of
-from scanfoundry.datasets.labels.tables.rows import Row, column_named, listed, read_rows
+from scanfoundry.datasets.labels.tables.rows import TableRow, column_named, listed, read_rows
 from scanfoundry.datasets.readers.labels import LabelRef
 
 ID_COLUMNS = ("id", "file", "filename", "image", "name")  # the first that is there
 
 
 @dataclass
-class Found:
-    """Labels by the name of their scan, and what was left out: notes for people, counts by reason.
+class FoundLabels:
+    """Labels by the name of their scan, and what was left out.
 
-    columns: those of a list, by which one may have been asked for
+    Attributes:
+        refs: (name of the scan, its labels).
+        notes: for people.
+        left_out: counts by reason.
+        columns: of a list, by which one may have been asked for.
     """
 
     refs: list[tuple[str, LabelRef]] = field(default_factory=list)
@@ -29,18 +33,21 @@ class Found:
     columns: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Counts what is left out."""
+        """Count something that is left out."""
         if count:
             self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns a person has named: that of the scans, those of classes, that of the boxes' classes.
+    """The columns of a list that a person has named. None: they are found by their names.
 
-    None: found by their names. Named ones are taken as they are: a study on the site's own machine names its label.
-    asked   of a build: columns to store with the scans, beside those of agreed names; see `choice.chosen`
-    insist  do not refuse what was asked for, or a label of a box or mask, where it tells a person
+    Attributes:
+        id: column with the names of the scans.
+        classes: columns of classes. A study on the site's own machine takes them as they are.
+        box_class: column with the classes of boxes.
+        asked: of a build: columns to store with the scans beside those of agreed names; see `choice.chosen`.
+        insist: do not refuse a column that was asked for, or a label of a box or mask, that may identify a person.
     """
 
     id: str | None = None
@@ -50,12 +57,19 @@ class Columns:
     insist: bool = True
 
 
-def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None = None) -> Found:
-    """One line per scan, or with the columns of `box_columns` one line per box (half-open, voxels).
+def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None = None) -> FoundLabels:
+    """Read the labels in a CSV file.
 
-    A line whose box is blank: looked, and there is none. Other columns are chosen by `choice.chosen`, and `notes` say
-    which. UserError for a damaged file, no id column, a scan named twice; where `kept` is given, what is wrong with
-    single lines is kept there.
+    One line is one scan or, with the columns of `box_columns`, one box (half-open, in voxels). A scan whose box is
+    blank was looked at and has none. `choice.chosen` decides which other columns are stored, and the notes say which.
+
+    Args:
+        path: of the file.
+        chosen: columns that a person has named.
+        kept: keeps the mistakes of single lines; None: they are raised.
+
+    Raises:
+        UserError: the file is damaged, has no column with names of scans, or names a scan twice.
     """
     chosen = chosen or Columns()
     columns, rows = _as_named(path, chosen)
@@ -67,13 +81,13 @@ def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None 
     special = {*(boxed.names if boxed else ()), id_column} | ({label} if boxed and label else set())
     mistakes = Mistakes(str(path)) if kept is None else kept
     scans = _by_scan(path, rows, id_column, bool(boxed), mistakes)
-    found = Found(columns=columns)
+    found = FoundLabels(columns=columns)
     found.drop("lines without an id", len(rows) - sum(map(len, scans.values())))
     if chosen.classes is None:
         others = [column for column in columns if column not in special]
         taken = _taken(path, others, named(path, columns, chosen.asked), scans, found, chosen.insist)
     else:
-        taken = dict.fromkeys(chosen.classes, Taken("class"))
+        taken = dict.fromkeys(chosen.classes, StoredColumn("class"))
     boxes = BoxReader(path, boxed, label, mistakes, found.drop) if boxed else None
     for name, lines in scans.items():
         cells = {column: value_of(lines[0][column]) for column in taken}
@@ -88,11 +102,11 @@ def read_table(path: Path, chosen: Columns | None = None, kept: Mistakes | None 
     if boxes:
         boxes.judge()
     if kept is None:
-        mistakes.tell()
+        mistakes.raise_if_any()
     return found
 
 
-def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[Row]]:
+def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[TableRow]]:
     """Columns and lines, a column that differs from a name of `chosen` in case alone called by that name."""
     columns, rows = read_rows(path)
     if not rows:
@@ -106,10 +120,10 @@ def _as_named(path: Path, chosen: Columns) -> tuple[list[str], list[Row]]:
 
 
 def _by_scan(
-    path: Path, rows: Sequence[Row], id_column: str, several: bool, mistakes: Mistakes
-) -> dict[str, list[Row]]:
+    path: Path, rows: Sequence[TableRow], id_column: str, several: bool, mistakes: Mistakes
+) -> dict[str, list[TableRow]]:
     """Lines by the name of their scan; each has one, unless they may be `several`."""
-    scans: dict[str, list[Row]] = {}
+    scans: dict[str, list[TableRow]] = {}
     for row in rows:
         name = row[id_column]
         if "\n" in name or "\r" in name:
@@ -136,8 +150,13 @@ def _chosen_id(path: Path, columns: list[str], chosen: Columns) -> str:
 
 
 def _taken(
-    path: Path, columns: Sequence[str], asked: Sequence[str], scans: dict[str, list[Row]], found: Found, insist: bool
-) -> dict[str, Taken]:
+    path: Path,
+    columns: Sequence[str],
+    asked: Sequence[str],
+    scans: dict[str, list[TableRow]],
+    found: FoundLabels,
+    insist: bool,
+) -> dict[str, StoredColumn]:
     """What of `columns` is stored; UserError where one that was asked for places the labels."""
     if special := [column for column in asked if column not in columns]:
         raise UserError(f"{path}: column '{special[0]}' of --label-columns places the labels and cannot be one")

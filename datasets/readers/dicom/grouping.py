@@ -1,4 +1,4 @@
-"""From surveys to sources: which files are one volume, which an image, which a copy, which nothing."""
+"""From headers to sources: which files are one volume, which an image, which a copy, which nothing."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from scanfoundry.datasets.readers import UNREAD, suffix_of
-from scanfoundry.datasets.readers.dicom.copies import read_for
-from scanfoundry.datasets.readers.dicom.geometry import SAME_DIRECTION
-from scanfoundry.datasets.readers.dicom.headers import Survey
-from scanfoundry.datasets.readers.dicom.kinds import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
-from scanfoundry.datasets.readers.dicom.patient import patient_of
-from scanfoundry.datasets.readers.dicom.planes import is_mosaic
+from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
+from scanfoundry.datasets.readers.dicom.headers.identity import patient_of
+from scanfoundry.datasets.readers.dicom.headers.sop_classes import CT, MR, MULTI_FRAME_VOLUMES, NM, PT, why_no_image
+from scanfoundry.datasets.readers.dicom.pixels.integrity import files_to_read
+from scanfoundry.datasets.readers.dicom.series.grid import SAME_DIRECTION
+from scanfoundry.datasets.readers.dicom.series.planes import is_mosaic
 from scanfoundry.datasets.readers.scan import Source
 
 Refusal = tuple[str, str, str]  # relative path, reason, 'skipped' (nothing to store) or 'refused'
@@ -25,16 +25,23 @@ _STATES = {
 }
 
 
-def group(surveys: Iterable[Survey], root: Path) -> tuple[list[Source], list[Refusal]]:
-    """Sources and refusals; every file is in exactly one of either, by its path relative to `root`.
+def group(headers: Iterable[FileHeader], root: Path) -> tuple[list[Source], list[Refusal]]:
+    """Group files to sources by their headers.
 
     Slices of one series, kind, size and orientation are one source, wherever they lie below `root`; everything else is
-    a source per file. Of the copies of one picture the first sound one is kept. Localisers are left out: they are
-    a few thick planes (MR) or projections that are no Hounsfield units (CT), planned on and never read.
+    a source per file. Of the copies of one picture the first sound one is kept. Localisers are left out: they are a few
+    thick planes (MR) or projections that are no Hounsfield units (CT), made for planning.
+
+    Args:
+        headers: of all files.
+        root: folder of the input.
+
+    Returns:
+        Sources and refusals. Every file is in exactly one of either, by its path relative to `root`.
     """
     refusals: list[Refusal] = []
-    images: list[Survey] = []
-    for file in sorted(surveys, key=lambda file: str(file.path)):
+    images: list[FileHeader] = []
+    for file in sorted(headers, key=lambda file: str(file.path)):
         reason, kind = _why_not(file)
         if kind:
             refusals.append((_relative(file, root), reason, kind))
@@ -47,7 +54,7 @@ def group(surveys: Iterable[Survey], root: Path) -> tuple[list[Source], list[Ref
     return sorted(sources, key=lambda source: source.files), sorted(refusals)
 
 
-def _why_not(file: Survey) -> tuple[str, str]:
+def _why_not(file: FileHeader) -> tuple[str, str]:
     if file.state == "other" and suffix_of(file.path) in UNREAD:
         return UNREAD[suffix_of(file.path)], "refused"
     if file.state in _STATES:
@@ -62,17 +69,17 @@ def _why_not(file: Survey) -> tuple[str, str]:
     return "", ""
 
 
-def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) -> list[Survey]:
+def _without_copies(files: list[FileHeader], root: Path, refusals: list[Refusal]) -> list[FileHeader]:
     """One file per instance. What shares the UID but not shape, place or a slice's pixels is no copy of it.
 
     Anonymisers share UIDs. Two slices of one place are then told apart as all are, or their series is refused.
     """
-    instances: dict[tuple[str, ...], list[Survey]] = defaultdict(list)
+    instances: dict[tuple[str, ...], list[FileHeader]] = defaultdict(list)
     for file in files:
         instances[_instance(file)].append(file)
-    kept: list[Survey] = []
+    kept: list[FileHeader] = []
     for copies in instances.values():
-        instead = copies if len(copies) == 1 else read_for(copies)
+        instead = copies if len(copies) == 1 else files_to_read(copies)
         for file, read in zip(copies, instead, strict=True):
             if read is file:
                 kept.append(file)
@@ -82,22 +89,22 @@ def _without_copies(files: list[Survey], root: Path, refusals: list[Refusal]) ->
     return kept
 
 
-def _instance(file: Survey) -> tuple[str, ...]:
+def _instance(file: FileHeader) -> tuple[str, ...]:
     position = None if file.position is None else tuple(number + 0.0 for number in file.position)  # -0 is 0
     place = (file.rows, file.columns, file.frames, file.samples, file.bits, file.instance, position)
     return (file.sop, file.study, file.series, file.patient, *(str(each) for each in place))
 
 
-def _series(files: list[Survey]) -> list[list[Survey]]:
+def _series(files: list[FileHeader]) -> list[list[FileHeader]]:
     """Files of one patient, study, series (by folder where it has no UID), sorted by instance number."""
-    series: dict[tuple[str, ...], list[Survey]] = defaultdict(list)
+    series: dict[tuple[str, ...], list[FileHeader]] = defaultdict(list)
     for file in files:
         where = file.series or f"{file.path.parent}\n{file.series_number}"
         series[(file.patient, file.study, where, file.modality)].append(file)
     return [sorted(members, key=lambda file: (file.instance, str(file.path))) for _, members in sorted(series.items())]
 
 
-def is_volume(file: Survey) -> bool:
+def is_volume(file: FileHeader) -> bool:
     """Whether the file alone is a volume: an enhanced object, a mosaic, a reconstructed nuclear tomography."""
     if file.samples != 1:
         return False
@@ -106,16 +113,16 @@ def is_volume(file: Survey) -> bool:
     return is_mosaic(file) or (file.functional_groups and file.sop_class in MULTI_FRAME_VOLUMES and file.frames > 1)
 
 
-def is_slice(file: Survey) -> bool:
+def is_slice(file: FileHeader) -> bool:
     """Whether the file can be one slice among others."""
     scanned = file.sop_class in (CT, MR, PT) or file.modality in ("CT", "MR", "PT")
     return scanned and file.frames == 1 and file.position is not None and file.orientation is not None
 
 
-def _sources(members: list[Survey], root: Path) -> list[Source]:
+def _sources(members: list[FileHeader], root: Path) -> list[Source]:
     """The sources of one series: whole volumes, stacks of slices, and single images."""
-    stacks: dict[tuple[object, ...], list[list[Survey]]] = defaultdict(list)
-    alone: list[Survey] = []
+    stacks: dict[tuple[object, ...], list[list[FileHeader]]] = defaultdict(list)
+    alone: list[FileHeader] = []
     for file in members:
         if is_volume(file) and not is_mosaic(file):
             alone.append(file)
@@ -131,7 +138,7 @@ def _sources(members: list[Survey], root: Path) -> list[Source]:
     return sources
 
 
-def _put(clusters: list[list[Survey]], file: Survey) -> None:
+def _put(clusters: list[list[FileHeader]], file: FileHeader) -> None:
     for cluster in clusters:
         if np.allclose(cluster[0].orientation or 0, file.orientation or 0, rtol=0, atol=SAME_DIRECTION):
             cluster.append(file)
@@ -139,7 +146,7 @@ def _put(clusters: list[list[Survey]], file: Survey) -> None:
     clusters.append([file])
 
 
-def _source(files: list[Survey], root: Path, kind: str) -> Source:
+def _source(files: list[FileHeader], root: Path, kind: str) -> Source:
     first = files[0]
     names = tuple(_relative(file, root) for file in files)
     if kind == "dicom-volume" and len(files) > 1:
@@ -153,5 +160,5 @@ def _source(files: list[Survey], root: Path, kind: str) -> Source:
     return Source(root, kind, identity, names, size, modified, patient_of(first), first.study or None)
 
 
-def _relative(file: Survey, root: Path) -> str:
+def _relative(file: FileHeader, root: Path) -> str:
     return file.path.relative_to(root).as_posix()

@@ -10,14 +10,12 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-from scanfoundry.datasets.readers.dicom.decode import frames_of
-from scanfoundry.datasets.readers.dicom.headers import Survey, survey
-from scanfoundry.datasets.readers.dicom.metadata import of_dataset
-from scanfoundry.datasets.readers.dicom.padding import without_padding
-from scanfoundry.datasets.readers.dicom.pixels import check_complete
-from scanfoundry.datasets.readers.dicom.spacing import pixel_spacing
-from scanfoundry.datasets.readers.dicom.suppress_warnings import quiet
-from scanfoundry.datasets.readers.dicom.values import items, numbers
+from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
+from scanfoundry.datasets.readers.dicom.headers.metadata import metadata_of_dataset
+from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
+from scanfoundry.datasets.readers.dicom.headers.values import integer, items, number, numbers, suppress_warnings
+from scanfoundry.datasets.readers.dicom.pixels.decode import frames_of, without_padding
+from scanfoundry.datasets.readers.dicom.pixels.integrity import check_complete
 from scanfoundry.datasets.readers.guard import check_expansion, check_voxels
 from scanfoundry.datasets.readers.nifti import compact
 from scanfoundry.datasets.readers.scan import ReadError, Scan, Source
@@ -26,20 +24,29 @@ PHYSICAL = ("ct", "mr", "pt", "nm")  # values that mean something: not turned ro
 
 
 def read_image(source: Source) -> Iterator[Scan]:
-    """The image of a 'dicom-image' source, (1 or 3, D, H, W); D counts frames, and `frames` is set, where D > 1.
+    """Read the image of a 'dicom-image' source.
 
-    Modality LUT applied, VOI LUT applied where it is a table (a window only says what a screen shows, and would clip),
-    MONOCHROME1 turned round where values are brightness, palettes and YBR as RGB. ReadError says why there is none.
+    The modality LUT is applied, a VOI LUT where it is a table (a window only says what a screen shows, and would clip).
+    MONOCHROME1 is inverted where values are brightness. Palettes and YBR become RGB.
+
+    Args:
+        source: one file.
+
+    Yields:
+        One scan (1 or 3, D, H, W). D counts frames; where D > 1, `frames` is set.
+
+    Raises:
+        ReadError: the file holds no image that can be used.
     """
-    (file,) = survey(source.paths)
+    (file,) = scan_headers(source.paths)
     if file.state != "dicom":
         raise ReadError("the file is gone or no DICOM any more")
     check_complete(file)
     check_expansion(file.rows * file.columns * file.frames * file.samples * max(1, file.bits // 8), file.size)
     try:
-        with quiet():
+        with suppress_warnings():
             header = pydicom.dcmread(file.path, stop_before_pixels=True, force=True)
-            known = of_dataset(header, file)
+            known = metadata_of_dataset(header, file)
             voxels = _frames(file, header, known.modality)
             spacing = pixel_spacing(header, file)
     except (ReadError, MemoryError):
@@ -55,7 +62,7 @@ def read_image(source: Source) -> Iterator[Scan]:
     )  # fmt: skip
 
 
-def _why(error: Exception, file: Survey) -> str:
+def _why(error: Exception, file: FileHeader) -> str:
     if isinstance(error, NotImplementedError):
         return "pixels in a transfer syntax that cannot be decoded"
     if "plugins are missing" in str(error) or "is not supported" in str(error):
@@ -63,7 +70,7 @@ def _why(error: Exception, file: Survey) -> str:
     return "compressed pixels cannot be decoded" if file.pixel_length < 0 else "pixels do not fit their header"
 
 
-def _frames(file: Survey, header: Dataset, modality: str) -> NDArray:
+def _frames(file: FileHeader, header: Dataset, modality: str) -> NDArray:
     """All frames (C, D, H, W), decoded one after the other into one array."""
     voxels: NDArray | None = None
     count = 0
@@ -82,7 +89,7 @@ def _frames(file: Survey, header: Dataset, modality: str) -> NDArray:
     return voxels
 
 
-def _rendered(frame: NDArray, file: Survey, header: Dataset, modality: str) -> NDArray:
+def _rendered(frame: NDArray, file: FileHeader, header: Dataset, modality: str) -> NDArray:
     """One frame (1 or 3, H, W)."""
     if file.photometric == "PALETTE COLOR":
         return np.moveaxis(_palette(frame, header), -1, 0)
@@ -100,7 +107,7 @@ def _rendered(frame: NDArray, file: Survey, header: Dataset, modality: str) -> N
     return (without_padding(values, file) if modality == "ct" else values)[None]
 
 
-def _stored_ends(frame: NDArray, file: Survey) -> NDArray:
+def _stored_ends(frame: NDArray, file: FileHeader) -> NDArray:
     """The darkest and the brightest value that the header allows; the same for all images of a device."""
     low = -(1 << file.stored_bits - 1) if file.signed else 0
     ends = (min(low, int(frame.min())), max(low + (1 << file.stored_bits) - 1, int(frame.max())))
@@ -118,3 +125,36 @@ def _palette(frame: NDArray, header: Dataset) -> NDArray:
     if colours.dtype == np.uint16 and not (colours & 0xFF).any():
         return (colours >> 8).astype(np.uint8)
     return colours
+
+
+_CENTIMETRES = 3  # code of an ultrasound region's unit
+
+
+def pixel_spacing(header: Dataset, file: FileHeader) -> tuple[float, float]:
+    """(between rows, between columns) in mm; 1 where nothing is known.
+
+    At the detector where the patient's plane is not calibrated. An ultrasound's counts if all its spatial regions
+    share it; a text or Doppler panel has none.
+    """
+    found = file.spacing or _shared(header)
+    found = found or numbers(header, "ImagerPixelSpacing", 2) or numbers(header, "NominalScannedPixelSpacing", 2)
+    found = found or _ultrasound(header)
+    return (found[0], found[1]) if found is not None and min(found) > 0 else (1.0, 1.0)
+
+
+def _shared(header: Dataset) -> tuple[float, ...] | None:
+    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in items(header, groups)[:1]:
+            for measures in items(group, "PixelMeasuresSequence"):
+                return numbers(measures, "PixelSpacing", 2)
+    return None
+
+
+def _ultrasound(header: Dataset) -> tuple[float, float] | None:
+    found = set()
+    for region in items(header, "SequenceOfUltrasoundRegions"):
+        units = {integer(region, f"PhysicalUnits{axis}Direction", 0) for axis in "XY"}
+        x, y = number(region, "PhysicalDeltaX"), number(region, "PhysicalDeltaY")
+        if units == {_CENTIMETRES} and x and y:
+            found.add((round(abs(y) * 10, 6), round(abs(x) * 10, 6)))
+    return found.pop() if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Volumes: the headers say what must come out, dcm2niix converts, and what comes out is held against the headers."""
+"""Volumes: headers say what must come out, dcm2niix converts, and the result is compared with the headers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,20 +9,18 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from scanfoundry.datasets.readers.dicom.convert import Conversion, converted, marks
-from scanfoundry.datasets.readers.dicom.geometry import Grid
-from scanfoundry.datasets.readers.dicom.headers import Survey, survey
-from scanfoundry.datasets.readers.dicom.matching import place
-from scanfoundry.datasets.readers.dicom.metadata import Known, known_of
-from scanfoundry.datasets.readers.dicom.mosaic import check_no_mosaic, check_own_tiles
-from scanfoundry.datasets.readers.dicom.padding import without_padding
-from scanfoundry.datasets.readers.dicom.pixels import check_complete
-from scanfoundry.datasets.readers.dicom.planes import is_mosaic
-from scanfoundry.datasets.readers.dicom.series import described_by
-from scanfoundry.datasets.readers.dicom.split import Scale, is_fine
-from scanfoundry.datasets.readers.dicom.tiles import has_tiles
-from scanfoundry.datasets.readers.dicom.tilt import corrected
-from scanfoundry.datasets.readers.dicom.verify import volumes_of
+from scanfoundry.datasets.readers.dicom.conversion.convert import Conversion, name_suffixes, run_dcm2niix
+from scanfoundry.datasets.readers.dicom.conversion.placement import checked_affine, straightened
+from scanfoundry.datasets.readers.dicom.conversion.slices import Scale, is_fine
+from scanfoundry.datasets.readers.dicom.conversion.verify import check_no_mosaic, check_own_tiles, match_volumes
+from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
+from scanfoundry.datasets.readers.dicom.headers.metadata import ScanMetadata, metadata_of
+from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
+from scanfoundry.datasets.readers.dicom.pixels.decode import without_padding
+from scanfoundry.datasets.readers.dicom.pixels.integrity import check_complete
+from scanfoundry.datasets.readers.dicom.series.grid import Grid
+from scanfoundry.datasets.readers.dicom.series.planes import describe_series, is_mosaic
+from scanfoundry.datasets.readers.dicom.series.tiles import has_tiles
 from scanfoundry.datasets.readers.geometry import geometry
 from scanfoundry.datasets.readers.guard import check_expansion, check_voxels
 from scanfoundry.datasets.readers.nifti import compact
@@ -54,22 +52,29 @@ class Volume:
 
 
 def read_volume(source: Source) -> Iterator[Scan]:
-    """The volumes of a 'dicom-volume' source, (1, D, H, W), D from slice to slice; CT in Hounsfield units.
+    """Read the volumes of a 'dicom-volume' source.
 
-    Stored values times their slope, in the smallest dtype that holds them; where no integer does, float32. Voxels that
-    a CT marks as padding, below air, become air. Volumes of one source have `part` '1', '2', ...
-    ReadError says why the slices are no trustworthy volume, or why the conversion does not match the headers.
+    Args:
+        source: files of one series.
+
+    Yields:
+        Scans (1, D, H, W), D from slice to slice: stored values times their slope, CT in Hounsfield units, in the
+        smallest dtype that holds them; float32 where no integer does. Voxels that a CT marks as padding, below air,
+        become air. Volumes of one source have `part` '1', '2', ...
+
+    Raises:
+        ReadError: the slices are no trustworthy volume, or the conversion does not match the headers.
     """
-    files = survey(source.paths)
-    _refuse(files)
-    known = known_of(files[0])
-    described = None if is_mosaic(files[0]) and not has_tiles(files[0]) else described_by(files, known.thickness)
+    files = scan_headers(source.paths)
+    _check_files(files)
+    known = metadata_of(files[0])
+    described = None if is_mosaic(files[0]) and not has_tiles(files[0]) else describe_series(files, known.thickness)
     if described is None:
-        conversion = converted(files, [], None)
+        conversion = run_dcm2niix(files, [], None)
     else:
         plain = described.is_plain and not any(file.loose_pixels for file in files)
         plain = plain and not is_fine(1.0 if file.slope is None else file.slope for file in files)
-        conversion = converted(files, described.planes, described.grid, plain)
+        conversion = run_dcm2niix(files, described.planes, described.grid, plain)
     with conversion as made:
         volumes = _mosaics(files, made) if described is None else _matched(described.grid, made, known)
         for volume in volumes:
@@ -78,7 +83,7 @@ def read_volume(source: Source) -> Iterator[Scan]:
             yield _scan(volume, files[0], known, str(number) if len(volumes) > 1 else "")
 
 
-def _refuse(files: Sequence[Survey]) -> None:
+def _check_files(files: Sequence[FileHeader]) -> None:
     for file in files:
         if file.state != "dicom":
             raise ReadError("a file of the series is gone or no DICOM any more")
@@ -92,7 +97,7 @@ def _refuse(files: Sequence[Survey]) -> None:
         raise ReadError("slices of different bit depth")
 
 
-def _matched(grid: Grid, conversion: Conversion, known: Known) -> list[Volume]:
+def _matched(grid: Grid, conversion: Conversion, known: ScanMetadata) -> list[Volume]:
     """The converted volumes, each at its place; every slice that went in must have come out."""
     if grid.shear and known.modality != "ct":
         raise ReadError("slices are stacked askew along their columns; only CT is straightened")
@@ -102,13 +107,13 @@ def _matched(grid: Grid, conversion: Conversion, known: Known) -> list[Volume]:
         raise ReadError(f"dcm2niix makes {slices} slices of {grid.shape[2] * grid.volumes}")
     if any(len(image.shape) < 3 or image.shape[:3] != grid.shape for image in images):
         raise ReadError("dcm2niix makes volumes of another size than the slices")
-    found = volumes_of(images, grid, conversion.slices, known.facts.get("manufacturer") == "philips")
+    found = match_volumes(images, grid, conversion.slices, known.facts.get("manufacturer") == "philips")
     if grid.shear:
-        tilted = [path for path in conversion.volumes if "Tilt" in marks(path)]
-        return [Volume(*straight) for straight in corrected(grid, images, tilted)]
+        tilted = [path for path in conversion.volumes if "Tilt" in name_suffixes(path)]
+        return [Volume(*straight) for straight in straightened(grid, images, tilted)]
     volumes: list[Volume] = []
     for image, number, planes in found:
-        affine = place(image.affine, image.shape[:3], grid)
+        affine = checked_affine(image.affine, image.shape[:3], grid)
         if affine is None:
             raise ReadError("dcm2niix places the volume elsewhere than its headers do")
         scales = None if conversion.scales is None else [conversion.scales[plane] for plane in planes]
@@ -118,11 +123,13 @@ def _matched(grid: Grid, conversion: Conversion, known: Known) -> list[Volume]:
 
 def _as_stored(conversion: Conversion) -> list[Any]:
     """The converted images without those that were interpolated (straightened or made even) and without overlays."""
-    paths = [path for path in conversion.volumes if not _INTERPOLATED & marks(path)]
-    return [nib.Nifti1Image.from_filename(path) for path in paths if not any(map(_OVERLAY.fullmatch, marks(path)))]
+    paths = [path for path in conversion.volumes if not _INTERPOLATED & name_suffixes(path)]
+    return [
+        nib.Nifti1Image.from_filename(path) for path in paths if not any(map(_OVERLAY.fullmatch, name_suffixes(path)))
+    ]
 
 
-def _mosaics(files: Sequence[Survey], conversion: Conversion) -> list[Volume]:
+def _mosaics(files: Sequence[FileHeader], conversion: Conversion) -> list[Volume]:
     images = _as_stored(conversion)
     for image in images:
         check_no_mosaic(image, files[0])
@@ -145,7 +152,7 @@ def _check_varied(voxels: NDArray) -> None:
         raise ReadError("every voxel has the same value")
 
 
-def _scan(volume: Volume, file: Survey, known: Known, part: str) -> Scan:
+def _scan(volume: Volume, file: FileHeader, known: ScanMetadata, part: str) -> Scan:
     affine = volume.affine
     voxels = compact(volume.voxels())
     if voxels.dtype == np.float64:

@@ -8,8 +8,7 @@ import scanfoundry.backbones as backbones
 from scanfoundry.backbones import primus
 from scanfoundry.backbones.foreign import load_foreign, load_foreign_whole
 from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES
-from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
 from scanfoundry.backbones.models.release import save_release, sha256
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import BACKBONES, build
@@ -144,10 +143,10 @@ def test_a_file_of_no_known_kind_lists_its_first_keys(tmp_path):
         load_foreign(tmp_path / "resnet.pth")
 
 
-def test_load_takes_files_of_others_and_tells_what_became_of_them(stunet, capsys):
+def test_load_takes_files_of_others_and_tells_what_became_of_them(stunet, caplog):
     path, network = stunet
     encoder, info = backbones.load(path)
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "small_ep4k.model: STU-Net S, encoder" in told
     assert "optimizer_state_dict" in told
     assert info.backbone.strides == RELEASED_STRIDES
@@ -158,13 +157,13 @@ def test_load_takes_files_of_others_and_tells_what_became_of_them(stunet, capsys
     assert release.state_dict.keys() == encoder.state_dict().keys()
 
 
-def test_a_foreign_file_becomes_a_release_of_ours(stunet, tmp_path, capsys):
+def test_a_foreign_file_becomes_a_release_of_ours(stunet, tmp_path, caplog):
     encoder, info, _ = load_foreign(stunet[0])
     save_release(tmp_path / "release", encoder.state_dict(), info, [])
     again, told = backbones.load(tmp_path / "release")
     assert again.config == encoder.config
     assert told.licence == info.licence
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     x = torch.randn(1, 1, *SHAPE)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(again(x), encoder(x), strict=True))

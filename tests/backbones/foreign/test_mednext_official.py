@@ -5,8 +5,8 @@ import torch
 
 from scanfoundry.backbones.foreign.mednext_official import load_encoder, load_whole
 from scanfoundry.backbones.foreign.weights import read_weights
-from scanfoundry.backbones.mednext import BLOCKS, MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext.encoder import BLOCKS
 from scanfoundry.configs.errors import UserError
 
 RECORD = {"epoch", "optimizer_state_dict", "lr_scheduler_state_dict", "plot_stuff", "best_stuff", "amp_grad_scaler"}

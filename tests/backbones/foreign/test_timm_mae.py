@@ -10,7 +10,7 @@ from torch import nn
 
 from scanfoundry.backbones.foreign.timm_mae import LEFT, OTHER_TABLE, SAME_TABLE, load_encoder, resize_patch
 from scanfoundry.backbones.foreign.weights import read_weights
-from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.layers.positions import sincos_positions
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig

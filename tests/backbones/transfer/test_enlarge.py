@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.mednext_decoder import MedNeXt
+from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
 from scanfoundry.backbones.transfer.enlarge import enlarge_state
 from scanfoundry.configs.errors import UserError
 

@@ -32,6 +32,6 @@ def test_what_is_merged_may_be_said_again_and_names_recur_elsewhere() -> None:
 
 
 def test_every_recipe_loads() -> None:
-    recipes = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
     assert len(recipes) > 10
     assert all(isinstance(plain_yaml(path.read_text(encoding="utf-8")), dict) for path in recipes)

@@ -23,7 +23,9 @@ def csv(path: Path, *lines: str) -> Path:
     return path
 
 
-def book(*labels: Path, masks: tuple[Path, ...] = (), boxes: bool = False, asked: tuple[str, ...] = ()) -> LabelIndex:
+def index_of(
+    *labels: Path, masks: tuple[Path, ...] = (), boxes: bool = False, asked: tuple[str, ...] = ()
+) -> LabelIndex:
     return open_labels(labels, masks, boxes, Columns(asked=asked))
 
 
@@ -36,7 +38,7 @@ def pngs(folder: Path, *names: str) -> Path:
 
 def test_a_list_of_classes_and_numbers(tmp_path: Path) -> None:
     lines = ["Filename;diagnosis;age;grade", "a.png;benign;61;", "p/b.nii.gz;malignant;44.5;2", "1.2.840.5;NA;;3"]
-    found = book(csv(tmp_path / "l.csv", *lines), asked=("age", "grade"))
+    found = index_of(csv(tmp_path / "l.csv", *lines), asked=("age", "grade"))
     assert found.of("x/a.png") == LabelRef(classes={"diagnosis": "benign"}, targets={"age": 61.0})
     assert found.of("p/b_0000.nii.gz") == LabelRef(
         classes={"diagnosis": "malignant"}, targets={"age": 44.5, "grade": 2.0}
@@ -69,7 +71,7 @@ def test_columns_that_are_named_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_boxes_of_a_list(tmp_path: Path) -> None:
     lines = ["id,x0,y0,x1,y1,z0,z1,label,class", "a,1,2,5,6,0,3,mass,bad", "a,4,4,5,9,1,2,,bad", "b,,,,,,,,good"]
     lines += ["c,4,4,4,9,1,2,mass,good"]
-    found = book(csv(tmp_path / "l.csv", *lines))
+    found = index_of(csv(tmp_path / "l.csv", *lines))
     ref = found.of("a.nii.gz")
     assert ref is not None
     assert ref.boxes == (Box((0, 2, 1), (3, 6, 5), "mass"), Box((1, 4, 4), (2, 9, 5), "finding"))
@@ -77,7 +79,7 @@ def test_boxes_of_a_list(tmp_path: Path) -> None:
     assert not ref.flat_boxes
     assert found.of("b.nii.gz") == LabelRef(boxes=(), classes={"class": "good"})
     assert found.left_out == {"boxes without extent": 1}
-    flat = book(csv(tmp_path / "l.csv", "id,x0,y0,x1,y1,class", "a,1,2,5,6,RBC", "a,1,2,7,8,WBC"))
+    flat = index_of(csv(tmp_path / "l.csv", "id,x0,y0,x1,y1,class", "a,1,2,5,6,RBC", "a,1,2,7,8,WBC"))
     assert flat.of("a.png") == LabelRef(boxes=(Box((0, 2, 1), (1, 6, 5)), Box((0, 2, 1), (1, 8, 7))), flat_boxes=True)
     assert "go into a column 'label'" in flat.notes[0]
 
@@ -91,7 +93,7 @@ def test_nothing_that_tells_a_person_travels(tmp_path: Path) -> None:
         for i in range(8)
     ]
     asked = ("sex", "laterality", "Patient Age")
-    found = book(csv(tmp_path / "l.csv", ",".join(columns), *lines), asked=asked)
+    found = index_of(csv(tmp_path / "l.csv", ",".join(columns), *lines), asked=asked)
     ref = found.of("s3.dcm.nii") or found.of("s3.nii")
     assert ref is not None
     assert ref.classes == {"sex": "M", "laterality": "right"}
@@ -109,16 +111,16 @@ def test_lists_that_cannot_be_meant(tmp_path: Path) -> None:
     }
     for reason, lines in cases.items():
         with pytest.raises(UserError, match=reason):
-            book(csv(tmp_path / "l.csv", *lines))
+            index_of(csv(tmp_path / "l.csv", *lines))
     with pytest.raises(UserError, match="do not exist"):
-        book(tmp_path / "gone.csv")
+        index_of(tmp_path / "gone.csv")
     (tmp_path / "l.csv").write_bytes(b"id,class\na,\xff\n")
     with pytest.raises(UserError, match="cannot read"):
-        book(tmp_path / "l.csv")
+        index_of(tmp_path / "l.csv")
 
 
 def test_names_that_fit_two(tmp_path: Path) -> None:
-    found = book(csv(tmp_path / "l.csv", "id,class", "a,x", "p/b,y", "q/b,x"))
+    found = index_of(csv(tmp_path / "l.csv", "id,class", "a,x", "p/b,y", "q/b,x"))
     with pytest.raises(UserError, match=r"'a' is both p/a.png and q/a.png"):
         found.unused(["p/a.png", "q/a.png"])
     assert found.of("p/b.png") == LabelRef(classes={"class": "y"})
@@ -131,11 +133,11 @@ def test_names_that_fit_two(tmp_path: Path) -> None:
 def test_lists_add_up_and_may_not_contradict(tmp_path: Path) -> None:
     first = csv(tmp_path / "1.csv", "id,class,age", "a,x,3")
     second = csv(tmp_path / "2.csv", "id,diagnosis,age", "a,y,3")
-    both = book(first, second, asked=("age",)).of("a.png")
+    both = index_of(first, second, asked=("age",)).of("a.png")
     assert both == LabelRef(classes={"class": "x", "diagnosis": "y"}, targets={"age": 3.0})
     csv(second, "id,class", "a,y")
     with pytest.raises(UserError, match="different classes for 'class'"):
-        book(first, second).of("a.png")
+        index_of(first, second).of("a.png")
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_coco(tmp_path: Path) -> None:
         "categories": [{"id": 3, "name": "cell"}],
     }
     (tmp_path / "c.json").write_text(json.dumps(content))
-    found = book(tmp_path / "c.json")
+    found = index_of(tmp_path / "c.json")
     box = Box((0, 20, 10.5), (1, 60, 40.5), "cell")
     assert found.of("a.jpg") == LabelRef(boxes=(box,), flat_boxes=True, size=(480, 640))
     assert found.of("b.jpg") == LabelRef(boxes=(), flat_boxes=True, size=(20, 10))
@@ -169,15 +171,15 @@ def test_coco(tmp_path: Path) -> None:
     for message, change in changes.items():
         (tmp_path / "c.json").write_text(json.dumps(content | change))
         with pytest.raises(UserError, match=message):
-            book(tmp_path / "c.json")
+            index_of(tmp_path / "c.json")
     content["annotations"][0].pop("bbox")  # type: ignore[attr-defined]
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="no COCO list"):
-        book(tmp_path / "c.json")
+        index_of(tmp_path / "c.json")
     for text in ("{", "[1]", '{"a": 1}'):
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(UserError):
-            book(tmp_path / "c.json")
+            index_of(tmp_path / "c.json")
 
 
 def voc(folder: Path, name: str, *boxes: tuple[int, int, int, int]) -> None:
@@ -194,13 +196,13 @@ def voc(folder: Path, name: str, *boxes: tuple[int, int, int, int]) -> None:
 def test_voc_counts_from_one_unless_a_box_begins_at_zero(tmp_path: Path) -> None:
     voc(tmp_path / "v", "a", (1, 1, 64, 48), (5, 6, 5, 9))
     voc(tmp_path / "v", "b")
-    found = book(tmp_path / "v")
+    found = index_of(tmp_path / "v")
     whole = Box((0, 0, 0), (1, 48, 64), "cell")
     assert found.of("images/a.jpg") == LabelRef(boxes=(whole,), flat_boxes=True, size=(48, 64))
     assert found.of("b.jpg") == LabelRef(boxes=(), flat_boxes=True, size=(48, 64))
     assert found.left_out == {"boxes without extent": 1}
     voc(tmp_path / "v", "c", (0, 3, 7, 9))
-    found = book(tmp_path / "v")
+    found = index_of(tmp_path / "v")
     ref = found.of("c.jpg")
     assert ref is not None
     assert ref.boxes == (Box((0, 3, 0), (1, 9, 7), "cell"),)
@@ -211,22 +213,22 @@ def test_all_files_of_voc_that_are_none_at_once(tmp_path: Path) -> None:
     for name, text in (("a", "<annotation>"), ("b", "<annotation/>"), ("c", "<html/>")):
         (tmp_path / f"{name}.xml").write_text(text)
     with pytest.raises(UserError, match=r"(?s)2 mistakes in .*a\.xml is no .*c\.xml is no "):
-        book(tmp_path)
+        index_of(tmp_path)
 
 
 def test_voc_that_is_none(tmp_path: Path) -> None:
     for text in ("<annotation>", "<html/>", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'):
         (tmp_path / "a.xml").write_text(text)
         with pytest.raises(UserError):
-            book(tmp_path / "a.xml")
+            index_of(tmp_path / "a.xml")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no Pascal VOC file"):
-        book(tmp_path / "empty")
+        index_of(tmp_path / "empty")
 
 
 def test_masks_are_claimed_and_found_by_name(tmp_path: Path) -> None:
     masks = pngs(tmp_path / "masks", "a.png", "p/b.png")
-    found = book(masks=(masks,), boxes=True)
+    found = index_of(masks=(masks,), boxes=True)
     assert found.claimed == {(masks / "a.png").resolve(), (masks / "p/b.png").resolve()}
     assert found.of("a.jpg") == LabelRef(mask=masks / "a.png", boxes_from_mask=True)
     assert found.of("x/p/b.jpg") == LabelRef(mask=masks / "p" / "b.png", boxes_from_mask=True)
@@ -235,7 +237,7 @@ def test_masks_are_claimed_and_found_by_name(tmp_path: Path) -> None:
 
 def test_marked_masks_beside_their_scans(tmp_path: Path) -> None:
     folder = pngs(tmp_path, "benign (1).png", "benign (1)_mask.png", "benign (1)_mask_1.png", "b.png", "b_seg.png")
-    found = book(masks=(folder,))
+    found = index_of(masks=(folder,))
     assert {path.name for path in found.claimed} == {"benign (1)_mask.png", "benign (1)_mask_1.png", "b_seg.png"}
     assert found.of("benign (1).png") == LabelRef(
         mask=folder / "benign (1)_mask.png", more_masks=(folder / "benign (1)_mask_1.png",)
@@ -243,12 +245,12 @@ def test_marked_masks_beside_their_scans(tmp_path: Path) -> None:
     assert found.of("b.png") == LabelRef(mask=folder / "b_seg.png")
     pngs(folder, "b_mask.png")
     with pytest.raises(UserError, match="two masks of one scan"):
-        book(masks=(folder,)).of("b.png")
+        index_of(masks=(folder,)).of("b.png")
 
 
 def test_a_mask_of_all_scans_in_its_folder(tmp_path: Path) -> None:
     pngs(tmp_path, "case1/t1.png", "case1/t2.png", "case1/seg.png", "case2/t1.png", "case2/seg.png", "case3/t1.png")
-    found = book(masks=(tmp_path,))
+    found = index_of(masks=(tmp_path,))
     for case in ("case1", "case2"):
         assert found.of(f"{case}/t1.png") == LabelRef(mask=tmp_path / case / "seg.png")
     assert found.of("case1/t2.png") == found.of("case1/t1.png")
@@ -257,7 +259,7 @@ def test_a_mask_of_all_scans_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_dicom_series_goes_by_its_folder(tmp_path: Path) -> None:
-    found = book(csv(tmp_path / "l.csv", "id,class", "case1,x", "case2,y"))
+    found = index_of(csv(tmp_path / "l.csv", "id,class", "case1,x", "case2,y"))
     assert found.of("case1/ser2/IM0001") == LabelRef(classes={"class": "x"})
     assert found.of("site/case2/1.2.3.dcm") == LabelRef(classes={"class": "y"})
     assert found.of("case1/a.png") is None  # images are named one by one
@@ -275,7 +277,7 @@ def test_decathlon_and_nnunet(tmp_path: Path) -> None:
     pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("a", "gone")]
     content = {"labels": {"0": "background", "1": "liver"}, "training": pairs, "modality": {"0": "CT"}}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    found = book(tmp_path / "dataset.json")
+    found = index_of(tmp_path / "dataset.json")
     mask = tmp_path / "labelsTr" / "a.nii.gz"
     assert found.of("imagesTr/a.nii.gz") == LabelRef(mask=mask, names={1: "liver"})
     assert found.of("a.nii.gz") == LabelRef(mask=mask, names={1: "liver"})
@@ -286,7 +288,7 @@ def test_decathlon_and_nnunet(tmp_path: Path) -> None:
         "file_ending": ".nii.gz",
     }
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    found = book(tmp_path / "dataset.json", boxes=True)
+    found = index_of(tmp_path / "dataset.json", boxes=True)
     expected = LabelRef(mask=mask, names={1: "core"}, boxes_from_mask=True)
     assert found.of("imagesTr/a_0000.nii.gz") == found.of("imagesTr/a_0001.nii.gz") == expected
     assert len(found.claimed) == 2
@@ -295,13 +297,13 @@ def test_decathlon_and_nnunet(tmp_path: Path) -> None:
 
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no masks are given"):
-        book(csv(tmp_path / "l.csv", "id,class", "a,x"), boxes=True)
+        index_of(csv(tmp_path / "l.csv", "id,class", "a,x"), boxes=True)
     (tmp_path / "n.json").write_text('{"1": "liver"}')
     with pytest.raises(UserError, match="but no masks"):
-        book(tmp_path / "n.json")
+        index_of(tmp_path / "n.json")
     (tmp_path / "masks").mkdir()
     with pytest.raises(UserError, match="no readable mask"):
-        book(masks=(tmp_path / "masks",))
+        index_of(masks=(tmp_path / "masks",))
 
 
 _part = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0."), min_size=1).filter(lambda t: t.strip() == t)

@@ -17,26 +17,26 @@ from scanfoundry.datasets.readers import read
 from scanfoundry.datasets.readers.labels import LabelRef, Labels
 
 
-def known(book: LabelIndex, relative: str) -> LabelRef:
-    ref = book.of(relative)
+def known(label_index: LabelIndex, relative: str) -> LabelRef:
+    ref = label_index.of(relative)
     assert ref is not None, relative
     return ref
 
 
-def attached(book: LabelIndex, root: Path, relative: str) -> Labels:
+def attached(label_index: LabelIndex, root: Path, relative: str) -> Labels:
     (scan,) = read(root / relative)
-    return attach(scan, known(book, relative))
+    return attach(scan, known(label_index, relative))
 
 
 def test_breast_ultrasound(real_data: Path) -> None:
     root = real_data / "busi_breast_ultrasound"
-    book = open_labels([root / "labels.csv"], [root / "masks"], False, Columns(asked=("mask_px",)))
+    label_index = open_labels([root / "labels.csv"], [root / "masks"], False, Columns(asked=("mask_px",)))
     rows = {row["id"]: row for row in csv.DictReader((root / "labels.csv").open())}
     images = sorted(path.relative_to(root).as_posix() for path in (root / "images").iterdir())
-    assert book.unused(images) == []
-    assert len(book.claimed) == len(images)
+    assert label_index.unused(images) == []
+    assert len(label_index.claimed) == len(images)
     for relative in images:
-        row, labels = rows[Path(relative).stem], attached(book, root, relative)
+        row, labels = rows[Path(relative).stem], attached(label_index, root, relative)
         assert labels.classes == {"class": row["class"]}
         assert labels.targets["mask_px"] == float(row["mask_px"])
         assert labels.mask is not None
@@ -55,9 +55,9 @@ def test_breast_ultrasound(real_data: Path) -> None:
 
 def test_boxes_out_of_ultrasound_masks(real_data: Path) -> None:
     root = real_data / "busi_breast_ultrasound"
-    book = open_labels([], [root / "masks"], True)
+    label_index = open_labels([], [root / "masks"], True)
     for path in sorted((root / "images").iterdir())[::7]:
-        labels = attached(book, root, f"images/{path.name}")
+        labels = attached(label_index, root, f"images/{path.name}")
         assert labels.mask is not None
         assert labels.boxes is not None
         assert bool(labels.boxes) == bool(labels.mask.any())
@@ -65,9 +65,9 @@ def test_boxes_out_of_ultrasound_masks(real_data: Path) -> None:
 
 def test_blood_cells(real_data: Path) -> None:
     root = real_data / "bccd_blood_cells"
-    book = open_labels([root / "Annotations"], [], False)
+    label_index = open_labels([root / "Annotations"], [], False)
     images = sorted(path.relative_to(root).as_posix() for path in (root / "JPEGImages").iterdir())
-    assert book.unused(images) == []
+    assert label_index.unused(images) == []
     counted: Counter[str] = Counter()
     degenerate = 0
     for path in sorted((root / "Annotations").iterdir()):
@@ -79,14 +79,14 @@ def test_blood_cells(real_data: Path) -> None:
     found: Counter[str] = Counter()
     lows, highs = [], []
     for relative in images:
-        labels = attached(book, root, relative)
+        labels = attached(label_index, root, relative)
         assert labels.boxes
         assert labels.left_out == 0
         found.update(box.label for box in labels.boxes)
         lows += [box.low for box in labels.boxes]
         highs += [box.high for box in labels.boxes]
     assert found == counted
-    assert book.left_out == {"boxes without extent": degenerate}
+    assert label_index.left_out == {"boxes without extent": degenerate}
     assert degenerate == 2
     assert np.min(lows, 0).tolist() == [0, 0, 0]  # counted from 1, the image's edge is reached on both sides
     assert np.max(highs, 0).tolist() == [1, 480, 640]
@@ -94,11 +94,11 @@ def test_blood_cells(real_data: Path) -> None:
 
 def test_hippocampus(real_data: Path) -> None:
     root = real_data / "msd_task04_hippocampus"
-    book = open_labels([], [root / "labelsTr"], False)
+    label_index = open_labels([], [root / "labelsTr"], False)
     images = sorted(path.name for path in (root / "imagesTr").iterdir())
-    assert book.unused(images) == []
+    assert label_index.unused(images) == []
     for name in images[::5]:
-        labels = attached(book, root / "imagesTr", name)
+        labels = attached(label_index, root / "imagesTr", name)
         assert labels.mask is not None
         assert labels.mask.dtype == np.uint8
         assert np.array_equal(labels.mask, np.asanyarray(nib.load(root / "labelsTr" / name).dataobj).T)
@@ -107,14 +107,14 @@ def test_hippocampus(real_data: Path) -> None:
 
 def test_label_maps_beside_their_scans(real_data: Path) -> None:
     root = real_data / "totalsegmentator_examples"
-    book = open_labels([root / "labels.json"], [root], True)
+    label_index = open_labels([root / "labels.json"], [root], True)
     listed = json.loads((root / "labels.json").read_text())
     scans = sorted(path.name for path in root.glob("*.nii.gz") if not path.name.endswith("_seg.nii.gz"))
-    assert {path.name for path in book.claimed} == {name.replace(".nii.gz", "_seg.nii.gz") for name in scans}
-    assert book.unused(scans) == []
+    assert {path.name for path in label_index.claimed} == {name.replace(".nii.gz", "_seg.nii.gz") for name in scans}
+    assert label_index.unused(scans) == []
     for name in scans:
         mask = name.replace(".nii.gz", "_seg.nii.gz")
-        labels = attached(book, root, name)
+        labels = attached(label_index, root, name)
         assert labels.mask is not None
         assert np.array_equal(labels.mask, np.asanyarray(nib.load(root / mask).dataobj).T)
         assert labels.names == {int(value): structure for value, structure in listed[mask].items()}
@@ -125,21 +125,21 @@ def test_label_maps_beside_their_scans(real_data: Path) -> None:
 
 def test_brain_tumours_in_the_folder_of_their_study(real_data: Path) -> None:
     root = real_data / "brain_tumor_progression_mr"
-    book = open_labels([], [root], False)
+    label_index = open_labels([], [root], False)
     scans = sorted(p.relative_to(root).as_posix() for p in root.glob("*/*.nii.gz") if p.name != "seg.nii.gz")
-    assert len(book.claimed) == len({Path(scan).parent for scan in scans})
-    assert book.unused(scans) == []
+    assert len(label_index.claimed) == len({Path(scan).parent for scan in scans})
+    assert label_index.unused(scans) == []
     for relative in scans:
-        labels = attached(book, root, relative)
+        labels = attached(label_index, root, relative)
         assert labels.mask is not None
         assert set(np.unique(labels.mask)) == {0, 1}
 
 
 def test_chest_x_rays(real_data: Path) -> None:
     root = real_data / "nih_chestxray8_2class"
-    book = open_labels([root / "labels.csv"], [], False)
+    label_index = open_labels([root / "labels.csv"], [], False)
     images = sorted(path.name for path in (root / "images").iterdir())
-    assert book.unused(images) == []
-    assert {known(book, name).classes["class"] for name in images} == {"no_finding", "pneumonia"}
-    assert all(set(known(book, name).classes) == {"class"} for name in images)
-    assert any("source_file" in note for note in book.notes)
+    assert label_index.unused(images) == []
+    assert {known(label_index, name).classes["class"] for name in images} == {"no_finding", "pneumonia"}
+    assert all(set(known(label_index, name).classes) == {"class"} for name in images)
+    assert any("source_file" in note for note in label_index.notes)

@@ -17,7 +17,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from scanfoundry.datasets.readers.dicom import group, read_image, read_volume, survey
+from scanfoundry.datasets.readers.dicom import group, read_image, read_volume, scan_headers
 from scanfoundry.datasets.readers.scan import Scan
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -137,7 +137,7 @@ def enhanced(
 
 def load(root: Path) -> tuple[list[Scan], list[tuple[str, str, str]]]:
     """All scans below `root` and what was refused on grouping."""
-    sources, refusals = group(survey(sorted(path for path in root.rglob("*") if path.is_file())), root)
+    sources, refusals = group(scan_headers(sorted(path for path in root.rglob("*") if path.is_file())), root)
     readers = {"dicom-volume": read_volume, "dicom-image": read_image}
     return [scan for source in sources for scan in readers[source.kind](source)], refusals
 

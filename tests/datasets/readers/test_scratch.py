@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import dcm2niix
 import pytest
 
-from scanfoundry.datasets.readers.dicom import convert
+from scanfoundry.datasets.readers.dicom.conversion import convert
 from scanfoundry.datasets.readers.scratch import clear, kept_below, scratch_below, scratch_folder
 from scanfoundry.datasets.shards.build import BuildOptions, build
 

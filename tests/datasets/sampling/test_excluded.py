@@ -133,10 +133,10 @@ def test_the_ring_holds_a_map_where_something_is_excluded(masked: Path) -> None:
                 assert made.excluded.shape == (2, -(-24 * 33 // 8))
     assert found.keys() == {(False, False), (True, True), (True, False)}
     with CropLoader(config(masked, None, None), 0) as loader:
-        plain = loader._ring.size
+        plain = loader._buffers.size
         assert all(loader.crops().excluded is None for _ in range(8))
     with CropLoader(config(masked, None, "*"), 0) as loader:
-        assert plain < loader._ring.size < 1.04 * plain
+        assert plain < loader._buffers.size < 1.04 * plain
 
 
 def test_maps_in_hand_are_never_overwritten(masked: Path) -> None:
@@ -263,14 +263,14 @@ def test_crops_to_a_batch(seed: int, dtype: str, channels: int, padded: bool, ru
     scales[:, 3] = 1 / scales[:, 3]
     if rubbish and dtype == "float32":
         voxels[~np.broadcast_to(kept[:, None], voxels.shape)] = rng.choice([np.nan, np.inf, -3e38])
-    ring = np.zeros(buffer_size(size, 3, channels, True), np.uint8)
-    view_of(ring, dtype, size, 3, channels)[:] = voxels
-    bits_of(ring, size, 3, channels)[:] = np.stack([np.packbits(each) for each in excluded])
+    buffers = np.zeros(buffer_size(size, 3, channels, True), np.uint8)
+    view_of(buffers, dtype, size, 3, channels)[:] = voxels
+    bits_of(buffers, size, 3, channels)[:] = np.stack([np.packbits(each) for each in excluded])
     names = ["a", "b", "c"]
     batch = Crops(
-        torch.from_numpy(view_of(ring, dtype, size, 3, channels)),
+        torch.from_numpy(view_of(buffers, dtype, size, 3, channels)),
         inside, flips, scales.astype(np.float32), torch.arange(3), names, ["mr"] * 3, names, 1,
-        excluded=torch.from_numpy(bits_of(ring, size, 3, channels)),
+        excluded=torch.from_numpy(bits_of(buffers, size, 3, channels)),
     ).to("cpu")  # fmt: skip
     for sample in range(3):
         axes = [1 + axis for axis in range(3) if flips[sample, axis]]
@@ -280,13 +280,13 @@ def test_crops_to_a_batch(seed: int, dtype: str, channels: int, padded: bool, ru
 
 def test_the_buffer_has_room_for_both() -> None:
     size, count = (3, 5, 7), 4
-    ring = SharedBuffers(buffer_size(size, count, 3, True), 1, 1)
-    buffer = ring.view(0)
+    buffers = SharedBuffers(buffer_size(size, count, 3, True), 1, 1)
+    buffer = buffers.view(0)
     view_of(buffer, "float32", size, count, 3)[:] = 1
     bits_of(buffer, size, count, 3)[:] = 255
     assert (view_of(buffer, "float32", size, count, 3) == 1).all()
     assert len(buffer) == count * (3 * 105 * 4 + 14)
-    ring.close()
+    buffers.close()
 
 
 @pytest.mark.parametrize("preset", ["mild", "strong"])

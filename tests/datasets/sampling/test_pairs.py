@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch
-from scanfoundry.datasets.crop import Place, near, overlap, place
+from scanfoundry.datasets.crop import CropPlacement, near, overlap, place
 from scanfoundry.datasets.intensity import background, normalise
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
-from scanfoundry.datasets.sampling.pairs import Companions
+from scanfoundry.datasets.sampling.pairs import StudyPartners
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.datasets.shards.format import SampleEntry, unpack_bits
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader
@@ -128,7 +128,7 @@ def test_two_crops_share_what_they_are_asked_to(
 
 
 def test_partners_lie_in_every_direction() -> None:
-    first = Place((20, 20, 20), (False, False, False))
+    first = CropPlacement((20, 20, 20), (False, False, False))
     starts = np.array([near(first, seed, (60, 60, 60), (20, 20, 20), 0.5, (0, 1, 2)).start for seed in range(2000)])
     reach = int((1 - 0.5 ** (1 / 3)) * 20)
     assert (starts.min(0) == 20 - reach).all()
@@ -137,7 +137,7 @@ def test_partners_lie_in_every_direction() -> None:
     flips = [near(first, seed, (60, 60, 60), (20, 20, 20), 0.5, (0, 1, 2)).flips for seed in range(400)]
     assert len(set(flips)) == 8
     # A slice stays in its plane: the next one shares no voxel.
-    flat = Place((9, 20, 20), (False, False, False))
+    flat = CropPlacement((9, 20, 20), (False, False, False))
     assert {near(flat, seed, (60, 60, 60), (1, 20, 20), 0.5, ()).start[0] for seed in range(200)} == {9}
 
 
@@ -151,7 +151,7 @@ def test_companions_are_the_others_of_the_study(names: list[list[int]], seed: in
         10 * number: np.array([b"%032x" % name if name else b"" for name in part], "S32")
         for number, part in enumerate(names)
     }
-    companions = Companions(columns)
+    companions = StudyPartners(columns)
     study = {(10 * s, row): name for s, part in enumerate(names) for row, name in enumerate(part)}
     alone = 0
     for scan, name in study.items():
@@ -189,7 +189,9 @@ def test_the_first_half_is_the_stream_without_partners(studies: Path, positives:
         assert len(set(seeds)) == len(seeds)
 
 
-def expected(plan: SamplingPlan, settings: DataConfig, draw: Draw, where: Place, size: tuple[int, ...]) -> NDArray:
+def expected(
+    plan: SamplingPlan, settings: DataConfig, draw: Draw, where: CropPlacement, size: tuple[int, ...]
+) -> NDArray:
     """The slow way: the scan normalised whole, then cut."""
     reader, entry = entry_of(plan, draw)
     scan = normalise(reader.read(draw.sample), entry.modality, entry.stats, settings.intensity)[0]
@@ -244,7 +246,7 @@ def test_who_is_alone_is_counted(studies: Path) -> None:
 def test_modalities_that_are_balanced_still_pair(tmp_path: Path, key_file: Path) -> None:
     """A PET and its CT are drawn from streams of their own, and are partners."""
     from scanfoundry.datasets.readers import Scan
-    from scanfoundry.datasets.shards.finalize import close, finish
+    from scanfoundry.datasets.shards.finalize import finalize, write_manifest
     from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
     from scanfoundry.datasets.shards.writer import ShardWriter
 
@@ -256,7 +258,7 @@ def test_modalities_that_are_balanced_still_pair(tmp_path: Path, key_file: Path)
                 scan = Scan(rng.integers(0, 99, (1, 9, 12, 14)).astype(np.int16), (1.0, 1.0, 1.0), modality=name)
                 writer.add(scan, f"{name}{case}", "mr", "0" * 32, study=f"{case:032x}")
     result = ShardResult(record=writer.record, paths=[""] * 8, sources=8, quarantine=[])
-    close(tmp_path, finish(tmp_path, {}, [result], "zstd")[0])
+    write_manifest(tmp_path, finalize(tmp_path, {}, [result], "zstd")[0])
     options = DataConfig(
         sources=[{"name": "a", "path": tmp_path}], crop_3d=(8, 8, 8), batch_3d=4, balance="modality",
         temperature=0.0, positives="study", workers=0,

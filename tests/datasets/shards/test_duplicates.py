@@ -16,7 +16,7 @@ from scanfoundry.datasets.plan import DataConfig, SamplingPlan
 from scanfoundry.datasets.readers import read
 from scanfoundry.datasets.shards.build import BuildOptions, BuildSummary, build
 from scanfoundry.datasets.shards.check import check
-from scanfoundry.datasets.shards.duplicates import Dropped, Kept, Place, decide
+from scanfoundry.datasets.shards.duplicates import Dropped, Kept, SampleId, find_duplicates
 from scanfoundry.datasets.shards.format import LabelRecord, MaskMember, SampleEntry
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader
 
@@ -70,30 +70,32 @@ def entries(draw: st.DrawFn) -> SampleEntry:
 def test_what_becomes_of_a_group(shards: list[list[SampleEntry]]) -> None:
     scans = {(number, sample): entry for number, shard in enumerate(shards) for sample, entry in enumerate(shard)}
 
-    def walk() -> Iterator[tuple[Place, SampleEntry]]:
+    def walk() -> Iterator[tuple[SampleId, SampleEntry]]:
         yield from scans.items()
 
-    fates = decide(walk)
+    decisions = find_duplicates(walk)
     for content in {entry.content for entry in scans.values()}:
         group = {place: entry for place, entry in scans.items() if entry.content == content}
         if len(group) == 1:
-            assert not group.keys() & fates.keys()
+            assert not group.keys() & decisions.keys()
             continue
         first = min(group, key=lambda place: (-labelled(group[place]), place))  # the most labels, then the order
-        kept = fates[first]
+        kept = decisions[first]
         assert isinstance(kept, Kept)
         assert {*kept.also, group[first].patient} == {entry.patient for entry in group.values()}
         assert list(kept.also) == sorted(set(kept.also) - {group[first].patient})
-        others = {place: fates[place] for place in group if place != first}
-        for place, fate in others.items():
-            assert isinstance(fate, Dropped)
-            assert fate.twin == first
+        others = {place: decisions[place] for place in group if place != first}
+        for place, decision in others.items():
+            assert isinstance(decision, Dropped)
+            assert decision.twin == first
             if not labelled(group[place]):
-                assert not fate.labels_differ
+                assert not decision.labels_differ
             elif group[place].mask == group[first].mask:
-                assert fate.labels_differ == (group[place].labels != group[first].labels)
-        assert kept.labels_differ == any(isinstance(fate, Dropped) and fate.labels_differ for fate in others.values())
-    assert fates.keys() <= scans.keys()
+                assert decision.labels_differ == (group[place].labels != group[first].labels)
+        assert kept.labels_differ == any(
+            isinstance(decision, Dropped) and decision.labels_differ for decision in others.values()
+        )
+    assert decisions.keys() <= scans.keys()
 
 
 def volume(path: Path, array: np.ndarray) -> None:

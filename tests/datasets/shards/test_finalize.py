@@ -59,7 +59,7 @@ def written(inputs: Path, settings: BuildOptions, tmp_path_factory: pytest.TempP
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_module, "finish", stop)
+        patch.setattr(build_module, "finalize", stop)
         with pytest.raises(Stopped):
             build([inputs], out, settings)
     return out

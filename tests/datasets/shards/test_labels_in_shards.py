@@ -322,7 +322,7 @@ def test_a_mask_that_breaks_its_reader_costs_no_build(
     ref = LabelRef(mask=cohort / "masks" / "case0.nii.gz")
     planned = PlannedSource(file_source(cohort / "scans", "case0.nii.gz"), "0" * 32, "0" * 32, ref)
     plan = ShardPlan("shard-000000.tar", [planned])
-    *_, result = shard_worker.run(shard_worker.Job(plan, tmp_path, b"k" * 32, "mr", "zstd"))
+    *_, result = shard_worker.run(shard_worker.ShardTask(plan, tmp_path, b"k" * 32, "mr", "zstd"))
     assert result.record is not None
     (line,) = result.quarantine
     assert (line.kind, line.path) == ("label", "case0.nii.gz")

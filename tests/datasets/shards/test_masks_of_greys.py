@@ -112,7 +112,8 @@ def test_black_and_white_on_the_grid_of_a_scan(tmp_path: Path) -> None:
 def test_fine_tuning_from_shards_reads_what_the_files_say(tmp_path: Path) -> None:
     """Black and white is one class; where another mask holds 1 and 255, nobody knows: it is asked, as of the files."""
     from scanfoundry.finetune.checks.check import Checked, check_cases
-    from scanfoundry.finetune.config.study import LabelledData, SegmentationTask
+    from scanfoundry.finetune.config.study import LabelledData
+    from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
     from scanfoundry.finetune.formats import discover
 
     def checked(path: Path, **task: object) -> Checked:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from scanfoundry.datasets.storage.address import Unavailable
-from scanfoundry.datasets.storage.prefetch import Prefetcher, Wanted
+from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 
 MB = 1 << 20
 
@@ -29,7 +29,7 @@ def test_files_are_there_before_they_are_asked_for(server, open_store, random_fi
     files = {f"{i}.tar": random_file(i, MB) for i in range(8)}
     server.files |= {f"d/{name}": file.content for name, file in files.items()}
     store = open_store(server.url("d"))
-    prefetcher.ahead(Wanted(store, name, file.sha256, file.size) for name, file in files.items())
+    prefetcher.ahead(PrefetchRequest(store, name, file.sha256, file.size) for name, file in files.items())
     wait_for(lambda: all((cache.folder / file.sha256).exists() for file in files.values()))
     for name, file in files.items():
         assert store.local(name, file.sha256, file.size).read_bytes() == file.content
@@ -53,7 +53,7 @@ def test_at_most_three_at_a_time_and_the_soonest_first(server, open_store, rando
 
     server.always = counted
     store = open_store(server.url("d"))
-    prefetcher.ahead(Wanted(store, name, file.sha256, file.size) for name, file in files.items())
+    prefetcher.ahead(PrefetchRequest(store, name, file.sha256, file.size) for name, file in files.items())
     wait_for(lambda: len(server.seen) == 7)
     assert most[0] == 3
     assert {path for path, _, _ in server.seen[:3]} == {"d/0.tar", "d/1.tar", "d/2.tar"}
@@ -64,7 +64,7 @@ def test_a_new_list_replaces_what_was_waiting(server, open_store, random_file, c
     server.files |= {f"d/{name}": file.content for name, file in files.items()}
     server.always = faults.slow(MB // 4, 0.1)
     store = open_store(server.url("d"))
-    wanted = [Wanted(store, name, file.sha256, file.size) for name, file in files.items()]
+    wanted = [PrefetchRequest(store, name, file.sha256, file.size) for name, file in files.items()]
     prefetcher = Prefetcher(budget=100 * MB, parallel=1)
     prefetcher.ahead(wanted)
     wait_for(lambda: server.seen)
@@ -79,7 +79,7 @@ def test_no_more_ahead_than_the_budget(server, open_store, random_file, cache):
     server.files |= {f"d/{name}": file.content for name, file in files.items()}
     store = open_store(server.url("d"))
     prefetcher = Prefetcher(budget=3 * MB)
-    prefetcher.ahead(Wanted(store, name, file.sha256, file.size) for name, file in files.items())
+    prefetcher.ahead(PrefetchRequest(store, name, file.sha256, file.size) for name, file in files.items())
     wait_for(lambda: all((cache.folder / files[f"{i}.tar"].sha256).exists() for i in range(3)))
     time.sleep(0.3)
     prefetcher.close()
@@ -90,7 +90,10 @@ def test_its_errors_are_the_consumers(server, open_store, random_file, cache, pr
     bad, good = random_file(0, 1000), random_file(1, 1000)
     server.files["d/good.tar"] = good.content
     store = open_store(server.url("d"))
-    wanted = [Wanted(store, "bad.tar", bad.sha256, bad.size), Wanted(store, "good.tar", good.sha256, good.size)]
+    wanted = [
+        PrefetchRequest(store, "bad.tar", bad.sha256, bad.size),
+        PrefetchRequest(store, "good.tar", good.sha256, good.size),
+    ]
     for _ in range(2):
         prefetcher.ahead(wanted)
         wait_for(lambda: (cache.folder / good.sha256).exists() and bad.sha256 in prefetcher.failed)
@@ -110,7 +113,7 @@ def test_close_is_prompt_and_lets_go(server, open_store, random_file, faults, fa
     ]
     store = open_store(server.url("d"), timeout_s=30)
     prefetcher = Prefetcher(budget=100 * MB)
-    prefetcher.ahead([Wanted(store, "a.tar", file.sha256, file.size)])
+    prefetcher.ahead([PrefetchRequest(store, "a.tar", file.sha256, file.size)])
     wait_for(lambda: server.seen)
     time.sleep(0.3)
     began = time.monotonic()
@@ -124,6 +127,6 @@ def test_close_is_prompt_and_lets_go(server, open_store, random_file, faults, fa
 
 def test_a_folder_needs_nothing(open_store, tmp_path, random_file, prefetcher):
     file = random_file(0, 10)
-    prefetcher.ahead([Wanted(open_store(str(tmp_path)), "a.tar", file.sha256, file.size)])
+    prefetcher.ahead([PrefetchRequest(open_store(str(tmp_path)), "a.tar", file.sha256, file.size)])
     assert not prefetcher.failed
     assert not any(thread.name.startswith("scanfoundry-prefetch") for thread in threading.enumerate())

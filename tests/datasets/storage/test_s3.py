@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from scanfoundry.datasets.storage.address import Unavailable
-from scanfoundry.datasets.storage.prefetch import Prefetcher, Wanted
+from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 
 MB = 1 << 20
 
@@ -112,7 +112,7 @@ def test_prefetched_by_three_threads(bucket, open_store, random_file, cache):
     bucket.pipe({f"shards/{name}": file.content for name, file in files.items()})
     store = open_store("s3://shards", timeout_s=20)
     prefetcher = Prefetcher(budget=100 * MB)
-    prefetcher.ahead(Wanted(store, name, file.sha256, file.size) for name, file in files.items())
+    prefetcher.ahead(PrefetchRequest(store, name, file.sha256, file.size) for name, file in files.items())
     until = time.monotonic() + 60
     while not all((cache.folder / file.sha256).exists() for file in files.values()):
         assert time.monotonic() < until, prefetcher.failed

@@ -79,6 +79,6 @@ def test_what_is_told_can_end_it(server, random_file):
             raise KeyError("enough")
 
     with pytest.raises(KeyError):
-        fetch(server.url("a"), None, told=told)
+        fetch(server.url("a"), None, progress=told)
     assert heard == sorted(heard)
     assert MB < heard[-1] < 2 * MB

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.transforms import LoadImage
 
-from scanfoundry.finetune.export.bundle_runner import Labels, Prepared, Saved
+from scanfoundry.finetune.export.bundle_runner import Prepared, SaveOutputs, ToLabelMap
 from scanfoundry.finetune.export.onnx import export_onnx
 from scanfoundry.finetune.export.onnx_runner import run
 from scanfoundry.finetune.export.standalone import millimetres
@@ -44,5 +44,5 @@ def test_bundle(described, micron):
     item = Prepared("image", about)({"image": loaded})
     assert item["spacing"] == pytest.approx((1.5, 1.0, 2.0))
     item["image"] = torch.zeros(3, *item["image"].shape[1:])
-    Saved("image", str(micron.parent / "out"), str(micron.parent))(Labels("image", about)(item))
+    SaveOutputs("image", str(micron.parent / "out"), str(micron.parent))(ToLabelMap("image", about)(item))
     np.testing.assert_allclose(np.diag(nib.load(micron.parent / "out" / "scan.nii.gz").affine)[:3], (2, 1, 1.5))

@@ -7,13 +7,10 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.finetune.cases.volumes import read_labels
-from scanfoundry.finetune.config.study import (
-    ClassificationTask,
-    LabelledData,
-    RegressionTask,
-    SegmentationTask,
-    SplitConfig,
-)
+from scanfoundry.finetune.config.study import LabelledData, SplitConfig
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.formats.archive import Archive
 from scanfoundry.finetune.study.split import split

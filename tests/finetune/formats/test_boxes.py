@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.checks.findings import boxes_of_mask, findings
-from scanfoundry.finetune.config.study import DetectionTask, LabelledData
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
 from scanfoundry.finetune.formats import LabelledBox, discover
 
 

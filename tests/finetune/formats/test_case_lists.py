@@ -6,13 +6,10 @@ import pytest
 
 from scanfoundry.configs.errors import UserError, UserErrors
 from scanfoundry.datasets.identity import keyed_hash, site_key
-from scanfoundry.finetune.config.study import (
-    ClassificationTask,
-    LabelledData,
-    RegressionTask,
-    SegmentationTask,
-    SplitConfig,
-)
+from scanfoundry.finetune.config.study import LabelledData, SplitConfig
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.study.split import split
 

@@ -10,7 +10,10 @@ from scanfoundry.datasets.identity import keyed_hash, site_key
 from scanfoundry.finetune.cases.label_values import IGNORE
 from scanfoundry.finetune.cases.volumes import read_labels
 from scanfoundry.finetune.checks.check import check_cases
-from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 
 

@@ -5,7 +5,10 @@ import pytest
 
 from scanfoundry.configs.errors import UserError, UserErrors
 from scanfoundry.datasets.identity import keyed_hash, patient_of, site_key
-from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import LabelledBox, discover
 
 

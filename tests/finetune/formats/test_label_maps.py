@@ -12,7 +12,9 @@ from scanfoundry.finetune.cases.label_values import IGNORE
 from scanfoundry.finetune.cases.volumes import read_labels, read_one
 from scanfoundry.finetune.checks.check import check_cases
 from scanfoundry.finetune.checks.findings import findings
-from scanfoundry.finetune.config.study import DetectionTask, LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.sources import find_sources
 from scanfoundry.datasets.labels.label_index import open_labels
-from scanfoundry.finetune.config.study import LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 
 MARKS = ("mask", "Mask", "seg", "segmentation", "label", "labels", "gt", "GT", "masks", "annotation")

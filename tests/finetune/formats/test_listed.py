@@ -6,7 +6,10 @@ import pytest
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.identity import keyed_hash, site_key
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, RegressionTask, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 
 

@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.labels.tables.columns import value_of
 from scanfoundry.datasets.labels.tables.table import Columns, read_table
-from scanfoundry.finetune.config.study import (
-    ClassificationTask,
-    DetectionTask,
-    LabelledData,
-    RegressionTask,
-    SegmentationTask,
-)
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.formats.spelling import one_spelling
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scanfoundry.configs.errors import MOST_TOLD
+from scanfoundry.configs.errors import MOST_SHOWN
 from scanfoundry.launch.cli import main
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -55,7 +55,9 @@ def command(tmp_path, monkeypatch, capsys):
         assert left.value.code == 2, said
         assert said.startswith("scanfoundry: ")
         lines = said.splitlines()
-        assert len(lines) == 1 or (re.match(r"scanfoundry: \d+ mistakes in ", lines[0]) and len(lines) <= MOST_TOLD + 2)
+        assert len(lines) == 1 or (
+            re.match(r"scanfoundry: \d+ mistakes in ", lines[0]) and len(lines) <= MOST_SHOWN + 2
+        )
         assert not (tmp_path / "run").exists()
         return said
 

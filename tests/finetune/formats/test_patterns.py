@@ -8,7 +8,9 @@ import pytest
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.datasets.shards.reader import DataSet
-from scanfoundry.finetune.config.study import ClassificationTask, LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 
 NAMES = ("t1", "flair")

@@ -6,7 +6,10 @@ from scanfoundry.datasets.identity import keyed_hash, site_key
 from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.volumes import read_labels
 from scanfoundry.finetune.checks.check import check_cases
-from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 
 CONTRASTS = ("t1", "t1gd", "t2", "flair")

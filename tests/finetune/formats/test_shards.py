@@ -10,7 +10,10 @@ from scanfoundry.datasets.identity import site_fingerprint, site_key
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.finetune.cases.volumes import read_labels
 from scanfoundry.finetune.checks.findings import findings
-from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, LabelledData, SegmentationTask
+from scanfoundry.finetune.config.study import LabelledData
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.run_study import prepare
 

@@ -9,8 +9,8 @@ import pytest
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.study import LabelledData
 from scanfoundry.finetune.run_study import prepare
-from scanfoundry.finetune.study.split import cell_cases
-from scanfoundry.finetune.study.trials import digest
+from scanfoundry.finetune.study.split import trial_cases
+from scanfoundry.finetune.study.trial import digest_of_trial
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_the_profile_is_of_the_pool_and_changes_no_result(made, study):
     assert profile.scans == len(settled.sides.pool) < 10
     assert (profile.ct, profile.coloured, profile.modalities) == (0.0, 0.0, [])
     assert type(settled.spec).model_validate(json.loads(settled.spec.model_dump_json())) == settled.spec
-    cases = cell_cases(settled.sides, "all", 0, config.self_training)
+    cases = trial_cases(settled.sides, "all", 0, config.self_training)
     others = settled.spec.model_copy(update={"profiles": []})
     parts = (config.arms[0], cases, settled.checked, "")
-    assert digest(config, settled.spec, *parts) == digest(config, others, *parts)
+    assert digest_of_trial(config, settled.spec, *parts) == digest_of_trial(config, others, *parts)
 
 
 def test_a_header_that_says_another_modality_is_asked_about(study, dicom, tmp_path, fixed_key):

@@ -9,7 +9,10 @@ from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.finetune.boxes.anchors import plan_strides
 from scanfoundry.finetune.config.detection import DetectionPlan
-from scanfoundry.finetune.config.study import ClassificationTask, DetectionTask, InferenceConfig, SegmentationTask
+from scanfoundry.finetune.config.study import InferenceConfig
+from scanfoundry.finetune.config.tasks.classification import ClassificationTask
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.heads.pyramid import available_strides
 from scanfoundry.finetune.model_file import adapter_for, save_model
 from scanfoundry.finetune.plan import Fingerprint, Plan

@@ -76,7 +76,7 @@ def hostile(root, dicom):
     }  # fmt: skip
 
 
-def test_forty_inputs_of_which_twelve_are_hostile(models, profile, dicom, tmp_path, capfd):
+def test_forty_inputs_of_which_twelve_are_hostile(models, profile, dicom, tmp_path, caplog):
     from scanfoundry.launch.cli.main import app
 
     for number in range(28):
@@ -91,7 +91,7 @@ def test_forty_inputs_of_which_twelve_are_hostile(models, profile, dicom, tmp_pa
     with pytest.raises(SomeFailed, match=r"12 inputs could not be predicted .*; 28 scans are in") as caught:
         app(args=[*words, "--device", "cpu"], standalone_mode=False)
     assert caught.value.exit_code == SOME_FAILED == 3
-    told = capfd.readouterr().err
+    told = caplog.text
     assert told.count("not predicted: ") == 12
     rows = rows_of(tmp_path / "out" / "predictions.csv")
     assert len(rows) == 40

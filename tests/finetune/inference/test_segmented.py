@@ -15,7 +15,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.cases.volumes import resize
-from scanfoundry.finetune.inference.segmented import Wanted, segment_volume
+from scanfoundry.finetune.inference.segmented import SegmentationRequest, segment_volume
 from scanfoundry.finetune.inference.uncertainty import disagreement, entropy
 from scanfoundry.finetune.inference.windows import Tiling
 
@@ -50,7 +50,9 @@ def test_equals_the_whole_volume_computation(tiles, shape, members, mirrors):
     patch = (6, 4, 8)
     image = torch.randn(1, *(n * p // 2 for n, p in zip(tiles, patch, strict=True)))
     models = [network(seed) for seed in range(members)]
-    found = segment_volume(models, image, 0.0, shape, Tiling(patch, 0.5, mirrors), CPU, 1.0, Wanted(True, True))
+    found = segment_volume(
+        models, image, 0.0, shape, Tiling(patch, 0.5, mirrors), CPU, 1.0, SegmentationRequest(True, True)
+    )
     logits = [torch.from_numpy(whole(model, image, shape, patch, mirrors)) for model in models]
     each = torch.stack([one.softmax(0) for one in logits]).double()
     mean = each.mean(0).numpy()
@@ -58,7 +60,9 @@ def test_equals_the_whole_volume_computation(tiles, shape, members, mirrors):
     assert np.array_equal(found.labels[sure], mean.argmax(0)[sure])
     assert np.allclose(found.probabilities, mean, atol=2e-3)
     spots = np.random.default_rng(0).integers(0, shape, (50, 3))
-    alone = segment_volume(models, image, 0.0, shape, Tiling(patch, 0.5, mirrors), CPU, 1.0, Wanted(spots=spots))
+    alone = segment_volume(
+        models, image, 0.0, shape, Tiling(patch, 0.5, mirrors), CPU, 1.0, SegmentationRequest(spots=spots)
+    )
     assert alone.probabilities is None
     assert np.allclose(alone.at_spots, mean[:, *spots.T].T, atol=1e-5)
     assert np.array_equal(alone.labels, found.labels)
@@ -75,7 +79,7 @@ def test_two_runs_give_the_same_bytes_and_asking_for_more_changes_no_label(tmp_p
     tiling = Tiling((8, 8, 8), 0.5, [(), (1,)])
     plain = segment_volume(models, image, 0.0, (33, 20, 40), tiling, CPU)
     runs = [
-        segment_volume(models, image, 0.0, (33, 20, 40), tiling, CPU, 1.0, Wanted(True, True, store=store))
+        segment_volume(models, image, 0.0, (33, 20, 40), tiling, CPU, 1.0, SegmentationRequest(True, True, store=store))
         for store in (None, tmp_path)
     ]
     assert plain.probabilities is None
@@ -89,7 +93,8 @@ def test_two_runs_give_the_same_bytes_and_asking_for_more_changes_no_label(tmp_p
 def test_temperature_softens_probabilities_and_keeps_labels():
     image, models, tiling = torch.randn(1, 12, 12, 12), [network(0)], Tiling((8, 8, 8), 0.5)
     sharp, soft = (
-        segment_volume(models, image, 0.0, (12, 12, 12), tiling, CPU, t, Wanted(True, True)) for t in (1.0, 4.0)
+        segment_volume(models, image, 0.0, (12, 12, 12), tiling, CPU, t, SegmentationRequest(True, True))
+        for t in (1.0, 4.0)
     )
     assert np.array_equal(sharp.labels, soft.labels)
     assert (soft.maps["uncertainty"] >= sharp.maps["uncertainty"]).mean() > 0.99

@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from scanfoundry.datasets.readers import Scan, read
 from scanfoundry.finetune.cases.appearance import look_of, profile_of
-from scanfoundry.finetune.config.study import InferenceConfig, SegmentationTask
+from scanfoundry.finetune.config.study import InferenceConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import SomeFailed, predict
 from scanfoundry.finetune.predict.suitability import why_unlike

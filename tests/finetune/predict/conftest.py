@@ -6,7 +6,8 @@ import torch
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.finetune.cases.appearance import Profile
-from scanfoundry.finetune.config.study import InferenceConfig, SegmentationTask
+from scanfoundry.finetune.config.study import InferenceConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import predict

@@ -13,7 +13,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.datasets.intensity import IntensityConfig
-from scanfoundry.finetune.config.study import InferenceConfig, SegmentationTask
+from scanfoundry.finetune.config.study import InferenceConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.model_file import adapter_for, save_model
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import predict

@@ -3,8 +3,8 @@ import pytest
 
 from scanfoundry.finetune.run_study import prepare
 from scanfoundry.finetune.study.caveats import caveats
-from scanfoundry.finetune.study.trials import TrialResult
-from scanfoundry.finetune.training.loop import History
+from scanfoundry.finetune.study.trial import TrialResult
+from scanfoundry.finetune.training.setup import History
 
 
 def cell(*curves, arm="full", steps=200, unlabelled=0, relabelled=()):

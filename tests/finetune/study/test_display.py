@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from scanfoundry.finetune.study.display import StudyDisplay
-from scanfoundry.finetune.study.trials import TrialResult
-from scanfoundry.finetune.training.loop import History
+from scanfoundry.finetune.study.trial import TrialResult
+from scanfoundry.finetune.training.setup import History
 
 
 def result():

@@ -9,7 +9,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.identity import fraction, keyed_hash
 from scanfoundry.finetune.cases.cases import Case, CaseList
 from scanfoundry.finetune.config.study import SelfTrainingConfig, SplitConfig
-from scanfoundry.finetune.study.split import cell_cases, shots, split
+from scanfoundry.finetune.study.split import shots, split, trial_cases
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def test_self_training_sees_no_label_and_no_patient_who_is_tested_on(seed, k):
     without = [Case(c.key, c.patient, c.images, None) for c in everyone[60:]]
     found = replace(listed(everyone[:60]), unlabelled=without)
     sides = split(found, SplitConfig(test_fraction=0.4), [])
-    given_ = cell_cases(sides, k, seed, SelfTrainingConfig(rounds=1))
+    given_ = trial_cases(sides, k, seed, SelfTrainingConfig(rounds=1))
     tested = {case.patient for case in sides.test}
     assert given_.train == shots(sides.pool, k, seed)
     assert given_.test == sides.test
@@ -103,9 +103,9 @@ def test_self_training_sees_no_label_and_no_patient_who_is_tested_on(seed, k):
     assert all(fraction(case.patient) >= 0.4 for case in given_.unlabelled)
     expected = [c.key for c in [*sides.pool, *without] if fraction(c.patient) >= 0.4]
     assert sorted(c.key for c in [*given_.train, *given_.unlabelled]) == sorted(expected)
-    fewer = cell_cases(sides, k, seed, SelfTrainingConfig(rounds=1, scans=3)).unlabelled
+    fewer = trial_cases(sides, k, seed, SelfTrainingConfig(rounds=1, scans=3)).unlabelled
     assert fewer == given_.unlabelled[:3]
-    assert cell_cases(sides, k, seed, SelfTrainingConfig()).unlabelled == []
+    assert trial_cases(sides, k, seed, SelfTrainingConfig()).unlabelled == []
 
 
 def test_a_patient_with_a_test_case_lends_no_scan_without_a_label():

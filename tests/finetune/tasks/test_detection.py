@@ -8,15 +8,17 @@ import torch
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.boxes.wbc import Found
+from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import Arm
-from scanfoundry.finetune.config.study import DetectionTask, ValidationConfig
+from scanfoundry.finetune.config.study import ValidationConfig
+from scanfoundry.finetune.config.tasks.detection import DetectionTask
 from scanfoundry.finetune.formats import discover
 from scanfoundry.finetune.metrics.froc import hits_at
 from scanfoundry.finetune.run_study import prepare
 from scanfoundry.finetune.tasks.detection import Detection
-from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
+from scanfoundry.finetune.training.loop import train
+from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 CPU = torch.device("cpu")
 
@@ -181,7 +183,7 @@ def test_a_hit_needs_the_class(study, slices):
     case = replace(prepared.sides.pool[0], target=(((0.0, 2.0, 3.0, 1.0, 12.0, 14.0), 1),))
     sample = adapter.load(case)
     for label, hit in ((1, True), (0, False)):
-        record = adapter.record(case, sample, Found(sample.truth.boxes, np.array([0.9]), np.array([label])))
+        record = adapter.record(case, sample, Detections(sample.truth.boxes, np.array([0.9]), np.array([label])))
         assert hits_at(record, 0.5).tolist() == [hit]
 
 

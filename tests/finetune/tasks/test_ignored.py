@@ -7,7 +7,8 @@ import torch
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.finetune.cases.label_values import IGNORE
-from scanfoundry.finetune.config.study import AugmentationConfig, SegmentationTask, ValidationConfig
+from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.inference.segmented import Segmented
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare
@@ -36,7 +37,7 @@ def partly(tmp_path):
 def adapter(study, partly):
     config = study("segmentation", partly, plan={"patch": (8, 8, 8)})
     made = prepare(config.model_copy(update={"task": SegmentationTask(ignore=255)}))
-    assert made.checked.ignored == len(made.checked.marks)
+    assert made.checked.ignored == len(made.checked.digests)
     return adapter_for(made.spec), made
 
 

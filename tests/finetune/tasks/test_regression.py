@@ -10,7 +10,8 @@ from PIL import Image
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.config.study import AugmentationConfig, RegressionTask
+from scanfoundry.finetune.config.study import AugmentationConfig
+from scanfoundry.finetune.config.tasks.regression import RegressionTask
 from scanfoundry.finetune.model_file import adapter_for, load_model
 from scanfoundry.finetune.predict.prediction import predict
 from scanfoundry.finetune.run_study import prepare, run

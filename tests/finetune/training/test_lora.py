@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.backbones.mednext import MedNeXtConfig
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
-from scanfoundry.backbones.stunet import DepthFreeConv3d, STUNetConfig
+from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.recipes import LoraConfig

@@ -12,8 +12,9 @@ from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare
 from scanfoundry.finetune.task import Sample
 from scanfoundry.finetune.training.batches import Batches
-from scanfoundry.finetune.training.loop import TrainProgress, TrainSetup, train
+from scanfoundry.finetune.training.loop import train
 from scanfoundry.finetune.training.self_training import SelfTraining
+from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 CPU = torch.device("cpu")
 

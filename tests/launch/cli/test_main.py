@@ -1,10 +1,16 @@
 """The command line as a person meets it: help, wrong words, wrong files."""
 
 import io
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import warm
+
+from scanfoundry.launch.cli.data_app import data_app
+from scanfoundry.launch.cli.launch_app import launch_app
+from scanfoundry.launch.cli.main import app, main
+from scanfoundry.launch.cli.models_app import models_app
 
 with io.BytesIO() as stream:
     np.save(stream, np.zeros((8, 8), np.uint8))
@@ -38,3 +44,27 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words: list[str], said:
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert said in done.stderr
+
+
+def test_the_version_is_that_of_the_distribution():
+    done = warm.run([warm.SCANFOUNDRY, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"scanfoundry {version('scanfoundry')}\n"
+
+
+def test_every_command_explains_itself_by_either_option(capsys):
+    def help_of(words: list[str], option: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, option])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    groups = {"data": data_app, "launch": launch_app, "models": models_app}
+    commands = [[], *([name] for name in groups)]
+    commands += [[each.name or each.callback.__name__] for each in app.registered_commands]
+    commands += [[name, each.name or each.callback.__name__] for name, group in groups.items()
+                 for each in group.registered_commands]  # fmt: skip
+    assert len(commands) > 12
+    for words in commands:
+        text = help_of(words, "-h")
+        assert "Usage:" in text
+        assert text == help_of(words, "--help")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scanfoundry.launch.cluster.job_folder import JobFacts, JobFolder
+from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord
 
-FACTS = JobFacts(
+FACTS = JobRecord(
     cluster="local", run_dir="", logs="", tasks=2, steps=9, host="here", submitted=0.0, timeout_min=1,
     signal_delay_s=1, max_requeues=2, max_crash_requeues=1, job_id="1",
 )  # fmt: skip
@@ -39,13 +39,13 @@ time.sleep(100)
 """
 
 
-def start(tmp_path: Path, task: str, facts: JobFacts) -> tuple[JobFolder, "subprocess.Popen[bytes]"]:
+def start(tmp_path: Path, task: str, facts: JobRecord) -> tuple[JobFolder, "subprocess.Popen[bytes]"]:
     job = JobFolder(tmp_path / "run" / "jobs" / "one")
-    job.write_facts(replace(facts, run_dir=str(tmp_path / "run"), logs=str(job.path)))
+    job.write_record(replace(facts, run_dir=str(tmp_path / "run"), logs=str(job.path)))
     script = tmp_path / "task.py"
     script.write_text(TASK + task)
     controller = (
-        "import sys; from pathlib import Path; from scanfoundry.launch import local_controller as c; "
+        "import sys; from pathlib import Path; from scanfoundry.launch.cluster import local_controller as c; "
         "from scanfoundry.launch.cluster.job_folder import JobFolder; c.KILL_WAIT_S = 1.0; "
         "sys.exit(c.Controller(JobFolder(Path(sys.argv[1])), sys.argv[2]).run())"
     )

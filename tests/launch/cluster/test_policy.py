@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from scanfoundry.launch.cluster.job_folder import End, JobFacts, JobFolder
-from scanfoundry.launch.cluster.policy import HUNG, decide, sum_up
+from scanfoundry.launch.cluster.job_folder import End, JobFolder, JobRecord
+from scanfoundry.launch.cluster.policy import HUNG, combine_ends, decide
 
-FACTS = JobFacts(
+FACTS = JobRecord(
     cluster="slurm", run_dir="run", logs="logs", tasks=2, steps=100, host="here", submitted=0.0, timeout_min=60,
     signal_delay_s=120, max_requeues=5, max_crash_requeues=3,
 )  # fmt: skip
@@ -39,12 +39,12 @@ def said(*kinds: str) -> dict[int, dict[str, str]]:
     ],
 )
 def test_the_end_of_a_life(ends: dict, code: int, cancelled: bool, kind: str):
-    assert sum_up(ends, 2, code, cancelled, 7).kind == kind
+    assert combine_ends(ends, 2, code, cancelled, 7).kind == kind
 
 
 def test_the_ranks_that_said_nothing_are_named():
-    assert sum_up(said("crashed"), 2, 137, False, 7).reason == "rank 0; killed without a word: rank 1"
-    assert sum_up(said("crashed"), 64, 137, False, 7).reason.endswith("rank 63 of 64")
+    assert combine_ends(said("crashed"), 2, 137, False, 7).reason == "rank 0; killed without a word: rank 1"
+    assert combine_ends(said("crashed"), 64, 137, False, 7).reason.endswith("rank 63 of 64")
 
 
 def test_a_stopped_or_lost_life_is_followed_by_another_and_a_mistake_is_not():
@@ -84,8 +84,8 @@ def test_a_job_that_never_gets_to_a_checkpoint_ends_too():
 
 def test_the_job_folder_gives_back_what_it_was_told(tmp_path):
     job = JobFolder(tmp_path / "jobs" / "one")
-    job.write_facts(FACTS)
-    assert job.facts() == FACTS
+    job.write_record(FACTS)
+    assert job.record() == FACTS
     job.write_end("12-0", 1, "stopped", "saved")
     job.write_end("12-1", 0, "final", "of another life")
     assert job.ends("12-0") == {1: {"kind": "stopped", "reason": "saved"}}

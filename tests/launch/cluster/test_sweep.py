@@ -35,9 +35,9 @@ def test_the_product_of_all_choices_in_order():
 
 def test_without_several_values_there_is_one_run_in_the_run_folder_itself():
     assert sweep.expand(["steps=5", "data.crop_3d=[8,16,16]"]) == [
-        sweep.Member("", ("steps=5", "data.crop_3d=[8,16,16]"))
+        sweep.SweepRun("", ("steps=5", "data.crop_3d=[8,16,16]"))
     ]
-    assert sweep.expand([]) == [sweep.Member("", ())]
+    assert sweep.expand([]) == [sweep.SweepRun("", ())]
 
 
 def test_names_are_as_long_as_needed_to_tell_keys_and_values_apart():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scanfoundry.backbones.vit import ViTConfig, ViTEncoder
-from scanfoundry.launch.zoo.catalogue import Entry
+from scanfoundry.launch.zoo.catalogue import CatalogueModel
 
 ENTRY: dict[str, Any] = {
     "name": "tiny", "family": "test", "title": "a tiny ViT", "backbone": {"name": "vit", "size": "Ti"},
@@ -32,12 +32,12 @@ def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def entry() -> Callable[..., Entry]:
+def entry() -> Callable[..., CatalogueModel]:
     """`entry(urls, **download)`: the tiny model at these addresses."""
 
-    def make(*urls: str, **download: Any) -> Entry:
+    def make(*urls: str, **download: Any) -> CatalogueModel:
         found = {"file": "tiny.pth", "urls": urls or ("http://127.0.0.1:9/tiny.pth",), "evidence": "the test"}
-        return Entry.model_validate(ENTRY | {"download": found | download})
+        return CatalogueModel.model_validate(ENTRY | {"download": found | download})
 
     return make
 
@@ -66,7 +66,7 @@ main(sys.argv[2:])
 def command(tmp_path: Path, models: Path) -> Callable[..., list[str]]:
     """The words of a process that runs the command line with a catalogue of these entries."""
 
-    def words(entry: Entry, *arguments: str | Path) -> list[str]:
+    def words(entry: CatalogueModel, *arguments: str | Path) -> list[str]:
         path = tmp_path / "catalogue.yaml"
         path.write_text('{"models": [' + entry.model_dump_json() + "]}")
         return [sys.executable, "-c", _RUN, str(path), *map(str, arguments)]

@@ -5,7 +5,14 @@ import yaml
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.zoo.card_parts import HUB_LICENCES
-from scanfoundry.launch.zoo.catalogue import by_sha256, catalogue, entry_of, human, of_family, sized
+from scanfoundry.launch.zoo.catalogue import (
+    catalogue,
+    download_size,
+    find_model,
+    human,
+    model_by_sha256,
+    models_of_family,
+)
 
 
 def test_the_packaged_one_is_whole():
@@ -16,13 +23,13 @@ def test_the_packaged_one_is_whole():
     for entry in known.values():
         assert entry.licence in HUB_LICENCES
         assert entry.commercial_use == ("no" if "-nc" in entry.licence else "yes")
-        assert sized(entry)
+        assert download_size(entry)
         if entry.download.bytes is None and not entry.download.sha256:
             assert entry.download.evidence
-    assert entry_of("vit_base_patch16_224.mae").name == "mae-vit-b"
-    assert by_sha256(known["stunet-s"].download.sha256).name == "stunet-s"
-    assert by_sha256("0" * 64) is None
-    assert [entry.name for entry in of_family("STUNET")] == [f"stunet-{size}" for size in "sblh"]
+    assert find_model("vit_base_patch16_224.mae").name == "mae-vit-b"
+    assert model_by_sha256(known["stunet-s"].download.sha256).name == "stunet-s"
+    assert model_by_sha256("0" * 64) is None
+    assert [entry.name for entry in models_of_family("STUNET")] == [f"stunet-{size}" for size in "sblh"]
 
 
 def test_what_is_said_of_the_released_stunets_agrees_with_the_loader():

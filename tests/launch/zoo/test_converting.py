@@ -9,7 +9,7 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.converting import Words, check_same_options, convert
+from scanfoundry.launch.zoo.converting import CardTexts, check_same_options, convert
 
 ensure_torchvision()
 BACKBONE = ResEncConfig(features=(8, 16), blocks=(1, 1), strides=((2, 2, 2),))
@@ -51,7 +51,7 @@ def test_the_command_writes_a_bundle(finetuned, tmp_path):
 
 
 def test_onnx_tells_how_far_it_is_from_torch(finetuned, tmp_path):
-    told = convert(finetuned / "model.safetensors", tmp_path / "onnx", "onnx", None, Words())
+    told = convert(finetuned / "model.safetensors", tmp_path / "onnx", "onnx", None, CardTexts())
     assert "on noise (allowed " in told
     assert (tmp_path / "onnx" / "model.onnx").is_file()
 
@@ -60,7 +60,7 @@ def test_an_encoder_is_neither(tmp_path):
     save_release(tmp_path / "pre", build(BACKBONE).state_dict(), ReleaseInfo(backbone=BACKBONE), [])
     for to in ("onnx", "monai-bundle"):
         with pytest.raises(UserError, match="a pre-trained encoder, which predicts nothing"):
-            convert(tmp_path / "pre", tmp_path / "out", to, None, Words())
+            convert(tmp_path / "pre", tmp_path / "out", to, None, CardTexts())
     assert not (tmp_path / "out").exists()
 
 
@@ -79,5 +79,5 @@ def test_an_option_without_use_is_refused(to, option, fitting):
 
 def test_a_missing_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no fine-tuned model"):
-        convert(tmp_path / "nothing", tmp_path / "out", "onnx", None, Words())
+        convert(tmp_path / "nothing", tmp_path / "out", "onnx", None, CardTexts())
     assert not (tmp_path / "out").exists()

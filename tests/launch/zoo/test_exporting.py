@@ -17,9 +17,9 @@ from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, load
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.exporting import Terms, check_terms, export, exported_before, weights_of
+from scanfoundry.launch.zoo.exporting import ReleaseTerms, check_terms, export, exported_before, load_run
 from scanfoundry.pretrain.checkpoint import checkpoint, model_state
-from scanfoundry.pretrain.checkpoint.parameter_shards import pieces
+from scanfoundry.pretrain.checkpoint.parameter_shards import parameter_shards
 from scanfoundry.pretrain.distributed.world import ALONE
 from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig, add_average
 
@@ -49,7 +49,7 @@ def code(card):
 
 
 def test_the_release_is_whole_and_loads_as_its_card_says(run, tmp_path):
-    exported = export(run, tmp_path / "ours", Terms(intended_use="Brain MR research."))
+    exported = export(run, tmp_path / "ours", ReleaseTerms(intended_use="Brain MR research."))
     folder = tmp_path / "ours"
     assert exported.folder == folder
     assert {path.name for path in folder.iterdir()} == {
@@ -78,7 +78,7 @@ def test_the_release_is_whole_and_loads_as_its_card_says(run, tmp_path):
 def test_the_code_of_the_card_runs_whatever_is_known(run, tmp_path, crops):
     release = load_release(run)
     save_release(run, release.state_dict, release.info.model_copy(update=crops), [])
-    export(run, tmp_path / "ours", Terms())
+    export(run, tmp_path / "ours", ReleaseTerms())
     names: dict = {}
     exec(code((tmp_path / "ours" / "README.md").read_text()).replace('"."', repr(str(tmp_path / "ours"))), names)
     assert names["vector"].shape == (1, 192)
@@ -87,7 +87,7 @@ def test_the_code_of_the_card_runs_whatever_is_known(run, tmp_path, crops):
 def test_what_is_unknown_is_said_to_be_unknown(tmp_path):
     config = ViTConfig(size="Ti")
     save_release(tmp_path / "run", build(config).state_dict(), ReleaseInfo(backbone=config), [])
-    export(tmp_path / "run", tmp_path / "ours", Terms())
+    export(tmp_path / "run", tmp_path / "ours", ReleaseTerms())
     card = (tmp_path / "ours" / "README.md").read_text()
     assert "license" not in header(card)
     for line in ("No licence was given", "No citation was given", "No intended use was stated", "is not recorded",
@@ -96,22 +96,22 @@ def test_what_is_unknown_is_said_to_be_unknown(tmp_path):
 
 
 def test_patients_can_be_left_out_and_the_card_says_so(run, tmp_path):
-    export(run, tmp_path / "ours", Terms(with_patients=False))
+    export(run, tmp_path / "ours", ReleaseTerms(with_patients=False))
     everything = b"".join(path.read_bytes() for path in (tmp_path / "ours").iterdir())
     assert not [one for one in HASHES if one.encode() in everything]
     _, info = backbones.load(tmp_path / "ours")
     assert (info.patients, info.patients_withheld) == (0, 3)
     assert info.sources[0].site == ""  # fine-tuning then says that it could not compare
     assert "hashes of 3 patients trained on are left out" in (tmp_path / "ours" / "README.md").read_text()
-    export(tmp_path / "ours", tmp_path / "again", Terms())
+    export(tmp_path / "ours", tmp_path / "again", ReleaseTerms())
     assert load_release(tmp_path / "again").info.patients_withheld == 3
 
 
 def test_licences(run, tmp_path):
-    export(run, tmp_path / "a", Terms(licence="apache-2.0"))
+    export(run, tmp_path / "a", ReleaseTerms(licence="apache-2.0"))
     assert header((tmp_path / "a" / "README.md").read_text())["license"] == "apache-2.0"
     assert load_release(tmp_path / "a").info.licence == "apache-2.0"
-    export(run, tmp_path / "b", Terms(licence="Our Hospital's: terms!"))
+    export(run, tmp_path / "b", ReleaseTerms(licence="Our Hospital's: terms!"))
     head = header((tmp_path / "b" / "README.md").read_text())
     assert (head["license"], head["license_name"]) == ("other", "our-hospital-s-terms")
 
@@ -121,11 +121,11 @@ def test_inherited_terms_are_kept_and_not_dropped_by_publishing(run, tmp_path):
     inherited = release.info.model_copy(update={"licence": "of the weights it started from: cc-by-nc-4.0"})
     save_release(run, release.state_dict, inherited, HASHES)
     with pytest.raises(UserError, match="without a licence is not pushed"):
-        export(run, tmp_path / "ours", Terms(), repository="clinic/brain")
+        export(run, tmp_path / "ours", ReleaseTerms(), repository="clinic/brain")
     with pytest.raises(UserError, match=r"not pushed as apache-2\.0: .*cc-by-nc-4\.0.*forbids commercial use"):
-        export(run, tmp_path / "ours", Terms(licence="apache-2.0"), repository="clinic/brain")
+        export(run, tmp_path / "ours", ReleaseTerms(licence="apache-2.0"), repository="clinic/brain")
     assert not (tmp_path / "ours").exists()
-    exported = export(run, tmp_path / "ours", Terms(licence="cc-by-nc-4.0"), repository="clinic/brain")
+    exported = export(run, tmp_path / "ours", ReleaseTerms(licence="cc-by-nc-4.0"), repository="clinic/brain")
     assert "It started from weights under: cc-by-nc-4.0" in (tmp_path / "ours" / "README.md").read_text()
     again = exported_before(tmp_path / "ours")
     assert again == exported
@@ -135,7 +135,7 @@ def test_inherited_terms_are_kept_and_not_dropped_by_publishing(run, tmp_path):
 def test_metrics_of_a_file(run, tmp_path):
     path = tmp_path / "m.json"
     path.write_text(json.dumps({"Dice": 0.8321, "AUROC": {"chest": 0.9, "note": "5 | seeds"}}))
-    export(run, tmp_path / "ours", Terms(metrics=path))
+    export(run, tmp_path / "ours", ReleaseTerms(metrics=path))
     card = (tmp_path / "ours" / "README.md").read_text()
     assert "| Dice | 0.8321 |" in card
     assert "| AUROC chest | 0.9 |" in card
@@ -143,7 +143,7 @@ def test_metrics_of_a_file(run, tmp_path):
     for wrong in ("[]", "{", '{"a": [1]}', '{"a": null}', "{}"):
         path.write_text(wrong)
         with pytest.raises(UserError, match="--metrics"):
-            export(run, tmp_path / "other", Terms(metrics=path))
+            export(run, tmp_path / "other", ReleaseTerms(metrics=path))
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -163,10 +163,10 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
         save_release(run, release.state_dict, info, release.patients)
 
     def write(folder):
-        return model_state.save(folder, objective, pieces(objective, None, 0, ALONE), {}, {}, ALONE)
+        return model_state.save(folder, objective, parameter_shards(objective, None, 0, ALONE), {}, {}, ALONE)
 
     step = checkpoint.save(run / "checkpoints", 7, {}, write, ALONE, keep_last=1)
-    found = weights_of(step)
+    found = load_run(step)
     wanted = objective.get_submodule("averaged.encoder" if averaged else "encoder").state_dict()
     assert found.state_dict.keys() == wanted.keys()
     assert all(torch.equal(found.state_dict[key], wanted[key]) for key in wanted)
@@ -175,24 +175,24 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
     file = step / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="has changed"):
-        weights_of(step)
+        load_run(step)
 
 
 def test_mistakes(run, tmp_path):
     with pytest.raises(UserError, match=r"has no model\.safetensors: a run writes it when it ends"):
-        export(tmp_path, tmp_path / "ours", Terms())
+        export(tmp_path, tmp_path / "ours", ReleaseTerms())
     step = tmp_path / "run" / "checkpoints" / "step-00000001"
     step.mkdir(parents=True)
     (step / "complete.json").write_text("{}")
     with pytest.raises(UserError, match="is broken"):
-        weights_of(step)
+        load_run(step)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="nothing in it is written over"):
-        export(run, tmp_path / "mine", Terms())
+        export(run, tmp_path / "mine", ReleaseTerms())
     (run / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="damaged"):
-        export(run, tmp_path / "ours", Terms())
+        export(run, tmp_path / "ours", ReleaseTerms())
     assert not (tmp_path / "ours").exists()
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -202,7 +202,8 @@ def study(tmp_path) -> Path:
     """A fine-tuned model and its results, as a study leaves them; the records name single cases."""
     from scanfoundry.backbones.stunet import STUNetConfig
     from scanfoundry.datasets.intensity import IntensityConfig
-    from scanfoundry.finetune.config.study import InferenceConfig, SegmentationTask
+    from scanfoundry.finetune.config.study import InferenceConfig
+    from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
     from scanfoundry.finetune.model_file import adapter_for, save_model
     from scanfoundry.finetune.plan import Fingerprint, Plan
     from scanfoundry.finetune.task import Spec
@@ -227,7 +228,7 @@ def study(tmp_path) -> Path:
 
 
 def test_a_fine_tuned_model(study, tmp_path):
-    export(study, tmp_path / "ours", Terms(licence="cc-by-4.0"))
+    export(study, tmp_path / "ours", ReleaseTerms(licence="cc-by-4.0"))
     folder = tmp_path / "ours"
     from scanfoundry.finetune.model_file import load_model
 

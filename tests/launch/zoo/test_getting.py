@@ -13,12 +13,12 @@ import warm
 
 import scanfoundry.backbones as backbones
 from scanfoundry.configs.errors import UserError
-from scanfoundry.launch.zoo.download import Patience
-from scanfoundry.launch.zoo.get import Wish, get
+from scanfoundry.launch.zoo.download import RetryPolicy
+from scanfoundry.launch.zoo.get import InstallOptions, get
 from scanfoundry.launch.zoo.origin import read_origin
 
 MB = 1 << 20
-QUICK = Patience(timeout=1.0, attempts=3)
+QUICK = RetryPolicy(timeout=1.0, attempts=3)
 
 
 @pytest.fixture
@@ -35,20 +35,20 @@ def served(server, vit_file, entry):
 
 
 def wish(**changes):
-    return Wish(patience=QUICK, **changes)
+    return InstallOptions(patience=QUICK, **changes)
 
 
-def quietly(text):
-    pass
+@pytest.fixture(autouse=True)
+def everything_is_logged(caplog):
+    caplog.set_level("INFO", "scanfoundry")
 
 
 def no_rest(models):
     return sorted(path.name for path in models.iterdir()) in (["tiny", ".tiny.lock"], [".tiny.lock", "tiny"])
 
 
-def test_it_is_installed_found_and_described(served, models, sums, vit_file):
-    said = []
-    folder = get(served(**sums), wish(), said.append)
+def test_it_is_installed_found_and_described(served, models, sums, vit_file, caplog):
+    folder = get(served(**sums), wish())
     assert folder == models / "tiny"
     assert no_rest(models)
     encoder, info = backbones.load("tiny")  # by its name, as init and checkpoint do
@@ -60,28 +60,26 @@ def test_it_is_installed_found_and_described(served, models, sums, vit_file):
     assert (origin.sha256, origin.bytes, origin.verified_by) == (sums["sha256"], sums["bytes"], "sha256")
     assert origin.fetched_from.startswith("http://127.0.0.1")
     assert "used as they are" in origin.report
-    assert any("verified by sha256" in line for line in said)
+    assert any("verified by sha256" in line for line in caplog.messages)
 
 
-def test_a_second_get_touches_nothing(served, models, sums, server):
-    folder = get(served(**sums), wish(), quietly)
+def test_a_second_get_touches_nothing(served, models, sums, server, caplog):
+    folder = get(served(**sums), wish())
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    said = []
-    assert get(served(**sums), wish(), said.append) == folder
-    assert "already installed" in said[-1]
+    assert get(served(**sums), wish()) == folder
+    assert "already installed" in caplog.messages[-1]
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert server.gets("tiny.pth") == 1
     with pytest.raises(UserError, match="installed for 1 input channels, 3 are asked for"):
-        get(served(**sums), wish(in_channels=3), quietly)
+        get(served(**sums), wish(in_channels=3))
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="damaged"):
-        get(served(**sums), wish(), quietly)
+        get(served(**sums), wish())
 
 
-def test_without_a_known_sum_it_says_so_and_keeps_what_it_saw(served, models, sums):
-    said = []
-    folder = get(served(), wish(in_channels=3), said.append)
-    assert any("NOT verified" in line and sums["sha256"] in line for line in said)
+def test_without_a_known_sum_it_says_so_and_keeps_what_it_saw(served, models, sums, caplog):
+    folder = get(served(), wish(in_channels=3))
+    assert any("NOT verified" in line and sums["sha256"] in line for line in caplog.messages)
     assert read_origin(folder).verified_by == ""
     assert read_origin(folder).sha256 == sums["sha256"]
     assert backbones.load("tiny")[1].backbone.in_channels == 3
@@ -90,8 +88,8 @@ def test_without_a_known_sum_it_says_so_and_keeps_what_it_saw(served, models, su
 def test_the_first_digits_of_an_md5_are_held_against_it(served, models, vit_file):
     md5 = hashlib.md5(vit_file.read_bytes()).hexdigest()
     with pytest.raises(UserError, match="its md5 begins with"):
-        get(served(md5_prefix="000000"), wish(), quietly)
-    folder = get(served(md5_prefix=md5[:6]), wish(), quietly)
+        get(served(md5_prefix="000000"), wish())
+    folder = get(served(md5_prefix=md5[:6]), wish())
     assert "md5" in read_origin(folder).verified_by
 
 
@@ -99,7 +97,7 @@ def test_a_pretraining_starts_from_it_by_name(served, models, sums, tmp_path, vi
     from scanfoundry.pretrain.config.run import PretrainConfig
     from scanfoundry.pretrain.training.initialize import start_encoder
 
-    get(served(**sums), wish(), quietly)
+    get(served(**sums), wish())
     config = PretrainConfig.model_validate({
         "run_dir": tmp_path / "run", "steps": 2, "init": "tiny",
         "backbone": {"name": "vit", "size": "Ti", "patch_3d": [16, 16, 16]},
@@ -133,7 +131,7 @@ def test_a_passing_fault_ends_in_the_right_file(served, models, server, faults, 
     }[fault]
     server.ranges = fault != "cut without ranges"
     began = time.monotonic()
-    folder = get(served(**(sums if known else {})), wish(), quietly)
+    folder = get(served(**(sums if known else {})), wish())
     assert read_origin(folder).sha256 == sums["sha256"]
     assert no_rest(models)
     if fault == "cut":
@@ -166,7 +164,7 @@ def test_a_lasting_fault_is_one_line_and_nothing_is_installed(served, models, se
     else:
         server.always = {"silent": faults.silent(), "flipped": faults.flipped}[fault]
     with pytest.raises(UserError, match=LASTING[fault]) as caught:
-        get(served(**sums), wish(), quietly)
+        get(served(**sums), wish())
     assert "\n" not in str(caught.value)
     assert not (models / "tiny").exists()
     if fault == "flipped":
@@ -174,7 +172,7 @@ def test_a_lasting_fault_is_one_line_and_nothing_is_installed(served, models, se
         assert kept.stat().st_size == sums["bytes"]
         assert server.gets("tiny.pth") == 2
         server.always = None
-        get(served(**sums), wish(), quietly)
+        get(served(**sums), wish())
         assert no_rest(models)
 
 
@@ -188,40 +186,39 @@ def test_a_file_that_came_differently_each_time_is_told_apart(served, models, se
 
     server.always = random_bit
     with pytest.raises(UserError, match="came differently each time"):
-        get(served(**sums), wish(), quietly)
+        get(served(**sums), wish())
 
 
 def test_a_damaged_file_without_a_sum_is_not_installed_and_not_met_again(served, models, server):
     whole = server.files["tiny.pth"]
     server.files["tiny.pth"], server.etags["tiny.pth"] = whole[: len(whole) // 2], '"half"'
     with pytest.raises(UserError, match=r"truncated or damaged.*nothing was installed, what came is kept as"):
-        get(served(), wish(), quietly)
+        get(served(), wish())
     assert not (models / "tiny").exists()
     server.files["tiny.pth"], server.etags["tiny.pth"] = whole, '"one"'
-    get(served(), wish(), quietly)
+    get(served(), wish())
     assert no_rest(models)
 
 
-def test_the_next_address_is_tried(served, models, server, sums, entry):
+def test_the_next_address_is_tried(served, models, server, sums, entry, caplog):
     server.files["b/tiny.pth"] = server.files.pop("tiny.pth")
-    said = []
-    found = get(entry(server.url("tiny.pth"), server.url("b/tiny.pth"), **sums), wish(), said.append)
+    found = get(entry(server.url("tiny.pth"), server.url("b/tiny.pth"), **sums), wish())
     assert read_origin(found).fetched_from == server.url("b/tiny.pth")
-    assert any("trying the next address" in line for line in said)
+    assert any("trying the next address" in line for line in caplog.messages)
 
 
 def test_a_sum_of_the_users_own_replaces_the_catalogues(served, models, sums):
     wrong = served(sha256="0" * 64, bytes=5)
     with pytest.raises(UserError, match="64 hexadecimal"):
-        get(wrong, wish(sha256="abc"), quietly)
-    get(wrong, wish(sha256=sums["sha256"].upper()), quietly)
+        get(wrong, wish(sha256="abc"))
+    get(wrong, wish(sha256=sums["sha256"].upper()))
     assert no_rest(models)
 
 
 def test_another_model_than_the_catalogue_says_is_refused(served, models, sums):
     other = served(**sums).model_copy(update={"backbone": {"name": "vit", "size": "B"}})
     with pytest.raises(UserError, match="its size is Ti, the catalogue's is B"):
-        get(other, wish(), quietly)
+        get(other, wish())
     assert not (models / "tiny").exists()
 
 
@@ -237,26 +234,26 @@ def test_offline_and_mirrors(place, entry, models, sums, vit_file, tmp_path, mon
         server.files["models/tiny/tiny.pth"] = vit_file.read_bytes()
         monkeypatch.setenv("SCANFOUNDRY_MIRROR", server.url("models"))
     before = {path: path.read_bytes() for path in usb.rglob("*.pth")}
-    folder = get(entry(**sums), wish(source=source), quietly)  # the entry's own address is dead
+    folder = get(entry(**sums), wish(source=source))  # the entry's own address is dead
     assert read_origin(folder).verified_by == "sha256"
     assert {path: path.read_bytes() for path in usb.rglob("*.pth")} == before  # the user's file stays
 
 
 def test_offline_mistakes(entry, models, sums, vit_file, tmp_path, monkeypatch, server):
     with pytest.raises(UserError, match=r"neither tiny\.pth nor tiny/tiny\.pth; get it from https://example\.org/tiny"):
-        get(entry(**sums), wish(source=tmp_path), quietly)
+        get(entry(**sums), wish(source=tmp_path))
     bad = tmp_path / "tiny.pth"
     bad.write_bytes(vit_file.read_bytes()[:-1] + b"?")
     with pytest.raises(UserError, match=r"expected is .*the file stays where it is; .*--sha256 [0-9a-f]{64}"):
-        get(entry(**sums), wish(source=bad), quietly)
+        get(entry(**sums), wish(source=bad))
     assert bad.stat().st_size == sums["bytes"]
     monkeypatch.setenv("SCANFOUNDRY_MIRROR", server.url("nothing"))
     with pytest.raises(UserError, match=r"put the file on the mirror as tiny/tiny\.pth, or unset SCANFOUNDRY_MIRROR"):
-        get(entry(**sums), wish(), quietly)
+        get(entry(**sums), wish())
     (models / "tiny").mkdir()
     (models / "tiny" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="is not tiny as installed by scanfoundry"):
-        get(entry(**sums), wish(), quietly)
+        get(entry(**sums), wish())
     assert (models / "tiny" / "thesis.tex").read_text() == "mine"
 
 
@@ -265,7 +262,7 @@ def test_room_is_asked_for_before_it_is_needed(served, models, sums, monkeypatch
     usage = shutil.disk_usage("/")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=sums["bytes"]))
     with pytest.raises(UserError, match=r"MB free, up to .* MB are needed"):
-        get(served(**(sums if known else {})), wish(), quietly)
+        get(served(**(sums if known else {})), wish())
     assert server.sent.get("tiny.pth", 0) == 0 or not known
     assert not (models / "tiny").exists()
 
@@ -280,7 +277,7 @@ def test_a_change_in_the_middle_without_a_sum(served, models, server, faults):
 
     server.etags["tiny.pth"] = '"zero"'
     server.faults["tiny.pth"] = [changes]
-    folder = get(served(), wish(), quietly)
+    folder = get(served(), wish())
     assert read_origin(folder).sha256 == hashlib.sha256(old).hexdigest()
 
 
@@ -327,13 +324,13 @@ def test_a_download_that_was_not_converted_yet_is_not_fetched_again(served, mode
     shutil.copy(vit_file, work / "tiny.pth")  # killed behind the last byte
     (work / "release").mkdir()
     (work / "release" / "model.json").write_text("half")
-    get(served(**sums), wish(), quietly)
+    get(served(**sums), wish())
     assert server.gets("tiny.pth") == 0
     assert no_rest(models)
     shutil.rmtree(models / "tiny")
     work.mkdir()
     (work / "tiny.pth").write_bytes(b"PK" + bytes(100))
-    get(served(**sums), wish(), quietly)
+    get(served(**sums), wish())
     assert server.gets("tiny.pth") == 1
     assert no_rest(models)
 

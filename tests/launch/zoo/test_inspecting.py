@@ -22,7 +22,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.zoo.contents import shortened
 from scanfoundry.launch.zoo.inspecting import inspect
 from scanfoundry.launch.zoo.open import contents_of
-from scanfoundry.launch.zoo.pickles import COMPUTED, globals_of, suspicious
+from scanfoundry.launch.zoo.pickles import COMPUTED, pickle_imports, unneeded_imports
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(40, dtype=torch.float16)}
 
@@ -104,12 +104,12 @@ def test_code_is_refused_by_name_and_never_run(tmp_path, kind, protocol):
 def test_names_that_are_hidden_are_refused_as_that():
     # two harmless strings, taken off again: what is imported is not what was pushed last
     hidden = b"\x80\x04\x8c\x02os\x8c\x06system\x8c\x05numpy\x8c\x05dtype00\x93."
-    assert globals_of(io.BytesIO(hidden)) == [COMPUTED]
+    assert pickle_imports(io.BytesIO(hidden)) == [COMPUTED]
     memo = b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94h\x00h\x01\x93."
-    assert globals_of(io.BytesIO(memo)) == ["os.system"]
+    assert pickle_imports(io.BytesIO(memo)) == ["os.system"]
     framed = b"\x80\x04\x8c\x02os\x94\x95" + bytes(8) + b"\x8c\x06system\x94\x93."
-    assert globals_of(io.BytesIO(framed)) == ["os.system"]
-    assert suspicious([COMPUTED, "torch.FloatStorage", "collections.OrderedDict"], set()) == [COMPUTED]
+    assert pickle_imports(io.BytesIO(framed)) == ["os.system"]
+    assert unneeded_imports([COMPUTED, "torch.FloatStorage", "collections.OrderedDict"], set()) == [COMPUTED]
     for harmful in (
         "torch.load",
         "torch.hub.load",
@@ -117,7 +117,7 @@ def test_names_that_are_hidden_are_refused_as_that():
         "torch.storage._load_from_bytes",
         "copyreg.__reduce__",
     ):
-        assert suspicious([harmful], set()) == [harmful]
+        assert unneeded_imports([harmful], set()) == [harmful]
 
 
 NAMES = st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8})?", fullmatch=True)
@@ -134,7 +134,7 @@ def test_every_import_of_a_pickle_is_listed(imports, stacked):
         else:
             body += f"c{module}\n{name}\n".encode()
         body += b"0"
-    found = globals_of(io.BytesIO(body + b"N."))
+    found = pickle_imports(io.BytesIO(body + b"N."))
     assert found == list(dict.fromkeys(f"{module}.{name}" for module, name in imports))
 
 
@@ -154,7 +154,7 @@ JSON = st.recursive(
 @given(JSON, st.integers(2, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_needs_no_import(content, protocol):
     allowed = {"_codecs.encode", "__builtin__.bytes"}  # bytes in pickles of protocol 2
-    assert set(globals_of(io.BytesIO(pickle.dumps(content, protocol)))) <= allowed
+    assert set(pickle_imports(io.BytesIO(pickle.dumps(content, protocol)))) <= allowed
 
 
 def told_or_refused(path):

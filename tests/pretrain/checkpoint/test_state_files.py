@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanfoundry.pretrain.checkpoint.state_files import STATE, StateFiles, rank_file, write_pieces, write_state
+from scanfoundry.pretrain.checkpoint.state_files import STATE, StateFiles, rank_file, write_shards, write_state
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], cuts: dict[str, list[int]], ranks: int) -> None:
-    """Cut each tensor at `cuts` and deal the pieces to the ranks by turns."""
+    """Cut each tensor at `cuts` and deal the shards to the ranks by turns."""
     dealt: list[tuple[dict, dict]] = [({}, {}) for _ in range(ranks)]
     for name, tensor in tensors.items():
         edges = [0, *sorted(cut % (len(tensor) + 1) for cut in cuts[name]), len(tensor)]
@@ -22,8 +22,8 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], cuts: dict[str, list[i
         for rank, (start, stop) in enumerate(itertools.pairwise(edges)):
             if stop > start:
                 dealt[rank][0][f"weight/{name}"], dealt[rank][1][f"weight/{name}"] = tensor[start:stop], start
-    for rank, (pieces, starts) in enumerate(dealt):
-        write_pieces(folder / rank_file(rank), pieces, starts)
+    for rank, (shards, starts) in enumerate(dealt):
+        write_shards(folder / rank_file(rank), shards, starts)
     shapes = {name: [len(tensor)] for name, tensor in tensors.items()}
     write_state(folder / STATE, {"world_size": ranks, "parameters": shapes, "optimiser": {}, "extra": {}})
 
@@ -50,7 +50,7 @@ def test_any_range_is_read_whatever_the_cut(tmp_path_factory, lengths, ranks, da
 
 
 def test_a_missing_part_and_a_damaged_file_are_named(tmp_path):
-    write_pieces(tmp_path / rank_file(0), {"weight/a": torch.ones(3)}, {"weight/a": 2})
+    write_shards(tmp_path / rank_file(0), {"weight/a": torch.ones(3)}, {"weight/a": 2})
     write_state(tmp_path / STATE, {"world_size": 1, "parameters": {"a": [5]}, "optimiser": {}, "extra": {}})
     with StateFiles(tmp_path) as files, pytest.raises(RuntimeError, match="lacks 2 of 5 elements of weight of a"):
         files.weights()
@@ -71,7 +71,7 @@ folder = Path({str(tmp_path)!r})
 n = 16 << 20
 if not (folder / STATE).exists():
     kinds = [f"{{kind}}/w" for kind in ("weight", "exp_avg", "exp_avg_sq")]
-    write_pieces(folder / rank_file(0), {{key: torch.ones(n) for key in kinds}}, dict.fromkeys(kinds, 0))
+    write_shards(folder / rank_file(0), {{key: torch.ones(n) for key in kinds}}, dict.fromkeys(kinds, 0))
     write_state(folder / STATE, {{"world_size": 1, "parameters": {{"w": [n]}}, "optimiser": {{}}, "extra": {{}}}})
 else:
     before = peak()

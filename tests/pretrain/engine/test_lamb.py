@@ -1,4 +1,4 @@
-"""LAMB against timm's, and cut into pieces against whole."""
+"""LAMB against timm's, and cut into shards against whole."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
-from scanfoundry.pretrain.checkpoint.parameter_shards import Piece
+from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard
 from scanfoundry.pretrain.engine.lamb import Lamb
 
 ensure_torchvision()
@@ -50,7 +50,7 @@ def test_a_flat_tensor_of_several_parameters_steps_as_they_do_alone():
     flat = nn.Parameter(torch.cat([p.detach() for p in parts] + [torch.zeros(3)]))
     together = Lamb([flat], lr=0.1, weight_decay=0.1)
     offsets = (0, 6, 7)
-    held = [Piece(str(i), p, 0, len(p), flat, offsets[i]) for i, p in enumerate(parts)]
+    held = [ParameterShard(str(i), p, 0, len(p), flat, offsets[i]) for i, p in enumerate(parts)]
     together.lay_out(held, {str(i): i for i in range(3)}, lambda values: values)
     naive = nn.Parameter(flat.detach().clone())
     for _ in range(3):

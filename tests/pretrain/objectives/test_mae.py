@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scanfoundry.backbones.positions import sincos_positions
+from scanfoundry.backbones.layers.positions import sincos_positions
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError

@@ -31,7 +31,7 @@ SMALL = {
     "sum": (VIT, SumConfig(terms=[TermConfig(objective=MAE), TermConfig(weight=0.5, objective=CONTRASTIVE)])),
 }
 BLOCKS = {"mae": ((1, 4, 4), (2, 4, 4)), "spark": ((1, 4, 8), (2, 4, 4))}  # 2D, 3D
-MASKED = [name for name, kind in OBJECTIVES.items() if issubclass(kind, MaskedObjective)]
+MASKED = list(BLOCKS)
 SHAPES = [(1, 8, 24), (4, 8, 12)]  # (D, H, W), non-cubic grids
 
 
@@ -125,6 +125,7 @@ def in_place(patches, mask, shape, block):
 def test_every_objective_has_a_small_case_and_its_configs_name():
     assert SMALL.keys() == OBJECTIVES.keys()
     assert all(SMALL[name][1].name == name for name in OBJECTIVES)
+    assert [name for name in OBJECTIVES if isinstance(make(name), MaskedObjective)] == MASKED
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -16,7 +16,7 @@ from scanfoundry.configs.loading import check
 from scanfoundry.datasets.plan import SamplingPlan
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World
-from scanfoundry.pretrain.probes.opening import Site
+from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -70,7 +70,7 @@ from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import join
 from scanfoundry.pretrain.ema import local
 from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
-from scanfoundry.pretrain.probes.opening import Site
+from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 
 world = join("cpu", 1)
@@ -202,11 +202,11 @@ def test_test_patients_that_are_pre_trained_on_are_told_of_once(tiny_shards, lab
         checked = check(PretrainConfig, given, "test")
         plan = SamplingPlan(checked.data, 0)
         site = Site(frozenset(plan.patients()), frozenset(plan.sites.values()))
-        said = Probes(checked, build(checked.backbone), ALONE, site).said
+        said = Probes(checked, build(checked.backbone), ALONE, site).messages
         assert [("knn" in line and "pre-trained on" in line) for line in said].count(True) == seen
         assert sum(line.startswith("probe 'knn': trains on") for line in said) == 1
         assert not any("another key" in line for line in said)
-    said = opened(labelled_shards, tiny_shards, tmp_path, Site(frozenset(), frozenset({"0" * 32}))).said
+    said = opened(labelled_shards, tiny_shards, tmp_path, Site(frozenset(), frozenset({"0" * 32}))).messages
     assert sum("another key" in line for line in said) == 4
 
 
@@ -254,7 +254,7 @@ def test_a_scan_that_cannot_be_read_ends_the_start_on_every_rank(ranks, tiny_sha
     from scanfoundry.configs.errors import UserError
     from scanfoundry.pretrain.config.run import PretrainConfig
     from scanfoundry.pretrain.distributed.world import join
-    from scanfoundry.pretrain.probes.opening import Site
+    from scanfoundry.pretrain.probes.probe_setup import Site
     from scanfoundry.pretrain.probes.running import Probes
     world = join("cpu", 1)
     config = PretrainConfig.model_validate_json(os.environ["CONFIG"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scanfoundry.backbones.stunet import DepthFreeConv3d
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
 from scanfoundry.pretrain.sparse import convolution
 from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
 from scanfoundry.pretrain.sparse.convolution import packed_conv

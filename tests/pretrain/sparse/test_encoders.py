@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scanfoundry.backbones import mednext, stunet
+from scanfoundry.backbones import stunet
 from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
+from scanfoundry.backbones.mednext import encoder as mednext
 from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
 from scanfoundry.backbones.stunet import STUNetConfig, STUNetEncoder
 from scanfoundry.pretrain.engine import activation_checkpointing

@@ -188,7 +188,7 @@ def test_a_file_of_others_takes_the_runs_channels_and_patches(tmp_path, tiny_sha
     assert encoder.config == given.backbone
     assert torch.equal(encoder.state_dict()["blocks.3.attn.qkv.weight"], weights["blocks.3.attn.qkv.weight"])
     assert torch.equal(encoder.state_dict()["patch_embed_2d.bias"], weights["patch_embed.proj.bias"])
-    assert "positions that were learned" in origin.said
+    assert "positions that were learned" in origin.summary
     assert "He et al. 2022" in origin.citation
 
 

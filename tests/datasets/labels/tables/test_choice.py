@@ -12,14 +12,14 @@ from scanfoundry.datasets.labels.tables.personal import telling_name, telling_va
 from scanfoundry.datasets.labels.tables.table import Columns
 
 
-def book(folder: Path, text: str, *asked: str, insist: bool = False) -> LabelIndex:
+def index_of(folder: Path, text: str, *asked: str, insist: bool = False) -> LabelIndex:
     (folder / "l.csv").write_text(text, encoding="utf-8")
     return open_labels([folder / "l.csv"], [], False, Columns(asked=asked, insist=insist))
 
 
 def column(folder: Path, name: str, *cells: str, asked: bool = True, insist: bool = False) -> LabelIndex:
     lines = [f"id,{name}", *(f's{number},"{cell}"' for number, cell in enumerate(cells))]
-    return book(folder, "\n".join(lines), *([name] if asked else []), insist=insist)
+    return index_of(folder, "\n".join(lines), *([name] if asked else []), insist=insist)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def column(folder: Path, name: str, *cells: str, asked: bool = True, insist: boo
 )
 def test_agreed_names_travel_by_themselves(tmp_path: Path, name: str) -> None:
     assert agreed(name)
-    found = book(tmp_path, f"id,{name},other\ns0,benign,1\ns1,malignant,2\n")
+    found = index_of(tmp_path, f"id,{name},other\ns0,benign,1\ns1,malignant,2\n")
     ref = found.of("s0.png")
     assert ref is not None
     assert (ref.classes, ref.targets) == ({name: "benign"}, {})
@@ -40,13 +40,13 @@ def test_agreed_names_travel_by_themselves(tmp_path: Path, name: str) -> None:
     "name", ["age", "sex", "grade", "score", "patient class", "class_of_dr_meier", "label comment", ""]
 )
 def test_nothing_else_travels_unasked(tmp_path: Path, name: str) -> None:
-    ref = book(tmp_path, f"id,{name}\ns0,1\ns1,2\n").of("s0.png")
+    ref = index_of(tmp_path, f"id,{name}\ns0,1\ns1,2\n").of("s0.png")
     assert ref is not None
     assert (ref.classes, ref.targets) == ({}, {})
 
 
 def test_numbers_called_target_are_numbers(tmp_path: Path) -> None:
-    found = book(tmp_path, "id,target,volume\ns0,1.5,3\ns1,-2,4\ns2,0.25,5\ns3,7,6\n", "volume")
+    found = index_of(tmp_path, "id,target,volume\ns0,1.5,3\ns1,-2,4\ns2,0.25,5\ns3,7,6\n", "volume")
     ref = found.of("s1.png")
     assert ref is not None
     assert ref.targets == {"target": -2.0, "volume": 4.0}
@@ -57,11 +57,11 @@ def test_numbers_called_target_are_numbers(tmp_path: Path) -> None:
 
 
 def test_a_column_is_asked_for_by_its_name_but_for_case_and_margin(tmp_path: Path) -> None:
-    ref = book(tmp_path, "id, Grade \ns0,2\n", "grade").of("s0.png")
+    ref = index_of(tmp_path, "id, Grade \ns0,2\n", "grade").of("s0.png")
     assert ref is not None
     assert ref.targets == {"Grade": 2.0}
     with pytest.raises(UserError, match="'Grade' or 'grade'"):
-        book(tmp_path, "id,Grade,grade\ns0,2,3\n", "GRADE")
+        index_of(tmp_path, "id,Grade,grade\ns0,2,3\n", "GRADE")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_column_is_asked_for_by_its_name_but_for_case_and_margin(tmp_path: Pat
 )
 def test_what_was_asked_for_in_vain_is_said(tmp_path: Path, text: str, asked: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        book(tmp_path, text, asked)
+        index_of(tmp_path, text, asked)
 
 
 TELLING = {
@@ -182,6 +182,6 @@ def test_ages_in_other_units_and_of_no_person() -> None:
 def test_labels_of_boxes_and_masks_name_no_person(tmp_path: Path) -> None:
     text = "id,x0,y0,x1,y1,label\ns0,1,2,3,4,mass\ns1,1,2,3,4,DOE^JOHN\n"
     with pytest.raises(UserError, match=r"l\.csv: a label of its boxes or masks looks as if .*persons; add --allow"):
-        book(tmp_path, text)
-    assert book(tmp_path, text, insist=True).of("s1.png") is not None
-    assert book(tmp_path, text.replace("DOE^JOHN", "left/right MR finding")).of("s1.png") is not None
+        index_of(tmp_path, text)
+    assert index_of(tmp_path, text, insist=True).of("s1.png") is not None
+    assert index_of(tmp_path, text.replace("DOE^JOHN", "left/right MR finding")).of("s1.png") is not None

@@ -41,11 +41,11 @@ def test_what_tells_stays_behind_though_it_recurs_and_is_called_a_label(tmp_path
     assert telling_value(value) == TELLING[value]
     lines = "".join(f'{number},"{value if number % 2 else "normal"}"\n' for number in range(6))
     (tmp_path / "l.csv").write_text(f"id,{name}\n{lines}", encoding="utf-8")
-    book = open_labels([tmp_path / "l.csv"], [], False, Columns(insist=False))
-    ref = book.of("1.png")
+    label_index = open_labels([tmp_path / "l.csv"], [], False, Columns(insist=False))
+    ref = label_index.of("1.png")
     assert ref is not None
     assert (ref.classes, ref.targets) == ({}, {})
-    assert value not in "".join(book.notes)
+    assert value not in "".join(label_index.notes)
 
 
 @pytest.mark.parametrize("value", FINE.split("|"))

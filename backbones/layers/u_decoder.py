@@ -1,0 +1,50 @@
+"""A U-shaped decoder for any encoder of several levels (Ronneberger et al. 2015, arXiv 1505.04597)."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from scanfoundry.backbones.layers.convolution import ConvNormAct, DepthFreeConv3d, UpsampleLayer, init_he
+from scanfoundry.backbones.layers.segmentation import UNet
+
+
+class UDecoder(UNet):
+    """Up-sampling to the next finer level, its features beside, one convolution; as wide as nnU-Net's for ResEnc.
+
+    nnU-Net up-samples by transposed convolutions, which double. Here it is nearest neighbours and a 1x1x1
+    convolution, as in STU-Net, which fits any size: odd ones, and depth 1.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, channels: Sequence[int], num_classes: int, deep_supervision: bool = False
+    ) -> None:
+        """`channels` are those of the encoder's levels, finest first."""
+        super().__init__()
+        self.encoder = encoder
+        self.deep_supervision = deep_supervision
+        pairs = list(pairwise(channels[::-1]))  # (from, to), deepest first
+        self.ups = nn.ModuleList(UpsampleLayer(i, o) for i, o in pairs)
+        self.blocks = nn.ModuleList(ConvNormAct(2 * o, o) for _, o in pairs)
+        self.heads = nn.ModuleList(DepthFreeConv3d(o, num_classes, 1) for _, o in pairs)
+        for part in (self.ups, self.blocks, self.heads):
+            init_he(part.modules())
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's feature maps, finest first."""
+        return self.encoder(x)
+
+    def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
+        """Logits (B, num_classes, D, H, W); with deep supervision those of all levels but the deepest, full first."""
+        y, decoded = features[-1], []
+        for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
+            y = block(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
+            decoded.append(y)
+        if not self.deep_supervision:
+            return self.heads[-1](y)
+        return [head(y) for head, y in zip(reversed(self.heads), reversed(decoded), strict=True)]
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are the encoder's."""
+        return self.encoder.parameters()

@@ -1,0 +1,46 @@
+"""Registries of configurations that are chosen by `name`: those of the project and those of plug-ins."""
+
+from collections.abc import Iterable
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.plugins import plugins
+
+C = TypeVar("C", bound=Config)
+
+
+def registered(kind: str, base: type[C], own: Iterable[type[C]]) -> dict[str, type[C]]:
+    """The configurations of one kind by name: the project's `own`, then those that plug-ins add.
+
+    Args:
+        kind: one of `configs.plugins.KINDS`.
+        base: the class that each of them derives from.
+        own: the project's configurations.
+
+    Raises:
+        UserError: a plug-in adds something else, or a configuration of a name that is taken.
+    """
+    found = {name_of(config): config for config in own}
+    for added in plugins(kind):
+        if not (isinstance(added, type) and issubclass(added, base) and name_of(added)):
+            raise UserError(f"a plug-in adds the {kind} {added!r}, which is no {base.__name__} with a default `name`")
+        if name_of(added) in found:
+            raise UserError(f"a plug-in adds a {kind} of the name '{name_of(added)}', which is taken; choose another")
+        found[name_of(added)] = added
+    return found
+
+
+def name_of(config: type[Config]) -> str:
+    """The default of a configuration's field `name`; empty where there is none."""
+    field = config.model_fields.get("name")
+    return field.default if field is not None and isinstance(field.default, str) else ""
+
+
+def choice(configs: Iterable[type[Config]]) -> Any:
+    """The type of a field that is one of these configurations, whichever its `name` says."""
+    return Annotated[reduce(or_, configs), Field(discriminator="name")]

@@ -1,0 +1,1 @@
+"""The configuration of each task, what it declares of itself, and the registry of all tasks."""

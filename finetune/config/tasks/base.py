@@ -1,0 +1,78 @@
+"""What every task declares of itself: its options, and which options of a study it reads."""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.loss import LossConfig
+from scanfoundry.finetune.config.tasks.registry import tasks
+
+NO_LABEL_MAPS = {"validation.postprocess": "only label maps have components to remove"}
+NO_PROBABILITIES = {"validation.calibrate": "a {task} has no probabilities of classes to calibrate"}
+WHOLE_SCANS = {
+    "schedule.foreground": "a {task} sees the whole scan",
+    "inference.overlap": "a {task} sees the whole scan, not windows",
+}
+
+
+class TaskConfig(Config):
+    """The options of one task; a subclass gives `name` as a literal with itself as the default.
+
+    Attributes:
+        loss_options: the options of `LossConfig` that the task reads.
+        unread: options of a study that do nothing for the task, with the reason ('{task}' stands for its name).
+        self_training: whether scans without a label can take part in the training.
+        probes: whether there are heads on frozen features (recipes linear_probe, attentive_probe, knn).
+        windows: whether scans are brought to the plan's spacing and seen in windows; otherwise each is scaled to fit
+            the patch.
+        label_files: the usual names of the labels beside a folder of images; the first one that exists is read.
+        pipeline_tag: the name that the Hugging Face Hub has for such a task.
+    """
+
+    name: str
+    loss_options: ClassVar[frozenset[str]] = frozenset()
+    unread: ClassVar[Mapping[str, str]] = NO_LABEL_MAPS | NO_PROBABILITIES
+    self_training: ClassVar[bool] = False
+    probes: ClassVar[bool] = False
+    windows: ClassVar[bool] = False
+    label_files: ClassVar[tuple[str, ...]] = ()
+    pipeline_tag: ClassVar[str | None] = None
+
+    def check_loss(self, loss: LossConfig) -> None:
+        """Check that the task reads every option of the loss that differs from its default.
+
+        Raises:
+            UserError: an option is set that the task does not read.
+        """
+        default = LossConfig()
+        changed = {name for name in type(loss).model_fields if getattr(loss, name) != getattr(default, name)}
+        unread = sorted(changed - self.loss_options)
+        if unread:
+            known = ", ".join(sorted(self.loss_options)) or "none"
+            raise UserError(f"loss.{unread[0]} has no meaning for {self.name} (it reads: {known}); leave it out")
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Of the base class the configurations of all registered tasks; else the class itself."""
+        return tuple(parts.config for parts in tasks().values()) if cls is TaskConfig else (cls,)
+
+
+class _ByName:
+    """Makes a field of `TaskConfig` the union of the registered tasks, told apart by their names.
+
+    The registry is read when the schema is built. Whoever has such a field defers that to the first use
+    (`defer_build`): a plug-in may then import everything, also the class that has the field.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        union = reduce(or_, TaskConfig.kinds())
+        return handler.generate_schema(Annotated[union, Field(discriminator="name")])
+
+
+Task = Annotated[TaskConfig, _ByName()]

@@ -1,0 +1,48 @@
+"""What all figures share: colours, the names of arms, axes, and an image that stands in the page itself."""
+
+import base64
+from io import BytesIO
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from scanfoundry.configs.text import printable
+
+COLOURS = {
+    "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",
+    "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
+}  # fmt: skip
+NAMES = {
+    "full": "pre-trained", "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen",
+    "lora": "pre-trained, LoRA", "linear_probe": "linear probe", "attentive_probe": "attentive probe",
+    "knn": "nearest neighbours", "scratch": "from scratch",
+}  # fmt: skip
+INK, FAINT = "#22303a", "#d9e0e4"
+
+
+def inline(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:
+    """A figure as a PNG that stands in the page itself."""
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, dpi=dpi, bbox_inches="tight", pad_inches=margin)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def axes_of(width: float, height: float, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """A figure of this size in inches with one pair of axes in the style of the report."""
+    figure = Figure((width, height))
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def plain(name: str) -> str:
+    """A class's name as matplotlib shows it: between two dollar signs it would be a formula, a control character has no
+    glyph."""
+    return printable(name).replace("\\", "/").replace("$", r"\$")

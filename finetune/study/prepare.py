@@ -1,0 +1,139 @@
+"""From a configuration to a study with everything settled: cases, split, plan, specification."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from scanfoundry.backbones import read_release
+from scanfoundry.backbones.models.release import Release
+from scanfoundry.backbones.registry import BackboneConfig, build
+from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.intensity import IntensityConfig
+from scanfoundry.finetune.cases.appearance import Profile, profile_of
+from scanfoundry.finetune.checks.check import Checked, check_cases
+from scanfoundry.finetune.checks.scan_checks import check_grids, check_modalities
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.formats import CaseList
+from scanfoundry.finetune.formats.discover import known_cases
+from scanfoundry.finetune.plan import Plan, settle_plan
+from scanfoundry.finetune.study.notes import note_left_out
+from scanfoundry.finetune.study.results import left_out
+from scanfoundry.finetune.study.split import Split, split, trial_cases
+from scanfoundry.finetune.study.trial import TrialName
+from scanfoundry.finetune.task import Spec
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything settled before the first step of training."""
+
+    config: FinetuneConfig
+    found: CaseList
+    sides: Split
+    spec: Spec
+    release: Release | None
+    checked: Checked  # of the cases that are used
+
+    @property
+    def names(self) -> list[TrialName]:
+        """All trials, in the order they run."""
+        c = self.config
+        return [TrialName(arm, k, seed) for k in c.shots for seed in c.seeds for arm in c.arms]
+
+    @property
+    def best(self) -> TrialName:
+        """The trial whose model is kept: most shots, the first recipe, the first seed; no test case has a say."""
+        most = max(self.config.shots, key=lambda k: np.inf if k == "all" else k)
+        return TrialName(self.config.arms[0], most, self.config.seeds[0])
+
+
+def prepare(config: FinetuneConfig, notes: bool = True) -> Study:
+    """Read the lists, check every case that is used, split and plan.
+
+    Args:
+        config: of the study.
+        notes: print what takes no part.
+
+    Raises:
+        UserError: whatever is wrong with data or configuration.
+    """
+    release = read_release(config.checkpoint) if config.checkpoint else None
+    found = known_cases(config.data, config.task)
+    if len(found.channels) == 1 and config.augmentation.channel_dropout:
+        raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
+    backbone = _backbone(config, release, len(found.channels))
+    with found.mistakes.instead():
+        sides = split(found, config.split, release.patients if release else [])
+        checked = _checked(config, found, sides)
+    found.mistakes.raise_if_any()
+    if release:
+        sites = {source.site for source in release.info.sources}
+        sides = replace(sides, comparable=sites == {found.site})
+    check_modalities(checked, found.channels, found.modalities)
+    if notes:
+        note_left_out(left_out(config, sides, found))
+    plan = _plan(config, sides, checked, backbone)
+    return Study(config, found, sides, _spec(config, found, sides, checked, release, backbone, plan), release, checked)
+
+
+def _backbone(config: FinetuneConfig, release: Release | None, channels: int) -> BackboneConfig:
+    backbone = release.info.backbone if release else config.backbone
+    assert backbone is not None
+    return backbone if channels == 1 else backbone.model_copy(update={"in_channels": channels})
+
+
+def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> Checked:
+    """What was found when the data were checked: the cases that are used, also those without their label; all of them
+    where the values of the label maps are the classes."""
+    trials = [trial_cases(sides, k, seed, config.self_training) for k in config.shots for seed in config.seeds]
+    used = {case.key for trial in trials for case in trial.train + trial.test}
+    cases = found.cases if found.classes is None else [case for case in found.cases if case.key in used]
+    others = {case.key: case for trial in trials for case in trial.unlabelled}
+    return check_cases([*cases, *others.values()], config.task, found.classes, found.mistakes)
+
+
+def _plan(config: FinetuneConfig, sides: Split, checked: Checked, backbone: BackboneConfig) -> Plan:
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        encoder = build(backbone)
+    plan = settle_plan(config.run_dir / "plan.json", sides.pool, checked.grids, config.plan, encoder)
+    if config.task.windows:  # other tasks scale each scan to fit the patch
+        check_grids(checked, plan.spacing)
+    return plan
+
+
+def _spec(
+    config: FinetuneConfig,
+    found: CaseList,
+    sides: Split,
+    checked: Checked,
+    release: Release | None,
+    backbone: BackboneConfig,
+    plan: Plan,
+) -> Spec:
+    """What all models of the study have in common."""
+    return Spec(
+        task=config.task,
+        classes=(found.classes or []) if checked.classes is None else checked.classes,
+        values=checked.values,
+        channels=found.channels,
+        modality=found.modalities[0],
+        modalities=found.modalities if len(set(found.modalities)) > 1 else [],
+        profiles=_profiles(checked, [case.key for case in sides.pool], len(found.channels)),
+        intensity=IntensityConfig.model_validate(release.info.intensity) if release else IntensityConfig(),
+        backbone=backbone,
+        plan=plan,
+        inference=config.inference,
+        flip_axes=config.augmentation.flip_axes,
+        loss=config.loss,
+        probe=config.probe,
+    )
+
+
+def _profiles(checked: Checked, pool: list[str], channels: int) -> list[Profile]:
+    """How the scans that are trained on look, by channel; no case that is tested on has a say."""
+    used = [checked.looks[key] for key in pool if key in checked.looks]
+    each = [[looks[number] for looks in used] for number in range(channels)]
+    there = [[look for look in looks if look is not None] for looks in each]
+    return [profile_of(looks) for looks in there] if all(there) else []
