@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 PIP := env -u PYTHONSAFEPATH $(BIN)/python -m pip --disable-pip-version-check --quiet
 DATA ?=
 MODALITY ?= unknown
+# The tests start many processes; each would compile the packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Run from the root, python would find our folder `datasets` before Hugging Face's.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help install dev demo test fast lint types clean
+.PHONY: help install dev demo test fast durations lint types clean
 
 # A target is listed with the text behind `##` in its line.
 help: ## this list
@@ -39,6 +41,9 @@ test: dev ## the whole test suite
 
 fast: dev ## the tests that take no more than some seconds
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
+
+durations: dev ## measure all tests anew, on a quiet machine: which are slow, and which files begin
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --write-durations
 
 lint: dev ## style of the code
 	$(BIN)/ruff check .

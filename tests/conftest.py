@@ -1,15 +1,27 @@
 """Fixtures that every test may use."""
 
+import gc
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import warm
+
+pytest_plugins = ["durations"]
 
 # Two test processes share two cores; more threads only spin. Before torch is imported, and for every child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # a million objects of libraries and test modules: no collection needs to look through them again
+
 
 # Test modules are no package: what several folders share is loaded by its path.
 _spec = importlib.util.spec_from_file_location("web_server", Path(__file__).with_name("web_server.py"))
@@ -35,6 +47,17 @@ def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     path = tmp_path_factory.getbasetemp() / "site.key"
     monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(path))
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_workers() -> Iterator[None]:
+    """The worker processes of builds and loaders start at once; those of child processes are new ones of python."""
+    from scanfoundry.datasets import processes
+
+    parts = SimpleNamespace(Popen=warm.Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "subprocess", parts)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,17 @@
-"""Classes from pooled features: nearest neighbours and logistic regression."""
+"""Classes from pooled features: nearest neighbours and logistic regression.
+
+scikit-learn is imported where it is used: it takes a second, and a process of pre-training without probes needs none.
+"""
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # C of the logistic regression, the smoothest first
 FOLDS, ITERATIONS = 3, 200
@@ -81,6 +82,8 @@ def fit_logistic(train: NDArray, labels: NDArray, patients: Sequence[str]) -> tu
 
 
 def _strength(train: NDArray, labels: NDArray, patients: NDArray) -> float:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     folds = min(FOLDS, len(np.unique(patients)), int(np.bincount(labels).max()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer scans than folds
@@ -96,7 +99,12 @@ def _loss(strength: float, train: NDArray, labels: NDArray, fit: NDArray, held: 
     return float((-np.log(np.maximum(found, 1e-12)) / np.bincount(labels)[labels[held]]).sum())
 
 
-def _fitted(strength: float, rows: NDArray, labels: NDArray) -> Pipeline:
+def _fitted(strength: float, rows: NDArray, labels: NDArray) -> "Pipeline":
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest regularisation; its loss is what counts
@@ -110,6 +118,8 @@ def scores(labels: NDArray, probabilities: NDArray) -> dict[str, float]:
         labels: the true classes (M,).
         probabilities: (M, classes).
     """
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
     # Of two classes `finetune.metrics.classification.auroc` takes the second one's area alone, which differs from this
     # mean in its last bits, and it gives the areas of a thousand weighted resamples at once.
     areas = [roc_auc_score(labels == label, column) for label, column in enumerate(probabilities.T)]

@@ -18,6 +18,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import warm
 from pydicom.fileset import FileSet
 from pydicom.uid import generate_uid
 
@@ -247,8 +248,7 @@ def test_images_and_cines_give_2d_crops_volumes_3d_crops(built: tuple[Path, Buil
 
 
 def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [str(Path(sys.executable).with_name("scanfoundry")), "data", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return warm.run([warm.SCANFOUNDRY, "data", *words], capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_line_says_what_happened(export: Path, key_file: Path, tmp_path: Path) -> None:

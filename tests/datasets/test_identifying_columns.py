@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 from scanfoundry.datasets.labels.label_index import open_labels
@@ -67,9 +67,9 @@ def build(root: Path, out: Path, columns: dict[str, list[str]], *words: str) -> 
     lines = [[f"s{n:02d}.png", *(f'"{v[n % len(v)]}"' for v in columns.values())] for n in range(ROWS)]
     listed = out.with_suffix(".csv")
     listed.write_text("\n".join(",".join(line) for line in [header, *lines]), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("scanfoundry")), "data", "build", str(root / "in"), "--out", str(out)]
+    command = [warm.SCANFOUNDRY, "data", "build", str(root / "in"), "--out", str(out)]
     command += ["--labels", str(listed), "--key-file", str(root / "site.key"), "--workers", "1", *words]
-    return subprocess.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", "COLUMNS": "200"})
+    return warm.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", "COLUMNS": "200"})
 
 
 def found(out: Path, said: str, secrets: set[str]) -> set[str]:

@@ -1,10 +1,7 @@
 """Names of modalities: codes and own names are taken, slips are asked about, wherever one is told."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import warm
 from pydantic import ValidationError
 
 from scanfoundry.datasets.augment.config import AugmentConfig
@@ -12,8 +9,6 @@ from scanfoundry.datasets.modality import settled
 from scanfoundry.datasets.shards.build import BuildOptions
 from scanfoundry.datasets.shards.sizes import SHARD_MB
 from scanfoundry.finetune.config.study import LabelledData
-
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 @pytest.mark.parametrize("name", ["ct", "mr", "us", "xr", "mg", "pt", "nm", "xa", "ot", "unknown", "micr", "oct",
@@ -43,8 +38,8 @@ def test_slips_are_asked_about(name, code):
 
 def test_the_command_line_says_it_in_one_line(tmp_path):
     (tmp_path / "scans").mkdir()
-    done = subprocess.run(
-        [SCANFOUNDRY, "data", "build", "scans", "--out", "OUT", "--modality", "MRI"],
+    done = warm.run(
+        [warm.SCANFOUNDRY, "data", "build", "scans", "--out", "OUT", "--modality", "MRI"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2

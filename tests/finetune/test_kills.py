@@ -1,8 +1,11 @@
 """Twenty-five kills and five full disks in one study, in training, testing and writing: the same bits, no work lost."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ from scanfoundry.launch.cli.main import main
 def fill(folder):
     with open(folder / "ballast", "wb") as file:
         try:
-            while True:
+            for _ in range(1024):  # 64 MB, more than the small disk has, whatever disk this is
                 file.write(bytes(1 << 16))
                 file.flush()
         except OSError:
@@ -94,7 +97,11 @@ class Lives:
         }  # fmt: skip
         (tmp_path / "lives.py").write_text(SCRIPT)
         self.process = subprocess.Popen(
-            [sys.executable, tmp_path / "lives.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, tmp_path / "lives.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def live(self, run_dir: Path, end="", number=None):
@@ -122,7 +129,11 @@ def lives(tmp_path, volumes, site_key_file, fixed_key, monkeypatch):
     made = Lives(tmp_path, volumes)
     yield made
     made.process.stdin.close()
-    made.process.wait(20)
+    try:
+        made.process.wait(20)
+    finally:
+        with suppress(ProcessLookupError):  # a life may go on where the test gave up
+            os.killpg(made.process.pid, signal.SIGKILL)
 
 
 def numbers(folder):

@@ -3,15 +3,14 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import warm
 import yaml
-
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 class Lab:
@@ -42,10 +41,12 @@ class Lab:
         path.write_text(yaml.safe_dump(content))
         return path
 
-    def start(self, *words: str | Path, **environment: str) -> "subprocess.Popen[str]":
+    def start(self, *words: str | Path, **environment: str) -> warm.Popen:
         """`scanfoundry launch WORDS`, running."""
-        return subprocess.Popen(
-            [SCANFOUNDRY, "launch", *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A path of modules is read as python starts.
+        popen: Any = subprocess.Popen if "PYTHONPATH" in environment else warm.Popen
+        return popen(
+            [warm.SCANFOUNDRY, "launch", *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=os.environ | environment,
         )  # fmt: skip
 

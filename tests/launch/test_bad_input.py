@@ -3,17 +3,15 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
-
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def scanfoundry(*words: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([SCANFOUNDRY, *map(str, words)], capture_output=True, text=True, timeout=120)
+    return warm.run([warm.SCANFOUNDRY, *words], capture_output=True, text=True, timeout=120)
 
 
 def refused(done: subprocess.CompletedProcess, said: str) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 MAIN = """
 import sys
@@ -32,7 +33,6 @@ def test_one_line_and_exit_code_2(code: str, said: str) -> None:
 
 @pytest.mark.timeout(120)
 def test_odd_configurations_at_the_command_line(tmp_path: Path) -> None:
-    scanfoundry = str(Path(sys.executable).parent / "scanfoundry")
     (tmp_path / "deep.yaml").write_text("steps: " + "[" * 100_000)
     for words, said in (
         (["pretrain", str(tmp_path / "deep.yaml")], "nested too deeply"),
@@ -40,7 +40,7 @@ def test_odd_configurations_at_the_command_line(tmp_path: Path) -> None:
         (["pretrain", "demo", "seed=-1"], "seed"),
         (["finetune", "demo", "seeds=[18446744073709551616]"], "seeds"),
     ):
-        done = subprocess.run([scanfoundry, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+        done = warm.run([warm.SCANFOUNDRY, *words], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1

@@ -6,12 +6,12 @@ On SLURM: test_slurm.py.
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
 from scanfoundry.launch.cluster import source_copy
 
@@ -23,7 +23,7 @@ SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 def test_two_local_processes_leave_the_run_folder_of_one(lab, tools, two_local):
     losses, *_ = tools
-    subprocess.run([SCANFOUNDRY, "pretrain", lab.config("run")], check=True, timeout=240)
+    warm.run([warm.SCANFOUNDRY, "pretrain", lab.config("run")], check=True, timeout=240)
     run = lab.folder / "run"
     assert {p.name for p in two_local.iterdir()} - {"jobs"} == {p.name for p in run.iterdir()}
     one, two = losses(run), losses(two_local)

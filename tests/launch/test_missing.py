@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import warm
 
 from scanfoundry.backbones import find
 from scanfoundry.configs.errors import UserError
@@ -68,9 +68,8 @@ def test_a_model_that_is_not_installed_says_how_to_get_it(name, said, tmp_path, 
 
 
 def test_launch_and_pretrain_say_it_before_anything_else(tmp_path):
-    scanfoundry = str(Path(sys.executable).parent / "scanfoundry")
-    done = subprocess.run([scanfoundry, "launch", "spark_stunet_volumes", "objective=spakr", "--dry-run"],
-                          capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+    done = warm.run([warm.SCANFOUNDRY, "launch", "spark_stunet_volumes", "objective=spakr", "--dry-run"],
+                    capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
     assert "did you mean 'spark'?" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 
 from scanfoundry.configs.errors import UserError
@@ -17,7 +18,6 @@ from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.training.run_folder import check_same_run, held
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
@@ -35,7 +35,7 @@ def config(tmp_path: Path, shards: Path, run_dir: Path, **changes) -> Path:
 
 
 def pretrain(path: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([SCANFOUNDRY, "pretrain", str(path)], capture_output=True, text=True, timeout=200)
+    return warm.run([warm.SCANFOUNDRY, "pretrain", path], capture_output=True, text=True, timeout=200)
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -92,7 +92,7 @@ with held(Path({str(tmp_path)!r}), World(0, 1, 0, 1, torch.device("cpu")), 1.0):
     print("held", flush=True)
     sys.stdin.read()
 """
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = warm.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"in use by process {holder.pid} on"), held(tmp_path, ALONE, 0.3):
         pass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from scanfoundry.datasets.storage.cache import CacheConfig
 from scanfoundry.datasets.storage.store import Store
@@ -51,16 +52,18 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def client(cache: CacheConfig) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def client(cache: CacheConfig) -> Iterator[Callable[..., warm.Popen]]:
     """A process that asks for one file when it is sent a line, holds it, and ends at the next line."""
     started = []
 
     def start(url: str, name: str, file: Any, before: Callable[[], None] | None = None, **changes: Any):
         config = cache.model_copy(update=changes).model_dump_json()
         command = [sys.executable, "-c", _CLIENT, url, config, name, file.sha256, str(file.size)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, preexec_fn=before
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        if before is None:
+            process = warm.Popen(command, **streams)
+        else:
+            process = subprocess.Popen(command, bufsize=1, preexec_fn=before, **streams)
         started.append(process)
         assert process.stdout.readline() == "ready\n"
         return process

@@ -1,20 +1,17 @@
 """The command line as a person meets it: help, wrong words, wrong files."""
 
 import io
-import subprocess
-import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from scanfoundry.launch.cli.data_app import data_app
 from scanfoundry.launch.cli.launch_app import launch_app
 from scanfoundry.launch.cli.main import app, main
 from scanfoundry.launch.cli.models_app import models_app
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 with io.BytesIO() as stream:
     np.save(stream, np.zeros((8, 8), np.uint8))
     SCAN = stream.getvalue()
@@ -43,14 +40,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, words: list[str], said:
         (tmp_path / name).mkdir()
     (tmp_path / "HOME" / "thesis.tex").write_text("x")
     (tmp_path / "HOME" / "scan.npy").write_bytes(SCAN)
-    done = subprocess.run([SCANFOUNDRY, *words], capture_output=True, text=True, cwd=tmp_path)
+    done = warm.run([warm.SCANFOUNDRY, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert said in done.stderr
 
 
 def test_the_version_is_that_of_the_distribution():
-    done = subprocess.run([SCANFOUNDRY, "--version"], capture_output=True, text=True, check=True)
+    done = warm.run([warm.SCANFOUNDRY, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"scanfoundry {version('scanfoundry')}\n"
 
 

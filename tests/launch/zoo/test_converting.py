@@ -1,11 +1,8 @@
 """`scanfoundry models export --to onnx|monai-bundle`: one command, one line for each mistake."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+import warm
 
 from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.registry import build
@@ -38,8 +35,7 @@ def finetuned(tmp_path):
 
 
 def scanfoundry(*words):
-    command = [str(Path(sys.executable).parent / "scanfoundry"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return warm.run([warm.SCANFOUNDRY, *words], capture_output=True, text=True)
 
 
 def test_the_command_writes_a_bundle(finetuned, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 import scanfoundry.backbones as backbones
 from scanfoundry.configs.errors import UserError
@@ -285,7 +286,7 @@ def test_a_change_in_the_middle_without_a_sum(served, models, server, faults):
 def test_kill_9_and_go_on(served, models, server, faults, sums, command, known):
     server.faults["tiny.pth"] = [faults.slow(MB // 2, 0.05)]
     words = command(served(**(sums if known else {})), "models", "get", "tiny")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = warm.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     part = models / ".tiny.download" / "tiny.pth.part"
     until = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size > 3 * MB):
@@ -294,7 +295,7 @@ def test_kill_9_and_go_on(served, models, server, faults, sums, command, known):
     process.kill()
     process.communicate()
     have = part.stat().st_size
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = warm.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert str(models / "tiny") in done.stdout
     assert '"patch_3d": [16, 16, 16]' in done.stdout
@@ -309,7 +310,7 @@ def test_kill_9_and_go_on(served, models, server, faults, sums, command, known):
 def test_two_at_once_fetch_once(served, models, server, faults, sums, command):
     server.always = faults.slow(2 * MB, 0.1)
     words = command(served(**sums), "models", "get", "tiny")
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [warm.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     assert server.gets("tiny.pth") == 1
@@ -340,10 +341,10 @@ def test_mistakes_at_the_command_line(served, models, command, tmp_path: Path):
         (["get", "tiny", "--from", str(tmp_path / "no")], "has neither"),
         (["list", "--family", "no"], "there are test"),
     ):
-        done = subprocess.run(command(served(), "models", *words), capture_output=True, text=True)
+        done = warm.run(command(served(), "models", *words), capture_output=True, text=True)
         assert done.returncode == 2
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
-    listed = subprocess.run(command(served(), "models", "list"), capture_output=True, text=True).stdout
+    listed = warm.run(command(served(), "models", "list"), capture_output=True, text=True).stdout
     assert "tiny" in listed
     assert "cc-by-4.0" in listed

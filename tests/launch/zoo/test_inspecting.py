@@ -3,14 +3,13 @@
 import io
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -237,11 +236,10 @@ def test_run_and_checkpoint_folders(tmp_path):
 
 
 def test_at_the_command_line_it_is_one_line_and_exit_code_2(tmp_path):
-    scanfoundry = str(Path(sys.executable).parent / "scanfoundry")
     mark = tmp_path / "was-here"
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil(mark)))
     for path, said in ((tmp_path / "evil.pkl", "posix.system"), (tmp_path / "none", "there is no file")):
-        done = subprocess.run([scanfoundry, "models", "inspect", str(path)], capture_output=True, text=True)
+        done = warm.run([warm.SCANFOUNDRY, "models", "inspect", path], capture_output=True, text=True)
         assert done.returncode == 2
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+import warm
 
 from scanfoundry.pretrain.distributed import rendezvous
 
@@ -30,10 +31,10 @@ import os; os._exit(0)
 """
 
 
-def start(rank: int, size: int, **environment: str) -> subprocess.Popen:
+def start(rank: int, size: int, **environment: str) -> warm.Popen:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
     env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **environment}
-    return subprocess.Popen([sys.executable, "-c", RANK], env=env, text=True, stdout=subprocess.PIPE)
+    return warm.Popen([sys.executable, "-c", RANK], env=env, text=True, stdout=subprocess.PIPE)
 
 
 def test_ranks_meet_through_a_file_whoever_comes_first_and_stale_files_are_passed_over(tmp_path):

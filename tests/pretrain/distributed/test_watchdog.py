@@ -22,7 +22,7 @@ with Watchdog(1.0, rank=3) as dog:
         time.sleep(0.3)
         dog.beat(step + 1)
     a_step_that_hangs(sys.argv[1])
-time.sleep(5)
+time.sleep(2.5)
 print("lived on")
 """
 

@@ -3,19 +3,17 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from safetensors.torch import load_file
 
 from scanfoundry.backbones.models.release import load_encoder, load_release
 from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig
-
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def test_the_momentum_warms_up_to_its_end():
@@ -155,9 +153,9 @@ def content(shards: dict[str, Path], run_dir: Path, **changes) -> dict:
     } | changes  # fmt: skip
 
 
-def start(path: Path, given: dict) -> subprocess.Popen:
+def start(path: Path, given: dict) -> warm.Popen:
     path.write_text(yaml.safe_dump(given))
-    return subprocess.Popen([SCANFOUNDRY, "pretrain", str(path)], stderr=subprocess.PIPE, text=True)
+    return warm.Popen([warm.SCANFOUNDRY, "pretrain", str(path)], stderr=subprocess.PIPE, text=True)
 
 
 def losses(run_dir: Path) -> list[float]:

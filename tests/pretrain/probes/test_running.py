@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 
 from scanfoundry.backbones.registry import build
@@ -20,7 +19,6 @@ from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 NOBODY = Site(frozenset(), frozenset())
 BACKBONES = {
@@ -127,8 +125,8 @@ def test_they_are_the_same_numbers_at_any_stage_and_world_size(ranks, tiny_shard
 
 def finished(tmp_path: Path, name: str, given: dict) -> tuple[str, list[dict]]:
     (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(given))
-    command = [SCANFOUNDRY, "pretrain", str(tmp_path / f"{name}.yaml")]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    command = [warm.SCANFOUNDRY, "pretrain", str(tmp_path / f"{name}.yaml")]
+    process = warm.run(command, capture_output=True, text=True, timeout=280)
     assert process.returncode == 0, process.stderr
     return process.stderr, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 

@@ -2,17 +2,16 @@
 
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from safetensors.torch import load_file
 
@@ -29,10 +28,8 @@ from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, learning_rate
 from scanfoundry.pretrain.training.initialize import start_encoder
 from scanfoundry.pretrain.training.run_folder import check_same_run
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
-
-def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark") -> dict:
+def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark", workers: int = 0) -> dict:
     backbones = {
         "spark": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3},
         "mae": {"name": "vit", "size": "Ti", "patch_2d": [8, 8], "patch_3d": [4, 8, 8]},
@@ -46,21 +43,30 @@ def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark") ->
         "backbone": backbones.get(objective, backbones["mae"]), "objective": {"name": objective, **blocks[objective]},
         "data": {
             "sources": [{"name": name, "path": str(path)} for name, path in shards.items()],
-            "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": 1, **pairs,
+            "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": workers, **pairs,
         },
         "optimiser": {"lr": 1e-3, "warmup_steps": 2},
     }  # fmt: skip
 
 
-def start(path: Path, *words: str) -> subprocess.Popen:
-    return subprocess.Popen([SCANFOUNDRY, "pretrain", str(path), *words], stderr=subprocess.PIPE, text=True)
+def start(path: Path, *words: str) -> warm.Popen:
+    return warm.Popen([warm.SCANFOUNDRY, "pretrain", str(path), *words], stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(run_dir: Path, step: int, process: warm.Popen) -> None:
     metrics = run_dir / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < step:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate(timeout=30)[1]
         time.sleep(0.01)
+
+
+def wait_for_words(words: str, process: warm.Popen) -> None:
+    """Read what it says until `words` come; fails as soon as it has ended without them."""
+    heard = ""
+    while words not in heard:
+        line = process.stderr.readline()
+        assert line, heard
+        heard += line
 
 
 def lines(run_dir: Path) -> list[dict]:
@@ -72,7 +78,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, o
     paths = {}
     for name in ("straight", "killed"):
         paths[name] = tmp_path / f"{name}.yaml"
-        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective)))
+        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective, workers=1)))
     straight = start(paths["straight"])
     killed = start(paths["killed"])
     wait_for_step(tmp_path / "killed", random.randint(3, 6), killed)
@@ -80,13 +86,14 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, o
     killed.wait()
     if objective == "spark":
         stopped = start(paths["killed"], "data.workers=0")
-        while "continuing" not in stopped.stderr.readline():  # from here on the signal handlers are in place
-            assert stopped.poll() is None
+        wait_for_words("continuing", stopped)  # from here on the signal handlers are in place
         stopped.send_signal(signal.SIGTERM)
-        assert stopped.wait(120) == 128 + signal.SIGTERM
-        assert "stopped at step" in stopped.stderr.read()
-    assert start(paths["killed"]).wait(120) == 0
-    assert straight.wait(120) == 0
+        _, errors = stopped.communicate(timeout=120)
+        assert stopped.returncode == 128 + signal.SIGTERM, errors
+        assert "stopped at step" in errors
+    for process in (start(paths["killed"]), straight):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed"))
     assert one == other
     a, b = lines(tmp_path / "straight"), lines(tmp_path / "killed")
@@ -192,7 +199,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
         yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
     )
     check_same_run(check(PretrainConfig, first, "test"))
-    moved = first["data"] | {"workers": 0, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
+    moved = first["data"] | {"workers": 2, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
     check_same_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
     for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
         with pytest.raises(UserError, match=f"another '{key}'"):
@@ -226,9 +233,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tiny_shards, change: di
         given[key] = given[key] | value if replace else value
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(given))
-    process = subprocess.run(
-        [SCANFOUNDRY, "pretrain", str(path)], capture_output=True, text=True, env=os.environ.copy()
-    )
+    process = warm.run([warm.SCANFOUNDRY, "pretrain", path], capture_output=True, text=True)
     assert process.returncode == 2, process.stderr
     message = [line for line in process.stderr.splitlines() if line.startswith("scanfoundry: ")]
     assert len(message) == 1
