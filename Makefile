@@ -1,21 +1,25 @@
-# make demo [DATA=folder MODALITY=mr]   the whole way on this machine
-# make test                             the whole test suite
-# Needs python 3.11+ and make; everything else goes into .venv, pinned by constraints.txt.
+# `make help` lists the targets. Python 3.11+ and make are needed; everything else goes into .venv, pinned by
+# constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # DeepSpeed comes as source, and its setup.py imports from the folder it lies in.
 PIP := env -u PYTHONSAFEPATH $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 DATA ?=
 MODALITY ?= unknown
 # Run from the root, python would find our folder `datasets` before Hugging Face's.
 export PYTHONSAFEPATH := 1
 
-.PHONY: install dev demo test fast lint types schemas clean
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test fast docs coverage lint types house clean
 
-install: $(VENV)/installed
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do printf 'make %-9s %s\n' "$$name" "$$what"; done
 
-dev: $(VENV)/installed-dev
+install: $(VENV)/installed ## what users need, into .venv
+
+dev: $(VENV)/installed-dev ## what tests and checks need too
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,24 +33,34 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) install --constraint constraints.txt --no-build-isolation --editable ".[dev]"
 	@touch $@
 
-demo: install
+demo: install ## the whole way on synthetic scans, or on DATA=folder MODALITY=mr
 	$(BIN)/scanfoundry demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
 
-test: dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 25
+test: dev ## the whole test suite
+	$(PYTEST) --durations 25
 
-fast: dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not slurm"
+fast: dev ## the tests that take seconds
+	$(PYTEST) -m "not slow and not slurm"
 
-lint: dev
+docs: dev ## run the commands of README and docs; check their sentences, links and paths
+	$(BIN)/python -m pytest tests/docs
+
+# Children are measured too. From Python 3.12 on, sys.monitoring makes it cheap; before, expect up to twice the time.
+coverage: dev ## the test suite with coverage: a table, and build/coverage/index.html
+	COVERAGE_CORE=sysmon $(PYTEST) --cov --cov-report term:skip-covered --cov-report html
+
+lint: dev ## ruff: style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # mypy wants the namespace as a folder: link the packages below build/types/scanfoundry.
-types: dev
+types: dev ## mypy
 	rm -rf build/types && mkdir -p build/types/scanfoundry
 	for p in configs backbones datasets pretrain finetune launch; do ln -s ../../../$$p build/types/scanfoundry/$$p; done
 	$(BIN)/mypy -p scanfoundry
 
-clean:
+house: ## sizes of files and functions, circles of imports, annotations
+	$(PYTHON) benchmarks/house.py
+
+clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build *.egg-info demo
