@@ -33,7 +33,7 @@ STUDY = {
 
 
 def make_scans(folder: Path) -> None:
-    """`scans/{imagesTr,labelsTr,new}` and `export`: volumes of 20 x 24 x 16 voxels with a bright block of each class."""
+    """`scans/{imagesTr,labelsTr,new}` and `export`: volumes of 20 x 24 x 16 voxels, a bright block of each class."""
     rng = np.random.default_rng(0)
     for name in ("scans/imagesTr", "scans/labelsTr", "scans/new", "export"):
         (folder / name).mkdir(parents=True)

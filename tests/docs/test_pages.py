@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 MOST_WORDS = 25
 MOST_LINES = {"architecture.md": 125}  # two screens
@@ -70,6 +72,6 @@ def test_paths_exist(page: Path):
         assert list(ROOT.glob(pattern)), f"{page.name} names {named}"
 
 
-@pytest.mark.parametrize("path", [*PAGES, *RECIPES], **ID)
+@pytest.mark.parametrize("path", [*PAGES, *RECIPES, *SCRIPTS], **ID)
 def test_no_folder_that_others_lack(path: Path):
     assert "../shared" not in path.read_text(encoding="utf-8")
