@@ -45,9 +45,16 @@ fast: dev ## the tests that take seconds
 docs: dev ## run the commands of README and docs; check their sentences, links and paths
 	$(BIN)/python -m pytest tests/docs
 
-# Children are measured too. From Python 3.12 on, sys.monitoring makes it cheap; before, expect up to twice the time.
+# Children (ranks, workers, command lines) are measured too. From Python 3.12 on, sys.monitoring makes it cheap; before,
+# expect up to twice the time.
+coverage: export COVERAGE_CORE := sysmon
+coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
 coverage: dev ## the test suite with coverage: a table, and build/coverage/index.html
-	COVERAGE_CORE=sysmon $(PYTEST) --cov --cov-report term:skip-covered --cov-report html
+	mkdir -p build/coverage
+	$(PYTEST) --cov --cov-report=
+	-$(BIN)/coverage combine --append --quiet # of children that ended after pytest had combined the others
+	$(BIN)/coverage report --skip-covered
+	$(BIN)/coverage html --quiet
 
 lint: dev ## ruff: style and formatting
 	$(BIN)/ruff check .
