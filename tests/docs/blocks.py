@@ -67,11 +67,21 @@ def run_shell(text: str) -> None:
     for command in commands(text):
         arguments = shlex.split(command, comments=True)
         if arguments[0] == "scanfoundry":
-            run_command([*arguments[1:], *SMALLER.get(arguments[1], [])])
+            run_command(smaller(arguments[1:]))
             continue
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PATH": path})
+        environment = {**os.environ, "PATH": path}
+        environment.pop("PYTHONSAFEPATH", None)  # which our Makefile sets, for the folder of this project alone
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def smaller(arguments: list[str]) -> list[str]:
+    """The words of a command with those behind them that make it short."""
+    words = SMALLER.get(arguments[0], [])
+    if any(word.startswith("budget=") for word in arguments):  # minutes are then given instead of steps
+        words = [*[word for word in words if not word.startswith("schedule.steps")], "budget=1s"]
+    return [*arguments, *words]
 
 
 def run_command(arguments: list[str]) -> None:

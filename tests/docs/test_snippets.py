@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in doc_blocks.blocks(page)]
 LANGUAGES = {"", "python", "yaml", "text"}
-OUTPUTS = ("release", "onnx", "predictions")  # of the README's commands, which other pages give anew
+OUTPUTS = ("release", "bundle", "predictions")  # of the README's commands, which other pages give anew
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[1, 2, 2], [1, 2, 2]]}
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs"), pytest.mark.timeout(900)]
@@ -58,7 +58,7 @@ def place(readme_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_readme_runs(readme_folder: Path):
     for left in ("shards/mr/manifest.json", "shards/mr/contact_sheet.png", "runs/study/report.html",
-                 "predictions/scan.nii.gz", "release/README.md", "onnx/model.onnx"):  # fmt: skip
+                 "predictions/scan.nii.gz", "release/README.md", "bundle/models/model.pt2"):  # fmt: skip
         assert (readme_folder / left).is_file(), left
 
 
