@@ -22,9 +22,8 @@ _spec.loader.exec_module(_blocks)
 PATIENTS = 12
 RUN = {
     "run_dir": "runs/my_run", "seed": 0, "steps": 2, "checkpoint_every": 2, "threads": 1,
-    "backbone": yaml.safe_load(_blocks.RESENC), "objective": {"name": "contrastive", "projector_hidden": 16},
-    "data": {"sources": [{"name": "mr", "path": "shards/mr"}], "crop_3d": [16, 16, 16], "batch_3d": 4, "workers": 0,
-             "augment": {"preset": "strong"}},
+    "backbone": yaml.safe_load(_blocks.RESENC), "objective": {"name": "spark", "block_3d": [4, 4, 4]},
+    "data": {"sources": [{"name": "mr", "path": "shards/mr"}], "crop_3d": [16, 16, 16], "batch_3d": 4, "workers": 0},
     "optimiser": {"lr": 1e-3, "warmup_steps": 1},
 }  # fmt: skip
 STUDY = {
