@@ -1,6 +1,6 @@
 """Views per second: scanfoundry's batched augmentation against MONAI's dictionary transforms, sample by sample.
 
-command: python benchmarks/augment.py --data ../shared/data [--out augment]
+command: python benchmarks/augment.py --data DATA [--out augment]
 
 Both make views of the same real MR (tiled up to the size asked for) with the same transforms, probabilities and
 ranges: an affine alone, and the preset `strong`. Both interpolate once for all geometry and carry the mask of valid

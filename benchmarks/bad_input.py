@@ -1,6 +1,6 @@
 """Bad input through the command line: every file is stored rightly or left out with a reason; none is lost.
 
-command: python benchmarks/bad_input.py --data ../shared/data --work runs/bad
+command: python benchmarks/bad_input.py --data DATA --work runs/bad
 Builds and checks each folder of dicom_mixed, all of it together, and damaged copies of every odd file. Each file must
 have one fate: a line in quarantine.jsonl, or the very scans in the shards that its reader gives now.
 """

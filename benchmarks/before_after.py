@@ -1,6 +1,6 @@
 """Building, loading and the demo of two checkouts side by side, so that a change is seen to cost nothing.
 
-command: python benchmarks/before_after.py --before ../base/.venv/bin/python --data ../shared/data --work runs/pairs
+command: python benchmarks/before_after.py --before OTHER/.venv/bin/python --data DATA --work runs/pairs
 Both checkouts have their own `make install`. Each job is a whole process (children included) and runs in turn in both,
 the order changed every round; the figure is the median over the rounds of CPU seconds after / CPU seconds before,
 so that a machine that drifts hits both. Loading apart from its start: seconds of CROPS crops minus those of one batch.

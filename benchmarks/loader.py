@@ -1,6 +1,6 @@
 """Crops per second against the best public loaders, in turns in one run, with the ablation of what makes it fast.
 
-command: python benchmarks/loader.py --data ../shared/data --work runs/loader [--only ct mr small]
+command: python benchmarks/loader.py --data DATA --work runs/loader [--only ct mr small]
 Peers run in their own environment, see peers/requirements.txt and PEERS_PYTHON. Everything delivers batches of 8 crops
 in the scans' own dtype to one process, by two workers, the files in the page cache; see peers/ for what each was given.
 """

@@ -1,7 +1,7 @@
 """Every objective for a few minutes on real shards of five kinds in one run, images and volumes: does it learn?
 
 command: python benchmarks/objectives.py --shards runs/shards4 --work runs/objectives [--seconds 240] [--only NAME ...]
---shards holds what `scanfoundry data build` made of ../shared/data: hippocampus and tumour (MR), ct, us, xr.
+--shards holds what `scanfoundry data build` made of public data (README.md): hippocampus and tumour (MR), ct, us, xr.
 Each run is `scanfoundry pretrain` in a process of its own with one thread, --jobs of them at a time, stopped by SIGTERM
 when its time is up. Written down: losses by kind and by modality (means of the first and last 20 steps
 of a kind), RankMe and feature deviation at the first and the last look, steps, crops per second.

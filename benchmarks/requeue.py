@@ -1,7 +1,7 @@
 """Two nodes of a real SLURM cluster: every loss of runs that are cut short again and again, against undisturbed ones.
 
 command: bash tests/slurm/start_slurm.sh
-         scanfoundry data build ../shared/data/msd_task04_hippocampus/imagesTr --out runs/shards/hippocampus \
+         scanfoundry data build HIPPOCAMPUS/imagesTr --out runs/shards/hippocampus \
              --modality mr
          python benchmarks/requeue.py --shards runs/shards/hippocampus --work runs/requeue --name requeue
 Each case (STU-Net-S with SparK, ViT-Ti with MAE; ZeRO 2 and 3) runs once undisturbed in the partition that nobody

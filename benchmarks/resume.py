@@ -1,6 +1,6 @@
 """Fifty SIGKILLs over a stream whose worker count changes: the global sequence of crops, by hash, stays the same.
 
-command: python benchmarks/resume.py --data ../shared/data --work runs/resume
+command: python benchmarks/resume.py --data DATA --work runs/resume
 Streams volumes and images together, from three data sets. Then the same stream at world size 1, 2 and 4.
 """
 

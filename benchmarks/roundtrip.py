@@ -1,6 +1,6 @@
 """Build shards from the real folders and hold every stored voxel against the source, read by nibabel or pillow.
 
-command: python benchmarks/roundtrip.py --data ../shared/data --out runs/shards
+command: python benchmarks/roundtrip.py --data DATA --out runs/shards
 """
 
 import argparse

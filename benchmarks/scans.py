@@ -1,6 +1,6 @@
 """Benchmark scans made of the real ones: upsampled, mirrored up to size, with the source's own noise put back.
 
-command: python benchmarks/scans.py --data ../shared/data --out runs/scans
+command: python benchmarks/scans.py --data DATA --out runs/scans
 Upsampling leaves a scan too smooth, and thereby too easy to compress; so noise is added whose level is measured on
 the source at each intensity. CT gets what a scanner writes outside its round field of view: one constant value.
 """

@@ -1,6 +1,6 @@
 """Size on disk, time and memory of a build, against nibabel's .nii.gz.
 
-command: python benchmarks/storage.py --data ../shared/data --work runs/storage
+command: python benchmarks/storage.py --data DATA --work runs/storage
 Sizes: all that a data set needs (tars, indices, table, manifest) against the same scans as .nii.gz written by nibabel.
 Time: a worker's CPU seconds against loading and saving the same files with nibabel, in turns; imports apart, which
 take a build about 1.3 s once. Memory: what a worker's peak adds to its start, in volumes (bytes of the largest scan).

@@ -1,11 +1,10 @@
 """Options that would be read by nobody: they are refused, since whoever sets one believes that it does something."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
-if TYPE_CHECKING:
-    from scanfoundry.finetune.config.study import FinetuneConfig
+Study = Any  # a `FinetuneConfig`, whose module imports this one
 
 LORA = {"lora.rank", "lora.alpha", "lora.dropout"}
 PROBE = {"probe.views", "probe.neighbours", "probe.temperature", "probe.steps", "probe.heads"}
@@ -19,7 +18,7 @@ OF_PROBE = {  # option: the recipes that read it
 LOOKS = ("validation.checks", "validation.patience", "validation.postprocess", "validation.calibrate")
 
 
-def check_no_unread_options(config: "FinetuneConfig") -> None:
+def check_no_unread_options(config: Study) -> None:
     """ValueError, for the configuration to refuse, where an option differs from its default and nobody reads it."""
     changed = set(_changed(config))
     for key, reason in _idle(config):
@@ -27,7 +26,7 @@ def check_no_unread_options(config: "FinetuneConfig") -> None:
             raise ValueError(f"{key} does nothing here: {reason}; leave it out")
 
 
-def _idle(config: "FinetuneConfig") -> list[tuple[str, str]]:
+def _idle(config: Study) -> list[tuple[str, str]]:
     recipes = set(config.recipes)
     found = [(key, "it is for recipe 'lora'") for key in sorted(LORA) if "lora" not in recipes]
     found += [(key, f"it is for recipe {' and '.join(sorted(OF_PROBE[key]))}") for key in sorted(PROBE)

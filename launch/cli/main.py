@@ -111,7 +111,7 @@ def predict(
 
     The same command goes on where it was stopped. Exit code 3: some inputs could not be predicted, see the table.
     """
-    from scanfoundry.finetune.predict.prediction import predict as run_predict
+    from scanfoundry.finetune.predict import predict as run_predict
 
     written = run_predict(model, input, out, device, format, probabilities, uncertainty, force=force)
     print(f"{len(written)} files in {out}")
