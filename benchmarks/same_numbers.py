@@ -1,6 +1,6 @@
 """Every number of two checkouts side by side: shards, losses, weights and studies have to be equal, bit for bit.
 
-command: python benchmarks/same_numbers.py --before ../base/.venv/bin/python --data ../shared/data --work runs/same
+command: python benchmarks/same_numbers.py --before ../base/.venv/bin/python --data DATA --work runs/same
 Both checkouts have their own `make install`, and only their command line is used, whatever the command is called and
 wherever its modules lie. Both sides run the same words in turn, each in a folder of its own, on one thread.
 Builds: sha256 of every file of a data set; in manifest.json the word scanfoundry is read as scanforge, and nothing else
