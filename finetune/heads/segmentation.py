@@ -43,6 +43,7 @@ class LightDecoder(SegmentationNetwork):
     def __init__(self, encoder: Encoder, n_labels: int, is_2d: bool) -> None:
         super().__init__()
         self.encoder = encoder
+        self.deep_supervision = False
         self.scales = list(_doublings(encoder.feature_strides(is_2d)[-1]))
         kernel = (1, 3, 3) if is_2d else (3, 3, 3)
         self.project = nn.Conv3d(encoder.feature_channels[-1], WIDTH, 1)

@@ -30,6 +30,12 @@ def the_same_patients_each_time(site_key_file, fixed_key, monkeypatch):
     monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(fixed_key("resuming")))
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Drawing it takes a third of such small studies, and it is drawn from the results."""
+    monkeypatch.setattr("scanfoundry.finetune.run_study.write_report", lambda folder, *_: folder / "report.html")
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     config = ResEncConfig.model_validate(TINY)
