@@ -31,7 +31,7 @@ from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.config.recipes import Head, ProbeConfig
 from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig, ValidationConfig
-from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.registry import added_metrics
 from scanfoundry.finetune.metrics.weighted import Record

@@ -1,7 +1,7 @@
 """The whole MedNeXt (Roy et al. 2023, arXiv 2303.09975): encoder, decoder with sum skips, five outputs."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,26 @@ from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.mednext.blocks import LEVELS, Expansion, block_stage, encoder_features, encoder_stages
+from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 
-if TYPE_CHECKING:
-    from scanfoundry.backbones.mednext.encoder import MedNeXtEncoder
+
+class Sizes(Protocol):
+    """What a `MedNeXtConfig` says of the nine stages and five levels of the network."""
+
+    kernel: int
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Feature channels of the five levels, finest first."""
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Expansion ratios of the nine stages, along the network."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks in each of the nine stages, along the network."""
 
 
 class DepthFreeConvTranspose3d(nn.ConvTranspose3d):
@@ -67,9 +83,10 @@ class MedNeXt(UNet):
 
     dummy_tensor: Tensor
 
-    def __init__(self, encoder: "MedNeXtEncoder", num_classes: int, deep_supervision: bool = False) -> None:
+    def __init__(self, encoder: Encoder, num_classes: int, deep_supervision: bool = False) -> None:
         super().__init__()
-        self.config = config = encoder.config
+        self.config = encoder.config
+        config = cast(Sizes, encoder.config)
         self.deep_supervision = deep_supervision
         for name, part in encoder.named_children():
             self.add_module(name, part)

@@ -18,8 +18,8 @@ from scanfoundry.finetune.cases.volumes import read_numbers
 from scanfoundry.finetune.checks.findings import findings
 from scanfoundry.finetune.checks.meaning import check_plausible_findings, decide
 from scanfoundry.finetune.checks.seen import Seen
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsMasks
+from scanfoundry.finetune.config.tasks.registry import Task
 
 
 @dataclass

@@ -12,8 +12,7 @@ from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.datasets.modality import Modality
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.recipes import PROBES, Arm, LoraConfig, ProbeConfig, RecipeName
-from scanfoundry.finetune.config.tasks.base import Task
-from scanfoundry.finetune.config.tasks.registry import tasks
+from scanfoundry.finetune.config.tasks.registry import Task, tasks
 from scanfoundry.finetune.config.time import Seconds
 from scanfoundry.finetune.config.unread_options import check_no_unread_options
 

@@ -14,8 +14,8 @@ from scanfoundry.datasets.readers import ReadError, Scan, file_source, scans_of
 from scanfoundry.datasets.readers.arrays import STACK
 from scanfoundry.datasets.readers.label_values import as_drawn
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsColumn
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 
 _ANY = ("class", "label", "value")  # what the one label of an archive may be called

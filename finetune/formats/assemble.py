@@ -15,8 +15,8 @@ from scanfoundry.finetune.cases.cases import UNLABELLED, Case, CaseList, Labelle
 from scanfoundry.finetune.cases.modality import modalities_of
 from scanfoundry.finetune.cases.sources import for_its_numbers, mask_files
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsClasses, ReadsMasks, ReadsValues
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.spelling import among
 from scanfoundry.finetune.formats.values import class_of_each, one_class_each, value_of_each
 

@@ -15,8 +15,8 @@ from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.modality import modality_named
 from scanfoundry.finetune.cases.sources import FileScan
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsColumn, ReadsMasks
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 from scanfoundry.finetune.formats.folders import Scans, item_of, scans_below
 from scanfoundry.finetune.formats.missing import complete

@@ -12,7 +12,7 @@ from scanfoundry.datasets.shards.format import MANIFEST
 from scanfoundry.datasets.storage.address import is_url
 from scanfoundry.finetune.cases.cases import CaseList
 from scanfoundry.finetune.config.study import Format, LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.archive import read_archive
 from scanfoundry.finetune.formats.assemble import Gathered, assemble
 from scanfoundry.finetune.formats.dataset_json import read_dataset_json

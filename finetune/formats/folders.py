@@ -17,8 +17,8 @@ from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.sources import FileScan
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsBoxes, ReadsColumn
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem, labelled
 from scanfoundry.finetune.formats.missing import complete
 

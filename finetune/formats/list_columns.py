@@ -7,8 +7,8 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.labels.tables.rows import column_named, listed
 from scanfoundry.datasets.readers import SUFFIXES, suffix_of
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsColumn
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.entries import Entries
 
 # The first that is there; else all 'image_...' are channels.

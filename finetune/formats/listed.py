@@ -13,8 +13,8 @@ from scanfoundry.datasets.labels.tables.rows import column_named
 from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.sources import scan_file
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsColumn
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 from scanfoundry.finetune.formats.entries import SPLITS, Entries, Entry, paths_of, read_entries, text_of
 from scanfoundry.finetune.formats.list_columns import image_columns, label_column, patient_column

@@ -11,8 +11,8 @@ from scanfoundry.datasets.readers import find_scans
 from scanfoundry.datasets.readers.paths import cases_of, split_pattern
 from scanfoundry.finetune.cases.sources import FileScan, scan_file
 from scanfoundry.finetune.config.study import LabelledData
-from scanfoundry.finetune.config.tasks.base import Task
 from scanfoundry.finetune.config.tasks.labels import ReadsColumn
+from scanfoundry.finetune.config.tasks.registry import Task
 from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem, labelled
 from scanfoundry.finetune.formats.folders import label_book, scans_below
 from scanfoundry.finetune.formats.missing import complete

@@ -1,17 +1,11 @@
 """What every task declares of itself: its options, and which options of a study it reads."""
 
-from collections.abc import Mapping
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, ClassVar
-
-from pydantic import Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.loss import LossConfig
-from scanfoundry.finetune.config.tasks.registry import tasks
 
 NO_LABEL_MAPS = {"validation.postprocess": "only label maps have components to remove"}
 NO_PROBABILITIES = {"validation.calibrate": "a {task} has no probabilities of classes to calibrate"}
@@ -43,6 +37,7 @@ class TaskConfig(Config):
     windows: ClassVar[bool] = False
     label_files: ClassVar[tuple[str, ...]] = ()
     pipeline_tag: ClassVar[str | None] = None
+    registered: ClassVar[Callable[[], tuple[type["TaskConfig"], ...]]]  # all of them; the registry sets it
 
     def check_loss(self, loss: LossConfig) -> None:
         """Check that the task reads every option of the loss that differs from its default.
@@ -58,21 +53,6 @@ class TaskConfig(Config):
             raise UserError(f"loss.{unread[0]} has no meaning for {self.name} (it reads: {known}); leave it out")
 
     @classmethod
-    def kinds(cls) -> tuple[type[Config], ...]:
+    def kinds(cls) -> tuple[type["TaskConfig"], ...]:
         """Of the base class the configurations of all registered tasks; else the class itself."""
-        return tuple(parts.config for parts in tasks().values()) if cls is TaskConfig else (cls,)
-
-
-class _ByName:
-    """Makes a field of `TaskConfig` the union of the registered tasks, told apart by their names.
-
-    The registry is read when the schema is built. Whoever has such a field defers that to the first use
-    (`defer_build`): a plug-in may then import everything, also the class that has the field.
-    """
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        union = reduce(or_, TaskConfig.kinds())
-        return handler.generate_schema(Annotated[union, Field(discriminator="name")])
-
-
-Task = Annotated[TaskConfig, _ByName()]
+        return cls.registered() if cls is TaskConfig else (cls,)

@@ -1,15 +1,17 @@
 """The tasks: one line for each, and those that plug-ins add."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from operator import or_
+from typing import Annotated, Any
+
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.plugins import plugins
-
-if TYPE_CHECKING:
-    from scanfoundry.finetune.config.tasks.base import TaskConfig
+from scanfoundry.finetune.config.tasks.base import TaskConfig
 
 PACKAGE = "scanfoundry.finetune"
 # Of each task its configuration and its adapter, as module:attribute; a plug-in ("task") may give the classes.
@@ -25,7 +27,7 @@ TASKS = (
 class TaskParts:
     """One line of the registry: the configuration of a task, and its adapter, which is imported on demand."""
 
-    config: "type[TaskConfig]"
+    config: type[TaskConfig]
     _adapter: Any
 
     @property
@@ -60,3 +62,25 @@ def resolve(place: Any) -> Any:
         return place
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _configurations() -> tuple[type[TaskConfig], ...]:
+    return tuple(parts.config for parts in tasks().values())
+
+
+TaskConfig.registered = staticmethod(_configurations)
+
+
+class _ByName:
+    """Makes a field of `TaskConfig` the union of the registered tasks, told apart by their names.
+
+    The registry is read when the schema is built. Whoever has such a field defers that to the first use
+    (`defer_build`): a plug-in may then import everything, also the class that has the field.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        union = reduce(or_, TaskConfig.kinds())
+        return handler.generate_schema(Annotated[union, Field(discriminator="name")])
+
+
+Task = Annotated[TaskConfig, _ByName()]
