@@ -8,7 +8,7 @@ half the window of a CT.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from scanfoundry.configs.base import Config
 
@@ -247,6 +247,14 @@ class Transforms(Config):
     def over(self, below: "Transforms") -> "Transforms":
         """`below` with those switches replaced that were set here, to null or to a transform."""
         return below.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+    @model_serializer(mode="wrap")
+    def _set_here(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only the switches that were set here: a null that nobody wrote would switch off the preset's, once reloaded.
+
+        A launched run, and whoever takes the `config.yaml` of a run, reads what was dumped.
+        """
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
 
 
 # Every transform and its place in a sample's draws: a new one belongs at the end, or all draws change.

@@ -34,6 +34,22 @@ def test_what_the_user_sets_goes_over_the_preset():
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"preset": "strong"},
+        {"preset": "mild", "default": {"blur": None}, "modalities": {"ct": {"window": None}, "us": {"speckle": {}}}},
+        {"default": {"noise": {}}},
+    ],
+)
+def test_a_dump_read_again_is_the_same_augmentation(settings: dict):
+    # A launched run reads the dump of the configuration: all switches of the preset were off in it.
+    config = AugmentConfig.model_validate(settings)
+    again = AugmentConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    assert all(again.of(modality) == config.of(modality) for modality in ("ct", "mr", "us", "xray"))
+
+
+@pytest.mark.parametrize(
     ("settings", "reason"),
     [
         ({"modalities": {"ct": {"invert": {}}}}, "never inverted"),
