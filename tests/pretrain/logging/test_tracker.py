@@ -39,7 +39,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def tracker(run_dir: Path, said: Said, resumed: int = 0, settings: dict | None = None, **config) -> Tracker:
     run_dir.mkdir(exist_ok=True)
     found = Tracker(run_dir, WandbConfig(**config), settings or {}, resumed, 100, True)
-    found._display.say = said.append
+    found._display.info = said.append
     return found
 
 
