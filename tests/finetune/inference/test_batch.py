@@ -132,17 +132,17 @@ def stopped_after(monkeypatch, count):
     from scanfoundry.finetune.predict.writing import Writer
 
     left = [count]
-    put = Writer._put
+    put = Writer.put
 
-    def _put(self, item, scan, suffix, write):
+    def put_or_stop(self, origin, ending, write):
         if left[0] == 0:
-            self.intend(self.out / f"{item.name}{suffix}")
-            (self.out / f"{item.name}{suffix}").write_bytes(b"half")
+            self.intend(self.out / f"{origin.item.name}{ending}")
+            (self.out / f"{origin.item.name}{ending}").write_bytes(b"half")
             raise Stop
         left[0] -= 1
-        return put(self, item, scan, suffix, write)
+        return put(self, origin, ending, write)
 
-    monkeypatch.setattr(Writer, "_put", _put)
+    monkeypatch.setattr(Writer, "put", put_or_stop)
     return nifti
 
 
