@@ -5,7 +5,7 @@ Both checkouts have their own `make install`, and only their command line is use
 wherever its modules lie. Both sides run the same words in turn, each in a folder of its own, on one thread.
 Builds: sha256 of every file of a data set; in manifest.json the word scanfoundry is read as scanforge, and nothing else
 is changed. Runs: every number of every step, as text, and the bytes of every released tensor. Studies: the same of
-results.json and of the kept model. Left out: times, rates and memory (TIMES), and the versions of packages. The files
+results.json and of the kept model. Left out (LEFT_OUT): times, rates, memory, versions of packages, digests of trials. The files
 model.json, config.yaml and the checkpoints, which name software and folders, are not compared.
 """
 
@@ -25,7 +25,8 @@ from typing import Any
 from record import record
 
 NAMES = ("scanfoundry", "scanforge")  # of the command; the first one that lies beside the interpreter
-TIMES = {"samples_per_second", "data_wait", "memory_gib", "seconds", "spent", "versions"}  # last words of names
+# Names that are left out, by their last word. `minutes` is an option that went; a trial's digest is of its options too.
+LEFT_OUT = {"samples_per_second", "data_wait", "memory_gib", "seconds", "spent", "versions", "digest", "minutes"}
 Facts = dict[str, str]  # what is compared, by name
 
 SCANS, IMAGES = "{data}/msd_task04_hippocampus", "{data}/busi_breast_ultrasound"  # {data}: the folder of real scans
@@ -108,8 +109,8 @@ def of_files(folder: Path) -> Facts:
 
 
 def leaves(value: Any, name: str) -> Facts:
-    """Every number, text and empty container below `value` by its place, without those of TIMES."""
-    if name.rpartition("/")[2] in TIMES:
+    """Every number, text and empty container below `value` by its place, without those of LEFT_OUT."""
+    if name.rpartition("/")[2] in LEFT_OUT:
         return {}
     if isinstance(value, dict | list) and value:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
@@ -197,7 +198,7 @@ def main() -> None:
         side: {"command": path.name, "commit": commit_of(path), "cpu_seconds": round(seconds[side])}
         for side, path in commands.items()
     }
-    record("same_numbers", {"sides": sides, "left out": sorted(TIMES), "items": items})
+    record("same_numbers", {"sides": sides, "left out": sorted(LEFT_OUT), "items": items})
     sys.exit(any(item["different"] for item in items.values()))
 
 

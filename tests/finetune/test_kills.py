@@ -151,6 +151,7 @@ def work(events):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kills_and_full_disks_cost_nothing(lives, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert lives.live(straight)[:2] == (False, 0)
