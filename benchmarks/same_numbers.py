@@ -5,8 +5,9 @@ Both checkouts have their own `make install`, and only their command line is use
 wherever its modules lie. Both sides run the same words in turn, each in a folder of its own, on one thread.
 Builds: sha256 of every file of a data set; in manifest.json the word scanfoundry is read as scanforge, and nothing else
 is changed. Runs: every number of every step, as text, and the bytes of every released tensor. Studies: the same of
-results.json and of the kept model. Left out (LEFT_OUT): times, rates, memory, versions of packages, digests of trials. The files
-model.json, config.yaml and the checkpoints, which name software and folders, are not compared.
+results.json and of the kept model. Left out (LEFT_OUT): times, rates, memory, versions of
+packages, digests of trials. The files model.json, config.yaml and the checkpoints name software and folders: they are
+not compared.
 """
 
 import argparse
