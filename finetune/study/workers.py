@@ -34,6 +34,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "scanfoundry.finetune.study.worker", with_pipes.model_dump_json()],
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},  # `-m` would find modules of the folder that we are in first
                 pass_fds=[remote.fileno(), alive],
                 start_new_session=True,  # Ctrl-C is for the parent, which passes it on once
             )

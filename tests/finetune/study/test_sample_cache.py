@@ -229,8 +229,8 @@ def test_a_sample_of_a_plug_in_that_holds_more_is_not_stored():
         pack(Sample(torch.zeros(1, 2, 2, 2), np.float32(0), (2, 2, 2), (1.0, 1.0, 1.0), "", 1, 1), None)
 
 
-def test_a_file_that_another_process_just_renamed_is_no_full_disk(cached, monkeypatch):
-    cache, reader, adapter, settled, lines = cached("segmentation")
+def test_a_file_that_another_process_just_renamed_is_no_full_disk(cached):
+    cache, reader, _, settled, lines = cached("segmentation")
     reader.labelled(settled.sides.test[0])
     (cache._folder / ".x-y.1.part").symlink_to(cache._folder / "gone")
     reader.labelled(settled.sides.test[1])

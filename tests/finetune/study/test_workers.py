@@ -80,7 +80,10 @@ def test_a_mistake_in_one_process_ends_the_study(small, monkeypatch):
         run(broken)
 
 
-def test_a_worker_ends_with_the_process_that_started_it(small):
+def test_a_worker_ends_with_the_process_that_started_it(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yaml.py").write_text("raise SystemExit('a module of the folder that we are in')\n")
     config = small()
     prepare(config)
     claim(config)
