@@ -46,18 +46,28 @@ def plugins(kind: str) -> list[Any]:
 
 
 def plugin_files() -> list[Path]:
-    """The files of all plug-ins, in the order in which they are named."""
-    return [Path(module.__file__) for module in _modules() if module.__file__ is not None]
+    """The files of all plug-ins, in the order in which they are named; none is imported."""
+    installed = [_origin(entry.module) for entry in entry_points(group=GROUP)]
+    return [*_named(), *(path for path in installed if path is not None)]
+
+
+def _named() -> list[Path]:
+    """The files of the environment variable, each once."""
+    return list(dict.fromkeys(Path(path) for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path))
+
+
+def _origin(module: str) -> Path | None:
+    spec = _told(module, importlib.util.find_spec, module)
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 @cache
-def _modules(kind: str | None = None) -> list[ModuleType]:
-    """The plug-ins that add something of a kind, or all of them."""
-    named = dict.fromkeys(Path(path) for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path)
-    found = [_from_file(path) for path in named if _may_add(kind, path)]
+def _modules(kind: str) -> list[ModuleType]:
+    """The plug-ins that add something of a kind."""
+    found = [_from_file(path) for path in _named() if _may_add(kind, path)]
     for entry in entry_points(group=GROUP):
-        spec = _told(entry.module, importlib.util.find_spec, entry.module)
-        if spec is None or spec.origin is None or _may_add(kind, Path(spec.origin)):
+        origin = _origin(entry.module)
+        if origin is None or _may_add(kind, origin):
             found.append(_told(entry.module, importlib.import_module, entry.module))
     for module in found:
         _check(module)
@@ -74,7 +84,7 @@ def _check(module: ModuleType) -> None:
         raise UserError(f"{module.__file__}: PLUGINS has '{unknown[0]}'; the kinds are {', '.join(KINDS)}")
 
 
-def _may_add(kind: str | None, path: Path) -> bool:
+def _may_add(kind: str, path: Path) -> bool:
     """Whether the keys of `PLUGINS`, as they are written in a file, have the kind, or one that does not exist; where
     they cannot be read without running the file, any."""
     try:
@@ -86,7 +96,7 @@ def _may_add(kind: str | None, path: Path) -> bool:
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             if ast.unparse(target) == "PLUGINS":
                 keys = [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
-                return kind in (None, *keys) or len(keys) < len(node.value.keys) or not set(keys) <= set(KINDS)
+                return kind in keys or len(keys) < len(node.value.keys) or not set(keys) <= set(KINDS)
     return True
 
 

@@ -57,6 +57,13 @@ def test_an_annotated_dictionary_is_read_too(tmp_path: Path):
     assert done.stdout == "imported\n[] ['t']\n", done.stderr
 
 
+def test_the_files_are_known_without_an_import(tmp_path: Path):
+    """A study's digest is of all plug-ins, also of those whose libraries it does without."""
+    (tmp_path / "toy.py").write_text("import nobody_has_this\nPLUGINS = {'objective': []}\n")
+    done = asked(tmp_path / "toy.py", "from scanfoundry.configs.plugins import plugin_files\nprint(plugin_files())")
+    assert done.stdout.strip() == str([tmp_path / "toy.py"]), done.stderr
+
+
 def test_a_file_that_needs_what_it_adds_is_told_so(tmp_path: Path):
     text = "from scanfoundry.configs.plugins import plugins\nplugins('format')\nPLUGINS = {'format': [], 'task': []}\n"
     (tmp_path / "toy.py").write_text(text)
