@@ -175,7 +175,10 @@ def _check_spacing(case: Case, scan: Scan) -> None:
 
 def _header(scan: Scan | None) -> tuple[object, ...]:
     """What of a scan decides how it is read, apart from its voxels."""
-    return () if scan is None else (scan.spacing, scan.orientation, scan.affine, scan.modality, scan.frames)
+    if scan is None:
+        return (None,)
+    form = scan.voxels.shape, scan.voxels.dtype.str  # without which bytes may be those of other voxels
+    return (*form, scan.spacing, scan.orientation, scan.affine, scan.modality, scan.frames)
 
 
 def _digest(parts: Sequence[object]) -> int:

@@ -19,7 +19,7 @@ class Seen:
     sources  what to call each of them
     images   whether all are pictures; cut: how many were cut at half
     greys    places of the maps of lossy files that are not clearly black and white
-    runs     see `values.runs_of`, over all maps of many values
+    runs     see `grey_levels.runs_of`, over all maps of many values
     colours  of each value that was drawn by a palette, and where first; other: of which value and where another was
     """
 

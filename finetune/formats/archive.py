@@ -130,7 +130,8 @@ def _column(path: Path, known: Sequence[dict[str, str | float]], task: ReadsColu
         )
     if task.label_column in names:
         return task.label_column
-    if names == ["label"] and (task.label_column in _ANY or "label_column" not in task.model_fields_set):
+    untold = type(task).model_fields["label_column"].default  # as it stands in a run folder, where all is told
+    if names == ["label"] and task.label_column in (*_ANY, untold):
         return "label"
     if names == ["label"]:
         raise UserError(f"{path} has no labels '{task.label_column}': leave out task.label_column")

@@ -134,7 +134,7 @@ class TrialRunner:
             self._setup(name),
             self._budget,
             samples,
-            FeatureStore(self._features(trial)),
+            self._features(trial),
             TrainProgress(shown.step),
             shown.tested,
             saved,
@@ -152,10 +152,12 @@ class TrialRunner:
         settings = config.schedule, config.augmentation, config.validation, config.self_training
         return TrainSetup(name.arm, name.seed, *settings, self._device)
 
-    def _features(self, trial: Trial) -> Path | None:
-        """The folder of frozen features of this checkpoint at this plan, which all trials share."""
+    def _features(self, trial: Trial) -> FeatureStore:
+        """The frozen features of this checkpoint at this plan, which all trials share."""
         if trial.name.arm.recipe not in PROBES:
-            return None
-        study = self._study
+            return FeatureStore(None)
+        study, checked = self._study, self._study.checked
         decided = (study.spec.model_dump_json(), study.config.augmentation.model_dump_json())
-        return study.config.run_dir / "features" / digest_of(trial.origin, *decided)
+        folder = study.config.run_dir / "features" / digest_of(trial.origin, with_code("\n".join(decided)))
+        contents = {key: f"{digest:08x}{checked.headers[key]:08x}" for key, digest in checked.digests.items()}
+        return FeatureStore(folder, contents)

@@ -90,8 +90,8 @@ class SampleCache:
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            used = sum(each.stat().st_size for each in path.parent.iterdir())
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # whole scans are for nobody else
+            used = sum(map(_size, path.parent.iterdir()))
             if used + len(content) > self._limit:
                 self._stop(f"{path.parent} is full at {used / GB:.1f} GB (sample_cache_gb)")
             elif shutil.disk_usage(path.parent).free - len(content) < RESERVE:
@@ -124,6 +124,14 @@ class SampleReader:
 def _digest_of_plan(spec: Spec) -> str:
     """Of all that decides how cases are read, and of the code that reads them."""
     return _short(with_code(json.dumps(spec.model_dump(mode="json", exclude=_LATER), sort_keys=True)))
+
+
+def _size(path: Path) -> int:
+    """0 where another process has just renamed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _short(text: str) -> str:

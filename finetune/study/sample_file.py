@@ -22,7 +22,7 @@ TargetType = Callable[..., Any] | None
 
 
 class NotStorable(Exception):
-    """The target of a sample is of a kind that this file format does not know."""
+    """A sample, of a plug-in's task, holds what this file format does not know."""
 
 
 def pack(sample: Sample[Any], target_type: TargetType) -> bytes:
@@ -33,8 +33,11 @@ def pack(sample: Sample[Any], target_type: TargetType) -> bytes:
         target_type: of targets that are named tuples of arrays, their class.
 
     Raises:
-        NotStorable: the target is neither a number, an array nor a `target_type`.
+        NotStorable: the target is neither a number, an array nor a `target_type`, or the sample is more than a
+            `Sample`.
     """
+    if type(sample) is not Sample:
+        raise NotStorable(type(sample).__name__)
     frames: list[bytes] = []
     same = sample.target is sample.truth
     header = {
@@ -45,7 +48,10 @@ def pack(sample: Sample[Any], target_type: TargetType) -> bytes:
         "target": None if same else _put_target(sample.target, target_type, frames),
         "same": same,
     }
-    text = json.dumps(header).encode()
+    try:
+        text = json.dumps(header).encode()
+    except TypeError as error:
+        raise NotStorable(str(error)) from error
     body = struct.pack("<I", len(text)) + text + b"".join(frames)
     return struct.pack("<I", zlib.crc32(body)) + body
 
@@ -100,6 +106,8 @@ def _target(entry: dict[str, Any], target_type: TargetType, frames: memoryview) 
 def _put(array: npt.NDArray[Any], frames: list[bytes]) -> dict[str, Any]:
     """Appends a frame; returns what else is needed to make the same array of it, its order in memory included: sums
     are computed in that order."""
+    if array.dtype.kind not in "biufcSU":  # such as addresses of objects
+        raise NotStorable(str(array.dtype))
     axes = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
     flat = np.ascontiguousarray(array.transpose(axes))
     where = sum(map(len, frames))

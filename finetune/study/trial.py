@@ -72,7 +72,7 @@ def digest_of_trial(
         spec: the specification of all its models.
         arm: the arm of the trial.
         cases: the cases of the trial.
-        checked: the checksums of their content.
+        checked: the checksums of their content and of their headers.
         weights: the checksum of the checkpoint, or an empty string.
     """
     others = {
@@ -83,9 +83,9 @@ def digest_of_trial(
         config.model_dump(mode="json", exclude=others),
         spec.model_dump(mode="json", exclude={"profiles"}),  # they decide what is predicted on, and no result
         arm.name,
-        sorted((case.key, checked.digests[case.key]) for case in cases.train),
-        sorted((case.key, checked.digests[case.key]) for case in cases.test),
-        sorted((case.key, checked.scan_digests[case.key]) for case in cases.unlabelled),
+        sorted((case.key, checked.digests[case.key], checked.headers[case.key]) for case in cases.train),
+        sorted((case.key, checked.digests[case.key], checked.headers[case.key]) for case in cases.test),
+        sorted((case.key, checked.scan_digests[case.key], checked.headers[case.key]) for case in cases.unlabelled),
         weights,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -34,6 +34,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "scanfoundry.finetune.study.worker", with_pipes.model_dump_json()],
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},  # `-m` would find modules of the folder that we are in first
                 pass_fds=[remote.fileno(), alive],
                 start_new_session=True,  # Ctrl-C is for the parent, which passes it on once
             )
@@ -71,10 +72,10 @@ class Workers:
     """
 
     def __init__(self, job: Job, count: int, stop: Stop, display: StudyDisplay) -> None:
-        self._stop, self._display = stop, display
+        self._job, self._count, self._stop, self._display = job, count, stop, display
         self._ends: list[str] = []  # what workers that were stopped have saved
         self._error: Exception | None = None
-        self._running = [Worker(job) for _ in range(count)]
+        self._running: list[Worker] = []
 
     def run(self) -> None:
         """Wait until all have ended. Trials may be left, where a worker was killed.
@@ -85,7 +86,9 @@ class Workers:
         """
         passed_on = False
         try:
-            with self._stop.soon():
+            with self._stop.soon():  # from the first one on: none is left behind by a signal in between
+                for _ in range(self._count):
+                    self._running.append(Worker(self._job))
                 while self._running:
                     if not passed_on and (self._stop.asked is not None or self._error is not None):
                         passed_on = True

@@ -1,7 +1,7 @@
 """Features of a frozen encoder, computed once for each scan and kept beside the run: a CPU is then enough."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,18 @@ class FeatureStore:
 
     Args:
         folder: of one encoder at one plan; None keeps nothing.
+        contents: by key of a case, a checksum of its scan. A name begins with a key: features of a scan that was
+            changed since are computed again.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, contents: Mapping[str, str] | None = None) -> None:
+        self._folder, self._contents = folder, contents or {}
         self.computed = 0
 
     def get(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """The features of `name`; `compute` gives them where they are not there yet."""
-        path = None if self._folder is None else self._folder / f"{name}.npy"
+        content = self._contents.get(name.partition("-")[0])
+        path = None if self._folder is None else self._folder / f"{name}{f'-{content}' if content else ''}.npy"
         if path is not None and path.exists():
             try:
                 return torch.from_numpy(np.load(path))

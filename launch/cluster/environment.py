@@ -4,6 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
+from scanfoundry.configs.plugins import VARIABLE
 from scanfoundry.launch.cluster.options import ClusterConfig
 
 DEFAULTS = {
@@ -21,6 +22,8 @@ def exports(config: ClusterConfig, code: Path | None) -> dict[str, str]:
     """
     found = {"OMP_NUM_THREADS": str(config.cpus_per_task), **DEFAULTS}
     found = {name: os.environ.get(name, value) for name, value in found.items()} | config.env
+    if named := os.environ.get(VARIABLE):  # also where a site's scheduler takes no environment along
+        found.setdefault(VARIABLE, os.pathsep.join(os.path.abspath(path) for path in named.split(os.pathsep) if path))
     if code is not None:
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     return found

@@ -36,3 +36,36 @@ def test_a_file_is_imported_for_what_it_adds_and_for_nothing_else(tmp_path: Path
     (tmp_path / "toy.py").write_text("print('imported')\nPLUGINS = {'task': ['t']}\n")
     done = asked(tmp_path / "toy.py", "print(plugins('backbone'), plugins('task'), plugins('task'))")
     assert done.stdout == "imported\n[] ['t'] ['t']\n", done.stderr
+
+
+def test_what_would_add_nothing_is_a_mistake(tmp_path: Path):
+    catch = "try:\n    print(plugins('metric'))\nexcept UserError as error:\n    print(error)\n"
+    for number, text in enumerate(("PLUGIN = {}", "PLUGINS = []", "PLUGINS = {'metric': 'm'}")):
+        (tmp_path / f"odd{number}.py").write_text(text)
+        assert "has a dictionary PLUGINS = {kind: [entries]}" in asked(tmp_path / f"odd{number}.py", catch).stdout
+    (tmp_path / "other").mkdir()
+    for folder in (tmp_path, tmp_path / "other"):
+        (folder / "toy.py").write_text("PLUGINS = {'metric': [1]}")
+    named = [str(tmp_path / "toy.py"), str(tmp_path / "other" / "toy.py")]
+    assert "names two files toy.py" in asked(os.pathsep.join(named), catch).stdout
+    assert asked(os.pathsep.join(named[:1] * 2), catch).stdout == "[1]\n"
+
+
+def test_an_annotated_dictionary_is_read_too(tmp_path: Path):
+    (tmp_path / "toy.py").write_text("print('imported')\nPLUGINS: dict[str, list[str]] = {'task': ['t']}\n")
+    done = asked(tmp_path / "toy.py", "print(plugins('backbone'), plugins('task'))")
+    assert done.stdout == "imported\n[] ['t']\n", done.stderr
+
+
+def test_the_files_are_known_without_an_import(tmp_path: Path):
+    """A study's digest is of all plug-ins, also of those whose libraries it does without."""
+    (tmp_path / "toy.py").write_text("import nobody_has_this\nPLUGINS = {'objective': []}\n")
+    done = asked(tmp_path / "toy.py", "from scanfoundry.configs.plugins import plugin_files\nprint(plugin_files())")
+    assert done.stdout.strip() == str([tmp_path / "toy.py"]), done.stderr
+
+
+def test_a_file_that_needs_what_it_adds_is_told_so(tmp_path: Path):
+    text = "from scanfoundry.configs.plugins import plugins\nplugins('format')\nPLUGINS = {'format': [], 'task': []}\n"
+    (tmp_path / "toy.py").write_text(text)
+    done = asked(tmp_path / "toy.py", "try:\n    plugins('task')\nexcept UserError as error:\n    print(error)\n")
+    assert "into a file of its own" in done.stdout

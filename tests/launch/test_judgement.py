@@ -110,6 +110,13 @@ def test_the_users_own_variables_win_over_defaults_and_the_sites_over_both(monke
     assert exports(ClusterConfig(), None)["PYTHONSAFEPATH"] == "1"
 
 
+def test_a_job_finds_the_plug_ins_by_paths_of_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCANFOUNDRY_PLUGINS", "toy.py:/other/toy2.py")
+    assert exports(ClusterConfig(), None)["SCANFOUNDRY_PLUGINS"] == f"{tmp_path / 'toy.py'}:/other/toy2.py"
+    assert exports(ClusterConfig(env={"SCANFOUNDRY_PLUGINS": "/a.py"}), None)["SCANFOUNDRY_PLUGINS"] == "/a.py"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -146,3 +146,15 @@ def test_measured_values_are_no_classes(tmp_path):
         found(saved(tmp_path, images=images, labels=np.arange(30) / 7))
     with pytest.raises(UserError, match="has no labels 'grade': leave out"):
         found(saved(tmp_path, images=IMAGES, labels=np.arange(4)), ClassificationTask(label_column="grade"))
+
+
+class _Grade(RegressionTask):
+    """A plug-in's task whose column has another name than ours."""
+
+    label_column: str = "grade"
+
+
+def test_a_default_that_was_written_down_is_still_a_default(tmp_path):
+    path = saved(tmp_path, images=IMAGES, labels=np.arange(4) / 3)
+    for task in (_Grade(), _Grade.model_validate(_Grade().model_dump(mode="json"))):  # as a worker reads it
+        assert [case.target for case in found(path, task).cases] == pytest.approx([0, 1 / 3, 2 / 3, 1])

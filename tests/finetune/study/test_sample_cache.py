@@ -1,9 +1,11 @@
 """A case is read once for all trials of a study, and what is read from the cache is what was read from the file."""
 
 import json
+import shutil
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,8 @@ from scanfoundry.finetune.study import sample_cache
 from scanfoundry.finetune.study.sample_cache import SAMPLES, SampleCache
 from scanfoundry.finetune.study.sample_file import NotStorable, pack, unpack
 from scanfoundry.finetune.study.specification import surveyed
+from scanfoundry.finetune.study.split import trial_cases
+from scanfoundry.finetune.study.trial import digest_of_trial
 from scanfoundry.finetune.task import Sample
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
@@ -188,3 +192,48 @@ def test_a_case_is_read_once_however_many_trials_there_are(study, volumes, slice
     assert without_times(kept.results) == without_times(plain.results)
     weights = [(each.run_dir / "model.safetensors").read_bytes() for each in (kept, plain)]
     assert weights[0] == weights[1]
+
+
+def test_a_header_that_was_changed_changes_the_trial_and_the_sample(study, volumes, tmp_path):
+    shutil.copytree(volumes, data := tmp_path / "data")
+    config = study("segmentation", data, backbone=TINY)
+    digests, names = set(), set()
+    for _ in range(2):
+        settled = prepare(config)
+        case = settled.sides.test[0]
+        cases = trial_cases(settled.sides, 2, 0, config.self_training)
+        digests.add(digest_of_trial(config, settled.spec, config.arms[0], cases, settled.checked, ""))
+        names.add(SampleCache(tmp_path, settled.checked, 1e9, print)._name(case, settled.spec, ""))
+        file = nib.load(str(case.image))
+        nib.save(nib.Nifti1Image(file.get_fdata(dtype=np.float32), file.affine * [[1.01]]), str(case.image))
+        mask = nib.load(str(case.target))
+        nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), file.affine * [[1.01]]), str(case.target))
+    assert (len(digests), len(names)) == (2, 2)
+
+
+@pytest.mark.parametrize("target", [np.array([{}], object), np.array([(1, 2.0)], [("a", int), ("b", float)])])
+def test_arrays_that_are_more_than_numbers_are_not_stored(target):
+    sample = Sample(torch.zeros(1, 2, 2, 2), 0.0, (2, 2, 2), (1.0, 1.0, 1.0), "", target, target)
+    with pytest.raises(NotStorable):
+        pack(sample, None)
+
+
+def test_a_sample_of_a_plug_in_that_holds_more_is_not_stored():
+    @dataclass
+    class More(Sample):
+        more: int = 1
+
+    with pytest.raises(NotStorable):
+        pack(More(torch.zeros(1, 2, 2, 2), 0.0, (2, 2, 2), (1.0, 1.0, 1.0), "", 1, 1), None)
+    with pytest.raises(NotStorable):
+        pack(Sample(torch.zeros(1, 2, 2, 2), np.float32(0), (2, 2, 2), (1.0, 1.0, 1.0), "", 1, 1), None)
+
+
+def test_a_file_that_another_process_just_renamed_is_no_full_disk(cached):
+    cache, reader, _, settled, lines = cached("segmentation")
+    reader.labelled(settled.sides.test[0])
+    (cache._folder / ".x-y.1.part").symlink_to(cache._folder / "gone")
+    reader.labelled(settled.sides.test[1])
+    assert not lines
+    assert len([path for path in cache._folder.iterdir() if path.is_file()]) == 2
+    assert cache._folder.stat().st_mode & 0o077 == 0  # whole scans are for nobody else

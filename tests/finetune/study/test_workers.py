@@ -9,6 +9,7 @@ import torch
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.run_study import prepare, run
+from scanfoundry.finetune.study import workers
 from scanfoundry.finetune.study.budget import seconds_for_each
 from scanfoundry.finetune.study.claims import CLAIMS, claimed
 from scanfoundry.finetune.study.run_folder import claim
@@ -80,7 +81,27 @@ def test_a_mistake_in_one_process_ends_the_study(small, monkeypatch):
         run(broken)
 
 
-def test_a_worker_ends_with_the_process_that_started_it(small):
+def test_a_signal_between_two_starts_leaves_no_process(small, monkeypatch):
+    config, started = small(processes=2), []
+
+    class Signalled(Worker):
+        def __init__(self, job):
+            super().__init__(job)
+            started.append(self)
+            if len(started) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(workers, "Worker", Signalled)
+    with pytest.raises(Stopped):
+        run(config)
+    assert started
+    assert all(worker.process.poll() is not None for worker in started)
+
+
+def test_a_worker_ends_with_the_process_that_started_it(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yaml.py").write_text("raise SystemExit('a module of the folder that we are in')\n")
     config = small()
     prepare(config)
     claim(config)

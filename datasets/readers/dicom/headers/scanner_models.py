@@ -1,6 +1,7 @@
 """The closed list of scanner models: what a header calls its machine is kept where it is one of these, else not at all.
 
-By vendor (of `words.vendor_of`), as the machines write themselves; compared without case, blanks and punctuation but +.
+By vendor (of `vocabularies.vendor_of`), as the machines write themselves; compared without case, blanks and
+punctuation but +.
 """
 
 import re
