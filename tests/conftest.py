@@ -41,12 +41,15 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def site_key_file(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A site key of the tests' own, so that none of the user's is touched."""
-    path = tmp_path_factory.getbasetemp() / "site.key"
-    monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(path))
-    return path
+@pytest.fixture(scope="session", autouse=True)
+def site_key_file(fixed_key: Callable[[str], Path]) -> Iterator[Path]:
+    """A site key of the tests' own, so that none of the user's is touched, also by what is set up for a whole file.
+
+    It is the same each time: a random key draws other test patients, and now and then none among a few.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCANFOUNDRY_KEY_FILE", str(fixed_key("tests")))
+        yield fixed_key("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """The promises of the architecture, held against the files on disk."""
 
 import ast
+import os
 import resource
 import subprocess
 import sys
@@ -112,7 +113,8 @@ def test_tests_of_one_group_share_a_process(tmp_path: Path):
     )
     (tmp_path / "test_group.py").write_text(body)
     words = ["-m", "pytest", "-q", "--numprocesses", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # ours, not its
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     processes = [path.read_text() for path in tmp_path.glob("*.id")]
     assert len(processes) == 6

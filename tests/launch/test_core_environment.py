@@ -65,13 +65,14 @@ def python(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def scanfoundry(python, tmp_path):
+def scanfoundry(python, tmp_path, site_key_file):
     """Run a command of the bare environment."""
 
     def run(*words: str | Path) -> subprocess.CompletedProcess:
         code = "from scanfoundry.launch.cli.main import main; main()"
         environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1",
-                       "PYTHONSAFEPATH": "1", "SCANFOUNDRY_MODELS": str(tmp_path / "models")}  # fmt: skip
+                       "PYTHONSAFEPATH": "1", "SCANFOUNDRY_MODELS": str(tmp_path / "models"),
+                       "SCANFOUNDRY_KEY_FILE": str(site_key_file)}  # fmt: skip
         return subprocess.run([python, "-c", code, *map(str, words)], env=environment, cwd=tmp_path,
                               capture_output=True, text=True, timeout=280)  # fmt: skip
 
