@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import reduce
+from importlib import import_module
 from operator import or_
 from typing import Annotated, Any, TypeVar
 
@@ -33,6 +34,14 @@ def registered(kind: str, base: type[C], own: Iterable[type[C]]) -> dict[str, ty
             raise UserError(f"a plug-in adds a {kind} of the name '{name_of(added)}', which is taken; choose another")
         found[name_of(added)] = added
     return found
+
+
+def resolve(place: Any) -> Any:
+    """What 'module:attribute' names, imported now; anything that is no text as it is."""
+    if not isinstance(place, str):
+        return place
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def name_of(config: type[Config]) -> str:

@@ -11,11 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scanfoundry.backbones.models.release import sha256
 from scanfoundry.backbones.models.tensor_file import write_tensors
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import opened_once, write_json, write_whole
+from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_whole
 from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.task import Adapter, Spec, TaskModel
 
@@ -42,7 +41,7 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec) -> None:
     }
     write_whole(folder / WEIGHTS, lambda part: write_tensors(part, weights, {"format": "pt"}))
     described = spec.model_copy(update={"members": len(members)}).model_dump(mode="json")
-    write_json(folder / INFO, described | {"weights_sha256": sha256(folder / WEIGHTS)})
+    write_json(folder / INFO, described | {"weights_sha256": sha256_of(folder / WEIGHTS)})
 
 
 def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
@@ -61,7 +60,7 @@ def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
         spec = Spec.model_validate(described)
         adapter = adapter_for(spec)
         with opened_once(folder / WEIGHTS) as (stream, same):
-            if checksum != sha256(stream):
+            if checksum != sha256_of(stream):
                 raise UserError(f"{folder / WEIGHTS} is damaged: its checksum differs from {INFO}'s; copy it again")
             members = _members(adapter, load_file(same))
     except (OSError, ValueError, ValidationError, SafetensorError, RuntimeError) as error:

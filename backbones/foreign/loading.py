@@ -17,10 +17,10 @@ from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Weights, read_weights
 from scanfoundry.backbones.layers.levels import Stride
 from scanfoundry.backbones.layers.segmentation import UNet
-from scanfoundry.backbones.models.release import ReleaseInfo, sha256
+from scanfoundry.backbones.models.release import ReleaseInfo
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import opened_once
+from scanfoundry.configs.files import opened_once, sha256_of
 from scanfoundry.configs.geometry import Size3D
 
 KEYS_SHOWN = 8
@@ -67,7 +67,7 @@ def load_foreign(
                 raise UserError(f"{path} is a {kind.name}, which has no {wrong[0]}; leave it out")
             encoder, report = kind.encoder(weights, in_channels, **options)
             fields, notes = kind.facts(weights)
-            digest = sha256(stream)
+            digest = sha256_of(stream)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)

@@ -7,10 +7,9 @@ is refused instead of loaded. Files are written beside their place and renamed.
 import hashlib
 import json
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
@@ -23,7 +22,7 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import BackboneConfig, build
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import make_anew, opened_once
+from scanfoundry.configs.files import make_anew, opened_once, sha256_of
 
 FORMAT_VERSION: Literal[1] = 1
 WEIGHTS, INFO, PATIENTS = "model.safetensors", "model.json", "patients.txt"
@@ -84,7 +83,7 @@ def save_release(folder: Path, state_dict: dict[str, Tensor], info: ReleaseInfo,
             make_anew(part)
         write_tensors(parts[WEIGHTS], state_dict, {"format": "pt"})
         parts[PATIENTS].write_text("".join(f"{patient}\n" for patient in sorted(patients)))
-        sums = {f"{n}_sha256": sha256(parts[p]) for n, p in (("weights", WEIGHTS), ("patients", PATIENTS))}
+        sums = {f"{n}_sha256": sha256_of(parts[p]) for n, p in (("weights", WEIGHTS), ("patients", PATIENTS))}
         full = info.model_copy(update={"patients": len(patients), **sums})
         parts[INFO].write_text(full.model_dump_json(indent=2) + "\n")
         for name, part in parts.items():  # model.json last: until then the checksums refuse the mixture
@@ -111,7 +110,7 @@ def load_release(path: Path) -> Release:
     info = read_info(folder / INFO)
     try:
         with opened_once(folder / WEIGHTS) as (stream, same):
-            _check_intact(folder / WEIGHTS, sha256(stream), info.weights_sha256)
+            _check_intact(folder / WEIGHTS, sha256_of(stream), info.weights_sha256)
             state_dict = load_file(same)
         patients = (folder / PATIENTS).read_bytes()
         _check_intact(folder / PATIENTS, hashlib.sha256(patients).hexdigest(), info.patients_sha256)
@@ -174,10 +173,3 @@ def check_fits(state_dict: dict[str, Tensor], config: BackboneConfig) -> None:
         if expected.get(key) != given.get(key):
             want, have = (tuple(shapes[key]) if key in shapes else "absent" for shapes in (expected, given))
             raise ValueError(f"the weights do not fit {config!r}: {key} is {have}, should be {want}")
-
-
-def sha256(file: Path | IO[bytes]) -> str:
-    """Hex digest of a file's bytes: of the one at a path, or of an open one from its start."""
-    with nullcontext(file) if not isinstance(file, Path) else file.open("rb") as stream:
-        stream.seek(0)
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]

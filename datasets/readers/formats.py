@@ -13,12 +13,12 @@ A plain tuple of the same values, ("toy", read_toy, (".toy",)), does as well.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.plugins import plugins
+from scanfoundry.configs.registry import resolve
 from scanfoundry.datasets.readers.scan import Scan, Source
 
 Reader = Callable[[Source], Iterator[Scan]]
@@ -102,12 +102,15 @@ def formats() -> dict[str, FileFormat]:
     return found
 
 
+@cache
+def _by_suffix() -> dict[str, str]:
+    """The name of the format by suffix. It is asked for every name of a data set, so it is made once."""
+    return {suffix: each.name for each in formats().values() for suffix in each.suffixes}
+
+
 def function_of(given: F | str) -> F:
     """The function that an entry of a format gives, imported where it is given as "module:function"."""
-    if not isinstance(given, str):
-        return given
-    module, _, name = given.partition(":")
-    found: F = getattr(import_module(f"scanfoundry.datasets.readers.{module}"), name)
+    found: F = resolve(f"scanfoundry.datasets.readers.{given}" if isinstance(given, str) else given)
     return found
 
 
@@ -130,17 +133,17 @@ class _Suffixes(Mapping[str, str]):
     """The name of the format by suffix. Plug-ins are loaded at the first look, not while this module is imported:
     they may import any other part of the package, which may need this one."""
 
-    def _found(self) -> dict[str, str]:
-        return {suffix: each.name for each in formats().values() for suffix in each.suffixes}
-
     def __getitem__(self, suffix: str) -> str:
-        return self._found()[suffix]
+        return _by_suffix()[suffix]
+
+    def __contains__(self, suffix: object) -> bool:  # what Mapping has raises and catches a KeyError for most files
+        return suffix in _by_suffix()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found())
+        return iter(_by_suffix())
 
     def __len__(self) -> int:
-        return len(self._found())
+        return len(_by_suffix())
 
 
 SUFFIXES = _Suffixes()

@@ -8,8 +8,8 @@ from typing import Any
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.plugins import plugins
+from scanfoundry.configs.registry import resolve
 from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.config.tasks.registry import resolve
 from scanfoundry.finetune.predict.inputs import InputCase
 from scanfoundry.finetune.task import Spec
 from scanfoundry.finetune.task_parts import BOXES, FRACTIONS, LABEL_MAP

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scanfoundry.backbones.models.release import sha256
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sha256_of
 from scanfoundry.configs.text import printable
 from scanfoundry.datasets.readers.scratch import scratch_below
 from scanfoundry.finetune.config.tasks.registry import tasks
@@ -126,4 +126,4 @@ def _check_output(inputs: Sequence[Path], out: Path, items: Sequence[InputCase],
 
 def _serial(model: Path) -> str:
     """Tells this model from others, in DICOM objects."""
-    return sha256((model if model.is_dir() else model.parent) / INFO)[:16]
+    return sha256_of((model if model.is_dir() else model.parent) / INFO)[:16]

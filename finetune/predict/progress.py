@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from scanfoundry.backbones.models.release import sha256
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sha256_of
 from scanfoundry.finetune.predict.tables import TableRow
 
 PROGRESS = ".predictions.progress"
@@ -54,7 +54,7 @@ class BatchProgress:
 
     def finish(self, name: str, stamp: Stamp, rows: Sequence[TableRow], files: Sequence[Path]) -> None:
         """An input is predicted, its outputs are whole."""
-        sums = {path.relative_to(self.out).as_posix(): sha256(path) for path in files}
+        sums = {path.relative_to(self.out).as_posix(): sha256_of(path) for path in files}
         self._put({"done": name, "stamp": stamp, "rows": rows, "files": sums})
 
     def verified(self, stamps: Mapping[str, Stamp]) -> dict[str, Done]:
@@ -161,6 +161,6 @@ def _clear(out: Path, progress: BatchProgress) -> None:
 
 def _is(path: Path, checksum: str) -> bool:
     try:
-        return sha256(path) == checksum
+        return sha256_of(path) == checksum
     except OSError:
         return False

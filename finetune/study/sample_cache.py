@@ -3,7 +3,6 @@
 samples/<case>-<digest of the plan>-<digest of all that decides the sample>
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.study.sample_file import NotStorable, pack, unpack
 from scanfoundry.finetune.task import Adapter, Sample, Spec
 from scanfoundry.finetune.training.code_digest import with_code
+from scanfoundry.finetune.training.features import digest_of
 
 SAMPLES = "samples"  # the folder in a run folder
 GB = 10**9
@@ -86,7 +86,7 @@ class SampleCache:
         content = (checked.digests if labelled else checked.scan_digests).get(case.key)
         whole = spec.detection.whole_scan if spec.detection is not None else None
         parts = [plan, whole, labelled, content, checked.headers[case.key], repr(case.stated), case.drawn_on]
-        return f"{case.key}-{plan}-{_short(json.dumps(parts))}"
+        return f"{case.key}-{plan}-{digest_of(json.dumps(parts))}"
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
@@ -123,7 +123,7 @@ class SampleReader:
 
 def _digest_of_plan(spec: Spec) -> str:
     """Of all that decides how cases are read, and of the code that reads them."""
-    return _short(with_code(json.dumps(spec.model_dump(mode="json", exclude=_LATER), sort_keys=True)))
+    return digest_of(with_code(json.dumps(spec.model_dump(mode="json", exclude=_LATER), sort_keys=True)))
 
 
 def _size(path: Path) -> int:
@@ -132,7 +132,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -44,7 +44,7 @@ class FeatureStore:
 
 
 def digest_of(*parts: str) -> str:
-    """A folder's name for features that all of `parts` decide."""
+    """A name for what all of `parts` decide, as 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

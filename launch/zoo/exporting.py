@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS, Release, load_release, save_release, sha256
+from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS, Release, load_release, save_release
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sha256_of
 from scanfoundry.finetune.export.folder import new_folder
 from scanfoundry.launch.zoo.card import encoder_card
 from scanfoundry.launch.zoo.card_finetuned import finetuned_card
@@ -118,7 +119,7 @@ def _written(run: Path, part: Path, terms: ReleaseTerms, name: str) -> Exported:
         stated = replace(facts, licence=licence, inherited=inherited, citation=written.citation)
         card = encoder_card(written, stated, figures)
     (part / CARD).write_text(card, encoding="utf-8")
-    sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(part.iterdir())]
+    sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(part.iterdir())]
     (part / SUMS).write_text("".join(sums))
     return Exported(part, licence, inherited)
 

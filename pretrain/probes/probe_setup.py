@@ -13,7 +13,7 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.shards.reader import BadSample, DataSet
 from scanfoundry.pretrain.config.probes import ProbeConfig, SegmentationConfig, title
 from scanfoundry.pretrain.config.run import PretrainConfig
-from scanfoundry.pretrain.distributed.world import World
+from scanfoundry.pretrain.distributed.world import World, gather_objects
 from scanfoundry.pretrain.probes.images import Images, read_images
 from scanfoundry.pretrain.probes.labelled import LabelledScan, choose
 
@@ -79,7 +79,7 @@ class ProbeSetup:
             images = read_images(self.data, scans, self.crop, channels, intensity, self.masks, self.world)
         except (BadSample, UserError, ValueError) as error:
             problem = str(error)
-        for each in everyones(problem, self.world):
+        for each in gather_objects(problem, self.world):
             if each:
                 raise UserError(f"{each}; repair or build the data set again")
         assert images is not None
@@ -97,7 +97,7 @@ class ProbeSetup:
         }
         images = {name: self.read(each) for name, each in scans.items()}
         values = [np.unique(images[name].mask.numpy()) for name in ("fit", "held")]  # type: ignore[union-attr]
-        known = np.unique(np.concatenate([np.concatenate(each) for each in everyones(values, self.world)]))
+        known = np.unique(np.concatenate([np.concatenate(each) for each in gather_objects(values, self.world)]))
         known = known[known > 0]
         if not len(known):
             raise UserError(f"the masks of {self.data.store.shown('')} are empty; there is nothing to find")
@@ -114,12 +114,3 @@ def _numbers(images: Images, known: np.ndarray) -> torch.Tensor:
     values = images.mask.numpy()
     numbers = np.searchsorted(known, values).clip(max=len(known) - 1)
     return torch.from_numpy(np.where(values == 0, 0, np.where(known[numbers] == values, numbers + 1, -1)))
-
-
-def everyones(mine: object, world: World) -> list:
-    """The objects of all ranks, in the order of ranks, on every rank."""
-    if world.size == 1:
-        return [mine]
-    everyone: list = [None] * world.size
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone

@@ -1,16 +1,15 @@
 """The tasks: one line for each, and those that plug-ins add."""
 
 from dataclasses import dataclass
-from functools import cache, reduce
-from importlib import import_module
-from operator import or_
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.plugins import plugins
+from scanfoundry.configs.registry import choice, name_of, resolve
 from scanfoundry.finetune.config.tasks.base import TaskConfig
 
 PACKAGE = "scanfoundry.finetune"
@@ -49,19 +48,11 @@ def tasks() -> dict[str, TaskParts]:
         if not isinstance(entry, tuple) or len(entry) != 2:
             raise UserError(f"a plug-in's task is {entry!r}: give (configuration class, adapter class)")
         config = resolve(entry[0])
-        name = config.model_fields["name"].default
-        if not isinstance(name, str) or name in found:
+        name = name_of(config)
+        if not name or name in found:
             raise UserError(f"the task of {config.__module__} needs a name of its own, as a default: it has {name!r}")
         found[name] = TaskParts(config, entry[1])
     return found
-
-
-def resolve(place: Any) -> Any:
-    """What 'module:attribute' names; anything that is no text as it is."""
-    if not isinstance(place, str):
-        return place
-    module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def _configurations() -> tuple[type[TaskConfig], ...]:
@@ -79,8 +70,7 @@ class _ByName:
     """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        union = reduce(or_, TaskConfig.kinds())
-        return handler.generate_schema(Annotated[union, Field(discriminator="name")])
+        return handler.generate_schema(choice(TaskConfig.kinds()))
 
 
 Task = Annotated[TaskConfig, _ByName()]
