@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import importlib.util
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import warm
 
-pytest_plugins = ["durations"]
+pytest_plugins = ["durations", "web_server"]
 
 # Two test processes share two cores; more threads only spin. Before torch is imported, and for every child process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,12 +21,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # a million objects of libraries and test modules: no collection needs to look through them again
 
-
-# Test modules are no package: what several folders share is loaded by its path.
-_spec = importlib.util.spec_from_file_location("web_server", Path(__file__).with_name("web_server.py"))
-_web = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_web)
-server, faults, random_file = _web.server, _web.faults, _web.random_file
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

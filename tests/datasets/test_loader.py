@@ -1,4 +1,3 @@
-import hashlib
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from streams import digest, stream
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.crop import overlap, place
@@ -36,16 +36,6 @@ def config(folder: Path, **changes: object) -> DataConfig:
         "window": 2,
     }
     return DataConfig(**(base | changes))
-
-
-def digest(batch: object) -> str:
-    content = hashlib.sha256(batch.voxels.numpy().tobytes() + batch.valid.numpy().tobytes())
-    content.update(repr((batch.keys, batch.modalities, batch.sources, batch.seeds.tolist(), batch.step)).encode())
-    return content.hexdigest()
-
-
-def stream(loader: CropLoader, count: int) -> list[str]:
-    return [digest(next(loader)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")

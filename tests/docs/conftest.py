@@ -1,11 +1,10 @@
 """One folder with small synthetic scans, and the README's commands run in it, for the pages to begin with."""
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import doc_blocks
 import nibabel
 import numpy as np
 import pytest
@@ -14,15 +13,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_spec = importlib.util.spec_from_file_location("doc_blocks", Path(__file__).with_name("blocks.py"))
-_blocks = importlib.util.module_from_spec(_spec)
-sys.modules["doc_blocks"] = _blocks  # where dataclasses look their module up
-_spec.loader.exec_module(_blocks)
-
 PATIENTS = 12
 RUN = {
     "run_dir": "runs/my_run", "seed": 0, "steps": 2, "checkpoint_every": 2, "threads": 1,
-    "backbone": yaml.safe_load(_blocks.RESENC), "objective": {"name": "spark", "block_3d": [4, 4, 4]},
+    "backbone": yaml.safe_load(doc_blocks.RESENC), "objective": {"name": "spark", "block_3d": [4, 4, 4]},
     "data": {"sources": [{"name": "mr", "path": "shards/mr"}], "crop_3d": [16, 16, 16], "batch_3d": 4, "workers": 0},
     "optimiser": {"lr": 1e-3, "warmup_steps": 1},
 }  # fmt: skip
@@ -82,9 +76,9 @@ def readme_folder(tmp_path_factory: pytest.TempPathFactory, write_key: Callable[
         patch.setenv("WANDB_MODE", "disabled")
         os.chdir(folder)
         try:
-            for block in _blocks.blocks(ROOT / "README.md"):
+            for block in doc_blocks.blocks(ROOT / "README.md"):
                 if block.language == "" and not block.reason:
-                    _blocks.run_shell(block.text)
+                    doc_blocks.run_shell(block.text)
         finally:
             os.chdir(before)
     return folder

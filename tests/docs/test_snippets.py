@@ -1,19 +1,18 @@
 """Every command and snippet of README and docs runs, or says why it does not.
 
 What is not run is a skipped test with its reason, so that pytest's summary lists and counts it. The pages begin with
-what the README's own commands leave behind; `blocks.py` says how much smaller the trainings are made.
+what the README's own commands leave behind; `doc_blocks.py` says how much smaller the trainings are made.
 """
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+import doc_blocks
 import pytest
 import torch
 import yaml
 
-doc_blocks = sys.modules["doc_blocks"]  # of this folder's conftest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [block for page in PAGES for block in doc_blocks.blocks(page)]

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from studies import numbers
 
 # A life is a child of a process that has imported everything. It runs the command line and meets its end at an event:
 # 'step 3' is computed, a file is about to be renamed into place ('writing ...') or just was ('wrote ...').
@@ -134,15 +135,6 @@ def lives(tmp_path, volumes, site_key_file, fixed_key, monkeypatch):
     finally:
         with suppress(ProcessLookupError):  # a life may go on where the test gave up
             os.killpg(made.process.pid, signal.SIGKILL)
-
-
-def numbers(folder):
-    found = json.loads((folder / "results.json").read_text())
-    for cell in found["cells"]:
-        cell.pop("spent")
-        for history in cell["histories"]:
-            history.pop("seconds")
-    return found, (folder / "model.safetensors").read_bytes()
 
 
 def work(events):

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 import yaml
+from studies import numbers
 
 from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.registry import build
@@ -42,16 +43,6 @@ def checkpoint(tmp_path):
     torch.manual_seed(9)
     save_release(tmp_path / "pre", build(config).state_dict(), ReleaseInfo(backbone=config), [])
     return {"backbone": None, "checkpoint": tmp_path / "pre", "compare_scratch": False}
-
-
-def numbers(folder):
-    """All that a study leaves, but for times."""
-    found = json.loads((folder / "results.json").read_text())
-    for cell in found["cells"]:
-        cell.pop("spent")
-        for history in cell["histories"]:
-            history.pop("seconds")
-    return found, (folder / "model.safetensors").read_bytes()
 
 
 def stopped(config, place, monkeypatch, number=signal.SIGTERM):

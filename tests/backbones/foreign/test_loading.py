@@ -9,13 +9,14 @@ from scanfoundry.backbones import primus
 from scanfoundry.backbones.foreign import load_foreign, load_foreign_whole
 from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES
 from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
-from scanfoundry.backbones.models.release import save_release, sha256
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import BACKBONES, build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanfoundry.backbones.vit import ViTConfig, ViTEncoder
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.files import sha256_of
 from scanfoundry.datasets.intensity import IntensityConfig
 
 SHAPE = (17, 16, 32)
@@ -55,7 +56,7 @@ def test_every_kind_is_recognised_and_described(files, name):
     assert encoder.config.name == name
     assert encoder.in_channels == 2
     assert info.backbone == encoder.config
-    assert info.weights_sha256 == sha256(files[name])
+    assert info.weights_sha256 == sha256_of(files[name])
     assert info.citation
     IntensityConfig.model_validate(info.intensity)  # what fine-tuning does with it
     assert report.source == files[name].name

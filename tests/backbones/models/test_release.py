@@ -148,9 +148,9 @@ def test_weights_with_a_right_checksum_but_another_shape_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights["conv_blocks_context.0.0.conv1.weight"] = torch.zeros(16, 3, 3, 3, 3)
     save_file(weights, folder / "model.safetensors")
-    from scanfoundry.backbones.models.release import sha256
+    from scanfoundry.configs.files import sha256_of
 
-    edit(folder, weights_sha256=sha256(folder / "model.safetensors"))
+    edit(folder, weights_sha256=sha256_of(folder / "model.safetensors"))
     with pytest.raises(UserError, match=r"conv1\.weight is \(16, 3, 3, 3, 3\), should be \(16, 1, 3, 3, 3\)"):
         load_encoder(folder)
 

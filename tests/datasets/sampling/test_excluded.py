@@ -1,6 +1,5 @@
 """Exclusion maps: what a mask excludes is padding to every loss, and nothing of it is seen."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from streams import digest
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.augment.config import AugmentConfig
@@ -75,12 +75,6 @@ def config(folder: Path, vol: str | None, img: str | None, **changes: object) ->
         "window": 2,
     }
     return DataConfig(**(base | changes))
-
-
-def digest(batch: Batch) -> str:
-    content = hashlib.sha256(batch.voxels.numpy().tobytes() + batch.valid.numpy().tobytes())
-    content.update(repr((batch.keys, batch.modalities, batch.sources, batch.seeds.tolist(), batch.step)).encode())
-    return content.hexdigest()
 
 
 VALUES = {"defaced": {2}, "2": {2}, "*": {1, 2, 3}, "1": {1}}

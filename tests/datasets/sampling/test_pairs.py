@@ -1,6 +1,5 @@
 """Two-scan positives: whose partner a crop is, where it lies, and that nothing but seed and position decides it."""
 
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -12,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from streams import digest, stream
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.crop import CropPlacement, near, overlap, place
 from scanfoundry.datasets.intensity import background, normalise
 from scanfoundry.datasets.loader import CropLoader
@@ -71,16 +70,6 @@ def config(folder: Path, positives: str, **changes: object) -> DataConfig:
         "positives": positives,
     }
     return DataConfig(**(base | changes))
-
-
-def digest(batch: Batch) -> str:
-    content = hashlib.sha256(batch.voxels.numpy().tobytes() + batch.valid.numpy().tobytes())
-    content.update(repr((batch.keys, batch.modalities, batch.sources, batch.seeds.tolist(), batch.step)).encode())
-    return content.hexdigest()
-
-
-def stream(loader: CropLoader, count: int) -> list[str]:
-    return [digest(next(loader)) for _ in range(count)]
 
 
 def entry_of(plan: SamplingPlan, draw: Draw) -> tuple[ShardReader, SampleEntry]:

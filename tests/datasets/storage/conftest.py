@@ -1,4 +1,4 @@
-"""A cache of the test's own; the web server is that of `tests/web_server.py`."""
+"""A cache of the test's own; the web server is that of `tests/support/web_server.py`."""
 
 import subprocess
 import sys

@@ -1,11 +1,11 @@
 """Trials in several processes: the numbers of one process, whatever happens to any of them."""
 
-import json
 import os
 import signal
 
 import pytest
 import torch
+from studies import numbers
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.run_study import prepare, run
@@ -31,16 +31,6 @@ def small(study, slices, site_key_file, fixed_key, monkeypatch):
                      **options)  # fmt: skip
 
     return make
-
-
-def numbers(folder):
-    """All that a study leaves, but for times."""
-    found = json.loads((folder / "results.json").read_text())
-    for trial in found["cells"]:
-        trial.pop("spent")
-        for history in trial["histories"]:
-            history.pop("seconds")
-    return found, (folder / "model.safetensors").read_bytes()
 
 
 def test_several_processes_give_the_numbers_of_one(small, tmp_path, monkeypatch, capfd):
