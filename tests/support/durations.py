@@ -15,7 +15,7 @@ import pytest
 from xdist.scheduler import LoadGroupScheduling
 
 FILE = Path("tests", "durations.json")
-SLOW_S = 0.5
+SLOW_S = 0.25
 KEPT_S = 0.1  # shorter tests are left out of the file: there are thousands
 
 
