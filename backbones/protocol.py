@@ -81,6 +81,15 @@ class Encoder(nn.Module, ABC):
             return None
         return UDecoder(self, self.feature_channels, num_classes, deep_supervision=True)
 
+    def feature_decoder(self) -> UNet | None:
+        """The decoder of `decoder` alone, with fresh weights: its `decode` takes the encoder's feature maps.
+
+        It holds none of the encoder's weights and no heads; its finest map has `feature_channels[0]` channels. None
+        where the encoder has no such decoder.
+        """
+        network = self.decoder(1)
+        return None if network is None else network.decoder_alone()
+
     def packed_levels(self, layers: PackedLayers) -> list[Walk] | None:
         """The levels of the network as walks on packed maps of visible blocks, each from the level before it.
 

@@ -130,6 +130,8 @@ class STUNetEncoder(Encoder):
 class STUNet(UNet):
     """Encoder, decoder and segmentation heads under the original's names; shares the encoder's weights."""
 
+    encoder_names, head_names = ("conv_blocks_context.",), ("seg_outputs.",)
+
     def __init__(self, encoder: STUNetEncoder, num_classes: int, deep_supervision: bool = False) -> None:
         super().__init__()
         self.config = encoder.config
@@ -147,16 +149,9 @@ class STUNet(UNet):
         """The encoder's six feature maps, finest first."""
         return context_features(self.conv_blocks_context, x)
 
-    def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
-        """Logits (B, num_classes, D, H, W); with deep supervision a list of five, full resolution first."""
-        decoded = self.decode(features)
-        if not self.deep_supervision:
-            return self.seg_outputs[-1](decoded[0])
-        return [head(y) for head, y in zip(reversed(self.seg_outputs), decoded, strict=True)]
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that are the encoder's."""
-        return self.conv_blocks_context.parameters()
+    def output_layers(self) -> list[nn.Module]:
+        """The five 1x1x1 convolutions, full resolution first."""
+        return list(self.seg_outputs)[::-1]
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Decoder features of the five finer levels, full resolution first, from the encoder's six."""

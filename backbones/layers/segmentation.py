@@ -1,15 +1,34 @@
 """What every network offers that segments with an encoder, and the U-shaped ones among them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+Part = Literal["encoder", "decoder", "head"]
+PARTS: tuple[Part, ...] = ("encoder", "decoder", "head")
+
 
 class SegmentationNetwork(nn.Module, ABC):
-    """An encoder, whose weights it shares, and a decoder that gives logits of every voxel."""
+    """An encoder, whose weights it shares, and a decoder that gives logits of every voxel.
+
+    A subclass says in `encoder_names` and `head_names` what the names of those weights begin with; the others are the
+    decoder's.
+    """
 
     deep_supervision: bool = False
+    encoder_names: ClassVar[tuple[str, ...]] = ("encoder.",)
+    head_names: ClassVar[tuple[str, ...]]
+
+    def part_of(self, name: str) -> tuple[Part, str]:
+        """The part that a weight of the network's state dict belongs to, and its name within the part.
+
+        Weights of the encoder are called as in the encoder's own state dict, the others as in the network's.
+        """
+        if name.startswith(self.encoder_names):
+            return "encoder", name.removeprefix("encoder.")
+        return ("head" if name.startswith(self.head_names) else "decoder"), name
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -18,9 +37,9 @@ class SegmentationNetwork(nn.Module, ABC):
         The coarser maps of deep supervision stay at their own resolution.
         """
 
-    @abstractmethod
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are the encoder's."""
+        return (weight for name, weight in self.named_parameters() if self.part_of(name)[0] == "encoder")
 
 
 class UNet(SegmentationNetwork):
@@ -31,8 +50,22 @@ class UNet(SegmentationNetwork):
         """The encoder's feature maps (B, F, d, h, w) of the scans (B, C, D, H, W), finest first."""
 
     @abstractmethod
+    def decode(self, features: list[Tensor]) -> list[Tensor]:
+        """The decoder's feature maps, finest first, from those of all levels of the encoder.
+
+        The finest has as many channels as the encoder's finest.
+        """
+
+    @abstractmethod
+    def output_layers(self) -> Sequence[nn.Module]:
+        """What turns each map of `decode` into logits, finest first."""
+
     def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
-        """What `forward` gives for scans of these features."""
+        """Logits (B, num_classes, D, H, W) for scans of these features; with deep supervision those of all levels."""
+        decoded, layers = self.decode(features), self.output_layers()
+        if not self.deep_supervision:
+            return layers[0](decoded[0])
+        return [layer(y) for layer, y in zip(layers, decoded, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, num_classes, D, H, W) of the scans (B, C, D, H, W); with deep supervision a list, full size first.
@@ -40,3 +73,13 @@ class UNet(SegmentationNetwork):
         The coarser maps of deep supervision stay at their own resolution.
         """
         return self.logits(self.encode(x))
+
+    def decoder_alone(self) -> "UNet":
+        """This network without its encoder and its heads: `decode` is all that it can still do.
+
+        What trains the decoder beside an encoder holds it so, and each weight once.
+        """
+        for name, _ in list(self.named_children()):
+            if self.part_of(f"{name}.")[0] != "decoder":
+                delattr(self, name)
+        return self

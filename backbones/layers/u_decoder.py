@@ -1,6 +1,6 @@
 """A U-shaped decoder for any encoder of several levels (Ronneberger et al. 2015, arXiv 1505.04597)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -16,6 +16,8 @@ class UDecoder(UNet):
     nnU-Net up-samples by transposed convolutions, which double. Here it is nearest neighbours and a 1x1x1
     convolution, as in STU-Net, which fits any size: odd ones, and depth 1.
     """
+
+    head_names = ("heads.",)
 
     def __init__(
         self, encoder: nn.Module, channels: Sequence[int], num_classes: int, deep_supervision: bool = False
@@ -35,16 +37,14 @@ class UDecoder(UNet):
         """The encoder's feature maps, finest first."""
         return self.encoder(x)
 
-    def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
-        """Logits (B, num_classes, D, H, W); with deep supervision those of all levels but the deepest, full first."""
+    def decode(self, features: list[Tensor]) -> list[Tensor]:
+        """The feature maps of all levels but the deepest, finest first, from the encoder's."""
         y, decoded = features[-1], []
         for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
             y = block(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
             decoded.append(y)
-        if not self.deep_supervision:
-            return self.heads[-1](y)
-        return [head(y) for head, y in zip(reversed(self.heads), reversed(decoded), strict=True)]
+        return decoded[::-1]
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that are the encoder's."""
-        return self.encoder.parameters()
+    def output_layers(self) -> list[nn.Module]:
+        """The 1x1x1 convolutions, finest first."""
+        return list(self.heads)[::-1]

@@ -1,6 +1,5 @@
 """The whole MedNeXt (Roy et al. 2023, arXiv 2303.09975): encoder, decoder with sum skips, five outputs."""
 
-from collections.abc import Iterator
 from typing import Protocol, cast
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.segmentation import UNet
-from scanfoundry.backbones.mednext.blocks import LEVELS, Expansion, block_stage, encoder_features, encoder_stages
+from scanfoundry.backbones.mednext.blocks import LEVELS, Expansion, block_stage, encoder_features
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 
@@ -81,6 +80,7 @@ class MedNeXt(UNet):
     returns. `dummy_tensor` (checkpointing in the original) is kept so that whole state dicts of either load.
     """
 
+    encoder_names, head_names = ("stem.", "enc_block_", "down_", "bottleneck."), ("out_",)
     dummy_tensor: Tensor
 
     def __init__(self, encoder: Encoder, num_classes: int, deep_supervision: bool = False) -> None:
@@ -105,18 +105,9 @@ class MedNeXt(UNet):
         """The encoder's five feature maps, finest first."""
         return encoder_features(self, x)
 
-    def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
-        """Logits (B, num_classes, D, H, W); with deep supervision a list of five, full resolution first."""
-        decoded = self.decode(features)
-        if not self.deep_supervision:
-            return self.get_submodule("out_0")(decoded[0])
-        return [self.get_submodule(f"out_{level}")(y) for level, y in enumerate(decoded)]
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that are the encoder's."""
-        stem, stages = encoder_stages(self)
-        parts = (stem, *(part for pair in stages for part in pair if part is not None))
-        return (parameter for part in parts for parameter in part.parameters())
+    def output_layers(self) -> list[nn.Module]:
+        """The five output blocks, full resolution first."""
+        return [self.get_submodule(f"out_{level}") for level in range(LEVELS)]
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Features of the five levels after the decoder, full resolution first; the deepest is the encoder's own."""

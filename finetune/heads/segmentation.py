@@ -40,6 +40,8 @@ class LightDecoder(SegmentationNetwork):
     the skips in UNETR, Hatamizadeh 2022, at a fraction of its cost).
     """
 
+    head_names = ("out.",)
+
     def __init__(self, encoder: Encoder, n_labels: int, is_2d: bool) -> None:
         super().__init__()
         self.encoder = encoder
@@ -60,10 +62,6 @@ class LightDecoder(SegmentationNetwork):
             y = block(torch.cat((y, skip(image)), dim=1))
         logits = self.out(y)
         return [logits] if self.deep_supervision else logits
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the encoder alone, which is all of a ViT."""
-        return self.encoder.parameters()
 
 
 def _doublings(stride: Size3D) -> Iterator[Size3D]:

@@ -101,3 +101,27 @@ def test_a_backbone_answers_what_varies_with_it(name):
     if network is not None:
         assert {id(p) for p in network.encoder_parameters()} == {id(p) for p in encoder.parameters()}
         assert sum(p.numel() for p in network.parameters()) > sum(p.numel() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["mednext", "resenc", "stunet"])
+def test_a_network_knows_the_parts_of_its_weights(name):
+    """Encoder, decoder and head are all of it, once each; the decoder alone computes the same maps without them."""
+    encoder = build(ONE_OF_EACH[name])
+    network = encoder.decoder(3)
+    parts = {part: {} for part in ("encoder", "decoder", "head")}
+    for key, value in network.state_dict().items():
+        part, own = network.part_of(key)
+        parts[part][own] = value
+    assert sum(map(len, parts.values())) == len(network.state_dict())
+    assert parts["encoder"].keys() == encoder.state_dict().keys()
+    heads = {key for key, value in parts["head"].items() if 3 in value.shape[:2]}
+    assert heads == parts["head"].keys()
+    assert len(heads) == 2 * len(network.output_layers())
+    alone = encoder.feature_decoder()
+    assert alone.state_dict().keys() == parts["decoder"].keys()
+    alone.load_state_dict(parts["decoder"])
+    x = torch.randn(1, 1, 16, 32, 32)
+    with torch.no_grad():
+        ours, theirs = alone.decode(encoder(x)), network.decode(network.encode(x))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert ours[0].shape[1] == encoder.feature_channels[0]
