@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from scanfoundry.configs.errors import UserError
 
 if TYPE_CHECKING:
-    from scanfoundry.backbones.models.release import Release, ReleaseInfo
+    from scanfoundry.backbones.models.description import ReleaseInfo
+    from scanfoundry.backbones.models.release import Release
     from scanfoundry.backbones.protocol import Encoder
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def read_release(name_or_file: str | Path) -> Release:
     if is_release(path):
         return load_release(path)
     encoder, info = _foreign(path)
-    return Release(encoder.state_dict(), info, [])
+    return Release({"encoder": encoder.state_dict()}, info, [])
 
 
 def models_folder() -> Path:

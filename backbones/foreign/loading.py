@@ -17,7 +17,7 @@ from scanfoundry.backbones.foreign.report import Report
 from scanfoundry.backbones.foreign.weights import Weights, read_weights
 from scanfoundry.backbones.layers.levels import Stride
 from scanfoundry.backbones.layers.segmentation import UNet
-from scanfoundry.backbones.models.release import ReleaseInfo
+from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once, sha256_of

@@ -142,7 +142,7 @@ class TrialRunner:
         pretrained = None
         if study.release and name.arm.pretrained:
             backbone, channels = study.release.info.backbone, study.spec.backbone.in_channels
-            pretrained, _ = with_channels(study.release.state_dict, backbone, channels)
+            pretrained, _ = with_channels(study.release.encoder, backbone, channels)
         result = run_trial(config, study.spec, name, trial.cases, study.checked, pretrained, context)
         shown.end()
         return result

@@ -52,7 +52,8 @@ def get_command(name: str, wish: InstallOptions) -> None:
         task = bar.add_task(entry.name, total=None)
         target = get(entry, wish, lambda done, total: bar.update(task, completed=done, total=total))
     use = entry.name if wish.out is None else target
-    from scanfoundry.backbones.models.release import INFO, read_info
+    from scanfoundry.backbones.models.description import read_info
+    from scanfoundry.backbones.models.release import INFO
 
     backbone = read_info(target / INFO).backbone.model_dump_json()
     print(f"{target}\nfine-tuning: checkpoint={use}\npre-training: init: {use}, with backbone: {_spaced(backbone)}")

@@ -5,7 +5,7 @@ import re
 
 import torch
 
-from scanfoundry.backbones.models.release import ReleaseInfo
+from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.registry import build
 from scanfoundry.finetune.export.escaping import for_markdown
 from scanfoundry.launch.zoo.card_parts import (

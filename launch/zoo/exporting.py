@@ -19,7 +19,7 @@ from scanfoundry.launch.zoo.card_parts import CardFacts
 from scanfoundry.launch.zoo.metrics import table_of_file, table_of_run
 from scanfoundry.pretrain.checkpoint.checkpoint import SEAL, unchanged, verified_step
 from scanfoundry.pretrain.checkpoint.state_files import StateFiles
-from scanfoundry.pretrain.training.release import released_prefix
+from scanfoundry.pretrain.training.release import released_prefixes, without
 
 CARD, SUMS = "README.md", "SHA256SUMS"
 FILES = (WEIGHTS, INFO, PATIENTS, CARD, SUMS)  # all that a release may hold
@@ -48,7 +48,7 @@ class Exported:
 
 
 def load_run(run: Path) -> Release:
-    """The encoder of a pre-training run, with its description and patients: what a release is made of.
+    """The model of a pre-training run, with its description and patients: what a release is made of.
 
     Args:
         run: its folder, whose `model.safetensors` is read, or one of its checkpoints, of which the weights alone are.
@@ -67,13 +67,14 @@ def load_run(run: Path) -> Release:
 def _of_checkpoint(folder: Path) -> Release:
     """The weights of a checkpoint; what they are, and whom they have seen, stands beside the run's model."""
     described = load_run(folder.parent.parent)
-    chosen = released_prefix(described.info.averaged is not None)
     with unchanged(folder):
         step = verified_step(folder)
         with StateFiles(folder) as files:
-            weights = {key.removeprefix(chosen): value for key, value in files.weights(chosen).items()}
+            trained = files.state["extra"].get("parts", {"encoder": "encoder"})
+            prefixes = released_prefixes(trained, described.info.averaged is not None)
+            parts = {part: without(prefix, files.weights(prefix)) for part, prefix in prefixes.items()}
     info = described.info.model_copy(update={"step": step})
-    return Release(weights, info, described.patients)
+    return Release(parts, info, described.patients)
 
 
 def export(run: Path, out: Path, terms: ReleaseTerms, repository: str | None = None) -> Exported:
@@ -114,7 +115,7 @@ def _written(run: Path, part: Path, terms: ReleaseTerms, name: str) -> Exported:
             sources = tuple(source.model_copy(update={"site": ""}) for source in info.sources)
             withheld = info.patients_withheld + len(release.patients)
             info = info.model_copy(update={"sources": sources, "patients_withheld": withheld})
-        save_release(part, release.state_dict, info, release.patients if terms.with_patients else [])
+        save_release(part, release.parts, info, release.patients if terms.with_patients else [])
         written = load_release(part).info
         stated = replace(facts, licence=licence, inherited=inherited, citation=written.citation)
         card = encoder_card(written, stated, figures)

@@ -138,7 +138,7 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def _release_facts(folder: Path) -> list[str]:
-    from scanfoundry.backbones.models.release import read_info
+    from scanfoundry.backbones.models.description import read_info
 
     info = read_info(folder / "model.json")
     withheld = f" ({info.patients_withheld} more were left out of the list)" if info.patients_withheld else ""

@@ -6,7 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from scanfoundry.backbones.foreign import Report, load_foreign
-from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.zoo.catalogue import CatalogueModel
@@ -24,7 +25,9 @@ def install(entry: CatalogueModel, fetched: VerifiedFile, target: Path, work: Pa
     check_same(entry, encoder, fetched.path)
     built = work / "release"
     shutil.rmtree(built, ignore_errors=True)
-    save_release(built, encoder.state_dict(), described(entry, info), [])  # whom others trained on is unknown
+    save_release(
+        built, {"encoder": encoder.state_dict()}, described(entry, info), []
+    )  # whom others trained on is unknown
     origin = _origin(entry, fetched, report)
     (built / FILE).write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if target.exists():  # an empty folder, which `installed` has let pass

@@ -1,5 +1,6 @@
-"""The encoder averaged over the steps of a run, beside any objective, which does not know of it."""
+"""The model averaged over the steps of a run, beside any objective, which does not know of it."""
 
+from collections.abc import Mapping
 from typing import Annotated, cast
 
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
 from scanfoundry.pretrain.ema import Follower
+from scanfoundry.pretrain.objectives.protocol import Objective
 
-NAME = "averaged"  # of the submodule, and so of its weights in checkpoints: averaged.encoder.*
+NAME = "averaged"  # of the submodule, and so of its weights in checkpoints: averaged.encoder.*, averaged.decoder.*
 
 
 class EmaConfig(Config):
-    """Exponential moving average of the encoder's weights (Polyak and Juditsky 1992); it is what is released then."""
+    """Exponential moving average of the model's weights (Polyak and Juditsky 1992); it is what is released then."""
 
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9999
 
@@ -25,33 +27,37 @@ class EmaConfig(Config):
 
 
 class AveragedEncoder(Follower):
-    """A frozen copy of an encoder, `encoder`, and how many steps it has followed."""
+    """A frozen copy of the model, `encoder` and where it is trained `decoder`, and how many steps it has followed."""
 
     updates: Tensor  # () int64; a buffer, so that a resumed run goes on where the warm-up was
 
-    def __init__(self, config: EmaConfig, encoder: Encoder) -> None:
-        super().__init__(encoder=encoder)
+    def __init__(self, config: EmaConfig, model: Mapping[str, nn.Module]) -> None:
+        super().__init__(**model)
         self.config = config
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
-    def move(self, encoder: nn.Module) -> None:
-        """One step towards the encoder's weights and buffers; on every rank, after a step that was applied."""
-        self.follow(self.config.at(int(self.updates)), encoder=encoder)
+    def move(self, model: Mapping[str, nn.Module]) -> None:
+        """One step towards the model's weights and buffers; on every rank, after a step that was applied."""
+        self.follow(self.config.at(int(self.updates)), **model)
         self.updates += 1
 
 
-def add_average(objective: nn.Module, config: EmaConfig | None) -> None:
+def add_average(objective: Objective, config: EmaConfig | None) -> None:
     """Give an objective the average as a submodule, where one is asked for: before the engine is built, so that it is
     partitioned, saved and resumed with everything else."""
     if config is not None:
-        objective.add_module(NAME, AveragedEncoder(config, cast(Encoder, objective.encoder)))
+        objective.add_module(NAME, AveragedEncoder(config, _model_of(objective)))
 
 
-def move_average(objective: nn.Module) -> None:
+def move_average(objective: Objective) -> None:
     """Move the average of an objective that has one; on every rank, after a step that was applied."""
     average = getattr(objective, NAME, None)
     if average is not None:
-        cast(AveragedEncoder, average).move(cast(Encoder, objective.encoder))
+        cast(AveragedEncoder, average).move(_model_of(objective))
+
+
+def _model_of(objective: Objective) -> dict[str, nn.Module]:
+    return {part: objective.get_submodule(name) for part, name in objective.trained_parts().items()}
 
 
 def encoder_of(objective: nn.Module) -> Encoder:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
@@ -14,11 +15,13 @@ from scanfoundry.datasets.batch import Batch
 class Objective(nn.Module, ABC):
     """`loss, metrics = objective(*views)`; the encoder is what a release keeps.
 
+    own_decoder: whether it trains the backbone's own decoder, as `decoder`, and a convolution on it, as `head`.
     views: how many batches `forward` takes. They have the same length, and row i of each shows the same subject;
     their (D, H, W) may differ, even in the number of dimensions.
     """
 
     encoder: Encoder
+    own_decoder: bool = False
     views: int = 1
 
     @abstractmethod
@@ -39,6 +42,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def check_shape(self, shape: Size3D) -> None:
         """Raise UserError, naming what is allowed, where crops of (D, H, W) cannot be trained on."""
+
+    def trained_parts(self) -> dict[Part, str]:
+        """The submodule that holds each part of the model that a release keeps."""
+        own: dict[Part, str] = {"decoder": "decoder", "head": "head"} if self.own_decoder else {}
+        return {"encoder": "encoder", **own}
 
     def viewers(self, view: int) -> list["Objective"]:
         """The objectives that see view number `view`: whose `check_shape` that view's crops must pass."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
@@ -91,6 +92,14 @@ class WeightedSum(Objective):
         """Raise UserError where any term cannot be trained on crops of (D, H, W)."""
         for _, _, objective in self._weighted():
             objective.check_shape(shape)
+
+    def trained_parts(self) -> dict[Part, str]:
+        """The encoder, and the decoder and head of the first term that trains the backbone's own."""
+        for title, _, objective in self._weighted():
+            if objective.own_decoder:
+                own = {part: f"terms.{title}.{name}" for part, name in objective.trained_parts().items()}
+                return own | {"encoder": "encoder"}
+        return super().trained_parts()
 
     def viewers(self, view: int) -> list[Objective]:
         """The objectives among the terms that see view number `view`."""

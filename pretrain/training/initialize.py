@@ -1,21 +1,27 @@
 """The weights that a run starts from, random ones or those of `init`, and what its release owes to their origin."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from scanfoundry.backbones import find, is_release
 from scanfoundry.backbones.foreign import load_foreign
 from scanfoundry.backbones.foreign.loading import recognise
 from scanfoundry.backbones.foreign.weights import read_weights
-from scanfoundry.backbones.models.release import Release, ReleaseInfo, load_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.parts import Parts
+from scanfoundry.backbones.models.release import Release, load_release
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_text
 from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.objectives.protocol import Objective
 
 RECORD = "init.json"
 
@@ -29,21 +35,45 @@ class Origin(Config):
     patients: list[str] = Field(default_factory=list)  # hashes of those whom the weights have seen
 
 
-def start_encoder(config: PretrainConfig, fresh: bool) -> tuple[Encoder, Origin]:
-    """The run's encoder, and where its weights are from; a run that continues (not `fresh`) reads no `init` again.
+@dataclass(frozen=True)
+class Start:
+    """The run's encoder with its first weights, their origin, and the other parts of the model they are from."""
+
+    encoder: Encoder
+    origin: Origin
+    parts: Parts = field(default_factory=dict)
+
+    def fill(self, objective: Objective) -> Origin:
+        """Give the objective's decoder and head the weights of the model, where it trains the same ones.
+
+        Returns:
+            The origin, which says what was used and what was left.
+        """
+        trained, fates = objective.trained_parts(), []
+        for part, weights in self.parts.items():
+            module = objective.get_submodule(trained[part]) if part in trained else None
+            fits = module is not None and _shapes(module.state_dict()) == _shapes(weights)
+            if module is not None and fits:
+                module.load_state_dict(weights)
+            fates.append(f"its {part} is {'used too' if fits else 'left: the objective does not train such a one'}")
+        return self.origin.model_copy(update={"summary": "; ".join((self.origin.summary, *fates))})
+
+
+def start_encoder(config: PretrainConfig, fresh: bool) -> Start:
+    """What the run starts from; a run that continues (not `fresh`) reads no `init` again.
 
     Raises:
         UserError: the weights of `init` are not of the run's backbone.
     """
     encoder = build(config.backbone)
     if config.init is None:
-        return encoder, _origin("starting from random weights")
+        return Start(encoder, _origin("starting from random weights"))
     if not fresh:
-        return encoder, _recorded(config)
+        return Start(encoder, _recorded(config))
     given, origin = _load(config, config.init)
     _check_fit(config, config.init, given, encoder)
-    encoder.load_state_dict(given.state_dict)
-    return encoder, origin
+    encoder.load_state_dict(given.encoder)
+    return Start(encoder, origin, {part: weights for part, weights in given.parts.items() if part != "encoder"})
 
 
 def record(config: PretrainConfig, origin: Origin) -> None:
@@ -72,7 +102,7 @@ def _load(config: PretrainConfig, name: str) -> tuple[Release, Origin]:
     options = {"in_channels", *recognise(read_weights(path)).options}
     chosen = {key: getattr(config.backbone, key) for key in sorted(options) if hasattr(config.backbone, key)}
     encoder, info, report = load_foreign(path, **chosen)
-    return Release(encoder.state_dict(), info, []), _origin(f"starting from {report}", info, [])
+    return Release({"encoder": encoder.state_dict()}, info, []), _origin(f"starting from {report}", info, [])
 
 
 def _origin(summary: str, info: ReleaseInfo | None = None, patients: Iterable[str] = ()) -> Origin:
@@ -89,6 +119,9 @@ def _check_fit(config: PretrainConfig, name: str, given: Release, encoder: Encod
                 f"init {name} has backbone.{key} {theirs.get(key)}, the run's is {mine.get(key)}; "
                 f"set backbone.{key} to that of the weights, or start from other weights"
             )
-    shapes = {key: value.shape for key, value in given.state_dict.items()}
-    if shapes != {key: value.shape for key, value in encoder.state_dict().items()}:
+    if _shapes(given.encoder) != _shapes(encoder.state_dict()):
         raise UserError(f"init {name} has other weights than the run's backbone; set backbone as its model.json says")
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in weights.items()}

@@ -88,8 +88,10 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     found = checkpoint.newest(root, print if world.is_main else _silent, world)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
     torch.manual_seed(config.seed)
-    encoder, origin = start_encoder(config, fresh=found is None)
+    start = start_encoder(config, fresh=found is None)
+    encoder = start.encoder
     objective = config.objective.build(encoder)
+    origin = start.fill(objective)
     add_average(objective, config.ema)
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
                     world.device) as loader:  # fmt: skip
@@ -204,7 +206,8 @@ class _Loop:
             )
 
     def _save(self, step: int) -> None:
-        extra = {"monitors": self.monitors.first, "world_size": self.world.size}
+        parts = self.engine.objective.trained_parts()
+        extra = {"monitors": self.monitors.first, "world_size": self.world.size, "parts": parts}
         stream = self.loader.state() | {"manifests": self.loader.manifest_hash}
         keep = self.config.keep_last
         self.saved = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, extra), self.world, keep)

@@ -1,9 +1,14 @@
-"""Writes the release of a run: the encoder's weights and the page that describes them."""
+"""Writes the release of a run: the model's weights and the page that describes them."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, save_release
+from torch import Tensor
+
+from scanfoundry.backbones.layers.segmentation import Part
+from scanfoundry.backbones.models.description import RECONSTRUCTION, HeadInfo, ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.engine.averaged_encoder import NAME as AVERAGED
@@ -11,8 +16,6 @@ from scanfoundry.pretrain.engine.engine import Engine
 from scanfoundry.pretrain.objectives import ObjectiveConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 from scanfoundry.pretrain.training.initialize import Origin
-
-ENCODER = "encoder."  # every objective holds its backbone under this name
 
 
 def write_release(
@@ -23,11 +26,12 @@ def write_release(
     Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen;
     their terms are handed on.
     """
-    chosen = released_prefix(config.ema is not None)
-    encoder = {key.removeprefix(chosen): value for key, value in engine.weights(saved, chosen).items()}
+    prefixes = released_prefixes(engine.objective.trained_parts(), config.ema is not None)
+    parts = {part: engine.weights(saved, prefix) for part, prefix in prefixes.items()}
     data = config.data
     info = ReleaseInfo(
         backbone=config.backbone,
+        head=HeadInfo(task=RECONSTRUCTION) if "head" in parts else None,
         objective=label(config.objective),
         step=step,
         averaged=None if config.ema is None else config.ema.momentum,
@@ -42,12 +46,23 @@ def write_release(
         citation=_joined(config.citation, origin.citation),
         versions={name: version(name) for name in ("scanfoundry", "torch", "deepspeed", "timm")},
     )
-    return save_release(config.run_dir, encoder, info, sorted({*loader.patients(), *origin.patients}))
+    bare = {part: without(prefixes[part], weights) for part, weights in parts.items()}
+    return save_release(config.run_dir, bare, info, sorted({*loader.patients(), *origin.patients}))
 
 
-def released_prefix(averaged: bool) -> str:
-    """What the names of the released weights begin with in the objective's state."""
-    return f"{AVERAGED}.{ENCODER}" if averaged else ENCODER
+def released_prefixes(trained: Mapping[Part, str], averaged: bool) -> dict[Part, str]:
+    """What the names of each part's released weights begin with in the objective's state.
+
+    Args:
+        trained: the submodule of each part, `Objective.trained_parts`.
+        averaged: whether the run averages its weights.
+    """
+    return {part: f"{AVERAGED}.{part}." if averaged else f"{name}." for part, name in trained.items()}
+
+
+def without(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by their names without a prefix that all have."""
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def label(objective: ObjectiveConfig) -> str:

@@ -13,7 +13,8 @@ from scanfoundry.backbones.mednext import MedNeXtConfig, MedNeXtEncoder
 from scanfoundry.backbones.mednext import encoder as mednext
 from scanfoundry.backbones.mednext.blocks import MedNeXtBlock, MedNeXtDownBlock
 from scanfoundry.backbones.mednext.decoder import DepthFreeConvTranspose3d, MedNeXt, MedNeXtUpBlock
-from scanfoundry.backbones.models.release import ReleaseInfo, load_encoder, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import load_encoder, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.configs.errors import UserError
@@ -294,7 +295,7 @@ def test_a_scan_that_leaves_one_voxel_is_refused_and_the_size_named_is_enough(sh
 def test_the_config_is_checked_and_travels_with_a_release(tmp_path):
     config = MedNeXtConfig(size="S", kernel=5, in_channels=3)
     encoder = build(config)
-    save_release(tmp_path, encoder.state_dict(), ReleaseInfo(backbone=config), [])
+    save_release(tmp_path, {"encoder": encoder.state_dict()}, ReleaseInfo(backbone=config), [])
     loaded, info = load_encoder(tmp_path)
     assert info.backbone == loaded.config == config
     x = torch.randn(1, 3, 1, 32, 20)

@@ -9,7 +9,8 @@ import torch
 import yaml
 from studies import numbers
 
-from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.configs.errors import UserError
@@ -41,7 +42,7 @@ def no_report(monkeypatch):
 def checkpoint(tmp_path):
     config = ResEncConfig.model_validate(TINY)
     torch.manual_seed(9)
-    save_release(tmp_path / "pre", build(config).state_dict(), ReleaseInfo(backbone=config), [])
+    save_release(tmp_path / "pre", {"encoder": build(config).state_dict()}, ReleaseInfo(backbone=config), [])
     return {"backbone": None, "checkpoint": tmp_path / "pre", "compare_scratch": False}
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.configs.errors import UserError
@@ -30,7 +31,7 @@ from scanfoundry.finetune.study.trial import digest_of_trial
 def checkpoint(tmp_path, volumes):
     config = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
     torch.manual_seed(9)
-    save_release(tmp_path / "pre", build(config).state_dict(), ReleaseInfo(backbone=config), [])
+    save_release(tmp_path / "pre", {"encoder": build(config).state_dict()}, ReleaseInfo(backbone=config), [])
     return tmp_path / "pre"
 
 
@@ -72,7 +73,7 @@ def test_whether_the_overlap_could_be_checked_is_said(study, volumes, tmp_path, 
     config = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
     site = site_fingerprint(site_key() if same_key else b"x" * 32)
     info = ReleaseInfo(backbone=config, sources=(SourceRecord(name="mr", manifest_sha256="0", site=site),))
-    save_release(tmp_path / "pre", build(config).state_dict(), info, ["0" * 32])
+    save_release(tmp_path / "pre", {"encoder": build(config).state_dict()}, info, ["0" * 32])
     sides = prepare(study("segmentation", volumes, backbone=None, checkpoint=tmp_path / "pre")).sides
     assert sides.comparable == same_key
     assert sides.overlap == 0
@@ -193,7 +194,7 @@ def test_patients_of_the_pretraining_are_refused_or_shouted(study, volumes, tmp_
     config = study("segmentation", volumes)
     everyone = [case.patient for case in discover(config.data, config.task).cases]
     backbone = config.backbone
-    save_release(tmp_path / "pre", build(backbone).state_dict(), ReleaseInfo(backbone=backbone), everyone)
+    save_release(tmp_path / "pre", {"encoder": build(backbone).state_dict()}, ReleaseInfo(backbone=backbone), everyone)
     changed = {"backbone": None, "checkpoint": tmp_path / "pre", "compare_scratch": False}
     with pytest.raises(UserError, match=r"data\.holdout"):
         run(config.model_copy(update=changed))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from scanfoundry.backbones.models.release import read_info
+from scanfoundry.backbones.models.description import read_info
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

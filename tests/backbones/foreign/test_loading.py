@@ -155,12 +155,12 @@ def test_load_takes_files_of_others_and_tells_what_became_of_them(stunet, caplog
     release = backbones.read_release(path)
     assert release.patients == []
     assert release.info == info
-    assert release.state_dict.keys() == encoder.state_dict().keys()
+    assert release.encoder.keys() == encoder.state_dict().keys()
 
 
 def test_a_foreign_file_becomes_a_release_of_ours(stunet, tmp_path, caplog):
     encoder, info, _ = load_foreign(stunet[0])
-    save_release(tmp_path / "release", encoder.state_dict(), info, [])
+    save_release(tmp_path / "release", {"encoder": encoder.state_dict()}, info, [])
     again, told = backbones.load(tmp_path / "release")
     assert again.config == encoder.config
     assert told.licence == info.licence

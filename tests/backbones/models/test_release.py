@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scanfoundry.backbones as backbones
-from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, load_encoder, load_release, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.release import load_encoder, load_release, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNet, STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
@@ -35,7 +36,7 @@ def folder(tmp_path, encoder):
         sources=(SourceRecord(name="a", manifest_sha256="00" * 32, scans=3),),
         licence="CC-BY-4.0",
     )
-    save_release(tmp_path / "run", encoder.state_dict(), info, ["b" * 32, "a" * 32])
+    save_release(tmp_path / "run", {"encoder": encoder.state_dict()}, info, ["b" * 32, "a" * 32])
     return tmp_path / "run"
 
 
@@ -53,7 +54,7 @@ def test_round_trip_by_folder_or_file(folder, encoder, name):
 
 def test_the_loaded_encoder_computes_the_same_and_trains(tmp_path):
     original = build(ViTConfig(size="Ti"))
-    save_release(tmp_path, original.state_dict(), ReleaseInfo(backbone=original.config), [])
+    save_release(tmp_path, {"encoder": original.state_dict()}, ReleaseInfo(backbone=original.config), [])
     loaded, info = backbones.load(tmp_path)
     assert info.backbone == ViTConfig(size="Ti")
     for shape in ((1, 32, 48), (8, 16, 16)):
@@ -158,7 +159,7 @@ def test_weights_with_a_right_checksum_but_another_shape_are_refused(folder):
 def test_only_an_encoders_weights_can_be_released(tmp_path, encoder):
     whole = STUNet(encoder, num_classes=2)
     with pytest.raises(ValueError, match=r"conv_blocks_localization.* should be absent"):
-        save_release(tmp_path, whole.state_dict(), ReleaseInfo(backbone=encoder.config), [])
+        save_release(tmp_path, {"encoder": whole.state_dict()}, ReleaseInfo(backbone=encoder.config), [])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +168,7 @@ def test_a_failed_write_leaves_the_old_release_whole(folder, encoder, monkeypatc
         "scanfoundry.backbones.models.release.os.fsync", lambda _: (_ for _ in ()).throw(OSError("full"))
     )
     with pytest.raises(OSError, match="full"):
-        save_release(folder, encoder.state_dict(), ReleaseInfo(backbone=encoder.config, step=8), [])
+        save_release(folder, {"encoder": encoder.state_dict()}, ReleaseInfo(backbone=encoder.config, step=8), [])
     assert load_release(folder).info.step == 7
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors", "patients.txt"]
 

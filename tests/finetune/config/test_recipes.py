@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.finetune.model_file import load_model
@@ -20,7 +21,7 @@ CONFIG = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
 @pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(9)
-    save_release(tmp_path / "pre", build(CONFIG).state_dict(), ReleaseInfo(backbone=CONFIG), [])
+    save_release(tmp_path / "pre", {"encoder": build(CONFIG).state_dict()}, ReleaseInfo(backbone=CONFIG), [])
     return tmp_path / "pre"
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build as build_encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.identity import site_fingerprint, site_key
@@ -59,12 +60,14 @@ def test_patients_of_a_pretraining_on_the_same_shards_are_recognised(study, volu
         backbone=backbone,
         sources=(SourceRecord(name="mr", manifest_sha256="0", site=site_fingerprint(site_key(site))),),
     )
-    save_release(tmp_path / "all", build_encoder(backbone).state_dict(), info, [case.patient for case in everyone])
+    save_release(
+        tmp_path / "all", {"encoder": build_encoder(backbone).state_dict()}, info, [case.patient for case in everyone]
+    )
     from_release = {"backbone": None, "checkpoint": tmp_path / "all"}
     with pytest.raises(UserError, match=r"test patients were in the pre-training .* data\.holdout"):
         prepare(config.model_copy(update=from_release))
     trained = [case.patient for case in prepare(config).sides.pool]
-    save_release(tmp_path / "all", build_encoder(backbone).state_dict(), info, trained)
+    save_release(tmp_path / "all", {"encoder": build_encoder(backbone).state_dict()}, info, trained)
     ready = prepare(config.model_copy(update=from_release))
     assert (ready.sides.overlap, ready.sides.pool_overlap) == (0, len(trained))
     assert ready.sides.comparable

@@ -4,7 +4,8 @@ import pytest
 import torch
 import warm
 
-from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
@@ -57,7 +58,7 @@ def test_onnx_tells_how_far_it_is_from_torch(finetuned, tmp_path):
 
 
 def test_an_encoder_is_neither(tmp_path):
-    save_release(tmp_path / "pre", build(BACKBONE).state_dict(), ReleaseInfo(backbone=BACKBONE), [])
+    save_release(tmp_path / "pre", {"encoder": build(BACKBONE).state_dict()}, ReleaseInfo(backbone=BACKBONE), [])
     for to in ("onnx", "monai-bundle"):
         with pytest.raises(UserError, match="a pre-trained encoder, which predicts nothing"):
             convert(tmp_path / "pre", tmp_path / "out", to, None, CardTexts())

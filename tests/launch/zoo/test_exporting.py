@@ -13,7 +13,8 @@ import yaml
 from torch import nn
 
 import scanfoundry.backbones as backbones
-from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, load_release, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.release import load_release, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
@@ -36,7 +37,7 @@ def run(tmp_path):
         sources=(SourceRecord(name="mr", manifest_sha256="ab" * 32, site="s1"),), licence="cc-by-4.0",
         citation="Us 2026", versions={"torch": "2.13.0"},
     )  # fmt: skip
-    save_release(tmp_path / "run", build(config).state_dict(), info, HASHES)
+    save_release(tmp_path / "run", {"encoder": build(config).state_dict()}, info, HASHES)
     return tmp_path / "run"
 
 
@@ -59,7 +60,7 @@ def test_the_release_is_whole_and_loads_as_its_card_says(run, tmp_path):
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     mine, theirs = load_release(run), load_release(folder)
-    assert all(torch.equal(mine.state_dict[key], theirs.state_dict[key]) for key in mine.state_dict)
+    assert all(torch.equal(mine.encoder[key], theirs.encoder[key]) for key in mine.encoder)
     assert theirs.patients == mine.patients
     card = (folder / "README.md").read_text()
     head = header(card)
@@ -77,7 +78,7 @@ def test_the_release_is_whole_and_loads_as_its_card_says(run, tmp_path):
 @pytest.mark.parametrize("crops", [{"crop_3d": None}, {"crop_3d": None, "crop_2d": None}])
 def test_the_code_of_the_card_runs_whatever_is_known(run, tmp_path, crops):
     release = load_release(run)
-    save_release(run, release.state_dict, release.info.model_copy(update=crops), [])
+    save_release(run, release.parts, release.info.model_copy(update=crops), [])
     export(run, tmp_path / "ours", ReleaseTerms())
     names: dict = {}
     exec(code((tmp_path / "ours" / "README.md").read_text()).replace('"."', repr(str(tmp_path / "ours"))), names)
@@ -86,7 +87,7 @@ def test_the_code_of_the_card_runs_whatever_is_known(run, tmp_path, crops):
 
 def test_what_is_unknown_is_said_to_be_unknown(tmp_path):
     config = ViTConfig(size="Ti")
-    save_release(tmp_path / "run", build(config).state_dict(), ReleaseInfo(backbone=config), [])
+    save_release(tmp_path / "run", {"encoder": build(config).state_dict()}, ReleaseInfo(backbone=config), [])
     export(tmp_path / "run", tmp_path / "ours", ReleaseTerms())
     card = (tmp_path / "ours" / "README.md").read_text()
     assert "license" not in header(card)
@@ -119,7 +120,7 @@ def test_licences(run, tmp_path):
 def test_inherited_terms_are_kept_and_not_dropped_by_publishing(run, tmp_path):
     release = load_release(run)
     inherited = release.info.model_copy(update={"licence": "of the weights it started from: cc-by-nc-4.0"})
-    save_release(run, release.state_dict, inherited, HASHES)
+    save_release(run, release.parts, inherited, HASHES)
     with pytest.raises(UserError, match="without a licence is not pushed"):
         export(run, tmp_path / "ours", ReleaseTerms(), repository="clinic/brain")
     with pytest.raises(UserError, match=r"not pushed as apache-2\.0: .*cc-by-nc-4\.0.*forbids commercial use"):
@@ -154,13 +155,14 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
     torch.manual_seed(1)
     objective = nn.Module()
     objective.encoder, objective.head = build(ViTConfig(size="Ti")), nn.Linear(3, 3)
+    objective.trained_parts = lambda: {"encoder": "encoder"}
     add_average(objective, None if averaged is None else EmaConfig(momentum=averaged))
     with torch.no_grad():
         objective.encoder.cls_token += 1
     if averaged is not None:
         release = load_release(run)
         info = release.info.model_copy(update={"averaged": averaged})
-        save_release(run, release.state_dict, info, release.patients)
+        save_release(run, release.parts, info, release.patients)
 
     def write(folder):
         return model_state.save(folder, objective, parameter_shards(objective, None, 0, ALONE), {}, {}, ALONE)
@@ -168,9 +170,9 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
     step = checkpoint.save(run / "checkpoints", 7, {}, write, ALONE, keep_last=1)
     found = load_run(step)
     wanted = objective.get_submodule("averaged.encoder" if averaged else "encoder").state_dict()
-    assert found.state_dict.keys() == wanted.keys()
-    assert all(torch.equal(found.state_dict[key], wanted[key]) for key in wanted)
-    assert torch.equal(found.state_dict["cls_token"], objective.encoder.cls_token) == (averaged is None)
+    assert found.encoder.keys() == wanted.keys()
+    assert all(torch.equal(found.encoder[key], wanted[key]) for key in wanted)
+    assert torch.equal(found.encoder["cls_token"], objective.encoder.cls_token) == (averaged is None)
     assert (found.info.step, found.patients) == (7, sorted(HASHES))
     file = step / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")

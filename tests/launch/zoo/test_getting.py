@@ -104,7 +104,8 @@ def test_a_pretraining_starts_from_it_by_name(served, models, sums, tmp_path, vi
         "objective": {"name": "mae"}, "optimiser": {"warmup_steps": 1},
         "data": {"sources": [{"name": "mr", "path": "shards"}], "crop_3d": [16, 32, 32], "batch_3d": 2},
     })  # fmt: skip
-    encoder, origin = start_encoder(config, fresh=True)
+    start = start_encoder(config, fresh=True)
+    encoder, origin = start.encoder, start.origin
     theirs = torch.load(vit_file, weights_only=True)["model"]
     assert torch.equal(encoder.state_dict()["norm.weight"], theirs["norm.weight"])
     assert origin.licence == "cc-by-4.0"  # handed on to what the run releases

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from scanfoundry.backbones.foreign.safe import read_foreign
-from scanfoundry.backbones.models.release import ReleaseInfo, SourceRecord, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
@@ -200,7 +201,7 @@ def release(tmp_path):
         backbone=config, objective="mae", step=40, licence="cc-by-4.0", citation="Us 2026",
         sources=(SourceRecord(name="mr", manifest_sha256="ab" * 32, site="s"),),
     )  # fmt: skip
-    save_release(tmp_path / "run", build(config).state_dict(), info, ["p1", "p2"])
+    save_release(tmp_path / "run", {"encoder": build(config).state_dict()}, info, ["p1", "p2"])
     return tmp_path / "run"
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from scanfoundry.backbones.models.release import ReleaseInfo, load_release, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import load_release, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 
@@ -142,7 +143,10 @@ def hub():
 def push(hub, tmp_path):
     config = ViTConfig(size="Ti")
     save_release(
-        tmp_path / "run", build(config).state_dict(), ReleaseInfo(backbone=config, objective="mae"), ["ab" * 32]
+        tmp_path / "run",
+        {"encoder": build(config).state_dict()},
+        ReleaseInfo(backbone=config, objective="mae"),
+        ["ab" * 32],
     )
 
     def run(*words: str, token: str = TOKEN, address: str = "") -> subprocess.CompletedProcess:

@@ -48,6 +48,8 @@ class Objective(nn.Module):
         return (self.encoder(x) - x[:, :5]).square().mean(), {}
     def after_step(self, progress):
         pass
+    def trained_parts(self):
+        return {"encoder": "encoder"}
 
 def batch(step):
     g = torch.Generator().manual_seed(step)

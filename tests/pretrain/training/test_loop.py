@@ -15,7 +15,8 @@ import warm
 import yaml
 from safetensors.torch import load_file
 
-from scanfoundry.backbones.models.release import ReleaseInfo, save_release
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
@@ -165,7 +166,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path, tiny_shards):
     given = check(PretrainConfig, content(tiny_shards, tmp_path / "run"), "test")
     other = STUNetConfig(size="S", strides=((1, 2, 2),) * 2 + ((1, 1, 1),) * 3)
     for folder, backbone in (("strides", other), ("kind", ViTConfig(size="Ti"))):
-        save_release(tmp_path / folder, build(backbone).state_dict(), ReleaseInfo(backbone=backbone), [])
+        save_release(tmp_path / folder, {"encoder": build(backbone).state_dict()}, ReleaseInfo(backbone=backbone), [])
     with pytest.raises(UserError, match=r"backbone\.strides .*set backbone\.strides"):
         start_encoder(given.model_copy(update={"init": str(tmp_path / "strides")}), fresh=True)
     with pytest.raises(UserError, match=r"backbone\.name vit"):
@@ -184,7 +185,8 @@ def test_a_file_of_others_takes_the_runs_channels_and_patches(tmp_path, tiny_sha
     weights |= {"patch_embed.proj.weight": torch.randn(192, 3, 16, 16), "patch_embed.proj.bias": torch.randn(192)}
     weights |= {"pos_embed": torch.randn(1, 197, 192)}
     torch.save({"model": weights}, tmp_path / "mae.pth")
-    encoder, origin = start_encoder(given, fresh=True)
+    start = start_encoder(given, fresh=True)
+    encoder, origin = start.encoder, start.origin
     assert encoder.config == given.backbone
     assert torch.equal(encoder.state_dict()["blocks.3.attn.qkv.weight"], weights["blocks.3.attn.qkv.weight"])
     assert torch.equal(encoder.state_dict()["patch_embed_2d.bias"], weights["patch_embed.proj.bias"])
