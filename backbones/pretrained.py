@@ -56,8 +56,11 @@ def read_release(name_or_file: str | Path) -> Release:
     path = find(name_or_file)
     if is_release(path):
         return load_release(path)
-    encoder, info = _foreign(path)
-    return Release({"encoder": encoder.state_dict()}, info, [])
+    from scanfoundry.backbones.foreign import load_foreign_parts
+
+    parts, info, report = load_foreign_parts(path)
+    logger.warning("%s", report)  # nothing that happens to weights is silent
+    return Release(parts, info.model_copy(update={"parts": tuple(parts)}), [])
 
 
 def models_folder() -> Path:

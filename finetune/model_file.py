@@ -1,7 +1,7 @@
-"""A fine-tuned model on disk: `model.safetensors` and the `model.json` that describes it."""
+"""A fine-tuned model on disk: `model.safetensors`, `model.json` that describes it, and `patients.txt`."""
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from scanfoundry.backbones.models.description import SourceRecord, is_finetuned, read_description
+from scanfoundry.backbones.models.parts import from_file, joined, split, to_file
+from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS
 from scanfoundry.backbones.models.tensor_file import write_tensors
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_whole
+from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_text, write_whole
 from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.task import Adapter, Spec, TaskModel
 
-WEIGHTS, INFO = "model.safetensors", "model.json"
+
+@dataclass(frozen=True)
+class Seen:
+    """Whom the weights of a model have seen, and under which terms they came."""
+
+    patients: Sequence[str] = ()  # keyed hashes
+    sources: tuple[SourceRecord, ...] = ()
+    licence: str = ""  # of the weights that it started from
+    citation: str = ""
 
 
 def adapter_for(spec: Spec) -> Adapter[Any, Any]:
@@ -27,8 +38,8 @@ def adapter_for(spec: Spec) -> Adapter[Any, Any]:
     return adapter
 
 
-def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec) -> None:
-    """Write the weights of all members, then the description with their checksum.
+def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec, seen: Seen = Seen()) -> None:
+    """Write the weights of all members by part, whom they have seen, then the description with the checksums.
 
     With several members the names of the weights begin with the member's number.
     """
@@ -37,11 +48,20 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec) -> None:
     weights = {
         (name if single else f"{number}.{name}"): value.detach().cpu().contiguous()
         for number, model in enumerate(members)
-        for name, value in model.state_dict().items()
+        for name, value in to_file(split(model, model.state_dict())).items()
     }
+    patients = sorted(set(seen.patients))
     write_whole(folder / WEIGHTS, lambda part: write_tensors(part, weights, {"format": "pt"}))
+    write_text(folder / PATIENTS, "".join(f"{patient}\n" for patient in patients))
+    origin = {
+        "sources": [source.model_dump(mode="json") for source in seen.sources],
+        "patients": len(patients),
+        "patients_sha256": sha256_of(folder / PATIENTS),
+        "licence": seen.licence,
+        "citation": seen.citation,
+    }
     described = spec.model_copy(update={"members": len(members)}).model_dump(mode="json")
-    write_json(folder / INFO, described | {"weights_sha256": sha256_of(folder / WEIGHTS)})
+    write_json(folder / INFO, described | {"origin": origin, "weights_sha256": sha256_of(folder / WEIGHTS)})
 
 
 def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
@@ -53,10 +73,11 @@ def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
     if not (folder / INFO).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{path} is no fine-tuned model: {INFO} or {WEIGHTS} is missing; give a finished run folder")
     try:
-        described = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        if not isinstance(described, dict) or described.get("kind") != "finetuned":
+        described = read_description(folder / INFO)
+        if not is_finetuned(described):
             raise UserError(f"{path} is no fine-tuned model (a pre-trained encoder?); run 'scanfoundry finetune' first")
         checksum = described.pop("weights_sha256", None)
+        described.pop("origin", None)
         spec = Spec.model_validate(described)
         adapter = adapter_for(spec)
         with opened_once(folder / WEIGHTS) as (stream, same):
@@ -72,8 +93,11 @@ def _members(adapter: Adapter[Any, Any], weights: dict[str, Tensor]) -> list[Tas
     spec, found = adapter.spec, []
     for number in range(spec.members):
         prefix = "" if spec.members == 1 else f"{number}."
+        mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         model = adapter.build(build(spec.backbone))
-        model.load_state_dict({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
+        if spec.format_version > 1:  # files of version 1 hold the names of the network itself
+            mine = joined(model, model.state_dict(), from_file(mine))
+        model.load_state_dict(mine)
         found.append(model.eval())
     return found
 

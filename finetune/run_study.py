@@ -8,7 +8,7 @@ from pathlib import Path
 from scanfoundry.configs.files import write_json, write_whole
 from scanfoundry.datasets.readers.scratch import scratch_below
 from scanfoundry.finetune.config.study import FinetuneConfig
-from scanfoundry.finetune.model_file import INFO, WEIGHTS
+from scanfoundry.finetune.model_file import INFO, PATIENTS, WEIGHTS
 from scanfoundry.finetune.report.page import write_report
 from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.claims import CLAIMS
@@ -59,7 +59,7 @@ def run(config: FinetuneConfig) -> RunResult:
             results = summarise(study.config, study.spec, study.sides, study.found, trials, study.checked)
             write_json(folder / "results.json", results.model_dump(mode="json"))
             best = folder / TRIALS / study.best.folder
-            for name in (WEIGHTS, INFO):
+            for name in (WEIGHTS, PATIENTS, INFO):
                 write_whole(folder / name, partial(shutil.copyfile, best / name))
             report = write_report(folder, results, study.best)
             for name in (SAMPLES, CLAIMS):  # whole scans are nothing to leave in a finished folder

@@ -12,6 +12,7 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config
@@ -53,7 +54,7 @@ class Spec(Config):
     """All that a fine-tuned model is, apart from its weights; the body of its `model.json`."""
 
     model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2  # of 1 the weights have no parts
     kind: Literal["finetuned"] = "finetuned"
     task: Task
     classes: list[str]
@@ -134,11 +135,20 @@ class Validation:
 
 
 class TaskModel(nn.Module, ABC):
-    """A network that knows which of its parameters belong to the encoder."""
+    """A network that knows which of its weights belong to the encoder, to a decoder and to the head."""
 
-    @abstractmethod
+    def part_of(self, name: str) -> tuple[Part, str]:
+        """The part that a weight of the state dict belongs to, and its name within the part."""
+        encoder = name.startswith("encoder.")
+        return ("encoder", name.removeprefix("encoder.")) if encoder else ("head", name)
+
+    def class_axis(self, name: str) -> int:
+        """The axis of a weight of the head, by its name, along which the classes lie."""
+        return 0
+
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that pre-training may have set."""
+        """The parameters of the encoder."""
+        return (weight for name, weight in self.named_parameters() if self.part_of(name)[0] == "encoder")
 
 
 class Adapter(ABC, Generic[TargetT, PredictionT]):
@@ -258,6 +268,10 @@ class Adapter(ABC, Generic[TargetT, PredictionT]):
     def in_windows(self) -> bool:
         """Whether scans are brought to the plan's spacing and seen in windows; otherwise they are seen whole."""
         return self.spec.task.windows
+
+    def head_rows(self) -> list[str] | None:
+        """What each row of the head's last layers is of; None where the head is one whole for its classes."""
+        return None
 
     def output_names(self) -> list[str]:
         """What each channel of the exported network's output is of."""

@@ -9,6 +9,7 @@ from scanfoundry.datasets.readers import Scan
 
 Picture = dict[str, npt.NDArray]  # small arrays that the report draws a case from
 TableRow = dict[str, Any]  # of the table of predictions: value by column
+BACKGROUND = "(background)"  # the row of a segmentation's head that is of no class; classes have other names
 LABEL_MAP, FRACTIONS, BOXES = "label map", "fractions", "boxes"  # kinds of files; a plug-in may have others
 
 

@@ -1,9 +1,11 @@
 """One entry for weights of others: recognise, convert, describe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from scanfoundry.backbones.foreign import (
     mednext_official,
@@ -14,17 +16,19 @@ from scanfoundry.backbones.foreign import (
     timm_mae,
 )
 from scanfoundry.backbones.foreign.report import Report
+from scanfoundry.backbones.foreign.totalsegmentator import CLASSES as TOTALSEGMENTATOR
 from scanfoundry.backbones.foreign.weights import Weights, read_weights
 from scanfoundry.backbones.layers.levels import Stride
 from scanfoundry.backbones.layers.segmentation import UNet
-from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.description import HeadInfo, ReleaseInfo
+from scanfoundry.backbones.models.parts import Parts, split
 from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once, sha256_of
 from scanfoundry.configs.geometry import Size3D
 
 KEYS_SHOWN = 8
-TOTALSEGMENTATOR_CLASSES = 105  # of STU-Net's released weights, background included
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Kind:
     options: tuple[str, ...]  # that `encoder` takes beside in_channels
     facts: Callable[[Weights], tuple[dict[str, Any], tuple[str, ...]]]  # fields of ReleaseInfo, notes
     whole: Callable[..., tuple[UNet, Report]] | None = None  # reads the decoder and the heads too
+    head: str = ""  # a weight that whole networks alone have
 
 
 def load_foreign(
@@ -58,20 +63,54 @@ def load_foreign(
         patch_2d, patch_3d: of a ViT, see `timm_mae.load_encoder`.
     """
     given = {"strides": strides, "patch_2d": patch_2d, "patch_3d": patch_3d}
+
+    def read(kind: Kind, weights: Weights, options: dict[str, Any]) -> tuple[Encoder, BackboneConfig, Report]:
+        encoder, report = kind.encoder(weights, in_channels, **options)
+        return encoder, encoder.config, report
+
+    return _loaded(Path(path), given, read)
+
+
+def load_foreign_parts(
+    path: str | Path, in_channels: int | None = None, **options: Any
+) -> tuple[Parts, ReleaseInfo, Report]:
+    """All parts of the model in a file that others released: decoder and head too, where we have the same ones.
+
+    Arguments, returned values and errors are those of `load_foreign`, with weights by part in place of the encoder.
+    """
+
+    def read(kind: Kind, weights: Weights, options: dict[str, Any]) -> tuple[Parts, BackboneConfig, Report]:
+        if kind.whole is None or kind.head not in weights.tensors:
+            encoder, report = kind.encoder(weights, in_channels, **options)
+            return {"encoder": encoder.state_dict()}, encoder.config, report
+        network, report = kind.whole(weights, in_channels, **options)
+        return split(network, network.state_dict()), network.config, report
+
+    return _loaded(Path(path), options, read)
+
+
+Model = TypeVar("Model")
+
+
+def _loaded(
+    path: Path,
+    given: Mapping[str, Any],
+    read: Callable[[Kind, Weights, dict[str, Any]], tuple[Model, BackboneConfig, Report]],
+) -> tuple[Model, ReleaseInfo, Report]:
     options = {name: value for name, value in given.items() if value is not None}
     try:
-        with opened_once(Path(path)) as (stream, same):
-            weights = read_weights(Path(path), same)
+        with opened_once(path) as (stream, same):
+            weights = read_weights(path, same)
             kind = recognise(weights)
             if wrong := sorted(options.keys() - set(kind.options)):
                 raise UserError(f"{path} is a {kind.name}, which has no {wrong[0]}; leave it out")
-            encoder, report = kind.encoder(weights, in_channels, **options)
+            model, config, report = read(kind, weights, options)
             fields, notes = kind.facts(weights)
             digest = sha256_of(stream)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    info = ReleaseInfo(backbone=encoder.config, weights_sha256=digest, **fields)
-    return encoder, info, replace(report, notes=(*report.notes, *notes))
+    info = ReleaseInfo(backbone=config, weights_sha256=digest, **fields)
+    return model, info, replace(report, notes=(*report.notes, *notes))
 
 
 def load_foreign_whole(
@@ -106,10 +145,12 @@ def recognise(weights: Weights) -> Kind:
 def _stunet_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
     fields: dict[str, Any] = {"citation": "Huang et al. 2023, STU-Net, arXiv 2304.06716"}
     head = weights.tensors.get(stunet_v1.HEAD)
-    if head is None or len(head) != TOTALSEGMENTATOR_CLASSES:
-        return fields, (openmind.UNKNOWN,)
+    if head is None or len(head) != len(TOTALSEGMENTATOR) + 1:
+        return fields | _unnamed(head), (openmind.UNKNOWN,)
     fields |= {"objective": "supervised: TotalSegmentator", "crop_3d": (128, 128, 128), "licence": "apache-2.0"}
-    fields |= {"intensity": openmind.UNCLIPPED}
+    fields |= {"intensity": openmind.UNCLIPPED, "spacing_mm": (1.5, 1.5, 1.5)}
+    classes = list(TOTALSEGMENTATOR)
+    fields["head"] = HeadInfo(task="segmentation", classes=classes, patch=(128, 128, 128), modality="nonct")
     note = (
         "105 classes: taken for the authors' TotalSegmentator weights (apache-2.0), of patches of 128^3 at 1.5 mm; "
         "they saw CT z-scored, so fine-tune on CT with data.modality=nonct ('ct' is clipped to a window)"
@@ -127,12 +168,25 @@ def _vit_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _mednext_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
-    fields = {"citation": "Roy et al. 2023, MedNeXt, arXiv 2303.09975"}
-    return fields, (openmind.UNKNOWN,)
+    fields: dict[str, Any] = {"citation": "Roy et al. 2023, MedNeXt, arXiv 2303.09975"}
+    return fields | _unnamed(weights.tensors.get(mednext_official.HEAD)), (openmind.UNKNOWN,)
+
+
+def _unnamed(head: Tensor | None) -> dict[str, Any]:
+    """The field of a head whose file does not name its classes."""
+    return {} if head is None else {"head": HeadInfo(task="segmentation")}
 
 
 KINDS = (
-    Kind("STU-Net", stunet_v1.is_stunet, stunet_v1.load_encoder, ("strides",), _stunet_facts, stunet_v1.load_whole),
+    Kind(
+        "STU-Net",
+        stunet_v1.is_stunet,
+        stunet_v1.load_encoder,
+        ("strides",),
+        _stunet_facts,
+        stunet_v1.load_whole,
+        stunet_v1.HEAD,
+    ),
     Kind("ViT", timm_mae.is_vit, timm_mae.load_encoder, ("patch_2d", "patch_3d"), _vit_facts),
     Kind(
         "MedNeXt",
@@ -141,6 +195,7 @@ KINDS = (
         (),
         _mednext_facts,
         mednext_official.load_whole,
+        mednext_official.HEAD,
     ),
     Kind("ResEnc", openmind_resenc.is_resenc, openmind_resenc.load_encoder, ("strides",), openmind_resenc.facts),
     Kind("Primus", openmind_primus.is_primus, openmind_primus.load_encoder, (), openmind_primus.facts),

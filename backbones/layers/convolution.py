@@ -24,24 +24,27 @@ class DepthFreeConv3d(nn.Conv3d):
         """(B, C, D, H, W) -> (B, C', D', H', W'), or `walk(x)`; on depth 1 a depth stride has no effect."""
         if walk is not None:
             return walk(x)
-        if x.shape[2] == 2 and self.kernel_size[0] == 3 and x.device.type == "cpu":
-            return self._forward_depth_two(x)
         if x.shape[2] != 1:
-            return super().forward(x)
+            return self._forward_3d(x)
         weight = self.weight[:, :, self.kernel_size[0] // 2]
         padding = cast(Size3D, self.padding)[1:]
         y = F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding, groups=self.groups)
         return y.unsqueeze(2)
 
-    def _forward_depth_two(self, x: Tensor) -> Tensor:
-        """The same on depth 2, past an error of oneDNN: its bf16 gradients of a 3x3x3 kernel are garbage there.
+    def _forward_3d(self, x: Tensor) -> Tensor:
+        """The convolution, past two errors of oneDNN in bfloat16 (torch 2.13, CPU; `tests/backbones/test_layers.py`).
 
-        (torch 2.13, CPU; `test_bfloat16_gradients_on_depth_two`.) A third slice of zeros changes nothing else.
+        A 3x3x3 kernel on depth 2 has gradients of left-over memory, and a strided kernel that gives a single column
+        has outputs of it. More zeros behind the scan change nothing else.
         """
-        if x.dtype != torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
+        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        two = x.shape[2] == 2 and self.kernel_size[0] == 3
+        column = x.shape[4] <= self.stride[2] and self.stride[2] > 1 and self.kernel_size[2] > 1
+        if x.device.type != "cpu" or not half or not (two or column):
             return super().forward(x)
-        depth = (2 + self.stride[0] - 1) // self.stride[0]
-        return super().forward(F.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :depth]
+        depth, width = (-(-x.shape[axis] // self.stride[axis - 2]) for axis in (2, 4))
+        behind = (0, self.stride[2] if column else 0, 0, 0, 0, 1 if two else 0)
+        return super().forward(F.pad(x, behind))[:, :, :depth, :, :width]
 
 
 class ConvNorm(nn.Module):

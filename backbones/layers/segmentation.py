@@ -37,6 +37,10 @@ class SegmentationNetwork(nn.Module, ABC):
         The coarser maps of deep supervision stay at their own resolution.
         """
 
+    def class_axis(self, name: str) -> int:
+        """The axis of a weight of the head, by its name, along which the classes lie."""
+        return 0
+
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are the encoder's."""
         return (weight for name, weight in self.named_parameters() if self.part_of(name)[0] == "encoder")

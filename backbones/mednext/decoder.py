@@ -109,6 +109,10 @@ class MedNeXt(UNet):
         """The five output blocks, full resolution first."""
         return [self.get_submodule(f"out_{level}") for level in range(LEVELS)]
 
+    def class_axis(self, name: str) -> int:
+        """Of transposed convolutions' weights the second."""
+        return 1 if name.endswith(".weight") else 0
+
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Features of the five levels after the decoder, full resolution first; the deepest is the encoder's own."""
         decoded = [features[-1]]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
+from scanfoundry.backbones.layers.segmentation import PARTS, Part
 from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.configs.geometry import PositiveSize3D
@@ -194,6 +195,8 @@ class FinetuneConfig(Config):
     data: LabelledData
     checkpoint: Path | None = None  # pre-training run folder or safetensors file
     backbone: BackboneConfig | None = None  # from scratch only; a checkpoint brings its own
+    transfer: list[Part] = [*PARTS]  # of the checkpoint that are used, where they are there and fit; encoder always
+    checkpoint_classes: list[str] = []  # names of the classes of its head, in order, where its file has none
     recipes: list[RecipeName] = ["full"]  # how the checkpoint is adapted; the first one's model is kept
     compare_scratch: bool = True  # beside a checkpoint: the same cases and steps from random weights
     shots: list[Annotated[int, Field(ge=1)] | Literal["all"]] = [5]
@@ -250,6 +253,8 @@ class FinetuneConfig(Config):
         return idle
 
     def _check_recipes(self) -> None:
+        if "encoder" not in self.transfer or len(set(self.transfer)) < len(self.transfer):
+            raise ValueError("'transfer' needs the encoder, and each part once: encoder, decoder, head")
         if not self.recipes or len(set(self.recipes)) < len(self.recipes):
             raise ValueError("'recipes' needs one at least, each once")
         if self.checkpoint is None and self.recipes != ["full"]:

@@ -38,6 +38,8 @@ def _idle(config: Study) -> list[tuple[str, str]]:
         found.append(("inference.mirror", "augmentation.flip_axes names no axis to mirror along"))
     if config.checkpoint is None:
         found.append(("schedule.encoder_lr_scale", "training from scratch always takes 1"))
+        found.append(("transfer", "there is no checkpoint to take parts of"))
+        found.append(("checkpoint_classes", "there is no checkpoint"))
     if not config.self_training.rounds:
         found += [(f"self_training.{name}", "self_training.rounds is 0") for name in ("start", "min_steps", "share",
                                                                                        "scans")]  # fmt: skip

@@ -1,11 +1,11 @@
 """MONAI's RetinaNet over a feature pyramid; 2D scans lose their depth axis on the way in."""
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.finetune.boxes.anchors import Anchors
@@ -20,6 +20,7 @@ from scanfoundry.finetune.monai_parts import (
 )
 from scanfoundry.finetune.task import TaskModel
 
+PYRAMID = "detector.network.feature_extractor."  # what the names of its weights begin with
 NMS_IOU = 0.3  # boxes of one view that overlap more are one finding
 ATSS_CANDIDATES = 4
 POSITIVE_SHARE, LEAST_NEGATIVES, POOL = 0.33, 8, 20  # of the anchors of an image that the loss looks at
@@ -74,11 +75,11 @@ class DetectionModel(TaskModel):
         found = self.detector(images.squeeze(2) if self.is_2d else images)
         return [(result["boxes"], result["labels_scores"], result["labels"]) for result in found]
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The encoder below the pyramid."""
-        pyramid = cast(RetinaNet, self.detector.network).feature_extractor
-        assert isinstance(pyramid, Pyramid)
-        return pyramid.encoder.parameters()
+    def part_of(self, name: str) -> tuple[Part, str]:
+        """Encoder; the pyramid is the decoder; what finds boxes on it is the head."""
+        if name.startswith(f"{PYRAMID}encoder."):
+            return "encoder", name.removeprefix(f"{PYRAMID}encoder.")
+        return ("decoder" if name.startswith(PYRAMID) else "head"), name
 
 
 class _Network(RetinaNet):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
-from scanfoundry.backbones.layers.segmentation import SegmentationNetwork
+from scanfoundry.backbones.layers.segmentation import Part, SegmentationNetwork
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.finetune.task import TaskModel
@@ -28,9 +28,13 @@ class SegmentationModel(TaskModel):
         self.net.deep_supervision = self.training
         return self.net(x)
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the encoder alone."""
-        return self.net.encoder_parameters()
+    def part_of(self, name: str) -> tuple[Part, str]:
+        """As the network says."""
+        return self.net.part_of(name.removeprefix("net."))
+
+    def class_axis(self, name: str) -> int:
+        """As the network says."""
+        return self.net.class_axis(name)
 
 
 class LightDecoder(SegmentationNetwork):

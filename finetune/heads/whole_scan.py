@@ -1,9 +1,8 @@
 """What all heads share that see a scan as a whole: an encoder, and something on its deepest features."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.finetune.task import TaskModel
@@ -23,7 +22,3 @@ class WholeScanModel(TaskModel):
     @abstractmethod
     def head(self, features: Tensor) -> Tensor:
         """The deepest features (B, F, d, h, w) -> one row (B, n_outputs) for each scan."""
-
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the head's."""
-        return self.encoder.parameters()

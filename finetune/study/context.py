@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scanfoundry.finetune.model_file import Seen
 from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.sample_cache import SampleCache
 from scanfoundry.finetune.training.features import FeatureStore
@@ -18,6 +19,7 @@ class TrialContext:
     folder: Path
     digest: str  # of all that the result depends on
     keep_weights: bool
+    seen: Seen  # whom its models will have seen
     setup: TrainSetup  # but for its time, where there is a budget
     budget: Budget | None
     samples: SampleCache

@@ -1,7 +1,7 @@
 """The models of one trial: one, or one for each fold of the training cases; and what the held-back cases decide."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from scanfoundry.finetune.training.lora import inject
 from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.setup import History, TrainProgress, TrainSetup
 from scanfoundry.finetune.training.slot import NOWHERE, Slot
+from scanfoundry.finetune.training.transfer import StartWeights, transfer
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Ensemble:
     models: list[TaskModel]
     histories: list[History]
     held: Validation | None
+    transferred: list[str] = field(default_factory=list)  # what became of the parts of the model they started from
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def train_ensemble(
     config: FinetuneConfig,
     adapter: Adapter[Any, Any],
     data: TrainingData,
-    pretrained: dict[str, torch.Tensor] | None,
+    start: StartWeights | None,
     setup: TrainSetup,
     store: FeatureStore,
     progress: TrainProgress,
@@ -63,7 +65,7 @@ def train_ensemble(
         config: the configuration of the study.
         adapter: the task, planned.
         data: what is trained on.
-        pretrained: the weights of the encoder, None from scratch.
+        start: the weights that it starts from, None from scratch.
         setup: of all trainings together: each gets its share of the time.
         store: features of a frozen encoder.
         progress: is called after each step.
@@ -73,6 +75,7 @@ def train_ensemble(
     models: list[TaskModel] = []
     histories: list[History] = []
     held = Validation([], [])
+    transferred: list[str] = []
     parts = _parts(config, data.cases, setup.seed)
     each = replace(setup, seconds=setup.seconds / len(parts) if setup.seconds is not None else None)
     for number, (fit, back) in enumerate(parts):
@@ -81,13 +84,18 @@ def train_ensemble(
         found = trained.read()
         if found is None:
             running = slot.of(f"training-{number}")
-            model, history = _train_one(
-                config, adapter, data.part(fit), checked, pretrained, each, store, progress, running
+            model, history, transferred = _train_one(
+                config, adapter, data.part(fit), checked, start, each, store, progress, running
             )
-            trained.write(Snapshot(dict(model.state_dict()), {"history": history.model_dump(mode="json")}), title)
+            trained.write(
+                Snapshot(
+                    dict(model.state_dict()), {"history": history.model_dump(mode="json"), "transferred": transferred}
+                ),
+                title,
+            )
             running.forget()
         else:
-            model, history = _restored(adapter, found, setup)
+            model, history, transferred = _restored(adapter, found, setup)
             trained.goes_on(title)
         trained.leave_if_asked(title)
         models.append(model.eval())
@@ -97,14 +105,15 @@ def train_ensemble(
             seen = held_back(adapter, model, checked.cases, checked.samples, setup.device, predicted)
             held.records += seen.records
             held.maps += seen.maps
-    return Ensemble(models, histories, held if held.records else None)
+    return Ensemble(models, histories, held if held.records else None, transferred)
 
 
-def _restored(adapter: Adapter[Any, Any], found: Snapshot, setup: TrainSetup) -> tuple[TaskModel, History]:
+def _restored(adapter: Adapter[Any, Any], found: Snapshot, setup: TrainSetup) -> tuple[TaskModel, History, list[str]]:
     """A model that an earlier start of the trial trained."""
     model = adapter.build(encoder_of(adapter.spec, setup.seed, None))
     model.load_state_dict(found.tensors)
-    return model.to(setup.device), History.model_validate(found.facts["history"])
+    facts = found.facts
+    return model.to(setup.device), History.model_validate(facts["history"]), facts["transferred"]
 
 
 def _parts(config: FinetuneConfig, cases: Sequence[Case], seed: int) -> list[tuple[list[Case], list[Case]]]:
@@ -122,17 +131,18 @@ def _train_one(
     adapter: Adapter[Any, Any],
     fit: TrainingData,
     checked: TrainingData,
-    pretrained: dict[str, torch.Tensor] | None,
+    start: StartWeights | None,
     setup: TrainSetup,
     store: FeatureStore,
     progress: TrainProgress,
     slot: Slot,
-) -> tuple[TaskModel, History]:
-    encoder = encoder_of(adapter.spec, setup.seed, pretrained)
+) -> tuple[TaskModel, History, list[str]]:
+    encoder = encoder_of(adapter.spec, setup.seed, start.parts["encoder"] if start else None)
     if setup.arm.recipe in PROBES:
-        return fit_probe(adapter, encoder, fit.samples, fit.cases, setup, config.probe, store, slot)
+        return *fit_probe(adapter, encoder, fit.samples, fit.cases, setup, config.probe, store, slot), []
     lora = inject(encoder, config.lora) if setup.arm.recipe == "lora" else None
     model = adapter.build(encoder)
+    transferred = transfer(adapter, model, start).lines() if start else []
 
     def mean_score(model: TaskModel) -> float:
         """The mean score of the held-back cases."""
@@ -145,7 +155,7 @@ def _train_one(
     history = train(adapter, model, fit.samples, setup, progress, check, fit.unlabelled, slot)
     if lora is not None:
         lora.merge()
-    return model, history
+    return model, history, transferred
 
 
 def encoder_of(spec: Spec, seed: int, pretrained: dict[str, torch.Tensor] | None) -> Encoder:

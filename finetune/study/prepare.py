@@ -58,7 +58,7 @@ def prepare(config: FinetuneConfig, notes: bool = True) -> Study:
     Raises:
         UserError: whatever is wrong with data or configuration.
     """
-    release = read_release(config.checkpoint) if config.checkpoint else None
+    release = _release(config)
     found = known_cases(config.data, config.task)
     if len(found.channels) == 1 and config.augmentation.channel_dropout:
         raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
@@ -75,6 +75,25 @@ def prepare(config: FinetuneConfig, notes: bool = True) -> Study:
         note_left_out(left_out(config, sides, found))
     plan = _plan(config, sides, checked, backbone)
     return Study(config, found, sides, _spec(config, found, sides, checked, release, backbone, plan), release, checked)
+
+
+def _release(config: FinetuneConfig) -> Release | None:
+    """The checkpoint, with the names of its classes as its file or else the study gives them."""
+    if config.checkpoint is None:
+        return None
+    release, given = read_release(config.checkpoint), config.checkpoint_classes
+    head = release.info.head
+    if not given:
+        return release
+    if head is None or "head" not in release.parts:
+        raise UserError(f"{config.checkpoint} has no head: leave out checkpoint_classes")
+    if head.classes and head.classes != given:
+        named = ", ".join(head.classes[:5])
+        raise UserError(f"{config.checkpoint} names its classes itself ({named}...): leave out checkpoint_classes")
+    if head.task == "segmentation" and not any(len(given) + 1 in w.shape[:2] for w in release.parts["head"].values()):
+        raise UserError(f"checkpoint_classes names {len(given)} classes; the head of {config.checkpoint} has others")
+    info = release.info.model_copy(update={"head": head.model_copy(update={"classes": given})})
+    return replace(release, info=info)
 
 
 def _backbone(config: FinetuneConfig, release: Release | None, channels: int) -> BackboneConfig:

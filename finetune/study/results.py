@@ -101,7 +101,7 @@ def summarise(
         paired=paired,
         cells=list(trials),
         data=_data(spec, sides, found) | {"label_maps": [row.model_dump() for row in maps]},
-        setup=_setup(config, spec),
+        setup=_setup(config, spec, trials),
         left_out=left_out(config, sides, found),
         warnings=found.warnings + shown,
         versions=versions(),
@@ -144,8 +144,9 @@ def _data(spec: Spec, sides: Split, found: CaseList) -> dict[str, Any]:
     }
 
 
-def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
+def _setup(config: FinetuneConfig, spec: Spec, trials: Sequence[TrialResult]) -> dict[str, Any]:
     return {
+        "transferred": next((trial.transferred for trial in trials if trial.transferred), []),
         "backbone": spec.backbone.model_dump(mode="json"),
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
         "recipes": config.recipes,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from scanfoundry.configs.files import write_json, write_whole
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.checks.check import Checked
@@ -22,6 +20,7 @@ from scanfoundry.finetune.study.trial import RESULT, TrialName, TrialResult
 from scanfoundry.finetune.task import Adapter, Spec
 from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.slot import Slot
+from scanfoundry.finetune.training.transfer import StartWeights
 
 
 def run_trial(
@@ -30,7 +29,7 @@ def run_trial(
     name: TrialName,
     cases: TrialCases,
     checked: Checked,
-    pretrained: dict[str, torch.Tensor] | None,
+    start: StartWeights | None,
     context: TrialContext,
 ) -> TrialResult:
     """Train, test on every case, and write pictures, weights (if they are kept) and, last, the result.
@@ -41,7 +40,7 @@ def run_trial(
         name: of the trial.
         cases: to train from and to test on.
         checked: what is known of the cases.
-        pretrained: the weights of the encoder, None from scratch.
+        start: the weights that it starts from, None from scratch.
         context: where and how the trial runs.
     """
     adapter = surveyed(spec, name.arm, cases.train, checked)
@@ -53,7 +52,7 @@ def run_trial(
         seconds = _share_of_budget(context, adapter, reader, cases.test)
         context = replace(context, setup=replace(context.setup, seconds=seconds))
     setup, slot = context.setup, Slot(context.saved, "")
-    ensemble = train_ensemble(config, adapter, data, pretrained, setup, context.store, context.progress, slot)
+    ensemble = train_ensemble(config, adapter, data, start, setup, context.store, context.progress, slot)
     del samples, data
     adapter = settled(adapter, ensemble.held, config.validation)
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +61,7 @@ def run_trial(
     write_whole(context.folder / PICTURES, lambda part: save_pictures(part, worst))
     if context.keep_weights:
         steps = [history.steps for history in ensemble.histories]
-        save_model(context.folder, ensemble.models, described(adapter, name, steps))
+        save_model(context.folder, ensemble.models, described(adapter, name, steps), context.seen)
     result = _result(name, cases, context, adapter.spec, ensemble, records)
     write_json(context.folder / RESULT, result.model_dump(mode="json"))
     context.saved.clear()
@@ -79,6 +78,7 @@ def _result(
         seed=name.seed,
         train_cases=[case.key for case in cases.train],
         unlabelled_cases=len(cases.unlabelled),
+        transferred=ensemble.transferred,
         histories=ensemble.histories,
         validation=ensemble.held.records if ensemble.held else [],
         temperature=spec.temperature,

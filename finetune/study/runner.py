@@ -4,9 +4,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from scanfoundry.backbones.models.description import SourceRecord
 from scanfoundry.backbones.transfer.stem import with_channels
 from scanfoundry.finetune.config.recipes import PROBES
-from scanfoundry.finetune.model_file import pick_device
+from scanfoundry.finetune.model_file import Seen, pick_device
 from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.claims import claimed
 from scanfoundry.finetune.study.context import TrialContext
@@ -21,6 +22,7 @@ from scanfoundry.finetune.training.features import FeatureStore, digest_of
 from scanfoundry.finetune.training.interrupts import NOTHING, Stop, Stopped
 from scanfoundry.finetune.training.saving import PROGRESS, SnapshotFolder
 from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
+from scanfoundry.finetune.training.transfer import StartWeights
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class TrialRunner:
             trial.folder,
             trial.digest,
             trial.keep_weights,
+            self._seen(trial),
             self._setup(name),
             self._budget,
             samples,
@@ -139,13 +142,29 @@ class TrialRunner:
             shown.tested,
             saved,
         )
-        pretrained = None
-        if study.release and name.arm.pretrained:
-            backbone, channels = study.release.info.backbone, study.spec.backbone.in_channels
-            pretrained, _ = with_channels(study.release.encoder, backbone, channels)
-        result = run_trial(config, study.spec, name, trial.cases, study.checked, pretrained, context)
+        start = self._start(name)
+        result = run_trial(config, study.spec, name, trial.cases, study.checked, start, context)
         shown.end()
         return result
+
+    def _start(self, name: TrialName) -> StartWeights | None:
+        """The parts of the checkpoint that are wanted, its encoder for the channels of the study."""
+        release = self._study.release
+        if release is None or not name.arm.pretrained:
+            return None
+        encoder, _ = with_channels(release.encoder, release.info.backbone, self._study.spec.backbone.in_channels)
+        wanted = {part: weights for part, weights in release.parts.items() if part in self._study.config.transfer}
+        return StartWeights(wanted | {"encoder": encoder}, release.info.head)
+
+    def _seen(self, trial: Trial) -> Seen:
+        """The patients that a trial trains on, and those that the checkpoint has seen."""
+        mine = [case.patient for case in (*trial.cases.train, *trial.cases.unlabelled)]
+        here = SourceRecord(name="fine-tuning", manifest_sha256="", site=self._study.found.site)
+        release = self._study.release if trial.name.arm.pretrained else None
+        if release is None:
+            return Seen(mine, (here,))
+        info = release.info
+        return Seen([*mine, *release.patients], (*info.sources, here), info.licence, info.citation)
 
     def _setup(self, name: TrialName) -> TrainSetup:
         config = self._study.config

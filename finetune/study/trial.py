@@ -42,6 +42,7 @@ class TrialResult(BaseModel):
     seed: int
     train_cases: list[str]  # keyed hashes
     unlabelled_cases: int  # that took part by self-training
+    transferred: list[str] = []  # what became of the parts of the model that it started from
     histories: list[History]  # of each model, one for each fold
     validation: list[Record]  # of the held-back cases, by the models that did not see them
     temperature: float

@@ -73,6 +73,10 @@ class Classification(WholeScan[int, Probabilities]):
             return NeighbourProbe(encoder, n_classes, probe.neighbours, probe.temperature)
         return ClassificationModel(encoder, n_classes)
 
+    def head_rows(self) -> list[str]:
+        """The classes."""
+        return list(self.spec.classes)
+
     def batch(
         self, samples: Sequence[Sample[int]], rng: np.random.Generator, config: AugmentationConfig, fore: float
     ) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,10 @@ class Regression(WholeScan[float, float]):
         sample.target = sample.truth = case.target
         return sample
 
+    def head_rows(self) -> list[str]:
+        """None: what number another model predicts is not known to be this one."""
+        return []
+
     def planned(self, samples: Sequence[Sample[float]]) -> Spec:
         """Mean and standard deviation of the targets; UserError where they are all the same."""
         values = np.array([sample.target for sample in samples], float)

@@ -34,6 +34,7 @@ from scanfoundry.finetune.metrics.surface import surface_scores
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
 from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, Spec, TaskModel, Validation, identity, upright
 from scanfoundry.finetune.task_parts import (
+    BACKGROUND,
     FRACTIONS,
     LABEL_MAP,
     BundleOutput,
@@ -98,6 +99,10 @@ class Segmentation(Adapter[Labels, Segmented]):
     def build(self, encoder: Encoder) -> TaskModel:
         """STU-Net's decoder, or the light one."""
         return SegmentationModel(encoder, len(self.spec.classes) + 1, self.spec.plan.is_2d)
+
+    def head_rows(self) -> list[str]:
+        """The background, and the classes."""
+        return [BACKGROUND, *self.spec.classes]
 
     def batch(
         self, samples: Sequence[Sample[Labels]], rng: np.random.Generator, config: AugmentationConfig, fore: float

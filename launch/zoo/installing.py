@@ -5,10 +5,10 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from scanfoundry.backbones.foreign import Report, load_foreign
+from scanfoundry.backbones.foreign import Report, load_foreign_parts
 from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.models.release import save_release
-from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.zoo.catalogue import CatalogueModel
 from scanfoundry.launch.zoo.origin import FILE, Origin
@@ -19,15 +19,13 @@ logger = logging.getLogger(__name__)
 
 def install(entry: CatalogueModel, fetched: VerifiedFile, target: Path, work: Path, in_channels: int | None) -> None:
     """Convert a verified file and put the release in place; `work` is a folder of ours on the same disk."""
-    encoder, info, report = load_foreign(fetched.path, in_channels=in_channels or entry.in_channels)
+    parts, info, report = load_foreign_parts(fetched.path, in_channels=in_channels or entry.in_channels)
     if info.weights_sha256 != fetched.sha256:
         raise UserError(f"{fetched.path} was replaced after it was verified: its sha256 is {info.weights_sha256}")
-    check_same(entry, encoder, fetched.path)
+    check_same(entry, info.backbone, fetched.path)
     built = work / "release"
     shutil.rmtree(built, ignore_errors=True)
-    save_release(
-        built, {"encoder": encoder.state_dict()}, described(entry, info), []
-    )  # whom others trained on is unknown
+    save_release(built, parts, described(entry, info), [])  # whom others trained on is unknown
     origin = _origin(entry, fetched, report)
     (built / FILE).write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if target.exists():  # an empty folder, which `installed` has let pass
@@ -45,9 +43,9 @@ def install(entry: CatalogueModel, fetched: VerifiedFile, target: Path, work: Pa
         logger.info("%s", entry.attribution)
 
 
-def check_same(entry: CatalogueModel, encoder: Encoder, path: Path) -> None:
+def check_same(entry: CatalogueModel, backbone: BackboneConfig, path: Path) -> None:
     """UserError where a file turns out to be of another backbone than the catalogue says."""
-    found = encoder.config.model_dump(mode="json")
+    found = backbone.model_dump(mode="json")
     for key, value in entry.backbone.items():
         if found.get(key) != value:
             raise UserError(

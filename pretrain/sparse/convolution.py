@@ -63,7 +63,7 @@ class PackedConv(torch.autograd.Function):
         if need[0] and groups == len(weight) and stride == (1, 1, 1):
             # Depthwise: the transpose is the convolution with the kernel turned about, four times faster on a CPU.
             of_x, need[0] = _conv(halo.gather(grad), weight.flip(2, 3, 4), None, stride, groups), False
-        if _by_matrix(windows, weight, groups):
+        if _by_matrix(windows, weight, stride, groups):
             of_windows, of_weight, of_bias = _matrix_backward(grad, windows, weight, stride, need)
         else:
             of_windows, of_weight, of_bias = _conv_backward(grad, windows, weight, stride, groups, need)
@@ -72,14 +72,16 @@ class PackedConv(torch.autograd.Function):
         return of_x, of_weight, of_bias, None, None, None
 
 
-def _by_matrix(windows: Tensor, weight: Tensor, groups: int) -> bool:
+def _by_matrix(windows: Tensor, weight: Tensor, stride: Size3D, groups: int) -> bool:
     voxels = windows.shape[1] * windows.shape[2] * windows.shape[3]
-    return groups == 1 and voxels <= CROSSOVER * weight[0, 0].numel()
+    # A strided convolution that gives a single column is left-over memory in bfloat16 on a CPU, see `DepthFreeConv3d`.
+    column = stride[2] > 1 and windows.shape[3] - weight.shape[4] < stride[2] and weight.shape[4] > 1
+    return groups == 1 and (column or voxels <= CROSSOVER * weight[0, 0].numel())
 
 
 def _conv(windows: Tensor, weight: Tensor, bias: Tensor | None, stride: Size3D, groups: int) -> Tensor:
     """Without padding: (N, D, H, W, C) -> (N, d, h, w, C')."""
-    if _by_matrix(windows, weight, groups):
+    if _by_matrix(windows, weight, stride, groups):
         seen = _neighbourhoods(windows, weight, stride)
         return F.linear(seen.reshape(*seen.shape[:4], -1), weight.flatten(1), bias)
     if weight.shape[2] == 1:

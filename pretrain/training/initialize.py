@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scanfoundry.backbones import find, is_release
-from scanfoundry.backbones.foreign import load_foreign
+from scanfoundry.backbones.foreign import load_foreign_parts
 from scanfoundry.backbones.foreign.loading import recognise
 from scanfoundry.backbones.foreign.weights import read_weights
 from scanfoundry.backbones.models.description import ReleaseInfo
@@ -101,8 +101,8 @@ def _load(config: PretrainConfig, name: str) -> tuple[Release, Origin]:
         return release, _origin(f"starting from {name}", release.info, release.patients)
     options = {"in_channels", *recognise(read_weights(path)).options}
     chosen = {key: getattr(config.backbone, key) for key in sorted(options) if hasattr(config.backbone, key)}
-    encoder, info, report = load_foreign(path, **chosen)
-    return Release({"encoder": encoder.state_dict()}, info, []), _origin(f"starting from {report}", info, [])
+    parts, info, report = load_foreign_parts(path, **chosen)
+    return Release(parts, info, []), _origin(f"starting from {report}", info, [])
 
 
 def _origin(summary: str, info: ReleaseInfo | None = None, patients: Iterable[str] = ()) -> Origin:
