@@ -29,8 +29,8 @@ ORDER = {
     "sampling plan projection workers loader",
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
     "training",
-    "finetune": "monai_parts config cases losses plan checks formats boxes metrics task_parts drawing task heads "
-    "inference training tasks model_file study predict export report run_study",
+    "finetune": "monai_parts config cases losses plan spec checks formats boxes metrics sample task_parts drawing "
+    "sample_maker task heads inference training tasks model_file study predict export report run_study",
     "launch": "cluster build_summary zoo demo cli",
 }
 

@@ -8,7 +8,7 @@ import scipy.ndimage
 from scanfoundry.finetune.cases.volumes import Labels
 from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.metrics.dice import dice, mean_defined
-from scanfoundry.finetune.task import HeldBackCase
+from scanfoundry.finetune.sample import HeldBackCase
 
 SHARES = (0.02, 0.05, 0.1, 0.25)  # of the median size of a class: candidates for the least size of a component
 GAIN = 1e-4  # less Dice than this is no help

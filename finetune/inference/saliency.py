@@ -18,7 +18,8 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
-from scanfoundry.finetune.task import Adapter, Sample, centred, upright
+from scanfoundry.finetune.sample import Sample, centred, upright
+from scanfoundry.finetune.task import Adapter
 from scanfoundry.finetune.task_parts import Picture
 
 Map = npt.NDArray[np.float32]

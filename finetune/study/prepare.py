@@ -17,11 +17,11 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.formats import CaseList
 from scanfoundry.finetune.formats.discover import known_cases
 from scanfoundry.finetune.plan import Plan, settle_plan
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.notes import note_left_out
 from scanfoundry.finetune.study.results import left_out
 from scanfoundry.finetune.study.split import Split, split, trial_cases
 from scanfoundry.finetune.study.trial import TrialName
-from scanfoundry.finetune.task import Spec
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scanfoundry.finetune.task import Sample
+from scanfoundry.finetune.sample import Sample
 
 _HEAD = struct.Struct("<II")  # CRC-32 of all that follows; bytes of the header
 _CODEC = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}

@@ -1,7 +1,7 @@
 """The detection task: boxes of findings in whole scans or in windows, RetinaNet, average precision."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,8 @@ from scanfoundry.finetune.metrics.froc import (
 )
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Adapter, Sample, Spec, TaskModel, fitted_shape, identity
+from scanfoundry.finetune.sample import Sample, fitted_shape
+from scanfoundry.finetune.task import Adapter, TaskModel, identity
 from scanfoundry.finetune.task_parts import BOXES, OutputFiles, Picture, ReportTexts, TableRow
 
 
@@ -82,7 +83,7 @@ class Detection(Adapter[Findings, Detections]):
         plan = self.spec.plan
         return fitted_shape(shape, spacing, plan), target_shape(shape, spacing, plan.spacing)
 
-    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Spec:
+    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Self:
         """Windows or whole scans, pyramid and anchors, planned from these training cases.
 
         checked: what is known of the cases; those that it does not know are read. UserError where none of the cases
@@ -103,7 +104,7 @@ class Detection(Adapter[Findings, Detections]):
             encoder = build_backbone(self.spec.backbone)
         strides = available_strides(encoder, self.spec.plan.is_2d)
         plan, anchors = plan_detection(measured, self.spec.plan.patch, strides, self.task.whole_scan)
-        return self.spec.model_copy(update={"anchors": anchors, "detection": plan})
+        return self.with_spec(anchors=anchors, detection=plan)
 
     def load(self, case: Case) -> Sample[Findings]:
         """Boxes from the mask or the list; UserError where one is empty, has no class or lies outside the scan."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,8 @@ from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.reliability import counted, ece, pooled
 from scanfoundry.finetune.metrics.surface import surface_scores
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
-from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, Spec, TaskModel, Validation, identity, upright
+from scanfoundry.finetune.sample import HeldBackCase, Sample, Validation, upright
+from scanfoundry.finetune.task import Adapter, TaskModel, identity
 from scanfoundry.finetune.task_parts import (
     FRACTIONS,
     LABEL_MAP,
@@ -132,12 +133,12 @@ class Segmentation(Adapter[Labels, Segmented]):
         # On the voxel grid where the patch's own centre is, so that unturned patches are not blurred.
         return np.floor(centre) + (half % 1)
 
-    def planned(self, samples: Sequence[Sample[Labels]]) -> Spec:
+    def planned(self, samples: Sequence[Sample[Labels]]) -> Self:
         """Weights of background and classes by their voxels, as `loss.class_weights` says."""
         n_labels = len(self.spec.classes) + 1
         counts = sum(np.bincount(s.target.ravel(), minlength=n_labels) for s in samples if s.target is not None)
         weights = class_weights(np.asarray(counts)[:n_labels].tolist(), self.spec.loss.class_weights)
-        return self.spec.model_copy(update={"class_weights": weights})
+        return self.with_spec(class_weights=weights)
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
         """Dice and the configured term at every resolution of the decoder."""
@@ -166,7 +167,7 @@ class Segmentation(Adapter[Labels, Segmented]):
         out = truth == IGNORE
         return np.where(out, 0, found).astype(np.uint8), np.where(out, 0, truth).astype(np.uint8)
 
-    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+    def settled(self, held: Validation, config: ValidationConfig) -> Self:
         """Which components are removed after prediction, and the temperature of the voxels' probabilities."""
         decided: dict[str, Any] = {}
         if config.postprocess:
@@ -175,7 +176,7 @@ class Segmentation(Adapter[Labels, Segmented]):
             probabilities = np.concatenate([m.probabilities for m in held.maps if m.probabilities is not None])
             labels = np.concatenate([m.labels for m in held.maps if m.labels is not None])
             decided["temperature"] = temperature_by(probabilities, labels)
-        return self.spec.model_copy(update=decided)
+        return self.with_spec(**decided)
 
     def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Segmented:
         """Label map at the file's grid; where the truth is known also probabilities of some voxels around it."""

@@ -14,16 +14,8 @@ from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
 from scanfoundry.finetune.config.study import AugmentationConfig
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
-from scanfoundry.finetune.task import (
-    Adapter,
-    PredictionT,
-    Sample,
-    TargetT,
-    TaskModel,
-    centred,
-    fitted_shape,
-    upright,
-)
+from scanfoundry.finetune.sample import Sample, TargetT, centred, fitted_shape, upright
+from scanfoundry.finetune.task import Adapter, PredictionT, TaskModel
 
 
 class WholeScan(Adapter[TargetT, PredictionT]):

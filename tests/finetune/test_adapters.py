@@ -73,7 +73,7 @@ class TestSegmentation:
         loss = LossConfig(class_weights="inverse_sqrt", term="focal", dice=0.5)
         adapter, sides = settled(study, "segmentation", volumes, loss=loss)
         samples = [adapter.load(case) for case in sides.pool[:2]]
-        weighted = adapter_for(adapter.planned(samples))
+        weighted = adapter.planned(samples)
         counts = sum(np.bincount(s.target.ravel(), minlength=3) for s in samples)
         raw = 1 / np.sqrt(counts)
         assert weighted.spec.class_weights == pytest.approx(raw / raw.mean())
@@ -121,7 +121,7 @@ class TestClassification:
         loss = LossConfig(term="dual_focal", gamma=1.5, class_weights="effective")
         adapter, sides = settled(study, "classification", slices, loss=loss)
         samples = [adapter.load(case) for case in sides.pool[:5]]
-        weighted = adapter_for(adapter.planned(samples))
+        weighted = adapter.planned(samples)
         counts = np.bincount([s.target for s in samples], minlength=2)
         raw = (1 - 0.999) / (1 - 0.999**counts)
         assert weighted.spec.class_weights == pytest.approx(raw / raw.mean())

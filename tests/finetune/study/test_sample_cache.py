@@ -12,14 +12,14 @@ import torch
 
 from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.cases.sources import FileScan
+from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare, run
+from scanfoundry.finetune.sample import Sample
 from scanfoundry.finetune.study import sample_cache
 from scanfoundry.finetune.study.sample_cache import SAMPLES, SampleCache
 from scanfoundry.finetune.study.sample_file import NotStorable, pack, unpack
-from scanfoundry.finetune.study.specification import surveyed
 from scanfoundry.finetune.study.split import trial_cases
 from scanfoundry.finetune.study.trial import digest_of_trial
-from scanfoundry.finetune.task import Sample
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 SLICES = {"patch": [1, 48, 48], "batch": 4}
@@ -58,7 +58,7 @@ def cached(study, volumes, slices, tmp_path):
         settled = prepare(study(task, data, backbone=TINY, **options))
         lines = []
         cache = SampleCache(tmp_path / SAMPLES, settled.checked, limit, lines.append)
-        adapter = surveyed(settled.spec, settled.config.arms[0], settled.sides.test, settled.checked)
+        adapter = adapter_for(settled.spec).surveyed(settled.sides.test, settled.checked)
         return cache, cache.reader(adapter), adapter, settled, lines
 
     return make

@@ -45,7 +45,7 @@ def nodules(tmp_path):
 
 
 def planned(adapter, cases):
-    return Detection(adapter.surveyed(cases))
+    return adapter.surveyed(cases)
 
 
 def fit(adapter, model, samples, config):
