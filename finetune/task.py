@@ -42,7 +42,7 @@ class Adapter(SampleMaker[TargetT], TaskPresentation, Generic[TargetT, Predictio
     3. `settled`: from the held-back cases, a temperature or post-processing
     """
 
-    target_type: ClassVar[type | None] = None  # of targets that hold several arrays: their class
+    target_type: ClassVar[type | None] = None  # of targets that are dataclasses of arrays: their class
 
     def __init__(self, spec: Spec) -> None:
         spec.task.check_loss(spec.loss)

@@ -78,7 +78,7 @@ class OutputFiles(Protocol):
 
         Args:
             kind: `LABEL_MAP`, `FRACTIONS`, `BOXES`, or one that a plug-in's formats know.
-            made: the label map (D, H, W) as codes of the classes, numbers from 0 to 1, `Detections`, ...
+            made: the label map (D, H, W) as codes of the classes, numbers from 0 to 1, `Boxes`, ...
             name: goes between the scan's name and the suffix.
 
         Returns:

@@ -11,7 +11,8 @@ from scanfoundry.datasets.identity import site_fingerprint, site_key
 from scanfoundry.datasets.labels import Box as DrawnBox
 from scanfoundry.datasets.labels import LabelRef
 from scanfoundry.datasets.readers.labels import IGNORED
-from scanfoundry.finetune.cases.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Stated, Target
+from scanfoundry.finetune.cases.boxes import Boxes
+from scanfoundry.finetune.cases.cases import UNLABELLED, Case, CaseList, ScanSource, Stated, Target
 from scanfoundry.finetune.cases.modality import modalities_of
 from scanfoundry.finetune.cases.sources import for_its_numbers, mask_files
 from scanfoundry.finetune.config.study import LabelledData
@@ -189,10 +190,8 @@ def _drawn(
         spelled = one_class_each(counts, f"{where}: its list of boxes", "boxes", found.notes)
         classes = sorted(set(spelled.values())) or ["finding"]
     return {
-        name: tuple(
-            LabelledBox((*box.low, *box.high), classes.index(spelled[box.label]))
-            for box in each
-            if box.label in spelled
+        name: Boxes.of(
+            ((*box.low, *box.high), classes.index(spelled[box.label])) for box in each if box.label in spelled
         )
         for name, each in boxes.items()
     }, classes

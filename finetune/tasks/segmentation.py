@@ -14,6 +14,7 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.scratch import scratch_folder
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.label_values import IGNORE
@@ -90,7 +91,7 @@ class Segmentation(Adapter[Labels, Segmented]):
         """UserError where the label map does not lie on the image or has a value that is of no class."""
         scan, sample = self.read(case)
         assert case.target is not None
-        assert not isinstance(case.target, int | float | tuple)
+        assert not isinstance(case.target, int | float | Boxes)
         sample.truth = read_labels(case.target, scan, self.spec.labels)
         d, h, w = sample.image.shape[1:]
         sample.target = resize_labels(sample.truth, (d, h, w))

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.boxes.wbc import Detections
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.inference.calibration import tempered
 from scanfoundry.finetune.inference.segmented import Segmented
@@ -138,10 +138,10 @@ class TestDetection:
         records = []
         for case, sample in zip(sides.pool, samples, strict=True):
             # Every finding is found, and one false box, surer than all, lies in every other scan without one.
-            boxes, scores = sample.truth.boxes, np.full(len(sample.truth), 0.5)
+            boxes, scores = sample.truth.corners, np.full(len(sample.truth), 0.5)
             if not len(boxes) and len(records) % 2:
                 boxes, scores = np.array([[0, 0, 0, 1, 3, 3.0]]), np.array([0.9])
-            records.append(adapter.record(case, sample, Detections(boxes, scores, np.zeros(len(boxes), np.int64))))
+            records.append(adapter.record(case, sample, Boxes(boxes, np.zeros(len(boxes), np.int64), scores)))
             json.dumps(records[-1], allow_nan=False)
         metrics = {name: statistic(records) for name, statistic in adapter.metrics().items()}
         true, false = sum(r["truths"][0] for r in records), sum(not h for r in records for h in r["hits"])

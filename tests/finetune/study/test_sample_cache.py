@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.sources import FileScan
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare, run
@@ -36,7 +36,7 @@ def check_same(one, other):
     for name in (field.name for field in fields(Sample)):
         a, b = getattr(one, name), getattr(other, name)
         assert type(a) is type(b), name
-        parts = zip(a, b, strict=True) if isinstance(a, Findings) else [(a, b)]
+        parts = [(a.corners, b.corners), (a.labels, b.labels)] if isinstance(a, Boxes) else [(a, b)]
         for x, y in parts:
             if isinstance(x, torch.Tensor | np.ndarray):
                 assert x.dtype == y.dtype
@@ -92,18 +92,18 @@ def test_a_kept_sample_is_the_fresh_one(cached, monkeypatch, task, options):
 def test_every_kind_of_sample_comes_back(target):
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.normal(size=(5, 2, 7, 4)).astype(np.float32)).permute(1, 3, 2, 0)
-    boxes = Findings(rng.normal(size=(3, 6)), np.arange(3))
+    boxes = Boxes(rng.normal(size=(3, 6)), np.arange(3))
     made = {
         "array": np.asfortranarray(rng.integers(0, 9, (4, 7, 5), np.uint8)), "boxes": boxes,
-        "no boxes": Findings(np.zeros((0, 6)), np.zeros(0, np.int64)),
+        "no boxes": Boxes(np.zeros((0, 6)), np.zeros(0, np.int64)),
     }  # fmt: skip
     truth = made.get(target, target)
     sample = Sample(
         image, -1.25, (4, 7, 5), (1.5, 0.1 + 0.2, 1.0), "SPR", truth, truth, torch.tensor([True, False]), 2.0
     )
-    check_same(unpack(pack(sample, Findings), Findings), sample)
+    check_same(unpack(pack(sample, Boxes), Boxes), sample)
     other = replace(sample, target=None, present=None)
-    check_same(unpack(pack(other, Findings), Findings), other)
+    check_same(unpack(pack(other, Boxes), Boxes), other)
 
 
 def test_a_target_of_an_unknown_kind_is_not_stored():
