@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from scanfoundry.configs.geometry import Size3D, Spacing3D
-from scanfoundry.finetune.cases.patches import extract, identity_patch
+from scanfoundry.datasets.augment.window import extract, identity_patch
 from scanfoundry.finetune.cases.volumes import Labels
 from scanfoundry.finetune.metrics.weighted import Record
 from scanfoundry.finetune.plan import Plan

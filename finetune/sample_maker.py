@@ -12,9 +12,9 @@ from torch import Tensor
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.readers import Scan
+from scanfoundry.finetune.cases.augmentation import vary_intensity
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.channels import hide_channels, read_channels, stacked
-from scanfoundry.finetune.cases.patches import vary_intensity
 from scanfoundry.finetune.cases.volumes import check_resampled_size, prepared, resize, voxel_mm3
 from scanfoundry.finetune.config.study import AugmentationConfig
 from scanfoundry.finetune.sample import Sample, TargetT

@@ -81,17 +81,17 @@ def _affine(drawn: Drawn, crop: Size3D) -> tuple[NDArray[np.float64], NDArray[np
     values = np.where(drawn.on["affine"][:, None], drawn.values["affine"], 0.0)
     turn, tilt_h, tilt_w, scale = values[:, :4].T
     stretch, translation = values[:, 4:7].copy(), values[:, 7:].copy()
-    rotation = _rotation(turn, 1, 2)
+    turned = rotation(turn, 1, 2)
     if crop[0] == 1:
         stretch[:, 0] = -scale
         translation[:, 0] = 0.0
     else:
         flat = min(1.0, crop[0] / max(crop[1:]))
-        rotation = rotation @ _rotation(flat * tilt_h, 0, 2) @ _rotation(flat * tilt_w, 0, 1)
-    return rotation * np.exp(-scale[:, None] - stretch)[:, None, :], translation * np.array(crop)
+        turned = turned @ rotation(flat * tilt_h, 0, 2) @ rotation(flat * tilt_w, 0, 1)
+    return turned * np.exp(-scale[:, None] - stretch)[:, None, :], translation * np.array(crop)
 
 
-def _rotation(angle: NDArray[np.float64], a: int, b: int) -> NDArray[np.float64]:
+def rotation(angle: NDArray[np.float64], a: int, b: int) -> NDArray[np.float64]:
     """Rotations (B, 3, 3) by `angle` (radians) in the plane of the axes a and b."""
     matrix = np.tile(np.eye(3), (len(angle), 1, 1))
     matrix[:, a, a] = matrix[:, b, b] = np.cos(angle)

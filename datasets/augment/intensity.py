@@ -17,9 +17,18 @@ def window(voxels: torch.Tensor, width: torch.Tensor, shift: torch.Tensor) -> to
     return ((voxels - shift * (1 - width)) / width).clamp(-1, 1)
 
 
-def gamma(voxels: torch.Tensor, low: torch.Tensor, high: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """Power law that keeps `low` and `high` where they are."""
-    extent = high - low
+def gamma(
+    voxels: torch.Tensor, low: torch.Tensor, high: torch.Tensor, exponent: torch.Tensor, least: float = 0.0
+) -> torch.Tensor:
+    """Power law that keeps `low` and `high` where they are.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        low, high: the sample's darkest and brightest value.
+        exponent: 1 changes nothing.
+        least: a smaller distance of `low` and `high` counts as this one.
+    """
+    extent = (high - low).clamp(min=least)
     unit = (voxels - low).clamp(min=0) / torch.where(extent > 0, extent, 1.0)
     return low + extent * unit**exponent
 

@@ -4,9 +4,6 @@ import numpy as np
 import numpy.typing as npt
 
 from scanfoundry.finetune.cases.boxes import Corners
-from scanfoundry.finetune.cases.patches import Window
-
-KEPT_SHARE = 0.25  # a box of which less is left inside the patch is dropped
 
 
 def sides(boxes: Corners) -> npt.NDArray[np.float64]:
@@ -48,22 +45,3 @@ def mirrored(boxes: Corners, axes: tuple[int, ...], shape: tuple[int, ...]) -> C
     for axis in axes:
         out[:, [axis, axis + n]] = shape[axis] - boxes[:, [axis + n, axis]]
     return out
-
-
-def in_patch(boxes: Corners, window: Window) -> tuple[Corners, npt.NDArray[np.bool_]]:
-    """Boxes (N, 6) as they stand in the patch, and which of them are in it (N,).
-
-    Cut off at the patch's border; dropped where under KEPT_SHARE of their volume is left. The window's matrix may
-    mirror, zoom and exchange axes: under any other turn a box is no box.
-    """
-    corners = np.stack([window.to_patch(boxes[:, :3]), window.to_patch(boxes[:, 3:])])
-    low, high = corners.min(0), corners.max(0)
-    inside = np.concatenate([np.clip(low, 0, window.size), np.clip(high, 0, window.size)], axis=1)
-    kept = volumes(inside) >= KEPT_SHARE * (high - low).prod(1)
-    return inside[kept], kept
-
-
-def at_scan(boxes: Corners, window: Window) -> Corners:
-    """Boxes (N, 6) of a patch where they stand in the scan: the inverse of `in_patch` for boxes that are not cut."""
-    corners = np.stack([window.to_scan(boxes[:, :3]), window.to_scan(boxes[:, 3:])])
-    return np.concatenate([corners.min(0), corners.max(0)], axis=1)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scanfoundry.finetune.boxes.geometry import at_scan, mirrored
+from scanfoundry.datasets.augment.window import Window, boxes_at_scan, extract
+from scanfoundry.finetune.boxes.geometry import mirrored
 from scanfoundry.finetune.boxes.network import Found, of_network
 from scanfoundry.finetune.boxes.wbc import Views, cluster
 from scanfoundry.finetune.boxes.windows import looked_at, trust
 from scanfoundry.finetune.cases.boxes import Boxes
-from scanfoundry.finetune.cases.patches import Window, extract
 
 # Measured on blood cells in windows, AP at IoU 0.5: 0.33 at 0.1, 0.50 at 0.3, 0.56 from 0.4 to 0.6, 0.53 at 0.7, and
 # 0.51 for plain suppression. Low values draw neighbours together, high ones leave one finding in pieces.
@@ -62,6 +62,6 @@ def _best(views: Views) -> Views:
 def _view(found: Found, window: Window, axes: tuple[int, ...], view: int) -> Views:
     """One image's boxes, turned back and put where they stand in the scan."""
     boxes = of_network(found)
-    corners = at_scan(mirrored(boxes.corners, axes, window.size), window)
+    corners = boxes_at_scan(mirrored(boxes.corners, axes, window.size), window)
     n = np.ones(len(boxes))
     return Views(replace(boxes, corners=corners), (n * view).astype(np.int64), trust(corners, window), n)

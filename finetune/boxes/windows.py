@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scanfoundry.configs.geometry import PositiveSize3D
+from scanfoundry.datasets.augment.window import Window
 from scanfoundry.finetune.boxes.geometry import centres, intersection, volumes
 from scanfoundry.finetune.cases.boxes import Boxes, Corners
-from scanfoundry.finetune.cases.patches import Window
 
 SEEN_SHARE = 0.75  # a window looks at a place if it holds so much of the box there
 PAIRS = 2**20  # of boxes and windows that are compared at a time: memory

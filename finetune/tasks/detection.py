@@ -12,17 +12,17 @@ from torch import Tensor
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build as build_backbone
 from scanfoundry.configs.geometry import Size3D, Spacing3D
+from scanfoundry.datasets.augment.window import Window, boxes_in_patch, extract, identity_patch
 from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.boxes.geometry import in_patch
 from scanfoundry.finetune.boxes.inference import Detector, find
 from scanfoundry.finetune.boxes.network import in_plane, to_network
 from scanfoundry.finetune.boxes.plan import Measured, plan_detection
 from scanfoundry.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
 from scanfoundry.finetune.boxes.world import CONVENTIONS, as_json
+from scanfoundry.finetune.cases.augmentation import random_matrix
 from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.channels import read_channels
-from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
 from scanfoundry.finetune.cases.volumes import target_shape
 from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.checks.findings import findings
@@ -148,7 +148,7 @@ class Detection(Adapter[Boxes, Boxes]):
             matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=False) @ quarter_turn(rng, pairs)
             window = Window(self._centre(sample, rng, fore), matrix, plan.patch)
             images.append(extract(sample.image, window, sample.fill))
-            corners, kept = in_patch(sample.target.corners, window)
+            corners, kept = boxes_in_patch(sample.target.corners, window)
             targets.append(to_network(Boxes(corners, sample.target.labels[kept]), plan.is_2d))
         return self.varied(torch.stack(images), samples, rng, config), targets
 

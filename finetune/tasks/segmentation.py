@@ -12,13 +12,13 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.window import Window, extract, extract_labels
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.scratch import scratch_folder
+from scanfoundry.finetune.cases.augmentation import random_matrix, random_warp
 from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.cases import Case
-from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.label_values import IGNORE
-from scanfoundry.finetune.cases.patches import Window, extract, extract_labels, random_matrix
 from scanfoundry.finetune.cases.volumes import Labels, read_labels, resize, resize_labels, target_shape, volumes_of
 from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask

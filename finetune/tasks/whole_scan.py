@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.window import Window, extract, identity_patch
 from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.cases.elastic import random_warp
-from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
+from scanfoundry.finetune.cases.augmentation import random_matrix, random_warp
 from scanfoundry.finetune.config.study import AugmentationConfig
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
 from scanfoundry.finetune.sample import Sample, TargetT, centred, fitted_shape, upright

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scanfoundry.finetune.cases.elastic import random_warp
-from scanfoundry.finetune.cases.patches import Window, extract, extract_labels
+from scanfoundry.datasets.augment.window import Window, extract, extract_labels
+from scanfoundry.finetune.cases.augmentation import random_warp
 from scanfoundry.finetune.config.study import AugmentationConfig, FinetuneConfig
 
 ALWAYS = AugmentationConfig(probability=1.0, elastic=0.39)

@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from scanfoundry.finetune.cases.patches import (
-    Window,
-    extract,
-    extract_labels,
-    identity_patch,
-    random_matrix,
-    vary_intensity,
-)
+from scanfoundry.datasets.augment.window import Window, extract, extract_labels, identity_patch
+from scanfoundry.finetune.cases.augmentation import random_matrix, vary_intensity
 from scanfoundry.finetune.config.study import AugmentationConfig
 
 

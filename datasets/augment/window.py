@@ -1,4 +1,4 @@
-"""Training patches: cropped, mirrored, turned and zoomed in one interpolation; then changed in intensity."""
+"""A patch out of one scan, in one interpolation: voxels, label maps and boxes move along with the same window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanfoundry.configs.geometry import PositiveSize3D
-from scanfoundry.finetune.config.study import AugmentationConfig
+
+Corners = npt.NDArray[np.float64]
+KEPT_SHARE = 0.25  # a box of which less is left inside the patch is dropped
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Window:
     centre: npt.NDArray[np.float64]
     matrix: npt.NDArray[np.float64]
     size: PositiveSize3D
-    warp: Tensor | None = None  # (*size, 3), see `elastic`; points are not followed through it
+    warp: Tensor | None = None  # (*size, 3), see `deformation`; points and boxes are not followed through it
 
     def to_patch(self, points: npt.NDArray) -> npt.NDArray:
         """Positions (N, 3) in the scan -> in the patch."""
@@ -39,25 +41,6 @@ def identity_patch(shape: PositiveSize3D, size: PositiveSize3D) -> Window:
     # Whole voxels, so that nothing is interpolated.
     centre = np.array([s / 2 + ((p - s) % 2) / 2 for s, p in zip(shape, size, strict=True)])
     return Window(centre, np.eye(3), size)
-
-
-def random_matrix(
-    rng: np.random.Generator, config: AugmentationConfig, spacing: tuple[float, float, float], flat: bool, turn: bool
-) -> npt.NDArray[np.float64]:
-    """Mirrors along flip_axes; with the configured probability, rotation (in mm; in 2D within the slice) and zoom."""
-    mirror = np.array([-1.0 if axis in config.flip_axes and rng.random() < 0.5 else 1.0 for axis in range(3)])
-    matrix = np.diag(mirror)
-    angles = np.deg2rad(rng.uniform(-config.rotation, config.rotation, 3))
-    zoom = np.exp(rng.uniform(-1, 1) * np.log1p(config.scale))
-    if rng.random() >= config.probability:
-        return matrix
-    turned = np.eye(3)
-    if turn:
-        for axis in (0,) if flat else (0, 1, 2):
-            turned = turned @ _rotation(axis, angles[axis])
-    mm = np.diag(spacing)
-    scale = np.diag([1.0, zoom, zoom] if flat else [zoom] * 3)
-    return np.linalg.inv(mm) @ turned @ mm @ scale @ matrix
 
 
 def extract(image: Tensor, window: Window, fill: float) -> Tensor:
@@ -92,47 +75,23 @@ def extract_labels(labels: npt.NDArray[np.uint8], window: Window) -> Tensor:
     return torch.where(most > rest, found, 0)
 
 
-def vary_intensity(images: Tensor, rng: np.random.Generator, config: AugmentationConfig) -> Tensor:
-    """Gamma, contrast, brightness, coarser voxels and noise on (B, C, D, H, W), each with the configured probability
-    per sample."""
+def boxes_in_patch(boxes: Corners, window: Window) -> tuple[Corners, npt.NDArray[np.bool_]]:
+    """Boxes (N, 6) d0 h0 w0 d1 h1 w1 as they stand in the patch, and which of them are in it (N,).
 
-    def draw(reach: float, neutral: float = 0.0) -> Tensor:
-        chosen = rng.random(len(images)) < config.probability
-        values = np.where(chosen, rng.uniform(-reach, reach, len(images)), neutral)
-        return torch.from_numpy(values).float().view(-1, 1, 1, 1, 1)
-
-    gamma, contrast, brightness = draw(config.gamma), draw(config.contrast), draw(config.brightness)
-    noise = draw(config.noise).abs()
-    low, high = images.amin((1, 2, 3, 4), keepdim=True), images.amax((1, 2, 3, 4), keepdim=True)
-    span = (high - low).clamp_min(1e-6)
-    images = ((images - low) / span).clamp(0, 1).pow(gamma.exp()) * span + low
-    mean = images.mean((1, 2, 3, 4), keepdim=True)
-    images = (images - mean) * contrast.exp() + mean + brightness
-    images = _coarser(images, rng, config)
-    return images + noise * torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
+    Cut off at the patch's border; dropped where under KEPT_SHARE of their volume is left. The window's matrix may
+    mirror, zoom and exchange axes: under any other turn a box is no box.
+    """
+    corners = np.stack([window.to_patch(boxes[:, :3]), window.to_patch(boxes[:, 3:])])
+    low, high = corners.min(0), corners.max(0)
+    inside = np.concatenate([np.clip(low, 0, window.size), np.clip(high, 0, window.size)], axis=1)
+    kept = (inside[:, 3:] - inside[:, :3]).prod(1) >= KEPT_SHARE * (high - low).prod(1)
+    return inside[kept], kept
 
 
-def _coarser(images: Tensor, rng: np.random.Generator, config: AugmentationConfig) -> Tensor:
-    """Some samples averaged over larger voxels and brought back: scans of lower resolution, thicker slices."""
-    factors = rng.uniform(1, config.coarser, (len(images), 3))
-    chosen = rng.random(len(images)) < config.probability
-    if config.coarser == 1 or not chosen.any():
-        return images
-    images = images.clone()
-    size = images.shape[2:]
-    for i in np.flatnonzero(chosen):
-        small = [max(1, round(n / factor)) for n, factor in zip(size, factors[i], strict=True)]
-        part = F.interpolate(images[i : i + 1], size=small, mode="area")
-        images[i] = F.interpolate(part, size=size, mode="trilinear", align_corners=False)[0]
-    return images
-
-
-def _rotation(axis: int, angle: float) -> npt.NDArray[np.float64]:
-    matrix = np.eye(3)
-    i, j = (k for k in range(3) if k != axis)
-    matrix[i, i] = matrix[j, j] = np.cos(angle)
-    matrix[i, j], matrix[j, i] = -np.sin(angle), np.sin(angle)
-    return matrix
+def boxes_at_scan(boxes: Corners, window: Window) -> Corners:
+    """Boxes (N, 6) of a patch where they stand in the scan: the inverse of `boxes_in_patch` where none is cut."""
+    corners = np.stack([window.to_scan(boxes[:, :3]), window.to_scan(boxes[:, 3:])])
+    return np.concatenate([corners.min(0), corners.max(0)], axis=1)
 
 
 def _bounds(window: Window, shape: Sequence[int]) -> tuple[npt.NDArray, npt.NDArray]:
