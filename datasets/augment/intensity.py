@@ -58,7 +58,13 @@ def invert(voxels: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch
 
 
 def bias_field(voxels: torch.Tensor, low: torch.Tensor, values: NDArray[np.float64]) -> torch.Tensor:
-    """Signal above `low` times a smooth gain; values (n, 1 + terms): strength, weights of Legendre polynomials."""
+    """Signal above `low` times a smooth gain.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        low: where the signal is zero.
+        values: (n, 1 + terms): strength, weights of Legendre polynomials.
+    """
     return low + (voxels - low) * bias(values, voxels)
 
 
@@ -84,7 +90,14 @@ def _basis(length: int, like: torch.Tensor) -> torch.Tensor:
 def erase(
     voxels: torch.Tensor, valid: torch.Tensor | None, values: NDArray[np.float64], max_holes: int
 ) -> torch.Tensor:
-    """Boxes filled with the sample's mean; values (n, 1 + 6 * max_holes): how many, then each one's sides and place."""
+    """Boxes filled with the sample's mean.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        valid: (n, 1, D, H, W) of the voxels that count for the mean; None: all.
+        values: (n, 1 + 6 * max_holes): how many, then each one's sides and place, as shares.
+        max_holes: that there are numbers for.
+    """
     filled = voxels.clone()
     centres = mean(voxels, valid)
     shape = np.array(voxels.shape[2:])

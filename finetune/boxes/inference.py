@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scanfoundry.datasets.augment.window import Window, boxes_at_scan, extract
+from scanfoundry.datasets.augment.window import PatchWindow, boxes_at_scan, extract
 from scanfoundry.finetune.boxes.geometry import mirrored
 from scanfoundry.finetune.boxes.network import Found, of_network
 from scanfoundry.finetune.boxes.wbc import Views, cluster
@@ -27,7 +27,7 @@ def find(
     members: Sequence[Detector],
     image: Tensor,
     fill: float,
-    windows: Sequence[Window],
+    windows: Sequence[PatchWindow],
     mirrors: Sequence[tuple[int, ...]],
     batch: int,
     device: torch.device,
@@ -59,7 +59,7 @@ def _best(views: Views) -> Views:
     return views.take(np.argsort(-views.boxes.surety, kind="stable")[:PER_PASS])
 
 
-def _view(found: Found, window: Window, axes: tuple[int, ...], view: int) -> Views:
+def _view(found: Found, window: PatchWindow, axes: tuple[int, ...], view: int) -> Views:
     """One image's boxes, turned back and put where they stand in the scan."""
     boxes = of_network(found)
     corners = boxes_at_scan(mirrored(boxes.corners, axes, window.size), window)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scanfoundry.configs.geometry import PositiveSize3D
-from scanfoundry.datasets.augment.window import Window
+from scanfoundry.datasets.augment.window import PatchWindow
 from scanfoundry.finetune.boxes.geometry import centres, intersection, volumes
 from scanfoundry.finetune.cases.boxes import Boxes, Corners
 
@@ -59,7 +59,7 @@ def turnable(
     ]
 
 
-def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float) -> list[Window]:
+def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float) -> list[PatchWindow]:
     """Windows that cover a scan (D, H, W), neighbours sharing at least `overlap` of a patch; on the voxel grid.
 
     A scan smaller than the patch along an axis lies in its middle there.
@@ -70,10 +70,10 @@ def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float
         n = 1 if rest <= 0 else int(np.ceil(rest / max(1.0, wanted * (1 - overlap)))) + 1
         starts.append([rest // 2] if rest <= 0 else [round(x) for x in np.linspace(0, rest, n)])
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 3)
-    return [Window(corner + np.array(patch) / 2, np.eye(3), patch) for corner in corners]
+    return [PatchWindow(corner + np.array(patch) / 2, np.eye(3), patch) for corner in corners]
 
 
-def looked_at(boxes: Corners, windows: Sequence[Window]) -> npt.NDArray[np.float64]:
+def looked_at(boxes: Corners, windows: Sequence[PatchWindow]) -> npt.NDArray[np.float64]:
     """How many of the windows hold SEEN_SHARE of each box (N, 6) at least; one at least."""
     places = np.array([[*(w.centre - np.array(w.size) / 2), *(w.centre + np.array(w.size) / 2)] for w in windows])
     seen = np.ones(len(boxes))
@@ -85,7 +85,7 @@ def looked_at(boxes: Corners, windows: Sequence[Window]) -> npt.NDArray[np.float
     return seen
 
 
-def trust(boxes: Corners, window: Window) -> npt.NDArray[np.float64]:
+def trust(boxes: Corners, window: PatchWindow) -> npt.NDArray[np.float64]:
     """Weights (N,) of boxes (N, 6): 1 in the middle of their window, less towards its border."""
     apart = (centres(boxes) - window.centre) / (WEIGHT_SIGMA * np.array(window.size))
     return np.exp(-0.5 * (apart**2).sum(1))

@@ -28,8 +28,16 @@ Drawn = tuple[int | None, int | None, int | None]
 class LabelledItem:
     """A scan and all that is known of it, before a task asks for one thing.
 
-    names   of the mask's values; values: cells by column; boxes: None where nobody looked for any
-    split   'train', 'val', 'test' or ''
+    Attributes:
+        name: what its user calls it.
+        key, patient: keyed hashes.
+        images: one for each channel, None where it is missing.
+        mask: where its mask is read from.
+        names: of the mask's values.
+        boxes: in voxels of the file; None where nobody looked for any.
+        drawn_on: (D, H, W) of what the boxes were drawn on, None where nobody says.
+        values: cells by column.
+        split: 'train', 'val', 'test' or ''.
     """
 
     name: str
@@ -46,12 +54,18 @@ class LabelledItem:
 
 @dataclass
 class Gathered:
-    """What a format found; `modalities` of the channels are '' where it does not know them.
+    """What a format found.
 
-    notes: how something was read that may have been meant otherwise; warnings: what a reader of the numbers should know
-    site: fingerprint of the key that the hashes are of; '' for this site's own
-    refused: files that cannot be read, with the reason
-    mistakes: what has to be mended before anything is trained; the cases are without it
+    Attributes:
+        items: the scans.
+        channels: their names.
+        modalities: of the channels, '' where the format does not know them.
+        left_out: what stays out, counted by reason.
+        warnings: what a reader of the numbers should know.
+        site: fingerprint of the key that the hashes are of; '' for this site's own.
+        notes: how something was read that may have been meant otherwise.
+        refused: files that cannot be read, with the reason.
+        mistakes: what has to be mended before anything is trained; the cases are without it.
     """
 
     items: list[LabelledItem]
@@ -85,9 +99,19 @@ def labelled(ref: LabelRef | None) -> dict[str, Any]:
 
 
 def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> CaseList:
-    """The cases of `task`; UserError, naming the data set `where`, where none has a label, or labels contradict it.
+    """The cases of `task`.
 
-    Mistakes that are of single cases are kept in the list's `mistakes`: see `discover.known_cases`.
+    Args:
+        found: what the format found.
+        data: what the user says of the data set.
+        task: which labels are looked for.
+        where: the data set, for messages.
+
+    Returns:
+        The cases; mistakes of single cases are in the list's `mistakes`, see `discover.known_cases`.
+
+    Raises:
+        UserError: no scan has a label, or labels contradict the task.
     """
     counts = Counter(item.name for item in found.items)
     for name in (name for name, count in counts.items() if count > 1):

@@ -12,7 +12,7 @@ from torch import Tensor
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build as build_backbone
 from scanfoundry.configs.geometry import Size3D, Spacing3D
-from scanfoundry.datasets.augment.window import Window, boxes_in_patch, extract, identity_patch
+from scanfoundry.datasets.augment.window import PatchWindow, boxes_in_patch, extract, identity_patch
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.boxes.inference import Detector, find
 from scanfoundry.finetune.boxes.network import in_plane, to_network
@@ -146,7 +146,7 @@ class Detection(Adapter[Boxes, Boxes]):
         for sample in samples:
             assert sample.target is not None
             matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=False) @ quarter_turn(rng, pairs)
-            window = Window(self._centre(sample, rng, fore), matrix, plan.patch)
+            window = PatchWindow(self._centre(sample, rng, fore), matrix, plan.patch)
             images.append(extract(sample.image, window, sample.fill))
             corners, kept = boxes_in_patch(sample.target.corners, window)
             targets.append(to_network(Boxes(corners, sample.target.labels[kept]), plan.is_2d))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.datasets.augment.window import Window, extract, extract_labels
+from scanfoundry.datasets.augment.window import PatchWindow, extract, extract_labels
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.scratch import scratch_folder
 from scanfoundry.finetune.cases.augmentation import random_matrix, random_warp
@@ -110,7 +110,7 @@ class Segmentation(Adapter[Labels, Segmented]):
             assert sample.target is not None
             matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=True)
             warp = random_warp(rng, config, plan.spacing, plan.patch)
-            window = Window(self._centre(sample.target, rng, fore), matrix, plan.patch, warp)
+            window = PatchWindow(self._centre(sample.target, rng, fore), matrix, plan.patch, warp)
             images.append(extract(sample.image, window, sample.fill))
             labels.append(extract_labels(sample.target, window))
         return self.varied(torch.stack(images), samples, rng, config), torch.stack(labels).long()

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanfoundry.datasets.augment.window import Window, boxes_at_scan, boxes_in_patch, extract, identity_patch
+from scanfoundry.datasets.augment.window import PatchWindow, boxes_at_scan, boxes_in_patch, extract, identity_patch
 from scanfoundry.finetune.boxes.geometry import centres, iou, mirrored, sides, volumes
 from scanfoundry.finetune.boxes.windows import quarter_turn
 from scanfoundry.finetune.cases.augmentation import random_matrix
@@ -65,7 +65,7 @@ def test_boxes_follow_the_image_through_mirrors_and_quarter_turns_exactly(seed):
     image[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1.0
     config = AugmentationConfig(flip_axes=[0, 1, 2], probability=0.0)
     matrix = random_matrix(rng, config, (1, 1, 1), False, False) @ quarter_turn(rng, [(0, 1), (0, 2), (1, 2)])
-    window = Window(identity_patch((12, 14, 16), (24, 24, 24)).centre, matrix, (24, 24, 24))
+    window = PatchWindow(identity_patch((12, 14, 16), (24, 24, 24)).centre, matrix, (24, 24, 24))
     patch = extract(image, window, 0.0)[0].numpy()
     assert set(np.unique(patch.round(4))) == {0.0, 1.0}  # nothing was interpolated
     (box,), kept = boxes_in_patch(np.array([[*low, *high]], float), window)
@@ -83,7 +83,7 @@ def test_a_zoomed_box_lies_on_the_zoomed_image():
     image[0, 0, 10:20, 22:34] = 1.0
     for _ in range(8):
         still = identity_patch((1, 40, 40), (1, 64, 64))
-        window = Window(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
+        window = PatchWindow(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
         box = boxes_in_patch(np.array([[0.0, 10, 22, 1, 20, 34]]), window)[0][0]
         lit = np.argwhere(extract(image, window, 0.0)[0, 0].numpy() > 0.5)
         assert lit.min(0) == pytest.approx(box[[1, 2]], abs=1.01)
@@ -91,7 +91,7 @@ def test_a_zoomed_box_lies_on_the_zoomed_image():
 
 
 def test_a_box_that_left_the_patch_is_dropped():
-    window = Window(np.array([0.5, 30.0, 30.0]), np.eye(3), (1, 20, 20))
+    window = PatchWindow(np.array([0.5, 30.0, 30.0]), np.eye(3), (1, 20, 20))
     some = np.array([[0, 0, 0, 1, 10, 10], [0, 25, 25, 1, 35, 35], [0, 35, 15, 1, 45, 30.0]])
     inside, kept = boxes_in_patch(some, window)
     assert inside.tolist() == [[0, 5, 5, 1, 15, 15], [0, 15, 0, 1, 20, 10]]
