@@ -28,7 +28,7 @@ class Standard(Config):
 class Spec(Config):
     """All that a fine-tuned model is, apart from its weights; the body of its `model.json`."""
 
-    model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     format_version: Literal[1] = 1
     kind: Literal["finetuned"] = "finetuned"
     task: Task

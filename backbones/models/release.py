@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -40,6 +40,7 @@ class SourceRecord(Config):
 class ReleaseInfo(Config):
     """All that someone needs to use the weights: architecture, preprocessing, origin, terms."""
 
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     format_version: Literal[1] = FORMAT_VERSION
     backbone: BackboneConfig
     objective: str | None = None

@@ -166,7 +166,7 @@ class InferenceConfig(Config):
 class FinetuneConfig(Config):
     """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
 
-    model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "budget": {"schedule.steps": ("schedule.steps",)},
         "schedule.steps": {"budget": ("budget",)},
