@@ -194,6 +194,16 @@ def test_a_case_is_read_once_however_many_trials_there_are(study, volumes, slice
     assert weights[0] == weights[1]
 
 
+def test_a_study_of_a_single_trial_keeps_no_samples(study, slices, monkeypatch):
+    written = []
+    monkeypatch.setattr(SampleCache, "_write", lambda self, path, content: written.append(path))
+    made = {"backbone": TINY, "plan": SLICES, "schedule": {"steps": 1, "warmup_steps": 1}, "shots": [4]}
+    run(study("classification", slices, seeds=[0], **made))
+    assert not written
+    run(study("classification", slices, seeds=[0, 1], **made))
+    assert written
+
+
 def test_a_header_that_was_changed_changes_the_trial_and_the_sample(study, volumes, tmp_path):
     shutil.copytree(volumes, data := tmp_path / "data")
     config = study("segmentation", data, backbone=TINY)
