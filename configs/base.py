@@ -1,6 +1,6 @@
 """The base class of every configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,11 +17,14 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    registered: ClassVar[Callable[[], Iterable[type["Config"]]] | None] = None  # a registry sets it on its base class
 
     @classmethod
     def kinds(cls) -> tuple[type["Config"], ...]:
         """The classes of which a field of this type takes one: the class itself, or those of an open registry."""
-        return (cls,)
+        if cls.registered is None or "registered" not in vars(cls):
+            return (cls,)
+        return tuple(cls.registered())
 
     @classmethod
     def gives_way(cls, typed: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:

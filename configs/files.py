@@ -38,14 +38,21 @@ def _state(stream: IO[bytes]) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
     """Let `write` fill a file beside `path`, then rename it into place.
 
     Nothing is written through a link: a link of either name is replaced, and what it leads to stays.
+
+    Args:
+        path: of the file.
+        write: is given the path to write to.
+        durable: wait until the content is on the disk, so that a power cut too leaves the old content or the new.
     """
 
     def fill(part: Path) -> Path:
         write(part)
+        if durable:
+            _sync(part)
         return path
 
     replace_whole(path, fill)
@@ -69,7 +76,11 @@ def replace_whole(path: Path, write: Callable[[Path], Path]) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, so that a rename outlives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -100,15 +111,9 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """`content` at `path`, whole or not at all, also after a power cut."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    make_anew(draft)
-    with open(draft, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, path)
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, durably."""
+    write_whole(path, lambda part: part.write_bytes(content), durable=True)
 
 
 def sha256_of(file: Path | IO[bytes]) -> str:

@@ -6,8 +6,8 @@ an entry is. The environment variable SCANFOUNDRY_PLUGINS names files (several w
 that all processes of a run and of a cluster load the same ones; installed modules use the entry point group
 `scanfoundry.plugins`. A plug-in is code and runs with the rights of the user: nothing in a recipe can name one.
 
-A file is imported when a kind that it adds is first asked for: tasks, metrics and outputs are asked for late, so their
-files may import all of scanfoundry; a backbone or an objective is asked for while its registry is imported. So that the
+A file is imported when a kind that it adds is first asked for: when a configuration is checked or a scan read, never
+while a part of scanfoundry is imported. One file may therefore add all kinds and import all of scanfoundry. So that the
 kinds are known before, `PLUGINS = {"task": [...]}` has its keys as plain strings.
 """
 
@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.plugin_sources import with_modules_beside
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,9 +47,9 @@ def plugins(kind: str) -> list[Any]:
 
 
 def plugin_files() -> list[Path]:
-    """The files of all plug-ins, in the order in which they are named; none is imported."""
+    """The files of all plug-ins, and the modules beside them that they import; none is imported."""
     installed = [_origin(entry.module) for entry in entry_points(group=GROUP)]
-    return [*_named(), *(path for path in installed if path is not None)]
+    return with_modules_beside([*_named(), *(path for path in installed if path is not None)])
 
 
 def _named() -> list[Path]:
@@ -109,8 +110,8 @@ def _from_file(path: Path) -> ModuleType:
         raise UserError(f"{VARIABLE} names {path}, which is no Python file")
     if name in _importing:
         raise UserError(
-            f"the plug-in {path} imports a part of scanfoundry that asks for what it adds itself: put the backbone, "
-            "the objective or the format into a file of its own"
+            f"the plug-in {path} asks for what it adds itself while it is imported (a registry, or a configuration "
+            "that is checked there): put what it asks for into a file of its own"
         )
     if name in sys.modules:
         raise UserError(f"{VARIABLE} names two files {path.name}: rename one of them")

@@ -6,7 +6,8 @@ from importlib import import_module
 from operator import or_
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
@@ -48,6 +49,17 @@ def name_of(config: type[Config]) -> str:
     """The default of a configuration's field `name`; empty where there is none."""
     field = config.model_fields.get("name")
     return field.default if field is not None and isinstance(field.default, str) else ""
+
+
+class ByName:
+    """Makes a field of a registry's base class the union of what is registered, told apart by `name`.
+
+    The registry is read when the schema is built. Whoever has such a field defers that to the first use
+    (`defer_build`): a plug-in may then import everything, also the class that has the field.
+    """
+
+    def __get_pydantic_core_schema__(self, source: type[Config], handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(choice(source.kinds()))
 
 
 def choice(configs: Iterable[type[Config]]) -> Any:

@@ -19,7 +19,8 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_text, write_whole
 from scanfoundry.finetune.config.tasks.registry import tasks
-from scanfoundry.finetune.task import Adapter, Spec, TaskModel
+from scanfoundry.finetune.spec import Spec
+from scanfoundry.finetune.task import Adapter, TaskModel
 
 
 @dataclass(frozen=True)

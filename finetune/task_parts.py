@@ -1,11 +1,14 @@
 """What a task says of itself outside of training: in the report, in exports, and in files of predictions."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from scanfoundry.datasets.readers import Scan
+from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.spec import Spec
 
 Picture = dict[str, npt.NDArray]  # small arrays that the report draws a case from
 TableRow = dict[str, Any]  # of the table of predictions: value by column
@@ -76,7 +79,7 @@ class OutputFiles(Protocol):
 
         Args:
             kind: `LABEL_MAP`, `FRACTIONS`, `BOXES`, or one that a plug-in's formats know.
-            made: the label map (D, H, W) as codes of the classes, numbers from 0 to 1, `Detections`, ...
+            made: the label map (D, H, W) as codes of the classes, numbers from 0 to 1, `Boxes`, ...
             name: goes between the scan's name and the suffix.
 
         Returns:
@@ -85,3 +88,55 @@ class OutputFiles(Protocol):
         Raises:
             UserError: the format that was asked for cannot hold it, or the file is there already.
         """
+
+
+class TaskPresentation:
+    """What the report, the exports and the files of predictions take from a task."""
+
+    spec: Spec
+    headline: ClassVar[str]  # the metric the report leads with
+    overview: ClassVar[tuple[str, ...]]  # the metrics of the report's table; all of them are in results.json
+    report: ClassVar[ReportTexts]
+    export: ClassVar[ExportTexts] = ExportTexts()
+    table: ClassVar[str] = "predictions.csv"  # of `predict`; .json where rows hold more than numbers and texts
+    conventions: ClassVar[Mapping[str, str]] = {}  # what the numbers of a table in JSON mean
+    files: ClassVar[tuple[str, ...]] = ()  # kinds of files that `Adapter.write` may put beside the table
+    options: ClassVar[frozenset[str]] = frozenset()  # of `predict` that it reads: probabilities, uncertainty
+
+    @classmethod
+    def charts(
+        cls, shown: list[Record], by_arm: Mapping[str, list[Record]], classes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Captions and inline images (see `drawing.charts`) that the report has of this task.
+
+        Args:
+            shown: records of the test cases by the model that is kept.
+            by_arm: records by the name of the arm, of the same seed and shots.
+            classes: names of the classes.
+        """
+        return []
+
+    @staticmethod
+    def draw(axes: Any, picture: Picture, n_classes: int) -> None:
+        """Draw truth and prediction upon the scan of a picture, see `drawing.overlays`."""
+
+    @staticmethod
+    def bars(picture: Picture, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Bars beside a picture: `name`, `value` from 0 to 1, and whether it is the `true` one."""
+        return []
+
+    def output_names(self) -> list[str]:
+        """What each channel of the exported network's output is of."""
+        return list(self.spec.classes)
+
+    def array_names(self, count: int) -> list[str]:
+        """Names of the arrays that the exported network gives, of which there are `count`."""
+        return ["logits"]
+
+    def export_steps(self) -> str:
+        """What follows after the exported network, for people."""
+        return self.export.steps
+
+    def export_details(self, model: Any, shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """What else an export's description holds; `shapes` are those of the outputs for one image."""
+        return {}

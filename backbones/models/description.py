@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.registry import BackboneConfig
@@ -37,6 +37,7 @@ class HeadInfo(Config):
 class ReleaseInfo(Config):
     """All that someone needs to use the weights: architecture, preprocessing, origin, terms."""
 
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     format_version: Literal[1, 2] = FORMAT_VERSION
     backbone: BackboneConfig
     parts: tuple[Part, ...] = ("encoder",)

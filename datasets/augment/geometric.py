@@ -38,7 +38,13 @@ class Geometry:
 
 
 def plan(drawn: Drawn, crop: Size3D, size: Size3D) -> Geometry:
-    """The geometry of views of `size` out of crops of shape `crop`; never out of the plane where a crop is 2D."""
+    """The geometry of views; never out of the plane where a crop is 2D.
+
+    Args:
+        drawn: for each sample.
+        crop: (D, H, W) of the crops.
+        size: (D, H, W) of the views.
+    """
     flips = drawn.on["flip"][:, None] & (drawn.values["flip"] < 0.5)
     turns = np.where(drawn.on["quarter_turn"], 1 + (3 * drawn.values["quarter_turn"][:, 0]).astype(np.int64), 0)
     if size[1] != size[2]:
@@ -81,18 +87,26 @@ def _affine(drawn: Drawn, crop: Size3D) -> tuple[NDArray[np.float64], NDArray[np
     values = np.where(drawn.on["affine"][:, None], drawn.values["affine"], 0.0)
     turn, tilt_h, tilt_w, scale = values[:, :4].T
     stretch, translation = values[:, 4:7].copy(), values[:, 7:].copy()
-    rotation = _rotation(turn, 1, 2)
+    turned = rotation(turn, 1, 2)
     if crop[0] == 1:
         stretch[:, 0] = -scale
         translation[:, 0] = 0.0
     else:
         flat = min(1.0, crop[0] / max(crop[1:]))
-        rotation = rotation @ _rotation(flat * tilt_h, 0, 2) @ _rotation(flat * tilt_w, 0, 1)
-    return rotation * np.exp(-scale[:, None] - stretch)[:, None, :], translation * np.array(crop)
+        turned = turned @ rotation(flat * tilt_h, 0, 2) @ rotation(flat * tilt_w, 0, 1)
+    return turned * np.exp(-scale[:, None] - stretch)[:, None, :], translation * np.array(crop)
 
 
-def _rotation(angle: NDArray[np.float64], a: int, b: int) -> NDArray[np.float64]:
-    """Rotations (B, 3, 3) by `angle` (radians) in the plane of the axes a and b."""
+def rotation(angle: NDArray[np.float64], a: int, b: int) -> NDArray[np.float64]:
+    """Rotations in the plane of two axes.
+
+    Args:
+        angle: (B,) in radians.
+        a, b: the axes, 0 to 2.
+
+    Returns:
+        (B, 3, 3).
+    """
     matrix = np.tile(np.eye(3), (len(angle), 1, 1))
     matrix[:, a, a] = matrix[:, b, b] = np.cos(angle)
     matrix[:, a, b], matrix[:, b, a] = -np.sin(angle), np.sin(angle)

@@ -17,9 +17,18 @@ def window(voxels: torch.Tensor, width: torch.Tensor, shift: torch.Tensor) -> to
     return ((voxels - shift * (1 - width)) / width).clamp(-1, 1)
 
 
-def gamma(voxels: torch.Tensor, low: torch.Tensor, high: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """Power law that keeps `low` and `high` where they are."""
-    extent = high - low
+def gamma(
+    voxels: torch.Tensor, low: torch.Tensor, high: torch.Tensor, exponent: torch.Tensor, least: float = 0.0
+) -> torch.Tensor:
+    """Power law that keeps `low` and `high` where they are.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        low, high: the sample's darkest and brightest value.
+        exponent: 1 changes nothing.
+        least: a smaller distance of `low` and `high` counts as this one.
+    """
+    extent = (high - low).clamp(min=least)
     unit = (voxels - low).clamp(min=0) / torch.where(extent > 0, extent, 1.0)
     return low + extent * unit**exponent
 
@@ -49,7 +58,13 @@ def invert(voxels: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch
 
 
 def bias_field(voxels: torch.Tensor, low: torch.Tensor, values: NDArray[np.float64]) -> torch.Tensor:
-    """Signal above `low` times a smooth gain; values (n, 1 + terms): strength, weights of Legendre polynomials."""
+    """Signal above `low` times a smooth gain.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        low: where the signal is zero.
+        values: (n, 1 + terms): strength, weights of Legendre polynomials.
+    """
     return low + (voxels - low) * bias(values, voxels)
 
 
@@ -75,7 +90,14 @@ def _basis(length: int, like: torch.Tensor) -> torch.Tensor:
 def erase(
     voxels: torch.Tensor, valid: torch.Tensor | None, values: NDArray[np.float64], max_holes: int
 ) -> torch.Tensor:
-    """Boxes filled with the sample's mean; values (n, 1 + 6 * max_holes): how many, then each one's sides and place."""
+    """Boxes filled with the sample's mean.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        valid: (n, 1, D, H, W) of the voxels that count for the mean; None: all.
+        values: (n, 1 + 6 * max_holes): how many, then each one's sides and place, as shares.
+        max_holes: that there are numbers for.
+    """
     filled = voxels.clone()
     centres = mean(voxels, valid)
     shape = np.array(voxels.shape[2:])

@@ -62,7 +62,15 @@ def rician_noise(voxels: torch.Tensor, low: torch.Tensor, keys: torch.Tensor, si
 def speckle(
     voxels: torch.Tensor, low: torch.Tensor, keys: torch.Tensor, sigma: torch.Tensor, grain: Operators
 ) -> torch.Tensor:
-    """Signal above `low` times 1 + noise, the noise smoothed by `grain` and kept at standard deviation sigma."""
+    """Signal above `low` times 1 + noise.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        low: where the signal is zero.
+        keys: (n, 2) int32 of the noise.
+        sigma: standard deviation of the noise, also after it is smoothed.
+        grain: what smooths it, see `smooth.gaussian`.
+    """
     noise = smoothed(field(keys, voxels, 2), None, grain)
     for axis, operator in enumerate(grain):
         if operator is not None:

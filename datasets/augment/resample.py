@@ -18,10 +18,19 @@ _TOUCHED = 1 - 1e-3  # share of valid voxels in an interpolation, up to rounding
 def move(
     voxels: torch.Tensor, valid: torch.Tensor, full: NDArray[np.bool_], low: torch.Tensor, geometry: Geometry
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The views (B, C, *size) and their valid (B, 1, *size), as new tensors.
+    """The views of a batch, as new tensors.
 
-    full: (B,) bool, valid is True all over a sample. low: (B, 1, 1, 1, 1), the value of what is not valid.
     A voxel of a view is valid where it lies in the crop and every voxel that it is interpolated from is valid.
+
+    Args:
+        voxels: (B, C, D, H, W).
+        valid: (B, 1, D, H, W).
+        full: (B,) bool, valid is True all over a sample.
+        low: (B, 1, 1, 1, 1), the value of what is not valid.
+        geometry: where the views lie.
+
+    Returns:
+        The views (B, C, *size) and their valid (B, 1, *size).
     """
     out = low.expand(-1, voxels.shape[1], *geometry.size).clone(memory_format=torch.contiguous_format)
     seen = torch.zeros((len(voxels), 1, *geometry.size), dtype=torch.bool, device=voxels.device)

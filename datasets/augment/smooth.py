@@ -50,7 +50,13 @@ def _coarse(zoom: NDArray[np.float64], length: int, device: torch.device) -> tor
 
 
 def smoothed(voxels: torch.Tensor, valid: torch.Tensor | None, operators: Operators) -> torch.Tensor:
-    """`voxels` (n, C, D, H, W) through `operators`, of valid voxels alone; elsewhere they stay. None: all are valid."""
+    """Valid voxels through matrices; the others stay.
+
+    Args:
+        voxels: (n, C, D, H, W).
+        valid: (n, 1, D, H, W); None: all are valid.
+        operators: see `gaussian` and `coarse`.
+    """
     if all(operator is None for operator in operators):
         return voxels
     if valid is None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from scanfoundry.configs.files import write_atomically
+from scanfoundry.configs.files import write_bytes
 from scanfoundry.configs.text import printable_json
 
 QUARANTINE = "quarantine.jsonl"
@@ -31,7 +31,7 @@ def write_quarantine(out: Path, entries: Sequence[Quarantined]) -> None:
     """All lines, by path, into the folder `out`."""
     entries = sorted(entries, key=lambda entry: (entry.path, entry.kind, entry.reason))
     lines = [printable_json(entry.model_dump_json(exclude_none=True)).encode() + b"\n" for entry in entries]
-    write_atomically(out / QUARANTINE, b"".join(lines))
+    write_bytes(out / QUARANTINE, b"".join(lines))
 
 
 def read_quarantine(out: Path) -> list[Quarantined]:

@@ -1,10 +1,12 @@
 """Boxes from a mask, and boxes compared with the extent of a scan."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from scanfoundry.datasets.readers.labels import Box
+from scanfoundry.datasets.readers.labels import Box, Point
 from scanfoundry.datasets.readers.scan import ReadError
 
 OVERHANG = 2.0  # voxels by which rounding may carry a box over the edge
@@ -56,14 +58,20 @@ def fit_boxes(boxes: tuple[Box, ...], shape: tuple[int, ...]) -> tuple[tuple[Box
     Raises:
         ReadError: a box reaches farther over the edge: it is of another scan, or of this one at another size.
     """
-    kept = []
-    for box in boxes:
-        low, high, size = np.array(box.low), np.array(box.high), np.array(shape, float)
-        if not np.isfinite([low, high]).all() or (low >= high).any() or (high <= 0).any() or (low >= size).any():
-            continue
-        over = max((-low).max(), (high - size).max())
-        if over > OVERHANG:
-            raise ReadError(f"a box reaches {over:g} voxels over the edge: drawn at another size?")
-        inside = np.clip([low, high], 0, size).tolist()
-        kept.append(Box(tuple(inside[0]), tuple(inside[1]), box.label))
-    return tuple(kept), len(boxes) - len(kept)
+    fitted = [(box, fit_box(box.low, box.high, shape)) for box in boxes]
+    kept = tuple(Box(*corners, box.label) for box, corners in fitted if corners is not None)
+    return kept, len(boxes) - len(kept)
+
+
+def fit_box(low: Sequence[float], high: Sequence[float], shape: tuple[int, ...]) -> tuple[Point, Point] | None:
+    """The first and the last corner of one box within a scan, None where there is nothing of it; as `fit_boxes`."""
+    corners, size = np.array([low, high], float), np.array(shape, float)
+    if not np.isfinite(corners).all() or (corners[0] >= corners[1]).any():
+        return None
+    if (corners[1] <= 0).any() or (corners[0] >= size).any():
+        return None
+    over = max((-corners[0]).max(), (corners[1] - size).max())
+    if over > OVERHANG:
+        raise ReadError(f"a box reaches {over:g} voxels over the edge: drawn at another size?")
+    first, last = np.clip(corners, 0, size).tolist()
+    return tuple(first), tuple(last)

@@ -13,7 +13,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import write_atomically
+from scanfoundry.configs.files import write_bytes
 from scanfoundry.datasets.discovery.quarantine import Quarantined
 from scanfoundry.datasets.shards.duplicates import Dropped, Kept, SampleId, find_duplicates
 from scanfoundry.datasets.shards.encode import Codec, Encoded
@@ -80,7 +80,7 @@ def finalize(
         warnings.update(warning for entry in entries for warning in entry.warnings)
         greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
     table = to_bytes(np.concatenate(rows))
-    write_atomically(out / SAMPLES, table)
+    write_bytes(out / SAMPLES, table)
     manifest = Manifest(
         version=VERSION,
         tool=f"scanfoundry {version('scanfoundry')}",
@@ -99,7 +99,7 @@ def finalize(
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
     """Write the manifest, which makes the folder a data set, and remove the partial folder."""
-    write_atomically(out / MANIFEST, to_json(manifest, indent=1))
+    write_bytes(out / MANIFEST, to_json(manifest, indent=1))
     shutil.rmtree(out / PARTIAL)
 
 
@@ -134,7 +134,7 @@ def _place(out: Path, number: int, result: ShardResult, decisions: Decisions, co
             (out / name).unlink(missing_ok=True)
             _link(out / PARTIAL / name, out / name)
         final = record
-    write_atomically(done, to_json(FinalShard(record=final)))
+    write_bytes(done, to_json(FinalShard(record=final)))
     source.unlink()
     return final
 

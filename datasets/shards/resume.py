@@ -12,7 +12,7 @@ from typing import Any
 import blosc2
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import write_atomically
+from scanfoundry.configs.files import write_bytes
 from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan
 from scanfoundry.datasets.identity import keyed_hash, site_fingerprint
 from scanfoundry.datasets.readers.scratch import clear
@@ -91,9 +91,10 @@ def begin(out: Path, parameters: dict[str, Any], sources: Sequence[PlannedSource
         _same(out, json.loads(record.read_text(encoding="utf-8")), begun)
     (out / PARTIAL).mkdir(exist_ok=True)
     clear(out / PARTIAL)
-    for draft in [*out.glob(".*.tmp"), *(out / PARTIAL).glob(".*.tmp")]:
-        draft.unlink()
-    write_atomically(record, json.dumps(begun, indent=1).encode())
+    for folder in (out, out / PARTIAL):
+        for draft in [*folder.glob(".*.tmp"), *folder.glob(".*.part")]:
+            draft.unlink()
+    write_bytes(record, json.dumps(begun, indent=1).encode())
     return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import blosc2
 from pydantic import BaseModel, ValidationError
 
-from scanfoundry.configs.files import write_atomically
+from scanfoundry.configs.files import write_bytes
 from scanfoundry.datasets.discovery.quarantine import Quarantined, QuarantineKind
 from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan, shown
 from scanfoundry.datasets.identity import keyed_hash
@@ -85,7 +85,7 @@ def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
         sources=len(task.plan.sources),
         quarantine=store.quarantine,
     )
-    write_atomically(result_path(task.out, task.plan.name), to_json(result))
+    write_bytes(result_path(task.out, task.plan.name), to_json(result))
     yield result
 
 

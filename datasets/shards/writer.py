@@ -9,7 +9,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from scanfoundry.configs.files import make_anew, sha256_of, write_atomically
+from scanfoundry.configs.files import make_anew, sha256_of, write_bytes
 from scanfoundry.datasets.intensity import normalisable, statistics
 from scanfoundry.datasets.labels import Labels
 from scanfoundry.datasets.readers.labels import Greys
@@ -179,4 +179,4 @@ class ShardWriter:
             modalities={name: modalities.count(name) for name in sorted(set(modalities))},
         )
         os.replace(self._draft, self.path)
-        write_atomically(self.path.with_name(index_name(self.path.name)), index)
+        write_bytes(self.path.with_name(index_name(self.path.name)), index)

@@ -1,32 +1,29 @@
-"""Boxes as arrays (N, 2A), half-open (start, stop) per axis in voxels: d0 h0 w0 d1 h1 w1, or without depth in 2D."""
+"""Lengths, overlaps and moves of corners (N, 6), see `cases.boxes`; where it says (N, 2A), of any number of axes."""
 
 import numpy as np
 import numpy.typing as npt
 
-from scanfoundry.finetune.cases.patches import Window
-
-Boxes = npt.NDArray[np.float64]  # (N, 2A)
-KEPT_SHARE = 0.25  # a box of which less is left inside the patch is dropped
+from scanfoundry.finetune.cases.boxes import Corners
 
 
-def sides(boxes: Boxes) -> npt.NDArray[np.float64]:
+def sides(boxes: Corners) -> npt.NDArray[np.float64]:
     """Lengths (N, A) of the boxes' edges."""
     axes = boxes.shape[1] // 2
     return boxes[:, axes:] - boxes[:, :axes]
 
 
-def volumes(boxes: Boxes) -> npt.NDArray[np.float64]:
+def volumes(boxes: Corners) -> npt.NDArray[np.float64]:
     """Voxels (N,) that each box holds."""
     return sides(boxes).prod(1)
 
 
-def centres(boxes: Boxes) -> npt.NDArray[np.float64]:
+def centres(boxes: Corners) -> npt.NDArray[np.float64]:
     """Middles (N, A) of the boxes."""
     axes = boxes.shape[1] // 2
     return (boxes[:, axes:] + boxes[:, :axes]) / 2
 
 
-def intersection(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
+def intersection(first: Corners, second: Corners) -> npt.NDArray[np.float64]:
     """Shared voxels of every pair: (N, 2A) and (M, 2A) -> (N, M)."""
     axes = first.shape[1] // 2
     low = np.maximum(first[:, None, :axes], second[None, :, :axes])
@@ -34,36 +31,17 @@ def intersection(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
     return np.clip(high - low, 0, None).prod(-1)
 
 
-def iou(first: Boxes, second: Boxes) -> npt.NDArray[np.float64]:
+def iou(first: Corners, second: Corners) -> npt.NDArray[np.float64]:
     """Intersection over union of every pair: (N, 2A) and (M, 2A) -> (N, M)."""
     shared = intersection(first, second)
     union = volumes(first)[:, None] + volumes(second)[None] - shared
     return shared / np.maximum(union, 1e-12)
 
 
-def mirrored(boxes: Boxes, axes: tuple[int, ...], shape: tuple[int, ...]) -> Boxes:
+def mirrored(boxes: Corners, axes: tuple[int, ...], shape: tuple[int, ...]) -> Corners:
     """The boxes in an image of `shape` that was flipped along `axes`."""
     out = boxes.copy()
     n = len(shape)
     for axis in axes:
         out[:, [axis, axis + n]] = shape[axis] - boxes[:, [axis + n, axis]]
     return out
-
-
-def in_patch(boxes: Boxes, window: Window) -> tuple[Boxes, npt.NDArray[np.bool_]]:
-    """Boxes (N, 6) as they stand in the patch, and which of them are in it (N,).
-
-    Cut off at the patch's border; dropped where under KEPT_SHARE of their volume is left. The window's matrix may
-    mirror, zoom and exchange axes: under any other turn a box is no box.
-    """
-    corners = np.stack([window.to_patch(boxes[:, :3]), window.to_patch(boxes[:, 3:])])
-    low, high = corners.min(0), corners.max(0)
-    inside = np.concatenate([np.clip(low, 0, window.size), np.clip(high, 0, window.size)], axis=1)
-    kept = volumes(inside) >= KEPT_SHARE * (high - low).prod(1)
-    return inside[kept], kept
-
-
-def at_scan(boxes: Boxes, window: Window) -> Boxes:
-    """Boxes (N, 6) of a patch where they stand in the scan: the inverse of `in_patch` for boxes that are not cut."""
-    corners = np.stack([window.to_scan(boxes[:, :3]), window.to_scan(boxes[:, 3:])])
-    return np.concatenate([corners.min(0), corners.max(0)], axis=1)

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.finetune.boxes.anchors import Anchors, plan_anchors, plan_strides
-from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.boxes.geometry import sides
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.config.detection import LEAST_SAMPLED, DetectionPlan
 
 MIN_SIDE = 8.0  # voxels: a scan is not scaled to fit the patch where small findings would get smaller than this
@@ -22,7 +22,7 @@ SAMPLED_PER_BOX = 24  # anchors for each box: a third of them are positive, whic
 class Measured(NamedTuple):
     """One training case."""
 
-    findings: Findings  # at the file's grid
+    boxes: Boxes  # at the file's grid
     shape: tuple[int, int, int]  # of the file
     at_spacing: tuple[int, int, int]  # of the scan at the plan's spacing
     fitted: tuple[int, int, int]  # of the scan when scaled to fit the patch
@@ -39,7 +39,7 @@ def plan_detection(
     side) would fall below MIN_SIDE voxels by the scaling, or the scan (the median one) is over MUCH_LARGER times the
     patch along an axis. Windows also need findings (95th percentile of each side) that fit into one.
     """
-    if not any(len(case.findings) for case in cases):
+    if not any(len(case.boxes) for case in cases):
         raise UserError("none of the training cases has a box: raise 'shots' or take another seed")
     flat = patch[0] == 1
     windows = np.concatenate([_sizes(case, case.at_spacing) for case in cases])[:, 1 if flat else 0 :]
@@ -79,9 +79,9 @@ def _boxes_in_sight(cases: Sequence[Measured], patch: Size3D, whole: bool) -> fl
     counts = []
     for case in cases:
         share = np.minimum(1.0, np.array(patch) / np.array(case.at_spacing)).prod()
-        counts.append(len(case.findings) * (1.0 if whole else float(share)))
+        counts.append(len(case.boxes) * (1.0 if whole else float(share)))
     return float(np.mean([count for count in counts if count]))
 
 
 def _sizes(case: Measured, shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
-    return sides(case.findings.boxes) * np.array(shape) / np.array(case.shape)
+    return sides(case.boxes.corners) * np.array(shape) / np.array(case.shape)

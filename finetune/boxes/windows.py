@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scanfoundry.configs.geometry import PositiveSize3D
-from scanfoundry.finetune.boxes.findings import Findings
-from scanfoundry.finetune.boxes.geometry import Boxes, centres, intersection, volumes
-from scanfoundry.finetune.cases.patches import Window
+from scanfoundry.datasets.augment.window import PatchWindow
+from scanfoundry.finetune.boxes.geometry import centres, intersection, volumes
+from scanfoundry.finetune.cases.boxes import Boxes, Corners
 
 SEEN_SHARE = 0.75  # a window looks at a place if it holds so much of the box there
 PAIRS = 2**20  # of boxes and windows that are compared at a time: memory
@@ -16,7 +16,7 @@ WEIGHT_SIGMA = 0.4  # of the patch: a box near a window's border counts less (Ja
 
 
 def training_centre(
-    findings: Findings, shape: PositiveSize3D, patch: PositiveSize3D, rng: np.random.Generator, fore: float
+    boxes: Boxes, shape: PositiveSize3D, patch: PositiveSize3D, rng: np.random.Generator, fore: float
 ) -> npt.NDArray[np.float64]:
     """The middle of a training patch, on the voxel grid, and such that the patch stays inside the scan (D, H, W).
 
@@ -27,9 +27,9 @@ def training_centre(
     size, half = np.array(shape, float), np.array(patch) / 2
     low, high = np.minimum(half, size / 2), np.maximum(size - half, size / 2)
     centre = rng.uniform(low, high)
-    if rng.random() < fore and len(findings):
-        own = np.flatnonzero(findings.labels == rng.choice(np.unique(findings.labels)))
-        box = findings.boxes[rng.choice(own)]
+    if rng.random() < fore and len(boxes):
+        own = np.flatnonzero(boxes.labels == rng.choice(np.unique(boxes.labels)))
+        box = boxes.corners[rng.choice(own)]
         spot = rng.uniform(box[:3], box[3:]) + rng.uniform(-0.5, 0.5, 3) * half
         centre = np.clip(spot, low, high)
     return np.floor(centre) + (half % 1)
@@ -59,7 +59,7 @@ def turnable(
     ]
 
 
-def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float) -> list[Window]:
+def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float) -> list[PatchWindow]:
     """Windows that cover a scan (D, H, W), neighbours sharing at least `overlap` of a patch; on the voxel grid.
 
     A scan smaller than the patch along an axis lies in its middle there.
@@ -70,10 +70,10 @@ def sliding_windows(shape: PositiveSize3D, patch: PositiveSize3D, overlap: float
         n = 1 if rest <= 0 else int(np.ceil(rest / max(1.0, wanted * (1 - overlap)))) + 1
         starts.append([rest // 2] if rest <= 0 else [round(x) for x in np.linspace(0, rest, n)])
     corners = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 3)
-    return [Window(corner + np.array(patch) / 2, np.eye(3), patch) for corner in corners]
+    return [PatchWindow(corner + np.array(patch) / 2, np.eye(3), patch) for corner in corners]
 
 
-def looked_at(boxes: Boxes, windows: Sequence[Window]) -> npt.NDArray[np.float64]:
+def looked_at(boxes: Corners, windows: Sequence[PatchWindow]) -> npt.NDArray[np.float64]:
     """How many of the windows hold SEEN_SHARE of each box (N, 6) at least; one at least."""
     places = np.array([[*(w.centre - np.array(w.size) / 2), *(w.centre + np.array(w.size) / 2)] for w in windows])
     seen = np.ones(len(boxes))
@@ -85,7 +85,7 @@ def looked_at(boxes: Boxes, windows: Sequence[Window]) -> npt.NDArray[np.float64
     return seen
 
 
-def trust(boxes: Boxes, window: Window) -> npt.NDArray[np.float64]:
+def trust(boxes: Corners, window: PatchWindow) -> npt.NDArray[np.float64]:
     """Weights (N,) of boxes (N, 6): 1 in the middle of their window, less towards its border."""
     apart = (centres(boxes) - window.centre) / (WEIGHT_SIGMA * np.array(window.size))
     return np.exp(-0.5 * (apart**2).sum(1))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.geometry import LPS_TO_RAS
-from scanfoundry.finetune.boxes.wbc import Detections
+from scanfoundry.finetune.cases.boxes import Boxes
 
 CONVENTIONS = {
     "box": "d0 h0 w0 d1 h1 w1 in voxels of the file (slice, row, column of the array that it holds; of a DICOM series, "
@@ -18,7 +18,7 @@ CONVENTIONS = {
 }
 
 
-def as_json(found: Detections, scan: Scan, classes: Sequence[str]) -> list[dict[str, Any]]:
+def as_json(found: Boxes, scan: Scan, classes: Sequence[str]) -> list[dict[str, Any]]:
     """One entry for each box, in their order."""
     return [
         {
@@ -27,7 +27,7 @@ def as_json(found: Detections, scan: Scan, classes: Sequence[str]) -> list[dict[
             "box": [float(x) for x in box],
             "world": None if scan.affine is None else world_box(box, scan.affine),
         }
-        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
+        for box, score, label in zip(found.corners, found.surety, found.labels, strict=True)
     ]
 
 

@@ -6,15 +6,7 @@ from typing import NamedTuple, Protocol
 from scanfoundry.configs.errors import Mistakes
 from scanfoundry.configs.geometry import Size3D, Spacing3D
 from scanfoundry.datasets.readers import Scan
-
-Box = tuple[float, float, float, float, float, float]  # d0, h0, w0, d1, h1, w1: half-open, in voxels of the file
-
-
-class LabelledBox(NamedTuple):
-    """A finding; `label` is an index into the classes of findings."""
-
-    box: Box
-    label: int
+from scanfoundry.finetune.cases.boxes import Boxes
 
 
 class Grid(NamedTuple):
@@ -35,7 +27,7 @@ class ScanSource(Protocol):
 
 UNLABELLED = "images without a label"  # the reason under which they are counted as left out
 
-Target = ScanSource | int | float | tuple[LabelledBox, ...]
+Target = ScanSource | int | float | Boxes
 
 
 class Stated(NamedTuple):
@@ -56,8 +48,8 @@ class Case:
     """One scan with its label, or several of one grid. Only `key` and `patient`, keyed hashes, ever leave the machine.
 
     images    one for each of the data set's channels; None where that channel is missing, never all of them
-    target    label map or mask; class index; value; boxes (() where somebody looked, and there is none); None where
-              the data set has no label of it
+    target    label map or mask; class index; value; boxes (none of them where somebody looked, and there is none);
+              None where the data set has no label of it
     stated    of the values of a label map or mask
     drawn_on  (D, H, W) of what the boxes were drawn on, None where nobody says
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -11,7 +12,8 @@ from scanfoundry.datasets.readers import ReadError, Scan
 from scanfoundry.datasets.readers.geometry import check_spacing
 from scanfoundry.datasets.readers.label_values import is_image
 from scanfoundry.finetune.cases.appearance import Look, look_of
-from scanfoundry.finetune.cases.cases import Case, Grid, LabelledBox, Stated
+from scanfoundry.finetune.cases.boxes import Boxes
+from scanfoundry.finetune.cases.cases import Case, Grid, Stated
 from scanfoundry.finetune.cases.channels import read_channels
 from scanfoundry.finetune.cases.label_values import IGNORE, LabelValues
 from scanfoundry.finetune.cases.volumes import read_numbers
@@ -44,7 +46,7 @@ class Checked:
     scan_digests: dict[str, int] = field(default_factory=dict)
     grids: dict[str, Grid] = field(default_factory=dict)
     headers: dict[str, int] = field(default_factory=dict)
-    boxes: dict[str, tuple[LabelledBox, ...]] = field(default_factory=dict)
+    boxes: dict[str, Boxes] = field(default_factory=dict)
     looks: dict[str, list[Look | None]] = field(default_factory=dict)
     classes: list[str] | None = None
     values: LabelValues | None = None
@@ -107,7 +109,7 @@ class _Walk:
                 self._looked_at(case, scans)
                 self.found.scan_digests[case.key] = _digest(voxels)
                 return
-            assert not isinstance(case.target, int | float | tuple)
+            assert not isinstance(case.target, int | float | Boxes)
             raw = read_numbers(case.target, first, cut=not self._given)
             self._seen.add(case.target, raw, is_image(first))
             self._keys.append(case.key)
@@ -115,7 +117,7 @@ class _Walk:
         elif isinstance(self._task, ReadsBoxes):
             target = boxes = findings(case, first, self._task, self._classes or ["finding"], self._seen)
             self.found.boxes[case.key] = boxes
-            self.found.empty += not boxes
+            self.found.empty += not len(boxes)
         self._looked_at(case, scans)
         self.found.digests[case.key] = _digest([*voxels, target])
 
@@ -185,6 +187,15 @@ def _digest(parts: Sequence[object]) -> int:
     """Checksum of arrays and of values by how they are written."""
     digest = 0
     for part in parts:
-        content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode()
+        if isinstance(part, np.ndarray):
+            content: Any = np.ascontiguousarray(part).data
+        else:
+            content = (_as_text(part) if isinstance(part, Boxes) else repr(part)).encode()
         digest = crc32(content, digest)
     return digest
+
+
+def _as_text(boxes: Boxes) -> str:
+    """As earlier versions wrote boxes: a trial that they finished is not trained again."""
+    parts = [f"LabelledBox(box={corners}, label={label})" for corners, label in boxes.listed()]
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"

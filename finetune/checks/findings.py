@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects, label
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.labels import Box as DrawnBox
 from scanfoundry.datasets.readers import ReadError, Scan
-from scanfoundry.datasets.readers.box_labels import fit_boxes
+from scanfoundry.datasets.readers.box_labels import fit_box
 from scanfoundry.datasets.readers.grey_levels import distinct
 from scanfoundry.datasets.readers.label_values import is_image, is_white
-from scanfoundry.finetune.cases.cases import Case, LabelledBox
+from scanfoundry.finetune.cases.boxes import Boxes
+from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.label_values import of_names
 from scanfoundry.finetune.cases.volumes import read_numbers
 from scanfoundry.finetune.checks.seen import Seen
@@ -25,14 +25,14 @@ def findings(
     task: ReadsBoxes,
     classes: Sequence[str],
     seen: Seen | None = None,
-) -> tuple[LabelledBox, ...]:
+) -> Boxes:
     """The boxes of `case`, within the extent of its scan.
 
     What rounding carried over the edge is cut off; UserError where a box lies farther outside, was drawn at another
     size, or a mask has a value without a class. seen: takes down the values of masks.
     """
-    if isinstance(case.target, tuple):
-        return _within(case, scan)
+    if isinstance(case.target, Boxes):
+        return _within(case, case.target, scan)
     assert case.target is not None
     assert not isinstance(case.target, int | float)
     raw = read_numbers(case.target, scan)
@@ -57,7 +57,7 @@ def _encoded(case: Case, mask: NDArray, classes: Sequence[str]) -> NDArray:
         raise UserError(f"{case.target}: value {top}, but the classes of findings are {list(classes)}") from error
 
 
-def boxes_of_mask(mask: NDArray, how: str, min_voxels: int, n_classes: int) -> tuple[LabelledBox, ...]:
+def boxes_of_mask(mask: NDArray, how: str, min_voxels: int, n_classes: int) -> Boxes:
     """Boxes around the findings in a mask (D, H, W), those below `min_voxels` left out.
 
     how: 'components' (faces touch) of each value, which is the class from 1 on (of all values where there is one
@@ -66,36 +66,36 @@ def boxes_of_mask(mask: NDArray, how: str, min_voxels: int, n_classes: int) -> t
     if how == "instances":
         values, numbered = np.unique(mask, return_inverse=True)
         ids = numbered.reshape(mask.shape) + (values[0] > 0)  # 0 stays the background
-        return _boxes(ids, min_voxels, 0)
+        return Boxes.of(_around(ids, min_voxels, 0))
     if n_classes == 1:
-        return _boxes(label(mask > 0)[0], min_voxels, 0)
-    found = [_boxes(label(mask == value)[0], min_voxels, value - 1) for value in range(1, n_classes + 1)]
-    return tuple(box for each in found for box in each)
+        return Boxes.of(_around(label(mask > 0)[0], min_voxels, 0))
+    found = [_around(label(mask == value)[0], min_voxels, value - 1) for value in range(1, n_classes + 1)]
+    return Boxes.of(pair for each in found for pair in each)
 
 
-def _boxes(ids: NDArray[np.integer], min_voxels: int, class_index: int) -> tuple[LabelledBox, ...]:
+def _around(ids: NDArray[np.integer], min_voxels: int, class_index: int) -> list[tuple[list[float], int]]:
+    """Corners and class of a box around each number."""
     sizes = np.bincount(ids.ravel())[1:]
     boxes = []
     for part, size in zip(find_objects(ids), sizes, strict=True):
         if part is not None and size >= min_voxels:
-            (d0, d1), (h0, h1), (w0, w1) = ((float(s.start), float(s.stop)) for s in part)
-            boxes.append(LabelledBox((d0, h0, w0, d1, h1, w1), class_index))
-    return tuple(boxes)
+            corners = [float(s.start) for s in part] + [float(s.stop) for s in part]
+            boxes.append((corners, class_index))
+    return boxes
 
 
-def _within(case: Case, scan: Scan) -> tuple[LabelledBox, ...]:
-    assert isinstance(case.target, tuple)
+def _within(case: Case, drawn: Boxes, scan: Scan) -> Boxes:
     shape = scan.voxels.shape[1:]
-    if case.target and any(size not in (None, n) for size, n in zip(case.drawn_on, shape, strict=True)):
-        drawn = " x ".join("?" if size is None else str(size) for size in case.drawn_on)
-        raise UserError(f"{case.image}: its boxes were drawn on (D, H, W) = {drawn}, the scan is {shape}")
+    if len(drawn) and any(size not in (None, n) for size, n in zip(case.drawn_on, shape, strict=True)):
+        on = " x ".join("?" if size is None else str(size) for size in case.drawn_on)
+        raise UserError(f"{case.image}: its boxes were drawn on (D, H, W) = {on}, the scan is {shape}")
     kept = []
-    for box, class_index in case.target:
+    for corners, class_index in drawn.listed():
         try:
-            fitted, _ = fit_boxes((DrawnBox(box[:3], box[3:]),), shape)
+            fitted = fit_box(corners[:3], corners[3:], shape)
         except ReadError as error:
             raise UserError(f"{case.image}: {error}") from error
-        if not fitted:
+        if fitted is None:
             raise UserError(f"{case.image}: a box lies outside the image of (D, H, W) = {shape}, or has no extent")
-        kept.append(LabelledBox((*fitted[0].low, *fitted[0].high), class_index))
-    return tuple(kept)
+        kept.append(([*fitted[0], *fitted[1]], class_index))
+    return Boxes.of(kept)

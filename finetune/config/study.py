@@ -132,7 +132,7 @@ class AugmentationConfig(Config):
     flip_axes: list[int] = []  # axes along which the anatomy may be mirrored
     rotation: float = Field(default=15.0, ge=0, le=180)  # degrees, at most; not for boxes
     scale: float = Field(default=0.2, ge=0, lt=1)  # zoom within 1/(1+scale)..1+scale
-    elastic: float = Field(default=0.0, ge=0, lt=0.4)  # see `elastic.random_warp`; not for boxes
+    elastic: float = Field(default=0.0, ge=0, lt=0.4)  # see `augmentation.random_warp`; not for boxes
     probability: float = Field(default=0.5, ge=0, le=1)  # of each spatial change, and of each of intensity
     gamma: float = Field(default=0.3, ge=0, lt=1)
     brightness: float = Field(default=0.2, ge=0)  # in standard deviations
@@ -167,7 +167,7 @@ class InferenceConfig(Config):
 class FinetuneConfig(Config):
     """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
 
-    model_config = ConfigDict(defer_build=True)  # until the tasks of plug-ins can be imported, see `Task`
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     rivals: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "budget": {"schedule.steps": ("schedule.steps",)},
         "schedule.steps": {"budget": ("budget",)},

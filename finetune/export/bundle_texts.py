@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from scanfoundry.finetune.export.escaping import for_markdown, for_monai
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.task_parts import BundleOutput
 
 RUN = "python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS --output_dir PREDICTIONS"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.heads.detection import DetectionModel
 from scanfoundry.finetune.model_file import adapter_for, load_model
-from scanfoundry.finetune.task import Adapter, Spec, Standard, TaskModel
+from scanfoundry.finetune.spec import Spec, Standard
+from scanfoundry.finetune.task import Adapter, TaskModel
 
 INPUT = "image"
 

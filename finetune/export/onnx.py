@@ -25,7 +25,8 @@ from scanfoundry.finetune.export.describe import describe
 from scanfoundry.finetune.export.folder import new_folder
 from scanfoundry.finetune.export.inlining import source_without_scanfoundry
 from scanfoundry.finetune.export.network import INPUT, Traceable, differences, single_model, traceable
-from scanfoundry.finetune.task import Adapter, centred
+from scanfoundry.finetune.sample import centred
+from scanfoundry.finetune.task import Adapter
 
 MODEL, ABOUT, SCRIPT, RUNNER = "model.onnx", "model.json", "preprocessing.py", "run.py"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

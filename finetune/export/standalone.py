@@ -21,7 +21,7 @@ from scanfoundry.datasets.intensity import background, normalise, statistics
 from scanfoundry.finetune.cases.volumes import target_shape
 from scanfoundry.finetune.inference.postprocess import apply
 from scanfoundry.finetune.inference.windows import window_starts
-from scanfoundry.finetune.task import fitted_shape
+from scanfoundry.finetune.sample import fitted_shape
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

@@ -1,6 +1,7 @@
 """Labelled data sets as users have them: folders, dataset.json, lists, boxes, archives, shards."""
 
-from scanfoundry.finetune.cases.cases import Box, Case, CaseList, LabelledBox, ScanSource
+from scanfoundry.finetune.cases.boxes import Boxes
+from scanfoundry.finetune.cases.cases import Case, CaseList, ScanSource
 from scanfoundry.finetune.formats.discover import discover
 
-__all__ = ["Box", "Case", "CaseList", "LabelledBox", "ScanSource", "discover"]
+__all__ = ["Boxes", "Case", "CaseList", "ScanSource", "discover"]

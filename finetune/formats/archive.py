@@ -63,7 +63,14 @@ atexit.register(opened.cache_clear)  # an open generator that is left to the int
 
 @dataclass(frozen=True)
 class ArrayItem:
-    """One entry of an .npz, or its mask."""
+    """One entry of an .npz, or its mask.
+
+    Attributes:
+        path: of the archive.
+        position: number of the entry.
+        part: name of the array in the archive.
+        mask: whether it is a mask and no scan.
+    """
 
     path: Path
     position: int
@@ -86,7 +93,13 @@ class ArrayItem:
 def read_archive(path: Path, data: LabelledData, task: Task) -> Gathered:
     """Every entry of an .npz, those without a label too.
 
-    UserError where it is damaged, or an image has several labels of which none is chosen.
+    Args:
+        path: of the archive.
+        data: what the user says of the data set.
+        task: which labels are looked for.
+
+    Raises:
+        UserError: it is damaged, or an image has several labels of which none is chosen.
     """
     if data.labels:
         raise UserError(f"{path} holds its labels itself: leave out data.labels")

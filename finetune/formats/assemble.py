@@ -11,7 +11,8 @@ from scanfoundry.datasets.identity import site_fingerprint, site_key
 from scanfoundry.datasets.labels import Box as DrawnBox
 from scanfoundry.datasets.labels import LabelRef
 from scanfoundry.datasets.readers.labels import IGNORED
-from scanfoundry.finetune.cases.cases import UNLABELLED, Case, CaseList, LabelledBox, ScanSource, Stated, Target
+from scanfoundry.finetune.cases.boxes import Boxes
+from scanfoundry.finetune.cases.cases import UNLABELLED, Case, CaseList, ScanSource, Stated, Target
 from scanfoundry.finetune.cases.modality import modalities_of
 from scanfoundry.finetune.cases.sources import for_its_numbers, mask_files
 from scanfoundry.finetune.config.study import LabelledData
@@ -27,8 +28,16 @@ Drawn = tuple[int | None, int | None, int | None]
 class LabelledItem:
     """A scan and all that is known of it, before a task asks for one thing.
 
-    names   of the mask's values; values: cells by column; boxes: None where nobody looked for any
-    split   'train', 'val', 'test' or ''
+    Attributes:
+        name: what its user calls it.
+        key, patient: keyed hashes.
+        images: one for each channel, None where it is missing.
+        mask: where its mask is read from.
+        names: of the mask's values.
+        boxes: in voxels of the file; None where nobody looked for any.
+        drawn_on: (D, H, W) of what the boxes were drawn on, None where nobody says.
+        values: cells by column.
+        split: 'train', 'val', 'test' or ''.
     """
 
     name: str
@@ -45,12 +54,18 @@ class LabelledItem:
 
 @dataclass
 class Gathered:
-    """What a format found; `modalities` of the channels are '' where it does not know them.
+    """What a format found.
 
-    notes: how something was read that may have been meant otherwise; warnings: what a reader of the numbers should know
-    site: fingerprint of the key that the hashes are of; '' for this site's own
-    refused: files that cannot be read, with the reason
-    mistakes: what has to be mended before anything is trained; the cases are without it
+    Attributes:
+        items: the scans.
+        channels: their names.
+        modalities: of the channels, '' where the format does not know them.
+        left_out: what stays out, counted by reason.
+        warnings: what a reader of the numbers should know.
+        site: fingerprint of the key that the hashes are of; '' for this site's own.
+        notes: how something was read that may have been meant otherwise.
+        refused: files that cannot be read, with the reason.
+        mistakes: what has to be mended before anything is trained; the cases are without it.
     """
 
     items: list[LabelledItem]
@@ -84,9 +99,19 @@ def labelled(ref: LabelRef | None) -> dict[str, Any]:
 
 
 def assemble(found: Gathered, data: LabelledData, task: Task, where: str) -> CaseList:
-    """The cases of `task`; UserError, naming the data set `where`, where none has a label, or labels contradict it.
+    """The cases of `task`.
 
-    Mistakes that are of single cases are kept in the list's `mistakes`: see `discover.known_cases`.
+    Args:
+        found: what the format found.
+        data: what the user says of the data set.
+        task: which labels are looked for.
+        where: the data set, for messages.
+
+    Returns:
+        The cases; mistakes of single cases are in the list's `mistakes`, see `discover.known_cases`.
+
+    Raises:
+        UserError: no scan has a label, or labels contradict the task.
     """
     counts = Counter(item.name for item in found.items)
     for name in (name for name, count in counts.items() if count > 1):
@@ -189,10 +214,8 @@ def _drawn(
         spelled = one_class_each(counts, f"{where}: its list of boxes", "boxes", found.notes)
         classes = sorted(set(spelled.values())) or ["finding"]
     return {
-        name: tuple(
-            LabelledBox((*box.low, *box.high), classes.index(spelled[box.label]))
-            for box in each
-            if box.label in spelled
+        name: Boxes.of(
+            ((*box.low, *box.high), classes.index(spelled[box.label])) for box in each if box.label in spelled
         )
         for name, each in boxes.items()
     }, classes

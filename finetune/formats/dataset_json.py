@@ -23,9 +23,16 @@ from scanfoundry.finetune.formats.missing import complete
 
 
 def read_dataset_json(path: Path, root: Path, data: LabelledData, task: Task) -> Gathered:
-    """The cases below `root` whose masks `path` lists, or that lie in labelsTr and labelsTs beside it.
+    """The cases whose masks a dataset.json lists, or that lie in labelsTr and labelsTs beside it.
 
-    UserError for regions, which are no plain classes, and for another content.
+    Args:
+        path: of the dataset.json.
+        root: the folder below which the cases lie.
+        data: what the user says of the data set.
+        task: which labels are looked for.
+
+    Raises:
+        UserError: the labels are regions, which are no plain classes, or the content is another.
     """
     if isinstance(task, ReadsColumn):
         raise UserError(f"{path} lists masks, no classes: for {task.name} give data.images and a CSV as data.labels")

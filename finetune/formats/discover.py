@@ -33,8 +33,9 @@ _READ = (
 def discover(data: LabelledData, task: Task) -> CaseList:
     """The labelled cases of `data` for `task`.
 
-    UserError where it is no data set that is read, labels are missing, doubled or of no image, or do not suit the task:
-    one line, or where several cases are wrong a line for each.
+    Raises:
+        UserError: it is no data set that is read, labels are missing, doubled or of no image, or do not suit the task;
+            one line, or where several cases are wrong a line for each.
     """
     found = known_cases(data, task)
     found.mistakes.raise_if_any()
@@ -42,8 +43,13 @@ def discover(data: LabelledData, task: Task) -> CaseList:
 
 
 def known_cases(data: LabelledData, task: Task) -> CaseList:
-    """As `discover`, but what is wrong with single cases is left in `mistakes` of the list, to be raised with what
-    reading the scans brings to light."""
+    """As `discover`, but what is wrong with single cases is left in the list's `mistakes`.
+
+    They are raised together with what reading the scans brings to light.
+
+    Raises:
+        UserError: what is wrong is more than single cases.
+    """
     kind = kind_of(data, task)
     where = Path(data.where)
     found = read_shards(data.where, data) if kind == "shards" else _gathered(kind, where, data, task)
@@ -55,7 +61,11 @@ def known_cases(data: LabelledData, task: Task) -> CaseList:
 
 
 def kind_of(data: LabelledData, task: Task) -> Format:
-    """`data.format`, or what lies there; UserError where that is nothing known."""
+    """`data.format`, or what lies there.
+
+    Raises:
+        UserError: that is nothing known.
+    """
     if not data.where:
         raise UserError("no data: give data.path (a whole data set), or data.images with data.labels")
     where = Path(data.where)

@@ -22,7 +22,12 @@ EXAMPLE = '[{"image": "a.nii.gz", "label": "b.nii.gz"}, ...]'
 
 @dataclass(frozen=True)
 class Entry:
-    """Cells by column, of a JSON list anything that it can hold; `where` it stands, for messages."""
+    """One entry of a list.
+
+    Attributes:
+        cells: by column; of a JSON list anything that it can hold.
+        where: it stands, for messages.
+    """
 
     cells: Mapping[str, Any]
     where: str
@@ -30,7 +35,13 @@ class Entry:
 
 @dataclass
 class Entries:
-    """A list's columns and entries; `about` is what else a JSON list says ('labels', 'modality' of MONAI's)."""
+    """The entries of a list.
+
+    Attributes:
+        columns: their names.
+        entries: in the order of the file.
+        about: what else a JSON list says ('labels', 'modality' of MONAI's).
+    """
 
     columns: list[str]
     entries: list[Entry]
@@ -38,7 +49,15 @@ class Entries:
 
 
 def read_entries(path: Path, mistakes: Mistakes) -> Entries:
-    """The entries of a list, those that are none kept in `mistakes`; UserError where it is no list, or an empty one."""
+    """The entries of a list.
+
+    Args:
+        path: of a CSV or JSON file.
+        mistakes: keeps what is no entry.
+
+    Raises:
+        UserError: it is no list, or an empty one.
+    """
     if path.suffix.lower() != ".json":
         columns, rows = read_rows(path)
         found = Entries(columns, [Entry(row, f"line {row.line}") for row in rows])
@@ -56,7 +75,11 @@ def is_case_list(content: Any) -> bool:
 
 
 def text_of(cell: Any, what: str) -> str:
-    """A cell as text, '' where nothing is known; UserError, naming `what`, where it is no single value."""
+    """A cell as text, '' where nothing is known.
+
+    Raises:
+        UserError: it is no single value; the message names `what`.
+    """
     if isinstance(cell, list) and len(cell) == 1:
         cell = cell[0]
     if isinstance(cell, list | dict):
@@ -70,7 +93,11 @@ def text_of(cell: Any, what: str) -> str:
 
 
 def paths_of(cell: Any, what: str) -> list[str]:
-    """The paths in a cell, of several channels as a list: '' for one that is missing; UserError for what is none."""
+    """The paths in a cell, of several channels as a list: '' for one that is missing.
+
+    Raises:
+        UserError: it holds no paths; the message names `what`.
+    """
     cell = _unnested(cell)
     each = cell if isinstance(cell, list) else [cell]
     each = [one[0] if isinstance(one, list) and len(one) == 1 else one for one in each]

@@ -35,7 +35,16 @@ _DOUBT = Doubt(
 
 
 def read_folders(images: Path, data: LabelledData, task: Task) -> Gathered:
-    """The scans below `images`, labelled by `data.labels`; UserError for a label that is of none of them."""
+    """The scans below a folder, labelled by `data.labels`.
+
+    Args:
+        images: the folder.
+        data: what the user says of the data set.
+        task: which labels are looked for.
+
+    Raises:
+        UserError: a label is of none of the scans.
+    """
     if not data.labels:
         raise UserError(f"data.labels is not given: where are the labels of the scans in {images}?")
     found = Gathered([])
@@ -71,7 +80,16 @@ def _near(name: str, scans: Scans, found: Gathered) -> str:
 
 
 def label_book(paths: Sequence[Path], task: Task, mistakes: Mistakes | None = None) -> LabelIndex:
-    """Labels of files and folders: a folder without VOC files holds masks. UserError where the task needs others."""
+    """Labels of files and folders: a folder without VOC files holds masks.
+
+    Args:
+        paths: of the labels.
+        task: which labels are looked for.
+        mistakes: keeps what is wrong with single labels.
+
+    Raises:
+        UserError: the task needs other labels.
+    """
     for path in paths:
         if not path.exists():
             raise UserError(f"the labels '{path}' do not exist")
@@ -95,9 +113,18 @@ def _is_mask(path: Path) -> bool:
 
 
 def scans_below(root: Path, data: LabelledData, book: LabelIndex, found: Gathered) -> Scans:
-    """All scans below `root` but the masks of `book`; those that cannot be read are counted in `found`.
+    """All scans below a folder but the masks.
 
-    Hashes are those of `scanfoundry data build` of the same folder. UserError where there is none.
+    Hashes are those of `scanfoundry data build` of the same folder.
+
+    Args:
+        root: the folder.
+        data: what the user says of the data set.
+        book: of the labels, whose masks are no scans.
+        found: counts what cannot be read.
+
+    Raises:
+        UserError: there is no scan.
     """
     if not root.exists():
         raise UserError(f"the folder of images '{root}' does not exist")
@@ -116,10 +143,20 @@ def scans_below(root: Path, data: LabelledData, book: LabelIndex, found: Gathere
 
 
 def grouped(scans: Scans, book: LabelIndex, mistakes: Mistakes) -> tuple[dict[str, dict[int, PlannedSource]], int]:
-    """Channels by case, and how many scans without a label are of no channel where there are several.
+    """Scans as cases of one or more channels.
 
-    `x_0001` is a channel of `x` where `x` has a label, is no scan itself, and the cases have the same channels: numbers
-    that may as well count scans are a UserError; two images of one name are kept in `mistakes`.
+    `x_0001` is a channel of `x` where `x` has a label, is no scan itself, and the cases have the same channels.
+
+    Args:
+        scans: by name.
+        book: of the labels.
+        mistakes: keeps two images of one name.
+
+    Returns:
+        Channels by case, and how many scans without a label are of no channel where there are several.
+
+    Raises:
+        UserError: the numbers may as well count scans.
     """
     names = _names_of(scans)
     taken = set(names.values())

@@ -17,12 +17,19 @@ Images = tuple[ScanSource | None, ...]
 def group_channels(
     scans: Mapping[str, ScanSource], channels: Sequence[str]
 ) -> tuple[dict[str, Images], dict[str, str]]:
-    """The channels of each case by its name, None where one is missing; and why other files are of no case.
+    """The channels of each case.
 
-    scans: by path below the input folder. A file is of channel c where its name ends with nnU-Net's number (x_0001)
-    or with the channel's name (x_flair), is that name (x/flair), or lies in a folder of that name (flair/x). A 4D NIfTI
-    with as many volumes holds them all. With one channel each file is a case. Where two files are the same channel of a
-    case, none of its files is taken; nor is one whose number says another channel than its name.
+    A file is of channel c where its name ends with nnU-Net's number (x_0001) or with the channel's name (x_flair), is
+    that name (x/flair), or lies in a folder of that name (flair/x). A 4D NIfTI with as many volumes holds them all.
+    With one channel each file is a case. Where two files are the same channel of a case, none of its files is taken;
+    nor is one whose number says another channel than its name.
+
+    Args:
+        scans: by path below the input folder.
+        channels: their names.
+
+    Returns:
+        The channels of each case by its name, None where one is missing; and why other files are of no case.
     """
     if len(channels) == 1:
         return {relative: (source,) for relative, source in scans.items()}, {}

@@ -18,7 +18,11 @@ PATIENT_COLUMNS = ("patient", "patient_id", "subject", "subject_id")
 
 
 def image_columns(path: Path, columns: Sequence[str], data: LabelledData) -> dict[str, str]:
-    """Column by channel; UserError where there is none, or one that data.channels names is not there."""
+    """Column by channel.
+
+    Raises:
+        UserError: there is none, or one that data.channels names is not there.
+    """
     if data.channels is not None:
         found = {name: column_named(columns, column) for name, column in data.channels.items()}
         absent = [data.channels[name] for name, column in found.items() if column is None]
@@ -33,7 +37,11 @@ def image_columns(path: Path, columns: Sequence[str], data: LabelledData) -> dic
 
 
 def label_column(path: Path, found: Entries, task: Task) -> str:
-    """The column that the task asks for; of masks the first one that holds files. UserError where there is none."""
+    """The column that the task asks for; of masks the first one that holds files.
+
+    Raises:
+        UserError: there is none.
+    """
     if isinstance(task, ReadsColumn):
         column = column_named(found.columns, task.label_column)
         if column is None:

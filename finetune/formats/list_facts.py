@@ -15,7 +15,11 @@ from scanfoundry.finetune.formats.spelling import number_of
 
 
 def about_labels(found: Entries, path: Path) -> dict[int, str]:
-    """Names of the values of masks, where MONAI's list has 'labels'; UserError where they are none."""
+    """Names of the values of masks, where MONAI's list has 'labels'.
+
+    Raises:
+        UserError: they are no names.
+    """
     return dataset_names(found.about, FoundLabels(), path) if isinstance(found.about.get("labels"), dict) else {}
 
 

@@ -42,10 +42,18 @@ class _List:
 
 
 def read_list(path: Path, data: LabelledData, task: Task, root: Path) -> Gathered:
-    """One case per line or entry, paths relative to `root`.
+    """One case per line or entry.
 
     Kept in `mistakes`, with where it stands: a file that is not there, a case named twice, a cell that is no path.
-    UserError where it is no list, or its columns are not there.
+
+    Args:
+        path: of the list.
+        data: what the user says of the data set.
+        task: which labels are looked for.
+        root: the folder that paths in the list are relative to.
+
+    Raises:
+        UserError: it is no list, or its columns are not there.
     """
     mistakes = Mistakes(str(path))
     found = read_entries(path, mistakes)

@@ -7,7 +7,17 @@ from scanfoundry.finetune.formats.assemble import LabelledItem
 
 
 def complete(items: Sequence[LabelledItem], channels: Sequence[str], allowed: bool, where: str) -> list[LabelledItem]:
-    """`items` as they are; UserError, with the count for each channel, where some lack channels and must not."""
+    """The items as they are.
+
+    Args:
+        items: the cases.
+        channels: their names.
+        allowed: whether channels may be missing.
+        where: the data set, for messages.
+
+    Raises:
+        UserError: some lack channels and must not; the message counts them by channel.
+    """
     lacking = {
         name: sum(item.images[i] is None for item in items)
         for i, name in enumerate(channels)

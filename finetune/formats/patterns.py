@@ -25,9 +25,16 @@ def read_pattern(images: Path, data: LabelledData, task: Task) -> Gathered:
 
 
 def read_patterns(root: Path, channels: Mapping[str, str], data: LabelledData, task: Task) -> Gathered:
-    """The cases below `root`; `data.labels` is one more pattern or folder, or for classes and values a CSV.
+    """The cases below a folder that meet patterns.
 
-    UserError where a pattern meets nothing, or two files of one case.
+    Args:
+        root: the folder.
+        channels: a pattern for each.
+        data: its `labels` is one more pattern or folder, or for classes and values a CSV.
+        task: which labels are looked for.
+
+    Raises:
+        UserError: a pattern meets nothing, or two files of one case.
     """
     found = Gathered([], list(channels), [""] * len(channels))
     masks, book = _labels(root, data, task)

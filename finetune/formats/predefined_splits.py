@@ -14,12 +14,19 @@ Sides = tuple[list[Case], list[Case]]  # to train from, to test on
 
 
 def sides_of_file(found: CaseList, path: Path, fold: int) -> Sides:
-    """The sides of {"train": [ids], "val": [ids], "test": [ids]} (val is trained from), or of one fold of nnU-Net's
-    splits_final.json, [{"train": [ids], "val": [ids]}, ...], whose val is tested on. A list of cases in MONAI's form
-    may stand for either: its sides, or the entries whose 'fold' is `fold` are tested on.
+    """The sides that a file of splits says.
 
-    Ids are file names or paths, as labels are matched. UserError for an id of no case, one on both sides, a damaged
-    file, or a fold that is not there.
+    It holds {"train": [ids], "val": [ids], "test": [ids]} (val is trained from), or nnU-Net's splits_final.json,
+    [{"train": [ids], "val": [ids]}, ...], of which one fold's val is tested on. A list of cases in MONAI's form may
+    stand for either: its sides, or the entries whose 'fold' is `fold` are tested on.
+
+    Args:
+        found: the cases; ids are file names or paths, as labels are matched.
+        path: of the file.
+        fold: which one, where there are several.
+
+    Raises:
+        UserError: an id is of no case, one is on both sides, the file is damaged, or the fold is not there.
     """
     sides, test_names = _read(path, fold)
     train_names = [name for name in sides if name not in test_names]

@@ -15,7 +15,13 @@ from scanfoundry.finetune.formats.assemble import Gathered, LabelledItem
 
 @dataclass(frozen=True)
 class ShardScan:
-    """One scan of a shard, or its mask."""
+    """One scan of a shard, or its mask.
+
+    Attributes:
+        reader: of the shard.
+        number: of the scan in it.
+        mask: whether it is the scan's mask.
+    """
 
     reader: ShardReader
     number: int
@@ -40,9 +46,14 @@ class ShardScan:
 
 
 def read_shards(location: str | Path, data: LabelledData) -> Gathered:
-    """Every scan of a data set (folder or URL) but those found under several patients, or of another modality.
+    """Every scan of a data set but those found under several patients, or of another modality.
 
-    UserError where it is none, was built with another site's key, or holds several modalities and none is chosen.
+    Args:
+        location: a folder or a URL.
+        data: what the user says of the data set.
+
+    Raises:
+        UserError: it is no data set, was built with another site's key, or holds several modalities and none is chosen.
     """
     if data.labels or data.patient_regex or data.channels:
         raise UserError(f"{location} are shards, with labels and patients: leave out labels, patient_regex, channels")

@@ -20,8 +20,16 @@ def class_of_each(
 ) -> tuple[dict[str, int], list[str]]:
     """Class indices by scan, and the classes: those of the task, else the values, numbers in their own order.
 
-    '1' and '1.0' are one class (`notes` says so). What is not among the task's classes is kept in `mistakes`. UserError
-    where there are fewer than two classes, or nobody says whether two spellings are one class, or values are measured.
+    Args:
+        cells: by scan, its cells by column.
+        task: which column, and its classes.
+        where: the data set, for messages.
+        mistakes: keeps what is not among the task's classes.
+        notes: takes that '1' and '1.0' were read as one class.
+
+    Raises:
+        UserError: there are fewer than two classes, nobody says whether two spellings are one class, or values are
+            measured.
     """
     found = {name: _text(cell) for name, cell in _column(cells, task.label_column, where).items()}
     counts = Counter(found.values())
@@ -39,7 +47,17 @@ def class_of_each(
 
 
 def value_of_each(cells: Cells, task: ReadsValues, where: str, mistakes: Mistakes) -> dict[str, float]:
-    """Numbers by scan; a cell that is none is kept in `mistakes`. UserError where the column is not there."""
+    """Numbers by scan.
+
+    Args:
+        cells: by scan, its cells by column.
+        task: which column.
+        where: the data set, for messages.
+        mistakes: keeps cells that are no number.
+
+    Raises:
+        UserError: the column is not there.
+    """
     values = {}
     for name, cell in _column(cells, task.label_column, where).items():
         number = cell if isinstance(cell, float) else number_of(str(cell).strip())
@@ -70,8 +88,17 @@ def _named(found: Mapping[str, str], classes: Sequence[str], where: str, mistake
 
 
 def one_class_each(counts: Counter[str], what: str, of: str, notes: list[str]) -> dict[str, str]:
-    """The class of each text, '1' and '1.0' as one, which is noted; UserError, beginning with `what`, with the key to
-    type where nobody says whether two spellings are one class. `counts` are of scans or boxes (`of`)."""
+    """The class of each text.
+
+    Args:
+        counts: of scans or boxes, by text.
+        what: begins the message.
+        of: what is counted.
+        notes: takes that '1' and '1.0' were read as one class.
+
+    Raises:
+        UserError: nobody says whether two spellings are one class; the message has the key to type.
+    """
     spelled, doubtful = one_spelling(counts)
     names = sorted(set(spelled.values()), key=_in_order)
     if doubtful:

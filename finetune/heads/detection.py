@@ -70,8 +70,8 @@ class DetectionModel(TaskModel):
         return total + parts[self.detector.box_reg_key].to(total.device)
 
     def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """images (B, C, D, H, W) -> per image boxes (N, 2A), scores and labels (N,), after non-maximum suppression
-        of each class, best first; evaluation mode only."""
+        """images (B, C, D, H, W) -> of each image corners (N, 2A), scores and labels (N,), best first, after
+        non-maximum suppression of each class; evaluation mode only."""
         found = self.detector(images.squeeze(2) if self.is_2d else images)
         return [(result["boxes"], result["labels_scores"], result["labels"]) for result in found]
 

@@ -21,10 +21,14 @@ TINY = np.finfo(np.float64).tiny
 
 
 def fit_temperature(logits: npt.NDArray, labels: npt.NDArray) -> float:
-    """The T in [COLDEST, HOTTEST] of the lowest negative log-likelihood of softmax(logits / T): (N, K), (N,).
+    """The temperature T in [COLDEST, HOTTEST] of the lowest negative log-likelihood of softmax(logits / T).
 
     The likelihood is convex in 1 / T. Never worse than T = 1 on these cases. T is 1 where they cannot decide: no case;
     one class alone among the labels; every case right (the likelihood would fall forever as T goes to 0).
+
+    Args:
+        logits: (N, K).
+        labels: (N,) true classes.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.int64)
     if len(np.unique(labels)) < 2 or (logits.argmax(1) == labels).all():
@@ -63,8 +67,16 @@ def temperature_by(probabilities: npt.NDArray, labels: npt.NDArray) -> float:
 
 
 def drawn_spots(truth: npt.NDArray, number: int, seed: int = 0) -> npt.NDArray[np.int_]:
-    """At most `number` voxels (n, 3) of one scan around what its label map (D, H, W) labels, drawn evenly; the same for
-    the same map and seed."""
+    """Voxels around what a label map labels, drawn evenly; the same for the same map and seed.
+
+    Args:
+        truth: a label map (D, H, W).
+        number: how many at most.
+        seed: of the draw.
+
+    Returns:
+        (n, 3) indices D, H, W.
+    """
     near = around(truth)
     low, shape = np.array([part.start for part in near]), truth[near].shape
     count = int(np.prod(shape))

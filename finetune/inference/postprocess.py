@@ -8,16 +8,21 @@ import scipy.ndimage
 from scanfoundry.finetune.cases.volumes import Labels
 from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.metrics.dice import dice, mean_defined
-from scanfoundry.finetune.task import HeldBackCase
+from scanfoundry.finetune.sample import HeldBackCase
 
 SHARES = (0.02, 0.05, 0.1, 0.25)  # of the median size of a class: candidates for the least size of a component
 GAIN = 1e-4  # less Dice than this is no help
 
 
 def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Labels:
-    """The label map (D, H, W) without the components that the rules of classes 1..n remove; they become background.
+    """A label map without the components that rules remove; they become background.
 
     Components touch by faces, edges or corners.
+
+    Args:
+        labels: (D, H, W).
+        rules: of the classes 1..n.
+        voxel_mm3: volume of a voxel.
     """
     cleaned = labels
     for value, rule in enumerate(rules, start=1):
@@ -36,7 +41,12 @@ def apply(labels: Labels, rules: Sequence[ClassRule], voxel_mm3: float) -> Label
 
 
 def choose(cases: Sequence[HeldBackCase], n_classes: int) -> list[ClassRule]:
-    """For each class the rule of the highest mean Dice over the held-back cases; none where none helps."""
+    """For each class the rule of the highest mean Dice over the held-back cases; none where none helps.
+
+    Args:
+        cases: by models that never saw them.
+        n_classes: without the background.
+    """
     return [_choose(cases, value) for value in range(1, n_classes + 1)]
 
 

@@ -25,10 +25,18 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
 
 
 def line_weights(place: int, source: int, target: int, sigma: float) -> tuple[int, Tensor]:
-    """The first source plane that plane `place` of `target` is made of, and the weights from it on.
+    """How one plane of a resampled grid is made of source planes: smoothed, then linear between centres.
 
-    Smoothed, then linear between centres. Both grids cover the same extent: the centre of voxel i lies at
-    (i + 1/2) / n of it. Nothing here is as long as the axis, but for the ends that scipy reflects at.
+    Both grids cover the same extent: the centre of voxel i lies at (i + 1/2) / n of it. Nothing here is as long as the
+    axis, but for the ends that scipy reflects at.
+
+    Args:
+        place: of the plane in `target`.
+        source, target: lengths of the axis.
+        sigma: of the smoothing, in source voxels.
+
+    Returns:
+        The first source plane, and the weights from it on.
     """
     at = max(0.0, (place + 0.5) * source / target - 0.5)
     below, above, part = int(at), min(int(at) + 1, source - 1), at - int(at)

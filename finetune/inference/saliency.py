@@ -18,17 +18,23 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
-from scanfoundry.finetune.task import Adapter, Sample, centred, upright
+from scanfoundry.finetune.sample import Sample, centred, upright
+from scanfoundry.finetune.task import Adapter
 from scanfoundry.finetune.task_parts import Picture
 
 Map = npt.NDArray[np.float32]
 
 
 def saliency(model: WholeScanModel, image: Tensor, class_index: int) -> Tensor:
-    """What speaks for a class: (D, H, W) in [0, 1] of the image (1, C, D, H, W), on its device.
+    """What speaks for a class: Grad-CAM++ of the encoder's deepest level, linear to the image's grid.
 
-    Grad-CAM++ of the encoder's deepest level, linear to the image's grid, its largest value 1; zero everywhere where
-    no feature's gradient is positive. The model must be in evaluation mode; its own gradients are left alone.
+    Args:
+        model: in evaluation mode; its own gradients are left alone.
+        image: (1, C, D, H, W), on the model's device.
+        class_index: of the class.
+
+    Returns:
+        (D, H, W) in [0, 1], the largest value 1; zero everywhere where no feature's gradient is positive.
     """
     features, gradient = _deepest(model, image, class_index)
     size = (image.shape[2], image.shape[3], image.shape[4])
@@ -91,7 +97,18 @@ def scan_saliency(
     class_index: int,
     device: torch.device,
 ) -> Map:
-    """The mean map of an ensemble, (D, H, W) at the sample's image; `volumes.resize` brings it to the file's grid."""
+    """The mean map of an ensemble; `volumes.resize` brings it to the file's grid.
+
+    Args:
+        adapter: the task.
+        members: models in evaluation mode.
+        sample: the scan.
+        class_index: of the class.
+        device: where the models are.
+
+    Returns:
+        (D, H, W) at the grid of the sample's image.
+    """
     image = centred(sample, adapter.spec.plan).to(device)
     found = torch.stack([saliency(model, image, class_index) for model in members]).mean(0).cpu()
     inside = (
@@ -107,8 +124,19 @@ def picture_with_saliency(
     prediction: npt.NDArray,
     device: torch.device,
 ) -> Picture:
-    """`Classification.picture` and two maps of its slice: 'saliency' of the predicted class, 'saliency_truth' of the
-    true one. A volume is seen across its shortest axis, where the predicted class's map is strongest.
+    """`Classification.picture` and two maps of its slice.
+
+    A volume is seen across its shortest axis, where the predicted class's map is strongest.
+
+    Args:
+        adapter: the task.
+        members: models in evaluation mode.
+        sample: the scan.
+        prediction: probabilities (K,).
+        device: where the models are.
+
+    Returns:
+        With 'saliency' of the predicted class and 'saliency_truth' of the true one, both (H, W) in [0, 1].
     """
     assert sample.truth is not None
     predicted = int(np.argmax(prediction))

@@ -21,7 +21,14 @@ Half = npt.NDArray[np.float16]
 
 @dataclass(frozen=True)
 class SegmentationRequest:
-    """What a segmentation is asked for beside its labels; `store` is a folder for arrays too large for memory."""
+    """What a segmentation is asked for beside its labels.
+
+    Attributes:
+        probabilities: whether those of background and classes are.
+        uncertainty: whether its maps are.
+        spots: (n, 3) voxels whose probabilities are.
+        store: a folder for arrays too large for memory.
+    """
 
     probabilities: bool = False
     uncertainty: bool = False
@@ -36,8 +43,15 @@ class SegmentationRequest:
 
 @dataclass
 class Segmented:
-    """At the file's grid. probabilities: of background and classes. maps: 'uncertainty', of several members also
-    'disagreement' (see `uncertainty`), from 0 to 1."""
+    """A segmentation at the file's grid.
+
+    Attributes:
+        labels: (D, H, W).
+        probabilities: (1 + classes, D, H, W), of background and classes.
+        maps: 'uncertainty', of several members also 'disagreement' (see `uncertainty`), (D, H, W) from 0 to 1.
+        spots: (n, 3) voxels that were asked for.
+        at_spots: (n, 1 + classes) their probabilities.
+    """
 
     labels: npt.NDArray[np.uint8]  # (D, H, W)
     probabilities: Half | None = None  # (K, D, H, W)
@@ -65,7 +79,18 @@ def segment_volume(
     temperature: float = 1.0,
     wanted: SegmentationRequest | None = None,
 ) -> Segmented:
-    """Labels and what else is wanted of `finished_slabs`, collected. Beside the image only these are of its size."""
+    """Labels and what else is wanted of `finished_slabs`, collected. Beside the image only these are of its size.
+
+    Args:
+        members: networks that predict together.
+        image: (C, D, H, W) at the plan's grid.
+        fill: the value outside it.
+        shape: (D, H, W) of the file.
+        tiling: how the image is cut.
+        device: where the networks are.
+        temperature: of the probabilities.
+        wanted: beside the labels.
+    """
     wanted = wanted or SegmentationRequest()
     spots = wanted.spots
     result = Segmented(np.zeros(shape, np.uint8), spots=spots)
@@ -100,9 +125,20 @@ def finished_slabs(
     temperature: float,
     wanted: SegmentationRequest,
 ) -> Iterator[Finished]:
-    """Planes of the grid `shape`, a few at a time. Logits are resampled, then joined (see `_joined`).
+    """Planes of the file's grid, a few at a time. Logits are resampled, then joined (see `_joined`).
 
-    UserError where a network gives values that are no numbers.
+    Args:
+        members: networks that predict together.
+        image: (C, D, H, W) at the plan's grid.
+        fill: the value outside it.
+        shape: (D, H, W) of the file.
+        tiling: how the image is cut.
+        device: where the networks are.
+        temperature: of the probabilities.
+        wanted: beside the labels.
+
+    Raises:
+        UserError: a network gives values that are no numbers.
     """
     d, h, w = image.shape[1:]
     order = stream_order((d, h, w), tiling.patch)

@@ -8,10 +8,14 @@ ENTROPY, DISAGREEMENT = "uncertainty", "disagreement"
 
 
 def entropy(probabilities: Tensor, axis: int) -> Tensor:
-    """Shannon entropy over the classes on `axis`, divided by its largest value ln K: 1 where all are equally likely.
+    """Shannon entropy over the classes, divided by its largest value ln K: 1 where all are equally likely.
 
     Of the probabilities that are averaged over an ensemble it is the predictive entropy (Lakshminarayanan et al. 2017,
     arXiv 1612.01474, section 3): of the scan and of the model together.
+
+    Args:
+        probabilities: K of them along `axis`.
+        axis: of the classes.
     """
     return -probabilities.xlogy(probabilities).sum(axis) / math.log(probabilities.shape[axis])
 

@@ -20,8 +20,14 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a scan is cut: windows of `patch` voxels that share `overlap` of their length with the next, `batch` at a
-    time through the network, each as often as there are `mirrors` (axes 0 to 2 that are flipped together)."""
+    """How a scan is cut into windows.
+
+    Attributes:
+        patch: (D, H, W) of a window in voxels.
+        overlap: share of its length that a window has in common with the next.
+        mirrors: axes 0 to 2 that are flipped together, for each look at a window.
+        batch: windows that go through the network at a time.
+    """
 
     patch: PositiveSize3D
     overlap: float
@@ -56,12 +62,21 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 def stream_scores(
     members: Sequence[Network], image: Tensor, fill: float, tiling: Tiling, device: torch.device
 ) -> Iterator[Tensor]:
-    """Logits of every member for the image (C, D, H, W), some planes (M, K, n, ., .) at a time, first to last.
+    """Logits of every member, some planes at a time, first to last.
 
-    The three spatial axes come in `stream_order`; the planes lie across the first of them.
     Each window's logits are the mean over its mirrorings; a voxel's are the mean over its windows, weighted by a
     Gaussian about their middle (Isensee et al. 2021). An axis shorter than the patch is padded with `fill` on both
     sides, and cut back. A member does not see the others: how they are joined is for the caller to say.
+
+    Args:
+        members: networks in evaluation mode.
+        image: (C, D, H, W).
+        fill: the value outside it.
+        tiling: how it is cut.
+        device: where the networks are.
+
+    Yields:
+        (M, K, n, ., .): the three spatial axes come in `stream_order`; the planes lie across the first of them.
     """
     d, h, w = image.shape[1:]
     order = stream_order((d, h, w), tiling.patch)

@@ -1,35 +1,28 @@
-"""Which boxes hit, and average precision. Boxes are half-open (start, stop) per axis, in voxels: [d0,h0,w0,d1,h1,w1]
-or 2D."""
+"""Which boxes hit, and average precision."""
 
 import numpy as np
 import numpy.typing as npt
 
 from scanfoundry.finetune.boxes.geometry import iou
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.metrics.weighted import Ranking, Values, Weights, ratio
 
 
-def match(
-    boxes: npt.NDArray,
-    scores: npt.NDArray,
-    labels: npt.NDArray,
-    truth: npt.NDArray,
-    truth_labels: npt.NDArray,
-    threshold: float,
-) -> list[bool]:
-    """Which boxes of one scan hit: by falling score, each takes the free true box of its class of highest IoU >=
-    threshold.
+def match(found: Boxes, truth: Boxes, threshold: float) -> list[bool]:
+    """Which predicted boxes of one scan hit: by falling score, each takes the free true box of its class of highest
+    IoU >= threshold.
 
     A true box is found once; a second box upon it is a false positive (COCO's rule). Among boxes of equal score the
     one of highest IoU comes first, then the order of coordinates: how the boxes were listed does not matter. The
     result is in the input's order.
     """
-    hits = [False] * len(boxes)
-    if not len(boxes) or not len(truth):
+    hits = [False] * len(found)
+    if not len(found) or not len(truth):
         return hits
-    truth_order = np.lexsort(truth.T)
-    overlap = iou(boxes, truth[truth_order])
-    overlap[labels[:, None] != truth_labels[truth_order][None]] = -1.0
-    for index in np.lexsort((*boxes.T, -overlap.max(1), -scores)):
+    truth = truth.take(np.lexsort(truth.corners.T))
+    overlap = iou(found.corners, truth.corners)
+    overlap[found.labels[:, None] != truth.labels[None]] = -1.0
+    for index in np.lexsort((*found.corners.T, -overlap.max(1), -found.surety)):
         best = int(overlap[index].argmax())
         if overlap[index, best] >= threshold:
             hits[index] = True

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.metrics.detection import area, match
 from scanfoundry.finetune.metrics.weighted import Prepared, Record, Values, Weighted, Weights, blockwise, ratio
 
@@ -29,11 +30,9 @@ class Curve:
     n_images: Values
 
 
-def hit_bits(
-    boxes: npt.NDArray, scores: npt.NDArray, labels: npt.NDArray, truth: npt.NDArray, truth_labels: npt.NDArray
-) -> list[int]:
+def hit_bits(found: Boxes, truth: Boxes) -> list[int]:
     """For each box a whole number, bit i set where it hits at IOUS[i] (see `match`)."""
-    hits = [match(boxes, scores, labels, truth, truth_labels, threshold) for threshold in IOUS]
+    hits = [match(found, truth, threshold) for threshold in IOUS]
     return [sum(int(hit) << i for i, hit in enumerate(of_box)) for of_box in zip(*hits, strict=True)]
 
 

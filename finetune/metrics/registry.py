@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.plugins import plugins
+from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.metrics.weighted import Record
 
 DIRECTIONS = ("higher", "lower")
@@ -33,7 +34,13 @@ def _added() -> list[Metric]:
     for entry in plugins("metric"):
         if not isinstance(entry, tuple) or len(entry) != 4 or entry[3] not in DIRECTIONS:
             raise UserError(f"a plug-in's metric is {entry!r}: give (task, name, function, 'higher' or 'lower')")
-        found.append(Metric(*entry))
+        metric = Metric(*entry)
+        if metric.task is not None and metric.task not in tasks():
+            raise UserError(
+                f"a plug-in adds the metric '{metric.name}' to the task {metric.task!r}, which there is not; the tasks "
+                f"are {', '.join(tasks())}, and None stands for all of them"
+            )
+        found.append(metric)
     return found
 
 
@@ -41,7 +48,7 @@ def added_metrics(task: str) -> dict[str, Metric]:
     """The metrics of plug-ins for a task, by name.
 
     Raises:
-        UserError: an entry is no metric, or two have one name.
+        UserError: an entry is no metric or of a task that there is not, or two have one name.
     """
     found: dict[str, Metric] = {}
     for metric in _added():

@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_whole
 from scanfoundry.datasets.readers import Scan, Source
-from scanfoundry.finetune.boxes.wbc import Detections
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.predict.codes import dicom_text, own_code
 from scanfoundry.finetune.predict.dicom_source import FramePlace, Referenced, referenced
 from scanfoundry.finetune.predict.maker import NAME, Maker
@@ -28,22 +28,20 @@ _PERCENT = sr.CodedConcept("%", "UCUM", "Percent")
 Rectangle = tuple[int, npt.NDArray[np.float64]]  # number of a frame, corners (5, 2) as column, row
 
 
-def write(target: Path, found: Detections, origin: Origin) -> None:
+def write(target: Path, found: Boxes, origin: Origin) -> None:
     """Boxes of one scan."""
     spec, maker = origin.spec, Maker(origin.serial, origin.spec.task.name)
     write_report(target, found, origin.scan, origin.item.source, spec.classes, maker)
 
 
-def write_report(
-    target: Path, found: Detections, scan: Scan, source: Source, classes: Sequence[str], maker: Maker
-) -> None:
+def write_report(target: Path, found: Boxes, scan: Scan, source: Source, classes: Sequence[str], maker: Maker) -> None:
     """Each box as a finding with its score: a region of the image (TID 1410), or one on each slice that it meets
     (TID 1411). UserError where the source cannot be referred to, or nothing was found: the template wants a finding."""
     made = report(found, referenced(source, scan), classes, maker)
     write_whole(target, lambda part: made.save_as(part, enforce_file_format=True))
 
 
-def report(found: Detections, source: Referenced, classes: Sequence[str], maker: Maker) -> sr.Comprehensive3DSR:
+def report(found: Boxes, source: Referenced, classes: Sequence[str], maker: Maker) -> sr.Comprehensive3DSR:
     """The object in memory."""
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,
@@ -54,7 +52,7 @@ def report(found: Detections, source: Referenced, classes: Sequence[str], maker:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values of the source's header
-            every = zip(found.boxes, found.scores, found.labels, strict=True)
+            every = zip(found.corners, found.surety, found.labels, strict=True)
             content = sr.MeasurementReport(
                 observation_context=sr.ObservationContext(observer_device_context=device),
                 procedure_reported=_PROCEDURE,

@@ -11,7 +11,7 @@ from scanfoundry.configs.plugins import plugins
 from scanfoundry.configs.registry import resolve
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.predict.inputs import InputCase
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.task_parts import BOXES, FRACTIONS, LABEL_MAP
 
 AUTO = "auto"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.cases.appearance import Look, Profile, look_of
 from scanfoundry.finetune.cases.modality import modality_named
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 
 # Names of a model's modality that are of one family: where no training header said more, any of them will do.
 _FAMILIES = ({"xr", "mg", "xa"}, {"pt", "nm"}, {"op", "oct", "xc", "es", "sm"})

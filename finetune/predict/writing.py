@@ -12,7 +12,8 @@ from scanfoundry.datasets.discovery.sources import shown
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.predict.inputs import InputCase
 from scanfoundry.finetune.predict.outputs import Origin, OutputFormat, output_formats
-from scanfoundry.finetune.task import Adapter, Sample, TaskModel
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.task_parts import TableRow
 
 

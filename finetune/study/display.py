@@ -1,5 +1,6 @@
 """How far a study is: bars on a terminal; elsewhere, as in a job's log, a line a minute and one for each trial."""
 
+import logging
 import time
 from types import TracebackType
 from typing import Protocol
@@ -10,6 +11,7 @@ from scanfoundry.configs.console import Console
 from scanfoundry.finetune.study.trial import TrialResult
 
 LINE_EVERY_S = 60.0
+log = logging.getLogger(__name__)
 
 
 class ShowsTrial(Protocol):
@@ -62,8 +64,8 @@ class StudyDisplay:
         return TrialDisplay(self, name, steps, tests, self._bars.add_task(name, total=steps, note=""))
 
     def log(self, line: str) -> None:
-        """A line above the bars."""
-        self._print(line)
+        """A line, which a terminal shows above the bars."""
+        log.info("%s", line)
 
     def finished(self, name: str, result: TrialResult) -> None:
         """A trial is there, trained now or before; counted once."""
@@ -86,7 +88,7 @@ class StudyDisplay:
 
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()
-        self._bars.console.print(line, highlight=False, markup=False)
+        log.info("%s", line)
 
 
 class TrialDisplay:

@@ -12,9 +12,11 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import PROBES
 from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.sample import Sample, Validation
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.split import folds, validation
 from scanfoundry.finetune.study.tested_cases import held_back
-from scanfoundry.finetune.task import Adapter, Sample, Spec, TaskModel, Validation
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.tasks.probing import fit_probe
 from scanfoundry.finetune.training.features import FeatureStore
 from scanfoundry.finetune.training.loop import train

@@ -6,9 +6,9 @@ from pydantic import BaseModel
 
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.checks.check import Checked
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.split import Split
 from scanfoundry.finetune.study.trial import TrialResult
-from scanfoundry.finetune.task import Spec
 
 
 class ClassRow(BaseModel):

@@ -17,11 +17,11 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.formats import CaseList
 from scanfoundry.finetune.formats.discover import known_cases
 from scanfoundry.finetune.plan import Plan, settle_plan
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.notes import note_left_out
 from scanfoundry.finetune.study.results import left_out
 from scanfoundry.finetune.study.split import Split, split, trial_cases
 from scanfoundry.finetune.study.trial import TrialName
-from scanfoundry.finetune.task import Spec
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ class Study:
         return TrialName(self.config.arms[0], most, self.config.seeds[0])
 
 
-def prepare(config: FinetuneConfig, notes: bool = True) -> Study:
+def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = None) -> Study:
     """Read the lists, check every case that is used, split and plan.
 
     Args:
         config: of the study.
         notes: print what takes no part.
+        known: what a check of the same cases has found a moment ago; None: they are read and checked.
 
     Raises:
         UserError: whatever is wrong with data or configuration.
@@ -65,7 +66,7 @@ def prepare(config: FinetuneConfig, notes: bool = True) -> Study:
     backbone = _backbone(config, release, len(found.channels))
     with found.mistakes.instead():
         sides = split(found, config.split, release.patients if release else [])
-        checked = _checked(config, found, sides)
+        checked = known or _checked(config, found, sides)
     found.mistakes.raise_if_any()
     if release:
         sites = {source.site for source in release.info.sources}

@@ -12,11 +12,11 @@ from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.metrics.intervals import Interval, difference, interval
 from scanfoundry.finetune.model_file import adapter_for
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.caveats import caveats
 from scanfoundry.finetune.study.label_caveats import caveats_of_labels, label_maps
 from scanfoundry.finetune.study.split import Split, class_counts
 from scanfoundry.finetune.study.trial import TrialResult
-from scanfoundry.finetune.task import Spec
 from scanfoundry.finetune.training.optimisation import preset
 
 SCRATCH = "scratch"

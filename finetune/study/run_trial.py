@@ -7,17 +7,18 @@ from typing import Any
 from scanfoundry.configs.files import write_json, write_whole
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.checks.check import Checked
+from scanfoundry.finetune.config.recipes import head_of
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.model_file import save_model
+from scanfoundry.finetune.model_file import adapter_for, save_model
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.context import TrialContext
 from scanfoundry.finetune.study.ensemble import Ensemble, TrainingData, train_ensemble
 from scanfoundry.finetune.study.sample_cache import SampleReader
-from scanfoundry.finetune.study.specification import described, planned, settled, surveyed
 from scanfoundry.finetune.study.split import TrialCases
 from scanfoundry.finetune.study.testing import PICTURES, evaluate_models, save_pictures, testing_time
 from scanfoundry.finetune.study.trial import RESULT, TrialName, TrialResult
-from scanfoundry.finetune.task import Adapter, Spec
+from scanfoundry.finetune.task import Adapter
 from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.slot import Slot
 from scanfoundry.finetune.training.transfer import StartWeights
@@ -36,17 +37,17 @@ def run_trial(
 
     Args:
         config: the configuration of the study.
-        spec: the specification of all its models; `specification` says how it becomes this trial's.
+        spec: the specification of all models of the study; `Adapter` says how it becomes this trial's.
         name: of the trial.
         cases: to train from and to test on.
         checked: what is known of the cases.
         start: the weights that it starts from, None from scratch.
         context: where and how the trial runs.
     """
-    adapter = surveyed(spec, name.arm, cases.train, checked)
+    adapter = adapter_for(spec).with_spec(head=head_of(name.arm.recipe)).surveyed(cases.train, checked)
     reader = context.samples.reader(adapter)
     samples = [reader.labelled(case) for case in cases.train]
-    adapter = planned(adapter, samples)
+    adapter = adapter.planned(samples)
     data = TrainingData(cases.train, samples, [reader.unlabelled(case) for case in cases.unlabelled])
     if context.budget is not None:
         seconds = _share_of_budget(context, adapter, reader, cases.test)
@@ -54,14 +55,16 @@ def run_trial(
     setup, slot = context.setup, Slot(context.saved, "")
     ensemble = train_ensemble(config, adapter, data, start, setup, context.store, context.progress, slot)
     del samples, data
-    adapter = settled(adapter, ensemble.held, config.validation)
+    if ensemble.held is not None:
+        adapter = adapter.settled(ensemble.held, config.validation)
     context.folder.mkdir(parents=True, exist_ok=True)
     (context.folder / RESULT).unlink(missing_ok=True)
     records, worst = evaluate_models(adapter, reader, ensemble.models, cases.test, config.worst_cases, context)
     write_whole(context.folder / PICTURES, lambda part: save_pictures(part, worst))
     if context.keep_weights:
         steps = [history.steps for history in ensemble.histories]
-        save_model(context.folder, ensemble.models, described(adapter, name, steps), context.seen)
+        trained = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": steps}
+        save_model(context.folder, ensemble.models, adapter.with_spec(trained=trained).spec, context.seen)
     result = _result(name, cases, context, adapter.spec, ensemble, records)
     write_json(context.folder / RESULT, result.model_dump(mode="json"))
     context.saved.clear()

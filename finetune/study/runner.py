@@ -65,9 +65,10 @@ class TrialRunner:
         return Trial(name, config.run_dir / TRIALS / name.folder, digest, keep_weights, origin, cases)
 
     def _cache(self, display: ShowsStudy) -> SampleCache:
-        """The samples of all trials, without those of another plan."""
+        """The samples of all trials, without those of another plan; a single trial reads each case once anyway."""
         config = self._study.config
-        cache = SampleCache(config.run_dir / SAMPLES, self._study.checked, config.sample_cache_gb * GB, display.log)
+        folder = config.run_dir / SAMPLES if len(self._study.names) > 1 else None
+        cache = SampleCache(folder, self._study.checked, config.sample_cache_gb * GB, display.log)
         cache.tidy(self._study.spec)
         return cache
 

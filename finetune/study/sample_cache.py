@@ -13,8 +13,10 @@ from typing import Any
 from scanfoundry.configs.files import write_whole
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.checks.check import Checked
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.sample_file import NotStorable, pack, unpack
-from scanfoundry.finetune.task import Adapter, Sample, Spec
+from scanfoundry.finetune.task import Adapter
 from scanfoundry.finetune.training.code_digest import with_code
 from scanfoundry.finetune.training.features import digest_of
 

@@ -3,7 +3,6 @@
 import json
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import blosc2
@@ -11,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scanfoundry.finetune.task import Sample
+from scanfoundry.finetune.sample import Sample
 
 _HEAD = struct.Struct("<II")  # CRC-32 of all that follows; bytes of the header
 _CODEC = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
 _CHUNK = 1 << 22  # bytes that are compressed at a time
 _FACTS = ("fill", "shape", "spacing", "orientation", "voxel_mm3")
 
-TargetType = Callable[..., Any] | None
+TargetType = type | None
 
 
 class NotStorable(Exception):
@@ -30,7 +29,7 @@ def pack(sample: Sample[Any], target_type: TargetType) -> bytes:
 
     Args:
         sample: any sample but for the features of an encoder, which are left out.
-        target_type: of targets that are named tuples of arrays, their class.
+        target_type: of targets that are dataclasses of arrays, their class.
 
     Raises:
         NotStorable: the target is neither a number, an array nor a `target_type`, or the sample is more than a
@@ -90,8 +89,10 @@ def _put_target(target: Any, target_type: TargetType, frames: list[bytes]) -> di
         return {"number": target}
     if isinstance(target, np.ndarray):
         return {"array": _put(target, frames)}
-    if target_type is not None and type(target) is target_type and all(isinstance(x, np.ndarray) for x in target):
-        return {"arrays": [_put(array, frames) for array in target]}
+    if target_type is not None and type(target) is target_type:
+        arrays = [value for value in vars(target).values() if value is not None]  # in the order of its fields
+        if all(isinstance(array, np.ndarray) for array in arrays):
+            return {"arrays": [_put(array, frames) for array in arrays]}
     raise NotStorable(type(target).__name__)
 
 

@@ -9,7 +9,8 @@ import torch
 
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, TaskModel, Validation
+from scanfoundry.finetune.sample import HeldBackCase, Sample, Validation
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.training.resuming import as_array, as_tensor
 from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.slot import Slot

@@ -12,8 +12,8 @@ from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.config.recipes import Arm
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.split import TrialCases
-from scanfoundry.finetune.task import Spec
 from scanfoundry.finetune.training.setup import History
 
 TRIALS, RESULT = "cells", "cell.json"  # the folder of all trials in a run folder; the result in a trial's folder

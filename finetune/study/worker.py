@@ -25,6 +25,7 @@ from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.prepare import prepare
 from scanfoundry.finetune.study.run_folder import CONFIG, raise_if_unwritable
 from scanfoundry.finetune.study.runner import TrialRunner
+from scanfoundry.finetune.study.shared_check import checked_by_parent
 from scanfoundry.finetune.study.trial import TrialResult
 from scanfoundry.finetune.training.interrupts import Stop, Stopped
 
@@ -35,6 +36,7 @@ class Job(BaseModel):
     threads: of torch, as many as in the process that started it, since the bits of a sum depend on it.
     seconds, trials: of a budget, what is left for this worker and how many trials it is expected to run.
     events: descriptor of the pipe that it writes to; alive: of one that ends when it shall end.
+    checked: descriptor of what was found when the cases were checked, see `shared_check`; None: they are checked here.
     """
 
     run_dir: Path
@@ -43,6 +45,7 @@ class Job(BaseModel):
     trials: int = 1
     events: int | None = None
     alive: int | None = None
+    checked: int | None = None
 
 
 class Events:
@@ -94,7 +97,7 @@ def work(job: Job, events: Events) -> None:
     config = FinetuneConfig.model_validate(content | {"run_dir": job.run_dir})
     with Stop(quiet=True) as stop, kept_below(job.run_dir):
         try:
-            study = prepare(config, notes=False)
+            study = prepare(config, notes=False, known=None if job.checked is None else checked_by_parent(job.checked))
             budget = Budget(job.seconds, job.trials) if job.seconds is not None else None
             TrialRunner(study, stop, budget).run_unclaimed(events)
         except OSError as error:

@@ -16,6 +16,7 @@ from scanfoundry.finetune.study.budget import seconds_for_each
 from scanfoundry.finetune.study.display import StudyDisplay, TrialDisplay
 from scanfoundry.finetune.study.prepare import Study
 from scanfoundry.finetune.study.runner import TrialRunner
+from scanfoundry.finetune.study.shared_check import shared_check
 from scanfoundry.finetune.study.worker import Job
 from scanfoundry.finetune.training.interrupts import Stop, Stopped
 
@@ -35,7 +36,7 @@ class Worker:
                 [sys.executable, "-m", "scanfoundry.finetune.study.worker", with_pipes.model_dump_json()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONSAFEPATH": "1"},  # `-m` would find modules of the folder that we are in first
-                pass_fds=[remote.fileno(), alive],
+                pass_fds=[remote.fileno(), alive, *([] if job.checked is None else [job.checked])],
                 start_new_session=True,  # Ctrl-C is for the parent, which passes it on once
             )
         finally:
@@ -160,5 +161,8 @@ def run_in_processes(study: Study, runner: TrialRunner, stop: Stop, display: Stu
         spent = [result.spent for result in results if result is not None]
         seconds = seconds_for_each(config.budget, len(results), spent, count)
     trials = math.ceil(results.count(None) / count)
-    job = Job(run_dir=config.run_dir, threads=torch.get_num_threads(), seconds=seconds, trials=trials)
-    Workers(job, count, stop, display).run()
+    with shared_check(study.checked) as checked:
+        job = Job(
+            run_dir=config.run_dir, threads=torch.get_num_threads(), seconds=seconds, trials=trials, checked=checked
+        )
+        Workers(job, count, stop, display).run()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from scanfoundry.finetune.metrics.classification import Probabilities
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.reliability import counted
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Sample, Spec, TaskModel, Validation, identity
+from scanfoundry.finetune.sample import Sample, Validation
+from scanfoundry.finetune.task import TaskModel, identity
 from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 from scanfoundry.finetune.tasks.whole_scan import WholeScan
 
@@ -56,11 +57,11 @@ class Classification(WholeScan[int, Probabilities]):
         sample.target = sample.truth = case.target
         return sample
 
-    def planned(self, samples: Sequence[Sample[int]]) -> Spec:
+    def planned(self, samples: Sequence[Sample[int]]) -> Self:
         """Weights of the classes, as `loss.class_weights` says."""
         counts = np.bincount([int(s.target or 0) for s in samples], minlength=len(self.spec.classes)).tolist()
         weights = class_weights(counts, self.spec.loss.class_weights)
-        return self.spec.model_copy(update={"class_weights": weights})
+        return self.with_spec(class_weights=weights)
 
     def build(self, encoder: Encoder) -> TaskModel:
         """A head on the deepest features: a linear layer, or a probe."""
@@ -94,11 +95,11 @@ class Classification(WholeScan[int, Probabilities]):
         mean = self.passes(members, sample, device).softmax(1).mean(0).numpy()
         return tempered(mean, self.spec.temperature)
 
-    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+    def settled(self, held: Validation, config: ValidationConfig) -> Self:
         """The temperature of the lowest log-loss on the held-back cases."""
         if not config.calibrate:
-            return self.spec
-        return self.spec.model_copy(update={"temperature": temperature_of(held.records)})
+            return self
+        return self.with_spec(temperature=temperature_of(held.records))
 
     def record(self, case: Case, sample: Sample[int], prediction: Probabilities) -> Record:
         """Class and probabilities; the score is the probability of the true class."""

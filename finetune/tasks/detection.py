@@ -1,7 +1,8 @@
 """The detection task: boxes of findings in whole scans or in windows, RetinaNet, average precision."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +12,17 @@ from torch import Tensor
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build as build_backbone
 from scanfoundry.configs.geometry import Size3D, Spacing3D
+from scanfoundry.datasets.augment.window import PatchWindow, boxes_in_patch, extract, identity_patch
 from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.boxes.findings import Findings
-from scanfoundry.finetune.boxes.geometry import in_patch
 from scanfoundry.finetune.boxes.inference import Detector, find
+from scanfoundry.finetune.boxes.network import in_plane, to_network
 from scanfoundry.finetune.boxes.plan import Measured, plan_detection
-from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.boxes.windows import quarter_turn, sliding_windows, training_centre, turnable
 from scanfoundry.finetune.boxes.world import CONVENTIONS, as_json
-from scanfoundry.finetune.cases.cases import Case, LabelledBox
+from scanfoundry.finetune.cases.augmentation import random_matrix
+from scanfoundry.finetune.cases.boxes import Boxes
+from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.cases.channels import read_channels
-from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
 from scanfoundry.finetune.cases.volumes import target_shape
 from scanfoundry.finetune.checks.check import Checked
 from scanfoundry.finetune.checks.findings import findings
@@ -41,15 +42,16 @@ from scanfoundry.finetune.metrics.froc import (
 )
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Adapter, Sample, Spec, TaskModel, fitted_shape, identity
+from scanfoundry.finetune.sample import Sample, fitted_shape
+from scanfoundry.finetune.task import Adapter, TaskModel, identity
 from scanfoundry.finetune.task_parts import BOXES, OutputFiles, Picture, ReportTexts, TableRow
 
 
-class Detection(Adapter[Findings, Detections]):
+class Detection(Adapter[Boxes, Boxes]):
     """Boxes of findings of one or several classes; a scan may have none."""
 
     headline = "ap@0.1"
-    target_type = Findings
+    target_type = Boxes
     overview = ("ap@0.1", "ap@0.5", "map@0.1:0.5", "froc@0.1", "froc@0.5")
     report = ReportTexts(
         score="AP of the case (1 - top score where there is no finding)",
@@ -82,7 +84,7 @@ class Detection(Adapter[Findings, Detections]):
         plan = self.spec.plan
         return fitted_shape(shape, spacing, plan), target_shape(shape, spacing, plan.spacing)
 
-    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Spec:
+    def surveyed(self, cases: Sequence[Case], checked: Checked | None = None) -> Self:
         """Windows or whole scans, pyramid and anchors, planned from these training cases.
 
         checked: what is known of the cases; those that it does not know are read. UserError where none of the cases
@@ -92,7 +94,7 @@ class Detection(Adapter[Findings, Detections]):
         for case in cases:
             if checked is not None and case.key in checked.boxes:
                 _, shape, spacing = checked.grids[case.key]
-                found = _as_findings(checked.boxes[case.key])
+                found = checked.boxes[case.key]
             else:
                 scan = next(scan for scan in read_channels(case.images) if scan is not None)
                 d, h, w = scan.voxels.shape[1:]
@@ -103,17 +105,17 @@ class Detection(Adapter[Findings, Detections]):
             encoder = build_backbone(self.spec.backbone)
         strides = available_strides(encoder, self.spec.plan.is_2d)
         plan, anchors = plan_detection(measured, self.spec.plan.patch, strides, self.task.whole_scan)
-        return self.spec.model_copy(update={"anchors": anchors, "detection": plan})
+        return self.with_spec(anchors=anchors, detection=plan)
 
-    def load(self, case: Case) -> Sample[Findings]:
+    def load(self, case: Case) -> Sample[Boxes]:
         """Boxes from the mask or the list; UserError where one is empty, has no class or lies outside the scan."""
         scan, sample = self.read(case)
         sample.truth = self._findings(case, scan)
-        sample.target = Findings(sample.truth.boxes * np.tile(_zoom(sample), 2), sample.truth.labels)
+        sample.target = sample.truth.scaled(_zoom(sample))
         return sample
 
-    def _findings(self, case: Case, scan: Scan) -> Findings:
-        return _as_findings(findings(case, scan, self.task, self.spec.classes))
+    def _findings(self, case: Case, scan: Scan) -> Boxes:
+        return findings(case, scan, self.task, self.spec.classes)
 
     def build(self, encoder: Encoder) -> TaskModel:
         """RetinaNet; the task must be planned."""
@@ -132,7 +134,7 @@ class Detection(Adapter[Findings, Detections]):
         )
 
     def batch(
-        self, samples: Sequence[Sample[Findings]], rng: np.random.Generator, config: AugmentationConfig, fore: float
+        self, samples: Sequence[Sample[Boxes]], rng: np.random.Generator, config: AugmentationConfig, fore: float
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Images (B, C, *patch) and, for each, boxes (N, 2A) and labels (N,).
 
@@ -144,14 +146,13 @@ class Detection(Adapter[Findings, Detections]):
         for sample in samples:
             assert sample.target is not None
             matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=False) @ quarter_turn(rng, pairs)
-            window = Window(self._centre(sample, rng, fore), matrix, plan.patch)
+            window = PatchWindow(self._centre(sample, rng, fore), matrix, plan.patch)
             images.append(extract(sample.image, window, sample.fill))
-            boxes, kept = in_patch(sample.target.boxes, window)
-            flat = boxes[:, [1, 2, 4, 5]] if plan.is_2d else boxes
-            targets.append((torch.from_numpy(flat).float(), torch.from_numpy(sample.target.labels[kept])))
+            corners, kept = boxes_in_patch(sample.target.corners, window)
+            targets.append(to_network(Boxes(corners, sample.target.labels[kept]), plan.is_2d))
         return self.varied(torch.stack(images), samples, rng, config), targets
 
-    def _centre(self, sample: Sample[Findings], rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
+    def _centre(self, sample: Sample[Boxes], rng: np.random.Generator, fore: float) -> npt.NDArray[np.float64]:
         d, h, w = sample.image.shape[1:]
         if self.whole:
             return identity_patch((d, h, w), self.spec.plan.patch).centre
@@ -164,9 +165,8 @@ class Detection(Adapter[Findings, Detections]):
         boxes, labels = zip(*((b.to(images.device), k.to(images.device)) for b, k in targets), strict=True)
         return model.losses(images, boxes, labels)
 
-    def predict(self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device) -> Detections:
-        """Boxes (N, 6) at the file's grid, scores (N,) and labels (N,), best first: clustered over members,
-        mirrorings and windows."""
+    def predict(self, members: Sequence[TaskModel], sample: Sample[Boxes], device: torch.device) -> Boxes:
+        """Boxes at the file's grid, clustered over members, mirrorings and windows."""
         plan, (d, h, w) = self.spec.plan, sample.image.shape[1:]
         if self.whole:
             windows = [identity_patch((d, h, w), plan.patch)]
@@ -174,20 +174,18 @@ class Detection(Adapter[Findings, Detections]):
             windows = sliding_windows((d, h, w), plan.patch, self.spec.inference.overlap)
         detectors = cast(Sequence[Detector], members)
         found = find(detectors, sample.image, sample.fill, windows, self.mirrors(), plan.batch, device)
-        boxes = np.clip(found.boxes / np.tile(_zoom(sample), 2), 0, np.tile(sample.shape, 2))
-        solid = (boxes[:, 3:] > boxes[:, :3]).all(1)
-        kept = np.flatnonzero(solid)[: self.task.boxes_per_scan]
-        return Detections(boxes[kept], found.scores[kept], found.labels[kept])
+        corners = np.clip(found.corners / np.tile(_zoom(sample), 2), 0, np.tile(sample.shape, 2))
+        solid = (corners[:, 3:] > corners[:, :3]).all(1)
+        return replace(found, corners=corners).take(np.flatnonzero(solid)[: self.task.boxes_per_scan])
 
-    def record(self, case: Case, sample: Sample[Findings], prediction: Detections) -> Record:
+    def record(self, case: Case, sample: Sample[Boxes], prediction: Boxes) -> Record:
         """Scores, classes and hits of the boxes (see `metrics.froc`); the case's score is its own AP at IoU 0.1 over
         all classes, or how sure of a finding it was where there is none."""
         assert sample.truth is not None
-        boxes, scores, labels = prediction
-        truth, truth_labels = sample.truth
-        bits = hit_bits(boxes, scores, labels, truth, truth_labels)
-        truths = np.bincount(truth_labels, minlength=len(self.spec.classes)).tolist()
-        detail: Record = {"scores": scores.tolist(), "labels": labels.tolist(), "hits": bits, "truths": truths}
+        truth, scores, bits = sample.truth, prediction.surety, hit_bits(prediction, sample.truth)
+        truths = np.bincount(truth.labels, minlength=len(self.spec.classes)).tolist()
+        labels = prediction.labels.tolist()
+        detail: Record = {"scores": scores.tolist(), "labels": labels, "hits": bits, "truths": truths}
         own = average_precision(scores, hits_at(detail, 0.1), len(truth))
         score = own if len(truth) else 1.0 - float(max(scores, default=0.0))
         return identity(case) | {"score": score} | detail
@@ -211,14 +209,14 @@ class Detection(Adapter[Findings, Detections]):
         return ["boxes"]
 
     def write(
-        self, members: Sequence[TaskModel], sample: Sample[Findings], device: torch.device, files: OutputFiles
+        self, members: Sequence[TaskModel], sample: Sample[Boxes], device: torch.device, files: OutputFiles
     ) -> TableRow:
         """The boxes, and the name of a file of them where a format suits the scan."""
         found = self.predict(members, sample, device)
         row: TableRow = {"boxes": as_json(found, files.scan, self.spec.classes)}
         if not files.takes(BOXES, found):
             return row
-        return {"report": files.put(BOXES, found) if len(found.boxes) else None} | row
+        return {"report": files.put(BOXES, found) if len(found) else None} | row
 
     @classmethod
     def charts(
@@ -261,25 +259,19 @@ class Detection(Adapter[Findings, Detections]):
         assert isinstance(model, DetectionModel)
         return {"detection": decoding_rule(model, self.spec.plan.patch, shapes)}
 
-    def picture(self, sample: Sample[Findings], prediction: Detections) -> Picture:
+    def picture(self, sample: Sample[Boxes], prediction: Boxes) -> Picture:
         """The image and all boxes; a volume is seen in the slice through its first true or best box."""
         assert sample.truth is not None
-        truth = sample.truth.boxes
-        first = next(iter([*truth, *prediction.boxes]), np.array([0.0, 0, 0, *sample.shape]))
-        index = int(np.clip((first[0] + first[3]) / 2, 0, sample.shape[0] - 1) * _zoom(sample)[0])
+        truth, zoom = sample.truth.corners, _zoom(sample)
+        first = next(iter([*truth, *prediction.corners]), np.array([0.0, 0, 0, *sample.shape]))
+        index = int(np.clip((first[0] + first[3]) / 2, 0, sample.shape[0] - 1) * zoom[0])
         image = sample.image[0, min(index, sample.image.shape[1] - 1)].numpy()
-        zoom = np.tile(_zoom(sample), 2)
         return {
             "image": image.astype(np.float16),
-            "truth": (truth * zoom)[:, [1, 2, 4, 5]],
-            "boxes": (prediction.boxes * zoom)[:, [1, 2, 4, 5]],
-            "scores": prediction.scores,
+            "truth": in_plane(sample.truth.scaled(zoom).corners),
+            "boxes": in_plane(prediction.scaled(zoom).corners),
+            "scores": prediction.surety,
         }
-
-
-def _as_findings(found: Sequence[LabelledBox]) -> Findings:
-    boxes, labels = [box for box, _ in found], [label for _, label in found]
-    return Findings(np.array(boxes, float).reshape(-1, 6), np.array(labels, np.int64))
 
 
 def _zoom(sample: Sample[Any]) -> npt.NDArray[np.float64]:

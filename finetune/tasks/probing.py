@@ -15,7 +15,8 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import ProbeConfig
 from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
-from scanfoundry.finetune.task import Adapter, Sample, TaskModel, centred
+from scanfoundry.finetune.sample import Sample, centred
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.training.features import FeatureStore
 from scanfoundry.finetune.training.resuming import gathered, spread
 from scanfoundry.finetune.training.saving import Snapshot

@@ -1,7 +1,7 @@
 """The regression task: one number of each scan, whole scans fitted into the patch, smooth L1, mean absolute error."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from scanfoundry.finetune.losses import smooth_l1
 from scanfoundry.finetune.metrics import regression as scores
 from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.task import Sample, Spec, Standard, TaskModel, identity
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.spec import Standard
+from scanfoundry.finetune.task import TaskModel, identity
 from scanfoundry.finetune.task_parts import BundleOutput, ExportTexts, OutputFiles, Picture, ReportTexts, TableRow
 from scanfoundry.finetune.tasks.whole_scan import WholeScan
 
@@ -58,13 +60,13 @@ class Regression(WholeScan[float, float]):
         """None: what number another model predicts is not known to be this one."""
         return []
 
-    def planned(self, samples: Sequence[Sample[float]]) -> Spec:
+    def planned(self, samples: Sequence[Sample[float]]) -> Self:
         """Mean and standard deviation of the targets; UserError where they are all the same."""
         values = np.array([sample.target for sample in samples], float)
         mean, std = float(values.mean()), float(values.std())
         if not std > 1e-9 * max(abs(mean), 1e-300):
             raise UserError(f"all {len(values)} training cases have the value {mean:g}: raise 'shots'")
-        return self.spec.model_copy(update={"standard": Standard(mean=mean, std=std)})
+        return self.with_spec(standard=Standard(mean=mean, std=std))
 
     def build(self, encoder: Encoder) -> TaskModel:
         """Pooled features and a linear layer of one output."""

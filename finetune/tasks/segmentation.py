@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.window import PatchWindow, extract, extract_labels
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.readers.scratch import scratch_folder
+from scanfoundry.finetune.cases.augmentation import random_matrix, random_warp
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.cases import Case
-from scanfoundry.finetune.cases.elastic import random_warp
 from scanfoundry.finetune.cases.label_values import IGNORE
-from scanfoundry.finetune.cases.patches import Window, extract, extract_labels, random_matrix
 from scanfoundry.finetune.cases.volumes import Labels, read_labels, resize, resize_labels, target_shape, volumes_of
 from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
@@ -32,7 +33,8 @@ from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.reliability import counted, ece, pooled
 from scanfoundry.finetune.metrics.surface import surface_scores
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
-from scanfoundry.finetune.task import Adapter, HeldBackCase, Sample, Spec, TaskModel, Validation, identity, upright
+from scanfoundry.finetune.sample import HeldBackCase, Sample, Validation, upright
+from scanfoundry.finetune.task import Adapter, TaskModel, identity
 from scanfoundry.finetune.task_parts import (
     BACKGROUND,
     FRACTIONS,
@@ -90,7 +92,7 @@ class Segmentation(Adapter[Labels, Segmented]):
         """UserError where the label map does not lie on the image or has a value that is of no class."""
         scan, sample = self.read(case)
         assert case.target is not None
-        assert not isinstance(case.target, int | float | tuple)
+        assert not isinstance(case.target, int | float | Boxes)
         sample.truth = read_labels(case.target, scan, self.spec.labels)
         d, h, w = sample.image.shape[1:]
         sample.target = resize_labels(sample.truth, (d, h, w))
@@ -113,7 +115,7 @@ class Segmentation(Adapter[Labels, Segmented]):
             assert sample.target is not None
             matrix = random_matrix(rng, config, plan.spacing, plan.is_2d, turn=True)
             warp = random_warp(rng, config, plan.spacing, plan.patch)
-            window = Window(self._centre(sample.target, rng, fore), matrix, plan.patch, warp)
+            window = PatchWindow(self._centre(sample.target, rng, fore), matrix, plan.patch, warp)
             images.append(extract(sample.image, window, sample.fill))
             labels.append(extract_labels(sample.target, window))
         return self.varied(torch.stack(images), samples, rng, config), torch.stack(labels).long()
@@ -137,12 +139,12 @@ class Segmentation(Adapter[Labels, Segmented]):
         # On the voxel grid where the patch's own centre is, so that unturned patches are not blurred.
         return np.floor(centre) + (half % 1)
 
-    def planned(self, samples: Sequence[Sample[Labels]]) -> Spec:
+    def planned(self, samples: Sequence[Sample[Labels]]) -> Self:
         """Weights of background and classes by their voxels, as `loss.class_weights` says."""
         n_labels = len(self.spec.classes) + 1
         counts = sum(np.bincount(s.target.ravel(), minlength=n_labels) for s in samples if s.target is not None)
         weights = class_weights(np.asarray(counts)[:n_labels].tolist(), self.spec.loss.class_weights)
-        return self.spec.model_copy(update={"class_weights": weights})
+        return self.with_spec(class_weights=weights)
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
         """Dice and the configured term at every resolution of the decoder."""
@@ -171,7 +173,7 @@ class Segmentation(Adapter[Labels, Segmented]):
         out = truth == IGNORE
         return np.where(out, 0, found).astype(np.uint8), np.where(out, 0, truth).astype(np.uint8)
 
-    def settled(self, held: Validation, config: ValidationConfig) -> Spec:
+    def settled(self, held: Validation, config: ValidationConfig) -> Self:
         """Which components are removed after prediction, and the temperature of the voxels' probabilities."""
         decided: dict[str, Any] = {}
         if config.postprocess:
@@ -180,7 +182,7 @@ class Segmentation(Adapter[Labels, Segmented]):
             probabilities = np.concatenate([m.probabilities for m in held.maps if m.probabilities is not None])
             labels = np.concatenate([m.labels for m in held.maps if m.labels is not None])
             decided["temperature"] = temperature_by(probabilities, labels)
-        return self.spec.model_copy(update=decided)
+        return self.with_spec(**decided)
 
     def predict(self, members: Sequence[TaskModel], sample: Sample[Labels], device: torch.device) -> Segmented:
         """Label map at the file's grid; where the truth is known also probabilities of some voxels around it."""

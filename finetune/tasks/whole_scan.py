@@ -9,21 +9,13 @@ import torch
 from torch import Tensor
 
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.window import PatchWindow, extract, identity_patch
 from scanfoundry.datasets.readers import Scan
-from scanfoundry.finetune.cases.elastic import random_warp
-from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
+from scanfoundry.finetune.cases.augmentation import random_matrix, random_warp
 from scanfoundry.finetune.config.study import AugmentationConfig
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
-from scanfoundry.finetune.task import (
-    Adapter,
-    PredictionT,
-    Sample,
-    TargetT,
-    TaskModel,
-    centred,
-    fitted_shape,
-    upright,
-)
+from scanfoundry.finetune.sample import Sample, TargetT, centred, fitted_shape, upright
+from scanfoundry.finetune.task import Adapter, PredictionT, TaskModel
 
 
 class WholeScan(Adapter[TargetT, PredictionT]):
@@ -44,7 +36,7 @@ class WholeScan(Adapter[TargetT, PredictionT]):
             still = identity_patch((d, h, w), self.spec.plan.patch)
             matrix = random_matrix(rng, config, self.spec.plan.spacing, self.spec.plan.is_2d, turn=True)
             warp = random_warp(rng, config, self.spec.plan.spacing, still.size)
-            images.append(extract(sample.image, Window(still.centre, matrix, still.size, warp), sample.fill))
+            images.append(extract(sample.image, PatchWindow(still.centre, matrix, still.size, warp), sample.fill))
         return self.varied(torch.stack(images), samples, rng, config)
 
     @torch.inference_mode()

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from scanfoundry.finetune.config.study import AugmentationConfig
-from scanfoundry.finetune.task import Adapter, Sample
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.task import Adapter
 
 LABELLED, PATCHES, MIX, OTHERS = 0, 1, 2, 3  # what a generator is for
 

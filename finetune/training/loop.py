@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.task import Adapter, Sample, TaskModel
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.training.batches import Batches
 from scanfoundry.finetune.training.best_weights import BestWeights
 from scanfoundry.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16

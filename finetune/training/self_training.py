@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from scanfoundry.finetune.config.study import SelfTrainingConfig
-from scanfoundry.finetune.task import Adapter, Sample, TaskModel
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.training.best_weights import evaluating
 from scanfoundry.finetune.training.resuming import Part, as_array, as_tensor
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
@@ -35,6 +35,7 @@ FREE_TO_CHANGE = {
 class PretrainConfig(Config):
     """`scanfoundry pretrain` reads this from YAML; `configs/pretrain/*.yaml` are examples."""
 
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     run_dir: Path
     seed: Seed = 0
     backbone: BackboneConfig

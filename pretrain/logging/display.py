@@ -1,5 +1,7 @@
 """What people see of a running training: a progress bar or plain lines."""
 
+import logging
+
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -11,6 +13,8 @@ from rich.progress import (
 
 from scanfoundry.configs.console import Console
 from scanfoundry.configs.text import printable
+
+log = logging.getLogger(__name__)
 
 
 class Display:
@@ -34,13 +38,11 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif step % self._every == 0 or step == self._steps:
-            self._console.print(
-                f"{self._what} {step}/{self._steps} {note}", highlight=False, markup=False, soft_wrap=True
-            )
+            log.info("%s %d/%d %s", self._what, step, self._steps, note)
 
     def info(self, text: str) -> None:
-        """Show one line above the bar."""
-        self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        """Tell one line, which a terminal shows above the bar."""
+        log.info("%s", printable(text))
 
     def close(self) -> None:
         """Remove the bar."""

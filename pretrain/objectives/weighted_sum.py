@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.segmentation import Part
@@ -18,6 +18,7 @@ from scanfoundry.pretrain.objectives.registry import SingleConfig
 class TermConfig(Config):
     """One objective of the sum; its metrics and pictures carry `name`, by default the objective's."""
 
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     weight: Annotated[float, Field(gt=0)] = 1.0
     objective: SingleConfig
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] | None = None
@@ -31,6 +32,7 @@ class TermConfig(Config):
 class SumConfig(ObjectiveOptions):
     """loss = sum of weight * loss over the terms."""
 
+    model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     name: Literal["sum"] = "sum"
     terms: Annotated[list[TermConfig], Field(min_length=1)]
 

@@ -6,7 +6,7 @@ import torch
 from scanfoundry.backbones.mednext import MedNeXtConfig
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.protocol import masked_mean
-from scanfoundry.backbones.registry import BACKBONES, build
+from scanfoundry.backbones.registry import backbones, build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
@@ -89,7 +89,7 @@ ONE_OF_EACH = {
 BLOCKS = {"mednext": 14, "primus": 12, "resenc": 4, "stunet": 6, "vit": 12}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", backbones())
 def test_a_backbone_answers_what_varies_with_it(name):
     """Its blocks, once each and its own; a decoder that shares its weights where it has levels; its family."""
     encoder = build(ONE_OF_EACH[name])

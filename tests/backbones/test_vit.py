@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scanfoundry.backbones.layers.positions import sincos_positions
-from scanfoundry.backbones.registry import BACKBONES, build
+from scanfoundry.backbones.registry import backbones, build
 from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
 from scanfoundry.configs.errors import UserError
 
@@ -143,7 +143,7 @@ def test_sizes_that_do_not_fill_the_patches_are_refused(encoder, shape, allowed)
 
 
 def test_registry_names_are_the_configs_names():
-    for name, backbone in BACKBONES.items():
+    for name, backbone in backbones().items():
         assert backbone().name == name
 
 

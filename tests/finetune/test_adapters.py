@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.boxes.wbc import Detections
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.inference.calibration import tempered
 from scanfoundry.finetune.inference.segmented import Segmented
@@ -73,7 +73,7 @@ class TestSegmentation:
         loss = LossConfig(class_weights="inverse_sqrt", term="focal", dice=0.5)
         adapter, sides = settled(study, "segmentation", volumes, loss=loss)
         samples = [adapter.load(case) for case in sides.pool[:2]]
-        weighted = adapter_for(adapter.planned(samples))
+        weighted = adapter.planned(samples)
         counts = sum(np.bincount(s.target.ravel(), minlength=3) for s in samples)
         raw = 1 / np.sqrt(counts)
         assert weighted.spec.class_weights == pytest.approx(raw / raw.mean())
@@ -121,7 +121,7 @@ class TestClassification:
         loss = LossConfig(term="dual_focal", gamma=1.5, class_weights="effective")
         adapter, sides = settled(study, "classification", slices, loss=loss)
         samples = [adapter.load(case) for case in sides.pool[:5]]
-        weighted = adapter_for(adapter.planned(samples))
+        weighted = adapter.planned(samples)
         counts = np.bincount([s.target for s in samples], minlength=2)
         raw = (1 - 0.999) / (1 - 0.999**counts)
         assert weighted.spec.class_weights == pytest.approx(raw / raw.mean())
@@ -138,10 +138,10 @@ class TestDetection:
         records = []
         for case, sample in zip(sides.pool, samples, strict=True):
             # Every finding is found, and one false box, surer than all, lies in every other scan without one.
-            boxes, scores = sample.truth.boxes, np.full(len(sample.truth), 0.5)
+            boxes, scores = sample.truth.corners, np.full(len(sample.truth), 0.5)
             if not len(boxes) and len(records) % 2:
                 boxes, scores = np.array([[0, 0, 0, 1, 3, 3.0]]), np.array([0.9])
-            records.append(adapter.record(case, sample, Detections(boxes, scores, np.zeros(len(boxes), np.int64))))
+            records.append(adapter.record(case, sample, Boxes(boxes, np.zeros(len(boxes), np.int64), scores)))
             json.dumps(records[-1], allow_nan=False)
         metrics = {name: statistic(records) for name, statistic in adapter.metrics().items()}
         true, false = sum(r["truths"][0] for r in records), sum(not h for r in records for h in r["hits"])

@@ -14,6 +14,7 @@ from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.log import shown_log
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.config.tasks.regression import RegressionTask
 from scanfoundry.finetune.run_study import run
@@ -25,6 +26,13 @@ from scanfoundry.finetune.training.slot import Slot
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 DROPPING = {"name": "vit", "size": "Ti", "patch_2d": [16, 16], "drop_path": 0.4}  # draws random numbers as it trains
 SLICES = {"patch": [1, 48, 48], "batch": 4}
+
+
+@pytest.fixture(autouse=True)
+def shown():
+    """What is logged is shown, as in the command line."""
+    with shown_log():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -253,10 +253,10 @@ def test_predict_refuses_what_is_no_model(tmp_path, checkpoint, volumes):
         predict(tmp_path, [volumes / "images"], tmp_path / "out")
 
 
-def test_what_is_left_out_is_told_before_anything_is_trained(study, slices, tmp_path, capsys):
+def test_what_is_left_out_is_told_before_anything_is_trained(study, slices, tmp_path, caplog):
     lines = (slices / "labels.csv").read_text().splitlines()
     lines[3:5] = [f"{line.partition(',')[0]}," for line in lines[3:5]]
     (tmp_path / "l.csv").write_text("\n".join([*lines, ",lesion"]))
     data = LabelledData(images=slices / "images", labels=tmp_path / "l.csv", modality="us")
     prepare(study("classification", slices).model_copy(update={"data": data}))
-    assert "note: left out: 1 lines without an id; 2 images without a label." in capsys.readouterr().err
+    assert "note: left out: 1 lines without an id; 2 images without a label." in caplog.messages

@@ -11,7 +11,8 @@ from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.config.study import AugmentationConfig, InferenceConfig
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.plan import Fingerprint, Plan
-from scanfoundry.finetune.task import Spec, fitted_shape, upright
+from scanfoundry.finetune.sample import fitted_shape, upright
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.tasks.segmentation import Segmentation
 
 

@@ -1,6 +1,6 @@
 """What every task declares of itself: its options, and which options of a study it reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from scanfoundry.configs.base import Config
@@ -37,7 +37,6 @@ class TaskConfig(Config):
     windows: ClassVar[bool] = False
     label_files: ClassVar[tuple[str, ...]] = ()
     pipeline_tag: ClassVar[str | None] = None
-    registered: ClassVar[Callable[[], tuple[type["TaskConfig"], ...]]]  # all of them; the registry sets it
 
     def check_loss(self, loss: LossConfig) -> None:
         """Check that the task reads every option of the loss that differs from its default.
@@ -51,8 +50,3 @@ class TaskConfig(Config):
         if unread:
             known = ", ".join(sorted(self.loss_options)) or "none"
             raise UserError(f"loss.{unread[0]} has no meaning for {self.name} (it reads: {known}); leave it out")
-
-    @classmethod
-    def kinds(cls) -> tuple[type["TaskConfig"], ...]:
-        """Of the base class the configurations of all registered tasks; else the class itself."""
-        return cls.registered() if cls is TaskConfig else (cls,)

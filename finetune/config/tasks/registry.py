@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema
-
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.plugins import plugins
-from scanfoundry.configs.registry import choice, name_of, resolve
+from scanfoundry.configs.registry import ByName, name_of, resolve
 from scanfoundry.finetune.config.tasks.base import TaskConfig
 
 PACKAGE = "scanfoundry.finetune"
@@ -62,15 +59,4 @@ def _configurations() -> tuple[type[TaskConfig], ...]:
 TaskConfig.registered = staticmethod(_configurations)
 
 
-class _ByName:
-    """Makes a field of `TaskConfig` the union of the registered tasks, told apart by their names.
-
-    The registry is read when the schema is built. Whoever has such a field defers that to the first use
-    (`defer_build`): a plug-in may then import everything, also the class that has the field.
-    """
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return handler.generate_schema(choice(TaskConfig.kinds()))
-
-
-Task = Annotated[TaskConfig, _ByName()]
+Task = Annotated[TaskConfig, ByName()]

@@ -11,7 +11,8 @@ from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES
 from scanfoundry.backbones.mednext import MedNeXt, MedNeXtConfig, MedNeXtEncoder
 from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.primus import PrimusConfig
-from scanfoundry.backbones.registry import BACKBONES, build
+from scanfoundry.backbones.registry import backbones as registered_backbones
+from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanfoundry.backbones.vit import ViTConfig, ViTEncoder
@@ -50,7 +51,7 @@ def files(stunet, nnssl, tmp_path, monkeypatch):
     return ours | {"resenc": pyramid, "primus": tokens}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", registered_backbones())
 def test_every_kind_is_recognised_and_described(files, name):
     encoder, info, report = load_foreign(files[name], in_channels=2)
     assert encoder.config.name == name

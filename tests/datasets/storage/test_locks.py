@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import write_atomically, write_text
+from scanfoundry.configs.files import write_bytes, write_text
 from scanfoundry.datasets.shards.resume import locked
 from scanfoundry.datasets.storage.cache import Cache, CacheConfig
 from scanfoundry.datasets.storage.locks import NoLock, exclusive, open_lock
@@ -73,7 +73,7 @@ def test_a_folder_of_nobody_s_is_no_lock_problem(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "dead link", "pipe"])
 def test_drafts_and_results_are_never_written_through_a_link(tmp_path: Path, precious: Path, kind: str) -> None:
-    for number, write in enumerate((write_text, lambda path, text: write_atomically(path, text.encode()))):
+    for number, write in enumerate((write_text, lambda path, text: write_bytes(path, text.encode()))):
         path = tmp_path / f"result-{number}"
         KINDS[kind](path, precious)
         for ending in ("part", "tmp"):

@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanfoundry.finetune.boxes.geometry import at_scan, centres, in_patch, iou, mirrored, sides, volumes
+from scanfoundry.datasets.augment.window import PatchWindow, boxes_at_scan, boxes_in_patch, extract, identity_patch
+from scanfoundry.finetune.boxes.geometry import centres, iou, mirrored, sides, volumes
 from scanfoundry.finetune.boxes.windows import quarter_turn
-from scanfoundry.finetune.cases.patches import Window, extract, identity_patch, random_matrix
+from scanfoundry.finetune.cases.augmentation import random_matrix
 from scanfoundry.finetune.config.study import AugmentationConfig
 
 
@@ -64,15 +65,15 @@ def test_boxes_follow_the_image_through_mirrors_and_quarter_turns_exactly(seed):
     image[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1.0
     config = AugmentationConfig(flip_axes=[0, 1, 2], probability=0.0)
     matrix = random_matrix(rng, config, (1, 1, 1), False, False) @ quarter_turn(rng, [(0, 1), (0, 2), (1, 2)])
-    window = Window(identity_patch((12, 14, 16), (24, 24, 24)).centre, matrix, (24, 24, 24))
+    window = PatchWindow(identity_patch((12, 14, 16), (24, 24, 24)).centre, matrix, (24, 24, 24))
     patch = extract(image, window, 0.0)[0].numpy()
     assert set(np.unique(patch.round(4))) == {0.0, 1.0}  # nothing was interpolated
-    (box,), kept = in_patch(np.array([[*low, *high]], float), window)
+    (box,), kept = boxes_in_patch(np.array([[*low, *high]], float), window)
     lit = np.argwhere(patch > 0.5)
     assert lit.min(0).tolist() == box[:3].tolist()
     assert (lit.max(0) + 1).tolist() == box[3:].tolist()
     assert kept.tolist() == [True]
-    assert at_scan(box[None], window) == pytest.approx(np.array([[*low, *high]]))
+    assert boxes_at_scan(box[None], window) == pytest.approx(np.array([[*low, *high]]))
 
 
 def test_a_zoomed_box_lies_on_the_zoomed_image():
@@ -82,17 +83,17 @@ def test_a_zoomed_box_lies_on_the_zoomed_image():
     image[0, 0, 10:20, 22:34] = 1.0
     for _ in range(8):
         still = identity_patch((1, 40, 40), (1, 64, 64))
-        window = Window(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
-        box = in_patch(np.array([[0.0, 10, 22, 1, 20, 34]]), window)[0][0]
+        window = PatchWindow(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
+        box = boxes_in_patch(np.array([[0.0, 10, 22, 1, 20, 34]]), window)[0][0]
         lit = np.argwhere(extract(image, window, 0.0)[0, 0].numpy() > 0.5)
         assert lit.min(0) == pytest.approx(box[[1, 2]], abs=1.01)
         assert lit.max(0) + 1 == pytest.approx(box[[4, 5]], abs=1.01)
 
 
 def test_a_box_that_left_the_patch_is_dropped():
-    window = Window(np.array([0.5, 30.0, 30.0]), np.eye(3), (1, 20, 20))
+    window = PatchWindow(np.array([0.5, 30.0, 30.0]), np.eye(3), (1, 20, 20))
     some = np.array([[0, 0, 0, 1, 10, 10], [0, 25, 25, 1, 35, 35], [0, 35, 15, 1, 45, 30.0]])
-    inside, kept = in_patch(some, window)
+    inside, kept = boxes_in_patch(some, window)
     assert inside.tolist() == [[0, 5, 5, 1, 15, 15], [0, 15, 0, 1, 20, 10]]
     assert kept.tolist() == [False, True, True]
-    assert in_patch(np.zeros((0, 6)), window)[0].shape == (0, 6)
+    assert boxes_in_patch(np.zeros((0, 6)), window)[0].shape == (0, 6)

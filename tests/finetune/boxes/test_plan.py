@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.boxes.plan import Measured, plan_detection
+from scanfoundry.finetune.cases.boxes import Boxes
 
 STRIDES = [(2**i, 2**i, 2**i) for i in range(6)]
 
 
 def case(side, shape=(200, 200, 200), at_spacing=(200, 200, 200), fitted=(64, 64, 64), n=4):
     boxes = np.array([[10.0, 10, 10, 10 + side, 10 + side, 10 + side]] * n).reshape(-1, 6)
-    return Measured(Findings(boxes, np.zeros(n, np.int64)), shape, at_spacing, fitted)
+    return Measured(Boxes(boxes, np.zeros(n, np.int64)), shape, at_spacing, fitted)
 
 
 def decided(*cases, wanted=None):

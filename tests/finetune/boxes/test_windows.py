@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanfoundry.finetune.boxes.findings import Findings
 from scanfoundry.finetune.boxes.windows import (
     looked_at,
     quarter_turn,
@@ -12,6 +11,7 @@ from scanfoundry.finetune.boxes.windows import (
     trust,
     turnable,
 )
+from scanfoundry.finetune.cases.boxes import Boxes
 
 sizes = st.tuples(*[st.integers(1, 40)] * 3)
 patches = st.tuples(*[st.sampled_from([1, 4, 8, 16])] * 3)
@@ -61,7 +61,7 @@ def test_training_patches_lie_inside_and_hold_a_finding(seed, shape, patch):
     rng = np.random.default_rng(seed)
     low = np.array([rng.integers(0, n) for n in shape])
     high = np.array([rng.integers(a + 1, n + 1) for a, n in zip(low, shape, strict=True)])
-    findings = Findings(np.array([[*low, *high]], float), np.zeros(1, np.int64))
+    findings = Boxes(np.array([[*low, *high]], float), np.zeros(1, np.int64))
     centre = training_centre(findings, shape, patch, rng, 1.0)
     start = centre - np.array(patch) / 2
     assert (start == np.floor(start)).all()
@@ -71,7 +71,7 @@ def test_training_patches_lie_inside_and_hold_a_finding(seed, shape, patch):
 
 
 def test_without_a_finding_a_patch_is_anywhere():
-    none = Findings(np.zeros((0, 6)), np.zeros(0, np.int64))
+    none = Boxes(np.zeros((0, 6)), np.zeros(0, np.int64))
     rng = np.random.default_rng(0)
     centres = np.array([training_centre(none, (1, 64, 64), (1, 16, 16), rng, 1.0) for _ in range(200)])
     assert centres[:, 1:].min() <= 12
@@ -80,7 +80,7 @@ def test_without_a_finding_a_patch_is_anywhere():
 
 def test_rare_classes_are_met_as_often_as_common_ones():
     boxes = np.array([[0, 2, 2, 1, 6, 6]] * 9 + [[0, 50, 50, 1, 54, 54]], float)
-    findings = Findings(boxes, np.array([0] * 9 + [1]))
+    findings = Boxes(boxes, np.array([0] * 9 + [1]))
     rng = np.random.default_rng(0)
     far = [training_centre(findings, (1, 64, 64), (1, 16, 16), rng, 1.0)[1] > 32 for _ in range(200)]
     assert 60 < sum(far) < 140

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from scanfoundry.finetune.cases.elastic import random_warp
-from scanfoundry.finetune.cases.patches import Window, extract, extract_labels
+from scanfoundry.datasets.augment.window import PatchWindow, extract, extract_labels
+from scanfoundry.finetune.cases.augmentation import random_warp
 from scanfoundry.finetune.config.study import AugmentationConfig, FinetuneConfig
 
 ALWAYS = AugmentationConfig(probability=1.0, elastic=0.39)
@@ -45,7 +45,7 @@ def test_image_and_labels_are_deformed_alike():
     labels = np.zeros((48, 48, 48), np.uint8)
     labels[16:32, 12:36, 18:30] = 2
     warp = random_warp(np.random.default_rng(3), ALWAYS, (1.0, 1.0, 1.0), labels.shape)
-    window = Window(np.full(3, 24.0), np.eye(3), labels.shape, warp)
+    window = PatchWindow(np.full(3, 24.0), np.eye(3), labels.shape, warp)
     image = extract(torch.from_numpy(labels)[None].float(), window, 0.0)[0]
     found = extract_labels(labels, window)
     clear = (image - 1).abs() > 1e-4
@@ -57,7 +57,7 @@ def test_image_and_labels_are_deformed_alike():
 def test_a_warped_part_of_a_big_scan_is_read_as_from_the_whole():
     image = torch.randn(1, 40, 40, 40)
     warp = torch.full((6, 6, 6, 3), 5.0)  # all six voxels come from 5 further on
-    moved = extract(image, Window(np.full(3, 12.0), np.eye(3), (6, 6, 6), warp), 0.0)
+    moved = extract(image, PatchWindow(np.full(3, 12.0), np.eye(3), (6, 6, 6), warp), 0.0)
     assert torch.allclose(moved, image[:, 14:20, 14:20, 14:20], atol=1e-5)
 
 

@@ -2,14 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from scanfoundry.finetune.cases.patches import (
-    Window,
-    extract,
-    extract_labels,
-    identity_patch,
-    random_matrix,
-    vary_intensity,
-)
+from scanfoundry.datasets.augment.window import PatchWindow, extract, extract_labels, identity_patch
+from scanfoundry.finetune.cases.augmentation import random_matrix, vary_intensity
 from scanfoundry.finetune.config.study import AugmentationConfig
 
 
@@ -30,7 +24,7 @@ def test_still_window_is_padding_and_cropping(shape, size):
 def test_a_mirrored_patch_is_the_flipped_patch():
     image = torch.randn(1, 6, 8, 10)
     still = identity_patch((6, 8, 10), (6, 8, 10))
-    mirrored = extract(image, Window(still.centre, np.diag([1.0, -1.0, 1.0]), still.size), 0.0)
+    mirrored = extract(image, PatchWindow(still.centre, np.diag([1.0, -1.0, 1.0]), still.size), 0.0)
     assert torch.allclose(mirrored, image.flip(2), atol=1e-5)
 
 
@@ -38,7 +32,7 @@ def test_a_quarter_turn_in_the_slice():
     image = torch.randn(1, 1, 8, 8)
     still = identity_patch((1, 8, 8), (1, 8, 8))
     turn = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
-    turned = extract(image, Window(still.centre, turn, still.size), 0.0)
+    turned = extract(image, PatchWindow(still.centre, turn, still.size), 0.0)
     assert torch.allclose(turned[0, 0], torch.rot90(image[0, 0], -1), atol=1e-5) or torch.allclose(
         turned[0, 0], torch.rot90(image[0, 0], 1), atol=1e-5
     )
@@ -48,8 +42,8 @@ def test_a_part_of_a_big_scan_equals_the_whole():
     image = torch.randn(1, 30, 40, 50)
     matrix = random_matrix(np.random.default_rng(2), AugmentationConfig(probability=1.0), (1, 1, 1), False, True)
     small, large = (
-        Window(np.array([12.0, 20, 30]), matrix, (6, 6, 6)),
-        Window(np.array([12.0, 20, 30]), matrix, (60, 60, 60)),
+        PatchWindow(np.array([12.0, 20, 30]), matrix, (6, 6, 6)),
+        PatchWindow(np.array([12.0, 20, 30]), matrix, (60, 60, 60)),
     )
     assert torch.allclose(extract(image, small, 0.5), extract(image, large, 0.5)[:, 27:33, 27:33, 27:33], atol=1e-4)
 
@@ -59,7 +53,7 @@ def test_points_go_there_and_back():
     config = AugmentationConfig(flip_axes=[1, 2], scale=0.3, probability=1.0)
     for _ in range(8):
         still = identity_patch((1, 40, 40), (1, 64, 64))
-        window = Window(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
+        window = PatchWindow(still.centre, random_matrix(rng, config, (1, 1, 1), True, False), still.size)
         points = rng.uniform(0, 40, (5, 3))
         assert window.to_scan(window.to_patch(points)) == pytest.approx(points)
 
@@ -101,7 +95,7 @@ def test_labels_of_a_zoomed_patch_have_smooth_borders_and_only_labels_that_are_t
     grid = np.indices((24, 24, 24)) + 0.5 - 12
     ball = ((grid**2).sum(0) < 64).astype(np.uint8) * 7
     matrix = np.eye(3) / 2
-    patch = extract_labels(ball, Window(np.full(3, 12.0), matrix, (40, 40, 40))).numpy()
+    patch = extract_labels(ball, PatchWindow(np.full(3, 12.0), matrix, (40, 40, 40))).numpy()
     assert set(np.unique(patch)) == {0, 7}
     fine = np.indices((40, 40, 40)) / 2 + 0.25 - 10
     exact = (fine**2).sum(0) < 64
@@ -111,7 +105,7 @@ def test_labels_of_a_zoomed_patch_have_smooth_borders_and_only_labels_that_are_t
 
 def test_outside_of_the_map_is_background_where_it_has_the_larger_share():
     labels = np.full((4, 4, 4), 3, np.uint8)
-    shifted = Window(np.array([2.0, 2.0, 2.6]), np.eye(3), (4, 4, 4))  # the last column is 0.4 inside
+    shifted = PatchWindow(np.array([2.0, 2.0, 2.6]), np.eye(3), (4, 4, 4))  # the last column is 0.4 inside
     patch = extract_labels(labels, shifted)
     assert (patch[..., :3] == 3).all()
     assert (patch[..., 3] == 0).all()

@@ -19,7 +19,7 @@ from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.finetune.boxes.anchors import plan_strides
 from scanfoundry.finetune.heads.pyramid import available_strides
 from scanfoundry.finetune.model_file import adapter_for, save_model
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 
 BACKBONES = {
     "stunet": STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3),

@@ -11,7 +11,7 @@ from scanfoundry.finetune.cases.volumes import resize as plain_resize
 from scanfoundry.finetune.export import bundle_runner, onnx_runner, standalone
 from scanfoundry.finetune.export.inlining import source_without_scanfoundry
 from scanfoundry.finetune.export.standalone import padded, prepare, probabilities, resize, whole_logits
-from scanfoundry.finetune.task import centred
+from scanfoundry.finetune.sample import centred
 
 CPU = torch.device("cpu")
 sizes = st.integers(3, 14)

@@ -14,7 +14,7 @@ from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.checks.findings import boxes_of_mask, findings
 from scanfoundry.finetune.config.study import LabelledData
 from scanfoundry.finetune.config.tasks.detection import DetectionTask
-from scanfoundry.finetune.formats import LabelledBox, discover
+from scanfoundry.finetune.formats import Boxes, discover
 
 
 @pytest.fixture
@@ -55,9 +55,9 @@ def test_coco_keeps_scans_without_a_box_and_leaves_out_crowds(pictures):
     cases = found(pictures, coco(pictures))
     assert cases.classes == ["cyst", "mass"]
     assert boxes(cases) == {
-        "a": (LabelledBox((0, 2, 1, 1, 6, 4), 1), LabelledBox((0, 9, 9, 1, 11, 11), 0)),
-        "b": (),
-        "c": (),
+        "a": Boxes.of([((0, 2, 1, 1, 6, 4), 1), ((0, 9, 9, 1, 11, 11), 0)]),
+        "b": Boxes.of([]),
+        "c": Boxes.of([]),
     }
     assert cases.left_out == {"regions of a crowd": 1, "boxes without extent": 1}
     with pytest.raises(UserError, match=r"box is of class 'cyst', which is not among task.classes"):
@@ -104,7 +104,7 @@ def test_spellings_of_a_class_of_boxes(pictures):
     with pytest.raises(UserError, match=r"'Mass' \(1 boxes\) and 'mass' \(1 boxes\): task\.classes=\[mass\] takes"):
         found(pictures, pictures / "b.csv")
     cases = found(pictures, pictures / "b.csv", DetectionTask(classes=["mass"]))
-    assert boxes(cases)["b"] == (LabelledBox((0, 2, 1, 1, 9, 9), 0),)
+    assert boxes(cases)["b"] == Boxes.of([((0, 2, 1, 1, 9, 9), 0)])
     (pictures / "b.csv").write_text("file,x0,y0,x1,y1\na.png,0.1,0.2,0.4,0.5\nb.png,0.2,0.2,0.4,0.5\n")
     with pytest.raises(UserError, match=r"(?s)2 mistakes .*'a.png' \(line 2\) lies within the first voxel"):
         found(pictures, pictures / "b.csv")
@@ -134,10 +134,11 @@ def test_masks_as_components_classes_or_instances(pictures, save):
         save(pictures / "masks" / f"{name}.png", mask if name == "a" else mask * 0)
     drawn = {"one": (0, 1, 1, 1, 6, 6), "two": (0, 1, 10, 1, 6, 16), "three": (0, 10, 2, 1, 18, 9)}
     one_class = boxes(found(pictures, pictures / "masks"))
-    assert [box for box, _ in one_class["a"]] == list(drawn.values())
-    assert one_class["b"] == ()
+    assert [box for box, _ in one_class["a"].listed()] == list(drawn.values())
+    assert len(one_class["b"]) == 0
     two = DetectionTask(classes=["x", "y"])
-    assert Counter(label for _, label in boxes(found(pictures, pictures / "masks", two), two)["a"]) == {0: 1, 1: 2}
+    several = boxes(found(pictures, pictures / "masks", two), two)["a"]
+    assert sorted(several.labels.tolist()) == [0, 1, 1]
     whole = DetectionTask(masks="instances")
     assert len(boxes(found(pictures, pictures / "masks", whole), whole)["a"]) == 2
     save(pictures / "masks" / "a.png", mask * 2)
@@ -153,7 +154,7 @@ def test_instances_against_a_plain_loop(mask, least):
         places = np.argwhere(mask == value)
         if len(places) >= least:
             wanted.append((*places.min(0), *(places.max(0) + 1)))
-    assert [tuple(box) for box, _ in boxes_of_mask(mask, "instances", least, 1)] == wanted
+    assert [box for box, _ in boxes_of_mask(mask, "instances", least, 1).listed()] == wanted
 
 
 @given(st.tuples(*[st.integers(0, 4)] * 3), st.tuples(*[st.integers(1, 5)] * 3))
@@ -162,7 +163,7 @@ def test_a_block_is_its_own_box(low, size):
     mask = np.zeros((9, 9, 9), np.uint8)
     high = tuple(a + n for a, n in zip(low, size, strict=True))
     mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = 2
-    assert boxes_of_mask(mask, "components", 1, 3) == (LabelledBox((*low, *high), 1),)
+    assert boxes_of_mask(mask, "components", 1, 3) == Boxes.of([((*low, *high), 1)])
 
 
 def test_real_blood_cells(real_data):
@@ -172,5 +173,6 @@ def test_real_blood_cells(real_data):
     assert len(cases.cases) == len(list((root / "JPEGImages").iterdir()))
     assert cases.left_out == {"boxes without extent": 2}
     scan = Scan(np.zeros((3, 1, 480, 640), np.uint8), (1, 1, 1))  # reading the shape alone, all are of it
-    labels = Counter(label for case in cases.cases for _, label in findings(case, scan, DetectionTask(), cases.classes))
+    every = [findings(case, scan, DetectionTask(), cases.classes) for case in cases.cases]
+    labels = Counter(label for each in every for label in each.labels.tolist())
     assert labels[1] > labels[2] > 0

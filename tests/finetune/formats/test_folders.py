@@ -9,7 +9,7 @@ from scanfoundry.finetune.config.study import LabelledData
 from scanfoundry.finetune.config.tasks.classification import ClassificationTask
 from scanfoundry.finetune.config.tasks.detection import DetectionTask
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
-from scanfoundry.finetune.formats import LabelledBox, discover
+from scanfoundry.finetune.formats import Boxes, discover
 
 
 def data(root, labels, **others):
@@ -37,7 +37,7 @@ def test_csv_of_boxes_with_scans_without(slices, tmp_path):
     (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\ns01.png,1,2,5,8\ns01.png,7,7,9,9\ns03.png,,,,\n")
     listed = LabelledData(images=slices / "images", labels=tmp_path / "boxes.csv", modality="us")
     found = discover(listed, DetectionTask())
-    assert found.cases[1].target == (LabelledBox((0, 2, 1, 1, 8, 5), 0), LabelledBox((0, 7, 7, 1, 9, 9), 0))
+    assert found.cases[1].target == Boxes.of([((0, 2, 1, 1, 8, 5), 0), ((0, 7, 7, 1, 9, 9), 0)])
     assert [len(case.target) for case in found.cases].count(0) == 39
 
 

@@ -16,7 +16,7 @@ from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.heads.pyramid import available_strides
 from scanfoundry.finetune.model_file import adapter_for, save_model
 from scanfoundry.finetune.plan import Fingerprint, Plan
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 
 BACKBONE = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
 TASKS = {

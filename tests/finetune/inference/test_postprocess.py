@@ -10,7 +10,7 @@ from scipy.ndimage import label
 from scanfoundry.finetune.config.postprocess import ClassRule
 from scanfoundry.finetune.inference.postprocess import apply, choose
 from scanfoundry.finetune.metrics.dice import dice
-from scanfoundry.finetune.task import HeldBackCase
+from scanfoundry.finetune.sample import HeldBackCase
 
 
 def scene():

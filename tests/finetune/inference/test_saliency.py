@@ -19,7 +19,8 @@ from scanfoundry.finetune.heads.classification import ClassificationModel
 from scanfoundry.finetune.heads.whole_scan import WholeScanModel
 from scanfoundry.finetune.inference.saliency import grad_cam_pp, picture_with_saliency, saliency, scan_saliency
 from scanfoundry.finetune.model_file import adapter_for
-from scanfoundry.finetune.task import Sample, Spec
+from scanfoundry.finetune.sample import Sample
+from scanfoundry.finetune.spec import Spec
 
 CPU = torch.device("cpu")
 BACKBONES = {

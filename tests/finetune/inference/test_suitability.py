@@ -16,7 +16,7 @@ from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import SomeFailed, predict
 from scanfoundry.finetune.predict.suitability import why_unlike
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 
 RNG = np.random.default_rng(0)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
 from scanfoundry.finetune.boxes.geometry import iou
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.metrics.detection import average_precision, match
 
 
@@ -17,7 +18,7 @@ def boxes(rng, n, axes):
 
 def matched(found, scores, truth, threshold):
     """All of one class."""
-    return match(found, scores, np.zeros(len(found), int), truth, np.zeros(len(truth), int), threshold)
+    return match(Boxes(found, np.zeros(len(found), int), scores), Boxes(truth, np.zeros(len(truth), int)), threshold)
 
 
 def naive_match(found, scores, labels, truth, truth_labels, threshold):
@@ -42,7 +43,7 @@ def test_match_as_a_double_loop_with_classes(seed, n, m, axes):
     found, truth = (boxes(rng, size, axes) + rng.random((size, 2 * axes)) / 4 for size in (n, m))
     labels, truth_labels, scores = rng.integers(0, 2, n), rng.integers(0, 2, m), rng.permutation(n) / 10
     expected = naive_match(found, scores, labels, truth, truth_labels, 0.1)
-    assert match(found, scores, labels, truth, truth_labels, 0.1) == expected
+    assert match(Boxes(found, labels, scores), Boxes(truth, truth_labels), 0.1) == expected
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,9 +54,9 @@ def test_match_does_not_depend_on_the_order_however_many_scores_and_boxes_are_eq
     found, truth = found + [0, 0, 2, 2] + np.tile(found[:, :2], 2) * [0, 0, 1, 1], truth + [0, 0, 2, 2]
     truth[:, 2:] += truth[:, :2]
     scores, labels, truth_labels = rng.integers(0, 2, 8) / 2, rng.integers(0, 2, 8), rng.integers(0, 2, 4)
-    hits = np.array(match(found, scores, labels, truth, truth_labels, 0.3))
+    hits = np.array(match(Boxes(found, labels, scores), Boxes(truth, truth_labels), 0.3))
     a, b = rng.permutation(8), rng.permutation(4)
-    again = np.array(match(found[a], scores[a], labels[a], truth[b], truth_labels[b], 0.3))
+    again = np.array(match(Boxes(found[a], labels[a], scores[a]), Boxes(truth[b], truth_labels[b]), 0.3))
 
     def listed(h, order):
         rows = zip(scores[order], labels[order], found[order], h, strict=True)
@@ -109,7 +110,8 @@ def test_a_true_box_is_found_once_and_only_by_its_class():
     truth = np.array([[0, 0, 4, 4]], float)
     found = np.array([[0, 0, 4, 5], [0, 0, 4, 4]], float)
     assert matched(found, np.array([0.4, 0.6]), truth, 0.5) == [False, True]
-    assert match(found, np.array([0.4, 0.6]), np.array([1, 0]), truth, np.array([1]), 0.5) == [True, False]
+    of_two_classes = Boxes(found, np.array([1, 0]), np.array([0.4, 0.6]))
+    assert match(of_two_classes, Boxes(truth, np.array([1])), 0.5) == [True, False]
 
 
 def test_degenerate_cases():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.metrics.detection import average_precision, match
 from scanfoundry.finetune.metrics.froc import (
     FALSE_POSITIVES,
@@ -134,17 +135,17 @@ def test_degenerate_cases():
 def test_hit_bits_say_which_box_hits_at_which_iou():
     truth = np.array([[0, 0, 0, 1, 10, 10], [0, 20, 20, 1, 30, 30]], float)
     found = np.array([[0, 0, 0, 1, 10, 3], [0, 20, 20, 1, 30, 29], [0, 0, 0, 1, 10, 10]], float)
-    scores, labels = np.array([0.9, 0.8, 0.1]), np.zeros(3, int)
-    bits = hit_bits(found, scores, labels, truth, np.zeros(2, int))
+    truth, found = Boxes(truth, np.zeros(2, int)), Boxes(found, np.zeros(3, int), np.array([0.9, 0.8, 0.1]))
+    bits = hit_bits(found, truth)
     record = {"hits": bits}
     for iou in IOUS:
-        assert hits_at(record, iou).tolist() == match(found, scores, labels, truth, np.zeros(2, int), iou)
+        assert hits_at(record, iou).tolist() == match(found, truth, iou)
     # At a low IoU the first box takes the true one away from the last.
     assert hits_at(record, 0.1).tolist() == [True, True, False]
     assert hits_at(record, 0.5).tolist() == [False, True, True]
-    none = np.zeros((0, 6))
-    assert hit_bits(none, np.zeros(0), np.zeros(0, int), truth, np.zeros(2, int)) == []
-    assert hit_bits(found, scores, labels, none, np.zeros(0, int)) == [0, 0, 0]
+    none = np.zeros((0, 6)), np.zeros(0, int)
+    assert hit_bits(Boxes(*none, np.zeros(0)), truth) == []
+    assert hit_bits(found, Boxes(*none)) == [0, 0, 0]
 
 
 def test_the_curve_holds_the_sensitivities():

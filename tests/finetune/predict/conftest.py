@@ -11,7 +11,7 @@ from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import predict
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 
 WINDOW = 4000.0
 # Trained on anything: the geometry of files of every kind is what counts here.

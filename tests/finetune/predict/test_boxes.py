@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.scan_headers import find_dicom
 from scanfoundry.datasets.readers import Scan, scans_of
-from scanfoundry.finetune.boxes.wbc import Detections
 from scanfoundry.finetune.boxes.world import as_json, world_box
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.predict.dicom_sr import write_report
 from scanfoundry.finetune.predict.maker import Maker
 
@@ -42,7 +42,7 @@ def test_corners_are_the_outer_corners_of_the_voxels(numbers, low, size):
 
 
 def test_an_image_has_no_world():
-    found = Detections(np.array([[0, 1, 2, 1, 3, 4.5]]), np.array([0.7]), np.array([1]))
+    found = Boxes(np.array([[0, 1, 2, 1, 3, 4.5]]), np.array([1]), np.array([0.7]))
     assert as_json(found, Scan(np.zeros((1, 1, 9, 9)), (1, 1, 1)), ["a", "b"]) == [
         {"label": "b", "score": 0.7, "box": [0, 1, 2, 1, 3, 4.5], "world": None}
     ]
@@ -59,7 +59,7 @@ def made(folder):
 def test_a_report_on_a_volume(real_data, tmp_path, name):
     source, scan = made(real_data / "dicom_mixed" / name)
     box = np.array([4.0, 20, 30, 7, 60.5, 90])
-    found = Detections(np.stack([box, box + 1]), np.array([0.9, 0.25]), np.array([0, 0]))
+    found = Boxes(np.stack([box, box + 1]), np.array([0, 0]), np.array([0.9, 0.25]))
     write_report(tmp_path / "a.dcm", found, scan, source, ["nodule"], MAKER)
     report = hd.sr.srread(tmp_path / "a.dcm")
     groups = report.content.get_volumetric_roi_measurement_groups()
@@ -94,7 +94,7 @@ def test_a_report_on_one_image(dicom, tmp_path):
     dicom.put_pixels(dataset, dicom.texture(40, 36, 1))
     dicom.save(dataset, tmp_path / "in" / "a.dcm")
     source, scan = made(tmp_path / "in")
-    found = Detections(np.array([[0, 5, 7.5, 1, 12, 40]]), np.array([0.5]), np.array([0]))
+    found = Boxes(np.array([[0, 5, 7.5, 1, 12, 40]]), np.array([0]), np.array([0.5]))
     write_report(tmp_path / "a.dcm", found, scan, source, ["mass"], MAKER)
     (group,) = hd.sr.srread(tmp_path / "a.dcm").content.get_planar_roi_measurement_groups()
     assert np.allclose(group.roi.value, [[7.5, 5], [36, 5], [36, 12], [7.5, 12], [7.5, 5]])
@@ -104,7 +104,7 @@ def test_without_an_instance_there_is_nothing_to_refer_to(dicom, tmp_path):
     source, scan = made(_nameless(dicom, tmp_path))
     with pytest.raises(UserError, match="SOPInstanceUID"):
         write_report(
-            tmp_path / "a.dcm", Detections(np.zeros((0, 6)), np.zeros(0), np.zeros(0)), scan, source, ["m"], MAKER
+            tmp_path / "a.dcm", Boxes(np.zeros((0, 6)), np.zeros(0, int), np.zeros(0)), scan, source, ["m"], MAKER
         )
 
 

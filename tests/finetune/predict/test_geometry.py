@@ -18,7 +18,7 @@ from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.model_file import adapter_for, save_model
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import predict
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 
 TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 

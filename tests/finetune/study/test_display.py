@@ -1,3 +1,4 @@
+import logging
 from io import StringIO
 
 import pytest
@@ -16,7 +17,13 @@ def result():
     )  # fmt: skip
 
 
-def said(every, terminal=False, steps=300):
+@pytest.fixture(autouse=True)
+def told(caplog):
+    caplog.set_level(logging.INFO, "scanfoundry")
+
+
+def said(caplog, every, terminal=False, steps=300):
+    caplog.clear()
     out = StringIO()
     with StudyDisplay(1, Console(file=out, force_terminal=terminal, width=60), every) as display:
         cell = display.begin("full-5-shots-seed0", steps, 46)
@@ -24,18 +31,19 @@ def said(every, terminal=False, steps=300):
         cell.tested(7)
         cell.end()
         display.finished("full-5-shots-seed0", result())
-    return [line.strip() for line in out.getvalue().splitlines() if line.startswith("full-5-shots-seed0: ")]
+    assert "full-5-shots-seed0: " not in out.getvalue()  # the console has the bars alone
+    return caplog.messages
 
 
-def test_a_log_gets_a_line_when_it_is_time_and_one_for_each_cell():
+def test_a_log_gets_a_line_when_it_is_time_and_one_for_each_cell(caplog):
     last = "full-5-shots-seed0: 300 steps in 12 s, tested"
-    assert said(0.0) == [
+    assert said(caplog, 0.0) == [
         "full-5-shots-seed0: step 120 of 300, loss 0.512", "full-5-shots-seed0: tested 7/46", last,
     ]  # fmt: skip
-    assert said(0.0, steps=None)[0] == "full-5-shots-seed0: step 120, loss 0.512"
-    assert said(1000.0) == [last]
+    assert said(caplog, 0.0, steps=None)[0] == "full-5-shots-seed0: step 120, loss 0.512"
+    assert said(caplog, 1000.0) == [last]
 
 
 @pytest.mark.parametrize("every", [0.0, 1000.0])
-def test_a_terminal_has_bars_and_no_lines(every):
-    assert not said(every, terminal=True)
+def test_a_terminal_has_bars_and_no_lines(caplog, every):
+    assert not said(caplog, every, terminal=True)

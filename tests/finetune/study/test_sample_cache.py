@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from scanfoundry.finetune.boxes.findings import Findings
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.sources import FileScan
+from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare, run
+from scanfoundry.finetune.sample import Sample
 from scanfoundry.finetune.study import sample_cache
 from scanfoundry.finetune.study.sample_cache import SAMPLES, SampleCache
 from scanfoundry.finetune.study.sample_file import NotStorable, pack, unpack
-from scanfoundry.finetune.study.specification import surveyed
 from scanfoundry.finetune.study.split import trial_cases
 from scanfoundry.finetune.study.trial import digest_of_trial
-from scanfoundry.finetune.task import Sample
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 SLICES = {"patch": [1, 48, 48], "batch": 4}
@@ -36,7 +36,7 @@ def check_same(one, other):
     for name in (field.name for field in fields(Sample)):
         a, b = getattr(one, name), getattr(other, name)
         assert type(a) is type(b), name
-        parts = zip(a, b, strict=True) if isinstance(a, Findings) else [(a, b)]
+        parts = [(a.corners, b.corners), (a.labels, b.labels)] if isinstance(a, Boxes) else [(a, b)]
         for x, y in parts:
             if isinstance(x, torch.Tensor | np.ndarray):
                 assert x.dtype == y.dtype
@@ -58,7 +58,7 @@ def cached(study, volumes, slices, tmp_path):
         settled = prepare(study(task, data, backbone=TINY, **options))
         lines = []
         cache = SampleCache(tmp_path / SAMPLES, settled.checked, limit, lines.append)
-        adapter = surveyed(settled.spec, settled.config.arms[0], settled.sides.test, settled.checked)
+        adapter = adapter_for(settled.spec).surveyed(settled.sides.test, settled.checked)
         return cache, cache.reader(adapter), adapter, settled, lines
 
     return make
@@ -92,18 +92,18 @@ def test_a_kept_sample_is_the_fresh_one(cached, monkeypatch, task, options):
 def test_every_kind_of_sample_comes_back(target):
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.normal(size=(5, 2, 7, 4)).astype(np.float32)).permute(1, 3, 2, 0)
-    boxes = Findings(rng.normal(size=(3, 6)), np.arange(3))
+    boxes = Boxes(rng.normal(size=(3, 6)), np.arange(3))
     made = {
         "array": np.asfortranarray(rng.integers(0, 9, (4, 7, 5), np.uint8)), "boxes": boxes,
-        "no boxes": Findings(np.zeros((0, 6)), np.zeros(0, np.int64)),
+        "no boxes": Boxes(np.zeros((0, 6)), np.zeros(0, np.int64)),
     }  # fmt: skip
     truth = made.get(target, target)
     sample = Sample(
         image, -1.25, (4, 7, 5), (1.5, 0.1 + 0.2, 1.0), "SPR", truth, truth, torch.tensor([True, False]), 2.0
     )
-    check_same(unpack(pack(sample, Findings), Findings), sample)
+    check_same(unpack(pack(sample, Boxes), Boxes), sample)
     other = replace(sample, target=None, present=None)
-    check_same(unpack(pack(other, Findings), Findings), other)
+    check_same(unpack(pack(other, Boxes), Boxes), other)
 
 
 def test_a_target_of_an_unknown_kind_is_not_stored():
@@ -192,6 +192,16 @@ def test_a_case_is_read_once_however_many_trials_there_are(study, volumes, slice
     assert without_times(kept.results) == without_times(plain.results)
     weights = [(each.run_dir / "model.safetensors").read_bytes() for each in (kept, plain)]
     assert weights[0] == weights[1]
+
+
+def test_a_study_of_a_single_trial_keeps_no_samples(study, slices, monkeypatch):
+    written = []
+    monkeypatch.setattr(SampleCache, "_write", lambda self, path, content: written.append(path))
+    made = {"backbone": TINY, "plan": SLICES, "schedule": {"steps": 1, "warmup_steps": 1}, "shots": [4]}
+    run(study("classification", slices, seeds=[0], **made))
+    assert not written
+    run(study("classification", slices, seeds=[0, 1], **made))
+    assert written
 
 
 def test_a_header_that_was_changed_changes_the_trial_and_the_sample(study, volumes, tmp_path):

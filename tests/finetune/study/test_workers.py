@@ -8,16 +8,25 @@ import torch
 from studies import numbers
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.log import shown_log
 from scanfoundry.finetune.run_study import prepare, run
 from scanfoundry.finetune.study import workers
 from scanfoundry.finetune.study.budget import seconds_for_each
 from scanfoundry.finetune.study.claims import CLAIMS, claimed
 from scanfoundry.finetune.study.run_folder import claim
+from scanfoundry.finetune.study.shared_check import checked_by_parent, shared_check
 from scanfoundry.finetune.study.worker import Job
 from scanfoundry.finetune.study.workers import Worker, Workers
 from scanfoundry.finetune.training.interrupts import Stopped
 
 TINY = {"name": "resenc", "features": [8, 12, 16], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
+
+
+@pytest.fixture(autouse=True)
+def shown():
+    """What is logged is shown, as in the command line."""
+    with shown_log():
+        yield
 
 
 @pytest.fixture
@@ -62,6 +71,17 @@ def test_several_processes_give_the_numbers_of_one(small, tmp_path, monkeypatch,
     assert numbers(config.run_dir) == numbers(straight.run_dir)
     assert len({worker.process.pid for worker in started}) >= 3  # two starts of two; one may have sent nothing
     assert not (config.run_dir / CLAIMS).exists()
+
+
+def test_workers_take_over_what_the_check_of_the_cases_found(small, monkeypatch):
+    config = small()
+    study = prepare(config, notes=False)
+    with shared_check(study.checked) as descriptor:
+        first, second = checked_by_parent(descriptor), checked_by_parent(descriptor)  # as two processes
+    assert first == second == study.checked
+    monkeypatch.setattr("scanfoundry.finetune.study.prepare.check_cases", None)  # would fail
+    again = prepare(config, notes=False, known=first)
+    assert (again.spec, again.sides) == (study.spec, study.sides)
 
 
 def test_a_mistake_in_one_process_ends_the_study(small, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.boxes.wbc import Detections
+from scanfoundry.finetune.cases.boxes import Boxes
 from scanfoundry.finetune.cases.cases import Case
 from scanfoundry.finetune.config.recipes import Arm
 from scanfoundry.finetune.config.study import ValidationConfig
@@ -45,7 +45,7 @@ def nodules(tmp_path):
 
 
 def planned(adapter, cases):
-    return Detection(adapter.surveyed(cases))
+    return adapter.surveyed(cases)
 
 
 def fit(adapter, model, samples, config):
@@ -72,11 +72,11 @@ def test_small_nodules_are_looked_for_in_windows(study, nodules):
     history = fit(adapter, model, samples, config)
     assert np.isfinite([loss for _, loss in history.loss]).all()
     one, two = (adapter.predict([model.eval()] * n, samples[0], CPU) for n in (1, 2))
-    assert one.boxes.shape == (len(one.scores), 6)
+    assert one.corners.shape == (len(one.scores), 6)
     assert (np.diff(one.scores) <= 0).all()
-    assert (one.boxes >= 0).all()
-    assert (one.boxes[:, 3:] <= [24, 48, 48]).all()
-    assert two.boxes == pytest.approx(one.boxes, abs=1e-4)  # two members that are one and the same change nothing
+    assert (one.corners >= 0).all()
+    assert (one.corners[:, 3:] <= [24, 48, 48]).all()
+    assert two.corners == pytest.approx(one.corners, abs=1e-4)  # two members that are one and the same change nothing
     assert two.scores == pytest.approx(one.scores, abs=1e-5)
 
 
@@ -132,13 +132,13 @@ def test_a_list_gives_labels_and_its_mistakes_are_named(study, slices):
     adapter = Detection(prepared.spec.model_copy(update={"classes": ["a", "b"]}))
     case = prepared.sides.pool[0]
     box = (0.0, 2.0, 3.0, 1.0, 12.0, 14.0)
-    listed = [replace(case, target=((box, 1), (box, 0))), replace(case, target=())]
+    listed = [replace(case, target=Boxes.of(each)) for each in ([(box, 1), (box, 0)], [])]
     adapter = planned(adapter, listed)
     assert adapter.load(listed[0]).truth.labels.tolist() == [1, 0]
     assert len(adapter.load(listed[1]).truth) == 0
     for wrong, said in [((0.0, 2, 3, 1, 2, 14), "has no extent"), ((0.0, 2, 3, 1, 12, 400), "over the edge")]:
         with pytest.raises(UserError, match=said):
-            adapter.load(replace(case, target=((wrong, 0),)))
+            adapter.load(replace(case, target=Boxes.of([(wrong, 0)])))
     with pytest.raises(UserError, match="none of the training cases has a box"):
         planned(adapter, listed[1:])
 
@@ -180,10 +180,10 @@ def test_quarter_turns_where_both_axes_may_be_mirrored(study, slices):
 def test_a_hit_needs_the_class(study, slices):
     prepared = prepare(study("detection", slices))
     adapter = Detection(prepared.spec.model_copy(update={"classes": ["a", "b"]}))
-    case = replace(prepared.sides.pool[0], target=(((0.0, 2.0, 3.0, 1.0, 12.0, 14.0), 1),))
+    case = replace(prepared.sides.pool[0], target=Boxes.of([((0.0, 2.0, 3.0, 1.0, 12.0, 14.0), 1)]))
     sample = adapter.load(case)
     for label, hit in ((1, True), (0, False)):
-        record = adapter.record(case, sample, Detections(sample.truth.boxes, np.array([0.9]), np.array([label])))
+        record = adapter.record(case, sample, Boxes(sample.truth.corners, np.array([label]), np.array([0.9])))
         assert hits_at(record, 0.5).tolist() == [hit]
 
 

@@ -12,7 +12,7 @@ from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.inference.segmented import Segmented
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare
-from scanfoundry.finetune.task import Validation
+from scanfoundry.finetune.sample import Validation
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 
@@ -70,7 +70,7 @@ def test_weights_of_classes_count_no_ignored_voxel(adapter):
     task, made = adapter
     spec = task.spec.model_copy(update={"loss": task.spec.loss.model_copy(update={"class_weights": "inverse"})})
     sample = task.load(made.sides.pool[0])
-    weights = adapter_for(spec).planned([sample]).class_weights
+    weights = adapter_for(spec).planned([sample]).spec.class_weights
     counts = np.bincount(sample.target.ravel(), minlength=3)[:3]
     assert np.array(weights) == pytest.approx((1 / counts) / (1 / counts).mean())
 
@@ -104,7 +104,7 @@ def test_no_probability_is_taken_there(adapter):
     record = task.record(made.sides.pool[0], sample, made_of)
     assert sum(bins[0] for bins in record["reliability"]) == len(known)
     settled = task.settled(Validation([record], task.held(sample, made_of)), ValidationConfig(fraction=0.2))
-    assert settled.temperature > 0
+    assert settled.spec.temperature > 0
 
 
 def test_a_scan_of_which_nothing_was_looked_at_has_no_score(adapter):

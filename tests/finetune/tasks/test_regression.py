@@ -78,7 +78,7 @@ def test_before_any_step_it_says_the_mean_of_the_training_cases(made):
     settled = prepare(made())
     adapter = adapter_for(settled.spec)
     samples = [adapter.load(case) for case in settled.sides.pool[:6]]
-    adapter = adapter_for(adapter.planned(samples))
+    adapter = adapter.planned(samples)
     values = np.array([s.target for s in samples])
     assert adapter.spec.standard.mean == pytest.approx(values.mean())
     assert adapter.spec.standard.std == pytest.approx(values.std())
@@ -94,7 +94,7 @@ def test_members_are_averaged(made):
     settled = prepare(made())
     adapter = adapter_for(settled.spec)
     samples = [adapter.load(case) for case in settled.sides.pool[:4]]
-    adapter = adapter_for(adapter.planned(samples))
+    adapter = adapter.planned(samples)
     members = [adapter.build(build(settled.spec.backbone)).eval() for _ in range(2)]
     for member, bias in zip(members, (-1.0, 3.0), strict=True):
         torch.nn.init.constant_(member.linear.bias, bias)

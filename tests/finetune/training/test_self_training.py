@@ -10,7 +10,7 @@ from scanfoundry.finetune.config.recipes import Arm
 from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig, SelfTrainingConfig, ValidationConfig
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare
-from scanfoundry.finetune.task import Sample
+from scanfoundry.finetune.sample import Sample
 from scanfoundry.finetune.training.batches import Batches
 from scanfoundry.finetune.training.loop import train
 from scanfoundry.finetune.training.self_training import SelfTraining

@@ -16,7 +16,7 @@ from scanfoundry.finetune.config.tasks.classification import ClassificationTask
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.plan import Fingerprint, Plan
-from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.training.transfer import StartWeights, transfer
 
 STRIDES = ((2, 2, 2),) * 2

@@ -20,7 +20,7 @@ BACKBONE = ResEncConfig(features=(8, 16), blocks=(1, 1), strides=((2, 2, 2),))
 def finetuned(tmp_path):
     """A run folder of a classifier of slices."""
     from scanfoundry.finetune.model_file import adapter_for, save_model
-    from scanfoundry.finetune.task import Spec
+    from scanfoundry.finetune.spec import Spec
 
     found = {"scans": 1, "shape": (1, 16, 16), "spacing": (1, 1, 1), "is_2d": True}
     spec = Spec.model_validate(

@@ -208,7 +208,7 @@ def study(tmp_path) -> Path:
     from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
     from scanfoundry.finetune.model_file import adapter_for, save_model
     from scanfoundry.finetune.plan import Fingerprint, Plan
-    from scanfoundry.finetune.task import Spec
+    from scanfoundry.finetune.spec import Spec
 
     backbone = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
     print_ = Fingerprint(scans=3, shape=(20, 16, 18), spacing=(2, 1.5, 1.5), is_2d=False)

@@ -10,7 +10,7 @@ from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch
-from scanfoundry.pretrain.objectives import OBJECTIVES
+from scanfoundry.pretrain.objectives import objectives
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
@@ -123,12 +123,12 @@ def in_place(patches, mask, shape, block):
 
 
 def test_every_objective_has_a_small_case_and_its_configs_name():
-    assert SMALL.keys() == OBJECTIVES.keys()
-    assert all(SMALL[name][1].name == name for name in OBJECTIVES)
-    assert [name for name in OBJECTIVES if isinstance(make(name), MaskedObjective)] == MASKED
+    assert SMALL.keys() == objectives().keys()
+    assert all(SMALL[name][1].name == name for name in objectives())
+    assert [name for name in objectives() if isinstance(make(name), MaskedObjective)] == MASKED
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", objectives())
 def test_one_set_of_weights_learns_images_and_volumes(name):
     """Overfits one batch of each kind, alternating."""
     objective = make(name)
@@ -153,7 +153,7 @@ def test_one_set_of_weights_learns_images_and_volumes(name):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", objectives())
 def test_losses_are_a_function_of_the_views_and_leave_random_states_alone(name, shape):
     objective = make(name)
     views = make_views(objective, shape)
@@ -166,7 +166,7 @@ def test_losses_are_a_function_of_the_views_and_leave_random_states_alone(name, 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", objectives())
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_weights_or_autocast_take_float32_batches(name, shape, autocast):
     objective = make(name)
@@ -187,7 +187,7 @@ def test_bfloat16_weights_or_autocast_take_float32_batches(name, shape, autocast
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", objectives())
 def test_pictures_are_columns_of_one_size_without_gradients(name, shape):
     objective = make(name)
     columns = objective.show(*make_views(objective, shape))
@@ -198,7 +198,7 @@ def test_pictures_are_columns_of_one_size_without_gradients(name, shape):
         assert not picture.requires_grad
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", objectives())
 def test_crops_that_the_encoder_cannot_take_are_refused(name):
     objective = make(name)
     for shape in SHAPES:
