@@ -34,9 +34,9 @@ class MaskedConfig(Protocol):
     """The keys that every masked objective's configuration has."""
 
     @property
-    def mask_ratio(self) -> float: ...
+    def mask_ratio(self) -> float | tuple[float, float]: ...
     @property
-    def normalise_target(self) -> bool: ...
+    def normalise_target(self) -> bool | None: ...
     @property
     def target_eps(self) -> float: ...
 
@@ -77,7 +77,7 @@ class MaskedObjective(Objective):
         target, known = (take(patchify(x, patch), hidden) for x in (image, valid))
         everywhere = torch.ones_like(hidden, dtype=torch.bool)
         return reconstruction_loss(
-            prediction, target, everywhere, known, self.config.normalise_target, self.config.target_eps
+            prediction, target, everywhere, known, bool(self.config.normalise_target), self.config.target_eps
         )
 
     def mask(self, batch: Batch) -> Tensor:

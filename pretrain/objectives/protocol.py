@@ -1,11 +1,11 @@
 """What every pre-training objective offers to the training loop."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 
-from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.protocol import Encoder, Family
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
@@ -16,10 +16,14 @@ class Objective(nn.Module, ABC):
 
     views: how many batches `forward` takes. They have the same length, and row i of each shows the same subject;
     their (D, H, W) may differ, even in the number of dimensions.
+
+    own_decoder: whether it trains the backbone's own decoder (`Encoder.feature_decoder`), which it then holds as
+    `decoder`, and what gives voxels as `head`. A release keeps both.
     """
 
     encoder: Encoder
     views: int = 1
+    own_decoder: bool = False
 
     @abstractmethod
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -56,6 +60,10 @@ class ObjectiveOptions(Config):
 
     if TYPE_CHECKING:  # each objective declares it among its own fields
         name: str
+
+    def filled(self, family: Family) -> Self:
+        """With what was left out and depends on the backbone's family; `config.yaml` of a run shows it."""
+        return self
 
     @abstractmethod
     def build(self, encoder: Encoder) -> Objective:

@@ -1,12 +1,12 @@
 """A weighted sum of objectives on one backbone."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.protocol import Encoder, Family
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
@@ -39,6 +39,11 @@ class SumConfig(ObjectiveOptions):
         if len(set(titles)) < len(titles):
             raise ValueError(f"two terms have the same name ({', '.join(titles)}); give each its own `name`")
         return self
+
+    def filled(self, family: Family) -> Self:
+        """With every term's objective filled in."""
+        terms = [t.model_copy(update={"objective": t.objective.filled(family)}) for t in self.terms]
+        return self.model_copy(update={"terms": terms})
 
     def build(self, encoder: Encoder) -> "WeightedSum":
         """The sum on an encoder.
