@@ -38,8 +38,8 @@ class MAEConfig(ObjectiveOptions):
     block_2d: tuple[Positive, Positive] | None = None  # (H, W), hidden as a whole; a transformer's is its patch
     block_3d: tuple[Positive, Positive, Positive] | None = None  # (D, H, W)
     hide: Literal["zeros", "token"] | None = None  # by zeros, or a learned value for each channel (U-Nets)
-    decoder_dim: Positive | None = None  # the decoder of a ViT; a U-Net has its own
-    decoder_depth: Positive | None = None
+    decoder_depth: Positive | None = None  # of a transformer's; Primus decodes by two of its own blocks
+    decoder_dim: Positive | None = None  # of a ViT's
     decoder_heads: Positive | None = None
     normalise_target: bool | None = None  # per block
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
@@ -69,8 +69,8 @@ class MAEConfig(ObjectiveOptions):
         decoder = encoder.feature_decoder()
         if decoder is None or max(encoder.feature_strides(is_2d=False)[0]) > 1:
             raise UserError(
-                f"objective 'mae' needs tokens ('vit') or a U-Net at full resolution ('stunet', 'mednext', 'resenc'), "
-                f"and backbone '{encoder.config.name}' is neither; take 'contrastive' or 'barlow_twins'"
+                f"objective 'mae' needs tokens ('vit', 'primus') or a U-Net at full resolution ('stunet', 'mednext', "
+                f"'resenc'), and backbone '{encoder.config.name}' is neither; take 'contrastive' or 'barlow_twins'"
             )
         self._check_unet(encoder.config.name)
         return UNetMAE(self.filled("convolutional"), encoder, decoder)
@@ -101,6 +101,9 @@ class MAEConfig(ObjectiveOptions):
                 f"objective.mask_ratio {list(self.mask_ratio)}: '{name}' takes as many patches of every crop; give one "
                 "number, or take a convolutional backbone"
             )
+        for key in ("decoder_dim", "decoder_heads"):
+            if getattr(self, key) is not None and type(encoder).grid_blocks is not TokenEncoder.grid_blocks:
+                raise UserError(f"objective.{key}: '{name}' decodes by blocks of its own width and heads; remove it")
         if self.hide is not None:
             raise UserError(f"objective.hide is for convolutional backbones: '{name}' drops what is hidden; remove it")
         for is_2d, key in ((True, "block_2d"), (False, "block_3d")):

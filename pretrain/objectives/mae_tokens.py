@@ -18,7 +18,7 @@ from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.gradient_map import gradient_map
 from scanfoundry.pretrain.masking import visible_indices
 from scanfoundry.pretrain.objectives.masked import MaskedConfig, MaskedObjective, columns, hidden_indices
-from scanfoundry.pretrain.objectives.token_decoder import TokenDecoder
+from scanfoundry.pretrain.objectives.token_decoder import OWN_DEPTH, OwnBlocksDecoder, PatchDecoder, TokenDecoder
 
 
 class TokenMAEConfig(MaskedConfig, Protocol):
@@ -26,6 +26,8 @@ class TokenMAEConfig(MaskedConfig, Protocol):
 
     @property
     def gradient_weight(self) -> float: ...
+    @property
+    def decoder_depth(self) -> int | None: ...
     def decoder_size(self, encoder_dim: int) -> tuple[int, int, int]:
         """Width, depth and heads of a ViT's decoder."""
 
@@ -36,7 +38,7 @@ class Target:
 
     metric: str
     picture: str  # its name among the pictures
-    decoder: TokenDecoder
+    decoder: PatchDecoder
     weight: float
     image: Tensor
     valid: Tensor
@@ -52,10 +54,16 @@ class TokenMAE(MaskedObjective):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        size = config.decoder_size(encoder.pooled_dim)
-        self.decoder = TokenDecoder(encoder.pooled_dim, size, self._voxels())
-        wanted = config.gradient_weight > 0
-        self.gradient_decoder = TokenDecoder(encoder.pooled_dim, size, self._voxels()) if wanted else None
+        self.decoder = self._patch_decoder()
+        self.gradient_decoder = self._patch_decoder() if config.gradient_weight > 0 else None
+
+    def _patch_decoder(self) -> PatchDecoder:
+        """Blocks of the encoder's own kind where it offers them, else MAE's narrow transformer."""
+        dim, config = self.encoder.pooled_dim, self.config
+        own = self.encoder.grid_blocks(config.decoder_depth or OWN_DEPTH)
+        if own is not None:
+            return OwnBlocksDecoder(own, dim, self._voxels())
+        return TokenDecoder(dim, config.decoder_size(dim), self._voxels())
 
     def _voxels(self) -> tuple[int, int]:
         """Numbers in a patch of an image and of a volume."""
@@ -103,7 +111,7 @@ class TokenMAE(MaskedObjective):
 
     def decode(
         self,
-        decoder: TokenDecoder,
+        decoder: PatchDecoder,
         encoded: Tensor,
         keep: Tensor,
         mask: Tensor,

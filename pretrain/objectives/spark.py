@@ -47,7 +47,7 @@ class SparkConfig(ObjectiveOptions):
         if not can_be_packed(encoder):
             raise UserError(
                 "objective 'spark' needs a backbone that is computed on visible blocks alone ('stunet', 'mednext', "
-                "'resenc'); for 'vit' take 'mae', for 'primus' 'contrastive' or 'barlow_twins'"
+                "'resenc'); for 'vit' and 'primus' take 'mae'"
             )
         for is_2d, name in ((True, "block_2d"), (False, "block_3d")):
             stride, block = encoder.size_divisor(is_2d), self.block(is_2d)

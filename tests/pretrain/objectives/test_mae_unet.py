@@ -1,5 +1,6 @@
 """MAE on U-Nets against the step written plainly; random ratios, blocks of one voxel, options that are refused."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -14,6 +15,7 @@ from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.engine import activation_checkpointing
 from scanfoundry.pretrain.masking import block_mask, masked_count
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 
@@ -134,12 +136,13 @@ NETWORKS = {
     "mednext": MedNeXtConfig(size="S"),
     "resenc": SMALL.model_copy(update={"in_channels": 1}),
 }
+DECODER_BLOCKS = {"stunet": 5, "mednext": 4 + 4 * 2, "resenc": 2}
 
 
 @pytest.mark.parametrize("shape", [(16, 32, 16), (1, 32, 16)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whole_networks_learn_and_hold_each_weight_once(name, shape):
-    """The decoder's names are those of the backbone's own network; nothing of the encoder is in it."""
+    """The decoder's names are those of the backbone's own network; computed twice, it has the same gradients."""
     objective = randomised(MAEConfig(block_2d=(8, 4), block_3d=(8, 8, 4)), NETWORKS[name]).float()
     encoder = objective.encoder
     assert objective.own_decoder
@@ -148,8 +151,15 @@ def test_whole_networks_learn_and_hold_each_weight_once(name, shape):
     parts = [whole.part_of(key) for key in whole.state_dict()]
     assert objective.decoder.state_dict().keys() == {key for part, key in parts if part == "decoder"}
     batch = make_batch(shape)
-    loss, _ = objective(dataclasses.replace(batch, voxels=batch.voxels.float()))
-    loss.backward()
+    batch = dataclasses.replace(batch, voxels=batch.voxels.float())
+    objective(batch)[0].backward()
+    lean = copy.deepcopy(objective)
+    lean.zero_grad()
+    activation_checkpointing.apply(lean)
+    lean(batch)[0].backward()
+    assert sum("forward" in vars(module) for module in lean.decoder.modules()) == DECODER_BLOCKS[name]
+    for one, other in zip(objective.parameters(), lean.parameters(), strict=True):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
     for part in (encoder, objective.head):
         assert all(p.grad is not None and p.grad.any() for p in part.parameters() if p.dim() > 1)
     assert all(p.grad is not None for p in objective.decoder.parameters())

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from scanfoundry.backbones import primus
+from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
 from scanfoundry.backbones.stunet import STUNetConfig
@@ -24,11 +26,13 @@ VIT = ViTConfig(size="Ti", in_channels=2, patch_2d=(4, 4), patch_3d=(2, 4, 4))
 STUNET = STUNetConfig(size="S", in_channels=2, strides=STRIDES)
 RESENC = ResEncConfig(in_channels=2, features=(8, 12, 16), blocks=(1, 2, 2), strides=((2, 2, 2), (1, 2, 2)))
 MAE = MAEConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2)
+PRIMUS = PrimusConfig(size="S", in_channels=2, patch=(2, 4, 4), grid=(2, 2, 3))
 UNET_MAE = MAEConfig(block_2d=(4, 8), block_3d=(2, 4, 4), mask_ratio=0.6)
 CONTRASTIVE = ContrastiveConfig(projector_hidden=64, projector_dim=32)
 SMALL = {
     "mae": (VIT, MAE),
     "mae resenc": (RESENC, UNET_MAE),
+    "mae primus": (PRIMUS, MAEConfig()),
     "spark": (STUNET, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder_width=128)),
     "contrastive": (STUNET, CONTRASTIVE),
     "barlow_twins": (VIT, BarlowTwinsConfig(projector_hidden=64, projector_dim=4, mixed=1.0)),
@@ -36,7 +40,7 @@ SMALL = {
 }
 BLOCKS = {
     **{"mae": ((1, 4, 4), (2, 4, 4)), "mae resenc": ((1, 4, 8), (2, 4, 4))},
-    **{"spark": ((1, 4, 8), (2, 4, 4))},
+    **{"mae primus": ((1, 4, 4), (2, 4, 4)), "spark": ((1, 4, 8), (2, 4, 4))},
 }  # 2D, 3D
 MASKED = list(BLOCKS)
 SHAPES = [(1, 8, 24), (4, 8, 12)]  # (D, H, W), non-cubic grids
@@ -315,6 +319,11 @@ def test_reconstructions_are_in_image_space(name, shape, normalise):
         if normalise:
             expected = expected * (true.var() + 1e-6).sqrt() + true.mean()
         torch.testing.assert_close(pictures.prediction[box], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def _a_small_primus(monkeypatch):
+    monkeypatch.setitem(primus.WIDTH_DEPTH_HEADS, "S", (72, 3, 2))
 
 
 @pytest.mark.parametrize("name", MASKED)

@@ -80,7 +80,7 @@ def test_the_last_level_of_a_resenc_and_its_shortcuts_learn():
 
 
 def test_a_primus_is_told_what_it_can_do():
-    with pytest.raises(UserError, match=r"'resenc'\); for 'vit' take 'mae', for 'primus' 'contrastive'"):
+    with pytest.raises(UserError, match=r"'resenc'\); for 'vit' and 'primus' take 'mae'"):
         SparkConfig().build(build(PrimusConfig(size="S")))
 
 
