@@ -24,7 +24,7 @@ from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))  # total (2, 4, 4)
 VIT = ViTConfig(size="Ti", in_channels=2, patch_2d=(4, 4), patch_3d=(2, 4, 4))
 STUNET = STUNetConfig(size="S", in_channels=2, strides=STRIDES)
-RESENC = ResEncConfig(in_channels=2, features=(8, 12, 16), blocks=(1, 2, 2), strides=((2, 2, 2), (1, 2, 2)))
+RESENC = ResEncConfig(in_channels=2, features=(16, 32, 48), blocks=(1, 2, 2), strides=((2, 2, 2), (1, 2, 2)))
 MAE = MAEConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2)
 PRIMUS = PrimusConfig(size="S", in_channels=2, patch=(2, 4, 4), grid=(2, 2, 3))
 UNET_MAE = MAEConfig(block_2d=(4, 8), block_3d=(2, 4, 4), mask_ratio=0.6)
@@ -34,6 +34,7 @@ SMALL = {
     "mae resenc": (RESENC, UNET_MAE),
     "mae primus": (PRIMUS, MAEConfig()),
     "spark": (STUNET, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder_width=128)),
+    "spark own": (RESENC, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder="own")),
     "contrastive": (STUNET, CONTRASTIVE),
     "barlow_twins": (VIT, BarlowTwinsConfig(projector_hidden=64, projector_dim=4, mixed=1.0)),
     "sum": (VIT, SumConfig(terms=[TermConfig(objective=MAE), TermConfig(weight=0.5, objective=CONTRASTIVE)])),
@@ -41,6 +42,7 @@ SMALL = {
 BLOCKS = {
     **{"mae": ((1, 4, 4), (2, 4, 4)), "mae resenc": ((1, 4, 8), (2, 4, 4))},
     **{"mae primus": ((1, 4, 4), (2, 4, 4)), "spark": ((1, 4, 8), (2, 4, 4))},
+    **{"spark own": ((1, 4, 8), (2, 4, 4))},
 }  # 2D, 3D
 MASKED = list(BLOCKS)
 SHAPES = [(1, 8, 24), (4, 8, 12)]  # (D, H, W), non-cubic grids
