@@ -42,6 +42,7 @@ class MAEConfig(ObjectiveOptions):
     decoder_dim: Positive | None = None  # of a ViT's
     decoder_heads: Positive | None = None
     normalise_target: bool | None = None  # per block
+    reconstruct: Literal["augmented", "clean"] = "augmented"  # clean: the crop before its intensities were changed
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
     gradient_weight: Annotated[float, Field(ge=0)] = 0.0  # of the gradient map's loss (transformers); 0: none
 

@@ -42,6 +42,7 @@ class Target:
     weight: float
     image: Tensor
     valid: Tensor
+    seen: Tensor  # what it is predicted from, in its own kind of picture
 
 
 class TokenMAE(MaskedObjective):
@@ -51,9 +52,7 @@ class TokenMAE(MaskedObjective):
     encoder: TokenEncoder
 
     def __init__(self, config: TokenMAEConfig, encoder: TokenEncoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
+        super().__init__(config, encoder)
         self.decoder = self._patch_decoder()
         self.gradient_decoder = self._patch_decoder() if config.gradient_weight > 0 else None
 
@@ -81,11 +80,12 @@ class TokenMAE(MaskedObjective):
 
     def targets(self, batch: Batch) -> Iterator[Target]:
         """The scan, and its gradient map where that is asked for."""
-        yield Target("reconstruction", "scan", self.decoder, 1.0, batch.voxels, batch.valid)
+        image = self.wanted(batch)
+        yield Target("reconstruction", "scan", self.decoder, 1.0, image, batch.valid, batch.voxels)
         if self.gradient_decoder is not None:
-            magnitude, known = gradient_map(batch.voxels, batch.valid)
+            magnitude, known = gradient_map(image, batch.valid)
             weight = self.config.gradient_weight
-            yield Target("gradient", "gradient map", self.gradient_decoder, weight, magnitude, known)
+            yield Target("gradient", "gradient map", self.gradient_decoder, weight, magnitude, known, magnitude)
 
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss over the valid voxels of the hidden patches; metrics `reconstruction`, `gradient`, each (B,).
@@ -143,7 +143,7 @@ class TokenMAE(MaskedObjective):
         shown: dict[str, Tensor] = {}
         for target in self.targets(batch):
             prediction = self.decode(target.decoder, encoded, keep, mask, batch.is_2d)
-            shown |= columns(target.picture, self.compose(prediction, target.image, target.valid, mask))
+            shown |= columns(target.picture, self.compose(prediction, target.image, target.valid, mask, target.seen))
         return shown
 
     def check_shape(self, shape: Size3D) -> None:

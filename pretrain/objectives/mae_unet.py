@@ -55,9 +55,7 @@ class UNetMAE(MaskedObjective):
     own_decoder = True
 
     def __init__(self, config: UNetMAEConfig, encoder: Encoder, decoder: UNet) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
+        super().__init__(config, encoder)
         self.decoder = decoder
         self.holes = Holes(encoder.in_channels, learned=config.hide == "token")
         self.head = DepthFreeConv3d(encoder.feature_channels[0], encoder.in_channels, 1)
@@ -73,7 +71,7 @@ class UNetMAE(MaskedObjective):
         batch = views[0]
         mask = self.mask(batch)
         prediction = self.predict(batch.voxels, mask)
-        loss, of_each = self.score_scans(prediction, batch.voxels, batch.valid, mask)
+        loss, of_each = self.score_scans(prediction, self.wanted(batch), batch.valid, mask)
         return loss, {"reconstruction": of_each.detach()}
 
     def score_scans(self, prediction: Tensor, image: Tensor, valid: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,13 @@ class Objective(nn.Module, ABC):
 
     own_decoder: whether it trains the backbone's own decoder (`Encoder.feature_decoder`), which it then holds as
     `decoder`, and what gives voxels as `head`. A release keeps both.
+    clean: whether it compares with the crop before its intensities were changed (`Batch.clean`).
     """
 
     encoder: Encoder
     views: int = 1
     own_decoder: bool = False
+    clean: bool = False
 
     @abstractmethod
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,6 +35,7 @@ class SparkConfig(ObjectiveOptions):
     decoder_width: Annotated[int, Field(gt=0, multiple_of=32)] = 256  # light: at the deepest level, then halved
     skip_levels: Annotated[int, Field(ge=1, le=5)] = 4  # light: deepest levels that reach it; SparK has 4
     normalise_target: bool = True  # per block
+    reconstruct: Literal["augmented", "clean"] = "augmented"  # clean: the crop before its intensities were changed
     target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
 
     @model_validator(mode="after")
@@ -112,11 +113,6 @@ class SparseMasked(MaskedObjective):
     """Encode visible blocks alone, fill the holes at every level, decode, predict the hidden blocks' voxels."""
 
     config: SparkConfig
-
-    def __init__(self, config: SparkConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
 
     @abstractmethod
     def output_layer(self) -> nn.Module:

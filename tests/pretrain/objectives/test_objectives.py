@@ -299,6 +299,25 @@ def test_losses_do_not_depend_on_how_the_batch_is_divided(name, shape):
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", MASKED)
+def test_a_clean_crop_is_the_target_and_is_never_seen(name, shape):
+    """The augmented one is the only input; pictures show it as what is visible."""
+    objective = make(name, normalise_target=False, reconstruct="clean").double()
+    batch = make_batch(shape, padded=True)
+    batch = dataclasses.replace(batch, clean=batch.voxels + 0.5 * torch.randn_like(batch.voxels))
+    hidden = hidden_voxels(objective.mask(batch), block_of(name, shape))[:, None]
+    loss, _, prediction, as_picture = spied_loss(objective, batch, block_of(name, shape))
+    difference = as_picture(prediction.detach()) - batch.clean
+    scored = (hidden & batch.valid).expand_as(difference)
+    assert loss.item() == pytest.approx(difference[scored].square().mean().item(), rel=1e-10)
+    other = dataclasses.replace(batch, clean=torch.randn_like(batch.clean))
+    assert torch.equal(spied_loss(objective, other, block_of(name, shape))[2], prediction)
+    pictures = objective.reconstruct(batch)
+    assert torch.equal(pictures.target, batch.clean)
+    assert torch.equal(pictures.visible, batch.voxels * ~hidden)
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", MASKED)
