@@ -202,6 +202,12 @@ def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
         yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
     )
     check_same_run(check(PretrainConfig, first, "test"))
+    older = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    older["objective"].pop("decoder")  # of a version that did not have the key: its default is what was computed
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(older))
+    check_same_run(check(PretrainConfig, first, "test"))
+    with pytest.raises(UserError, match="another 'objective'"):
+        check_same_run(check(PretrainConfig, first | {"objective": first["objective"] | {"mask_ratio": 0.5}}, "test"))
     moved = first["data"] | {"workers": 2, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
     check_same_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
     for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
