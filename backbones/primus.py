@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding, check_divides, patch_voxels
-from scanfoundry.backbones.protocol import Encoder, EncoderConfig, Family
+from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding, patch_voxels
+from scanfoundry.backbones.protocol import EncoderConfig, Family, GridBlocks, TokenEncoder
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.configs.geometry import Size3D
 
@@ -79,6 +79,25 @@ def rotary_table(grid: Size3D, dim: int, dtype: torch.dtype, device: torch.devic
         return torch.cat((angles.sin(), angles.cos()), dim=1).to(device, dtype)
 
 
+def positions_on(grid: Size3D, table: Tensor, own: Size3D) -> Tensor:
+    """Positions (1, d*h*w, F) for a grid, from those (1, L, F) of the grid `own`: trilinear where it is another."""
+    if grid == own:
+        return table
+    volume = table.reshape(1, *own, -1).movedim(-1, 1)
+    return F.interpolate(volume, size=grid, mode="trilinear", align_corners=False).flatten(2).mT
+
+
+def attended(blocks: nn.ModuleList, tokens: Tensor, grid: Size3D, heads: int, keep: Tensor | None = None) -> Tensor:
+    """Tokens (B, n, F) through the blocks, turned by their places in the grid: all, or keep (B, n)."""
+    wide = torch.promote_types(tokens.dtype, torch.float32)  # angles of bfloat16 would be off by degrees
+    rope = rotary_table(grid, tokens.shape[-1] // heads, wide, tokens.device)
+    if keep is not None:
+        rope = rope[keep].unsqueeze(1)  # (B, 1, n, ...): the same in every head
+    for block in blocks:
+        tokens = block(tokens, rope=rope)
+    return tokens
+
+
 class VolumeEmbedding(PatchEmbedding):
     """Patches of a volume to tokens; a scan of depth 1 counts as repeated through the patch."""
 
@@ -95,7 +114,7 @@ class VolumeEmbedding(PatchEmbedding):
         return F.linear(voxels, self.weight.sum(dim=2).flatten(1), self.bias)
 
 
-class PrimusEncoder(Encoder):
+class PrimusEncoder(TokenEncoder):
     """Patch tokens through the blocks; one feature level at the patch grid."""
 
     config: PrimusConfig
@@ -117,42 +136,64 @@ class PrimusEncoder(Encoder):
         """The patch (D, H, W) in voxels of the scan."""
         return (1, *self.config.patch[1:]) if is_2d else self.config.patch
 
-    def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W).
-
-        Raises:
-            UserError: they do not fill it.
-        """
-        self.check_input(shape)
-        d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
-        return d, h, w
+    @property
+    def extra_tokens(self) -> int:
+        """There is no class token."""
+        return 0
 
     def positions(self, grid: Size3D) -> Tensor:
         """The learned positions (1, d*h*w, F) for a grid, trilinearly interpolated where it is not theirs."""
-        own = self.config.grid
-        if grid == own:
-            return self.pos_embed
-        table = self.pos_embed.reshape(1, *own, self.pooled_dim).movedim(-1, 1)
-        return F.interpolate(table, size=grid, mode="trilinear", align_corners=False).flatten(2).mT
+        return positions_on(grid, self.pos_embed, self.config.grid)
+
+    def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, n, F) after the last norm, of the scans (B, C, D, H, W).
+
+        The patches left out have no influence on the result.
+
+        Args:
+            x: the scans.
+            keep: (B, n) int64 indices of the patches to encode, in d, h, w order (w fastest); None takes all.
+        """
+        grid = self.grid((x.shape[2], x.shape[3], x.shape[4]))
+        places = self.positions(grid)
+        tokens = self.patch_embed(x, keep) + (places if keep is None else places[0][keep])
+        return self.norm(attended(self.blocks, tokens, grid, self.heads, keep))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """One feature map (B, F, d, h, w) of the scans (B, C, D, H, W)."""
         grid = self.grid((x.shape[2], x.shape[3], x.shape[4]))
-        tokens = self.patch_embed(x) + self.positions(grid)
-        wide = torch.promote_types(tokens.dtype, torch.float32)  # angles of bfloat16 would be off by degrees
-        rope = rotary_table(grid, self.pooled_dim // self.heads, wide, tokens.device)
-        for block in self.blocks:
-            tokens = block(tokens, rope=rope)
-        return [self.norm(tokens).mT.reshape(x.shape[0], self.pooled_dim, *grid)]
+        return [self.forward_tokens(x).mT.reshape(x.shape[0], self.pooled_dim, *grid)]
+
+    def grid_blocks(self, depth: int) -> "PrimusBlocks":
+        """Blocks of this width with learned positions of their own for this grid."""
+        return PrimusBlocks(self.config, depth)
+
+    def patch_embeddings(self) -> Iterator[nn.Module]:
+        """The one embedding, of images and volumes."""
+        return iter((self.patch_embed,))
 
     def block_modules(self) -> Iterator[nn.Module]:
         """The transformer blocks."""
         return iter(self.blocks)
 
-    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
-        """The patch (D, H, W): there is one level."""
-        return (self.patch(is_2d),)
 
-    def check_input(self, shape: Size3D) -> None:
-        """Refuse sizes that are not a multiple of the patch."""
-        check_divides(shape, self.patch(is_2d=shape[0] == 1))
+class PrimusBlocks(GridBlocks):
+    """A few more of an encoder's blocks, with learned positions of their own."""
+
+    def __init__(self, config: PrimusConfig, depth: int) -> None:
+        super().__init__()
+        dim, _, self.heads = WIDTH_DEPTH_HEADS[config.size]
+        self.own = config.grid
+        self.pos_embed = nn.Parameter(torch.zeros(1, prod(config.grid), dim))
+        self.blocks = eva_blocks(dim, depth, self.heads, drop_path=0.0)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
+
+    def forward(self, tokens: Tensor, grid: Size3D) -> Tensor:
+        """Tokens (B, d*h*w, F) of a grid (d, h, w) -> normalised tokens like them."""
+        tokens = tokens + positions_on(grid, self.pos_embed, self.own)
+        return self.norm(attended(self.blocks, tokens, grid, self.heads))
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The blocks in the order in which they are computed."""
+        return iter(self.blocks)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.packed import PackedLayers, Walk
+from scanfoundry.backbones.layers.patch_embedding import check_divides
 from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.layers.u_decoder import UDecoder
 from scanfoundry.configs.base import Config
@@ -114,13 +115,30 @@ class TokenEncoder(Encoder):
     def patch(self, is_2d: bool) -> Size3D:
         """The patch (D, H, W) in voxels."""
 
-    @abstractmethod
     def grid(self, shape: Size3D) -> Size3D:
         """Patches (d, h, w) of scans of (D, H, W).
 
         Raises:
             UserError: they do not fill it.
         """
+        self.check_input(shape)
+        d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
+        return d, h, w
+
+    def check_input(self, shape: Size3D) -> None:
+        """Refuse sizes that are not a multiple of the patch."""
+        check_divides(shape, self.patch(is_2d=shape[0] == 1))
+
+    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
+        """The patch (D, H, W): there is one level."""
+        return (self.patch(is_2d),)
+
+    def grid_blocks(self, depth: int) -> "GridBlocks | None":
+        """`depth` fresh blocks of the encoder's own kind and width, which a masked autoencoder decodes by.
+
+        None where it brings a transformer of its own, as MAE does for a ViT.
+        """
+        return None
 
     @abstractmethod
     def forward_tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -134,6 +152,18 @@ class TokenEncoder(Encoder):
     @abstractmethod
     def patch_embeddings(self) -> Iterator[nn.Module]:
         """The modules that turn patches into tokens, which MoCo v3 may keep at their random weights."""
+
+
+class GridBlocks(nn.Module, ABC):
+    """Transformer blocks over all patches of a grid, with positions of their own."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, grid: Size3D) -> Tensor:
+        """Tokens (B, d*h*w, F), in d, h, w order (w fastest), of a grid (d, h, w) -> normalised tokens like them."""
+
+    @abstractmethod
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The blocks in the order in which they are computed."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Annotated, ClassVar, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -61,6 +62,8 @@ class ShortcutPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, C, ceil(D / stride), ...)."""
         window = [min(step, size) for step, size in zip(self.stride, x.shape[2:], strict=True)]  # torch refuses larger
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # torch has no such kernel (2.13)
+            return F.avg_pool3d(x.float(), window, window, ceil_mode=True).to(x.dtype)
         return F.avg_pool3d(x, window, window, ceil_mode=True)
 
 

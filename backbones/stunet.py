@@ -149,6 +149,11 @@ class STUNet(UNet):
         """The encoder's six feature maps, finest first."""
         return context_features(self.conv_blocks_context, x)
 
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The residual blocks of the decoder, deepest first."""
+        for stage in self.conv_blocks_localization:
+            yield from cast(nn.Sequential, stage)
+
     def output_layers(self) -> list[nn.Module]:
         """The five 1x1x1 convolutions, full resolution first."""
         return list(self.seg_outputs)[::-1]

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding, check_divides
+from scanfoundry.backbones.layers.patch_embedding import PatchEmbedding
 from scanfoundry.backbones.layers.positions import positions_like
 from scanfoundry.backbones.protocol import EncoderConfig, Family, TokenEncoder, masked_mean
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
@@ -103,16 +103,6 @@ class ViTEncoder(TokenEncoder):
         """The patch (D, H, W) in voxels."""
         return (1, *self.config.patch_2d) if is_2d else self.config.patch_3d
 
-    def grid(self, shape: Size3D) -> Size3D:
-        """Patches (d, h, w) of scans of (D, H, W).
-
-        Raises:
-            UserError: they do not fill it.
-        """
-        self.check_input(shape)
-        d, h, w = (size // step for size, step in zip(shape, self.patch(shape[0] == 1), strict=True))
-        return d, h, w
-
     @property
     def extra_tokens(self) -> int:
         """Tokens in front of the patches' in `forward_tokens`: the class token, then the registers."""
@@ -159,11 +149,3 @@ class ViTEncoder(TokenEncoder):
     def patch_embeddings(self) -> Iterator[nn.Module]:
         """The embedding of images and that of volumes."""
         return iter((self.patch_embed_2d, self.patch_embed_3d))
-
-    def feature_strides(self, is_2d: bool) -> tuple[Size3D, ...]:
-        """The patch (D, H, W): a ViT has one level."""
-        return (self.patch(is_2d),)
-
-    def check_input(self, shape: Size3D) -> None:
-        """Refuse sizes that are not a multiple of the patch."""
-        check_divides(shape, self.patch(is_2d=shape[0] == 1))

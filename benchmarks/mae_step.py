@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from record import record
@@ -33,7 +33,8 @@ from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.backbones.vit import WIDTH_DEPTH_HEADS, ViTConfig
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.masking import block_mask
-from scanfoundry.pretrain.objectives.mae import MAE, MAEConfig
+from scanfoundry.pretrain.objectives.mae import MAEConfig
+from scanfoundry.pretrain.objectives.mae_tokens import TokenMAE
 
 RATIO, PATCH, SIDE = 0.75, 16, 224
 DECODER = (512, 8, 16)  # width, depth, heads
@@ -99,7 +100,7 @@ class PlainMAE(nn.Module):
         hidden = (restore >= kept).float()
         return (error * hidden).sum() / hidden.sum()
 
-    def take(self, ours: MAE) -> None:
+    def take(self, ours: TokenMAE) -> None:
         """Our weights under the names here."""
         state = {}
         for key, value in ours.state_dict().items():
@@ -109,12 +110,13 @@ class PlainMAE(nn.Module):
         self.load_state_dict(state)
 
 
-def objective(size: str, patch_3d: tuple[int, int, int], device: str) -> MAE:
+def objective(size: str, patch_3d: tuple[int, int, int], device: str) -> TokenMAE:
     """Our MAE with the paper's decoder."""
     torch.manual_seed(0)
     width, depth, heads = DECODER
     config = MAEConfig(mask_ratio=RATIO, decoder_dim=width, decoder_depth=depth, decoder_heads=heads)
-    return config.build(build(ViTConfig(size=size, patch_3d=patch_3d))).to(device).train()
+    objective = config.build(build(ViTConfig(size=size, patch_3d=patch_3d)))
+    return cast(TokenMAE, objective.to(device).train())
 
 
 def scans(count: int, shape: tuple[int, int, int], device: str) -> Batch:
@@ -126,7 +128,7 @@ def scans(count: int, shape: tuple[int, int, int], device: str) -> Batch:
     )
 
 
-def agree(ours: MAE, plain: PlainMAE, batch: Batch) -> None:
+def agree(ours: TokenMAE, plain: PlainMAE, batch: Batch) -> None:
     """Both losses with our masks and the same weights, to float32's rounding."""
     plain.take(ours)
     with torch.no_grad():

@@ -20,6 +20,7 @@ class Batch:
         sources: B strings, the name of each sample's source.
         step: optimiser step, since the start of the run, that the batch belongs to.
         paired: row B / 2 + i is the partner of row i (`data.positives`: crops, study).
+        clean: of a view, `voxels` as they were before any change of intensities; None where nobody asked for it.
     """
 
     voxels: torch.Tensor
@@ -30,6 +31,7 @@ class Batch:
     sources: list[str]
     step: int
     paired: bool = False
+    clean: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.voxels.shape[0]
@@ -71,6 +73,7 @@ class Batch:
             voxels=self.voxels.to(device, non_blocking=non_blocking),
             valid=self.valid.to(device, non_blocking=non_blocking),
             seeds=self.seeds.to(device, non_blocking=non_blocking),
+            clean=None if self.clean is None else self.clean.to(device, non_blocking=non_blocking),
         )
 
 

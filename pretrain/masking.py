@@ -26,23 +26,31 @@ def masked_count(blocks: int, ratio: float) -> int:
     return min(max(round(blocks * ratio), 1), blocks - 1)
 
 
-def block_mask(seeds: Tensor, grid: Size3D, ratio: float) -> Tensor:
-    """Random masks (B, 1, d, h, w) bool on the CPU, True where hidden; the same number in every sample.
+def block_mask(seeds: Tensor, grid: Size3D, ratio: float | tuple[float, float]) -> Tensor:
+    """Random masks (B, 1, d, h, w) bool on the CPU, True where hidden.
 
     A sample's mask is a function of its own seed alone, so it is the same at any world size and after any resume, and
     no global random state is read or moved.
 
     Args:
         seeds: (B,) int64.
+        grid: blocks (d, h, w) of a sample.
+        ratio: the share hidden, the same number of blocks in every sample; or (low, high), between which each sample's
+            share is drawn.
     """
     blocks = grid[0] * grid[1] * grid[2]
-    hidden = masked_count(blocks, ratio)
     mask = torch.zeros(len(seeds), blocks, dtype=torch.bool)
     generator = torch.Generator()
     for row, seed in zip(mask, seeds.tolist(), strict=True):
         generator.manual_seed(_scramble(seed))
+        hidden = masked_count(blocks, _between(ratio, generator) if isinstance(ratio, tuple) else ratio)
         row[torch.randperm(blocks, generator=generator)[:hidden]] = True
     return mask.view(-1, 1, *grid)
+
+
+def _between(bounds: tuple[float, float], generator: torch.Generator) -> float:
+    low, high = bounds
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
 def visible_indices(mask: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.augment.pipeline import INTENSITIES, Augment
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.datasets.projection import project
@@ -19,8 +19,9 @@ class Views:
     which have none, gives two augmentations. No running generator is read or moved.
     """
 
-    def __init__(self, config: DataConfig, count: int) -> None:
-        self._augment, self._count = Augment(config.augment), count
+    def __init__(self, config: DataConfig, count: int, clean: bool = False) -> None:
+        """`clean`: the views hold their voxels before the intensities were changed, too."""
+        self._augment, self._count = Augment(config.augment, clean), count
         self._project = config.positives == "projection"
 
     def __call__(self, batch: Batch) -> tuple[Batch, ...]:
@@ -45,6 +46,8 @@ def check_views(config: DataConfig, objective: Objective, crops: Iterable[Size3D
         )
     if config.positives == "projection" and all(crop[0] == 1 for crop in crops):
         raise UserError("data.positives 'projection' needs volumes and the sources have images alone; take 'views'")
+    if objective.clean:
+        _check_intensities(config, modalities)
     for crop in crops:
         for view in range(objective.views):
             for shape in view_shapes(config, crop, view):
@@ -52,6 +55,19 @@ def check_views(config: DataConfig, objective: Objective, crops: Iterable[Size3D
                     viewer.check_shape(shape)
         if objective.views > 1:
             _check_distinct(config, crop, modalities)
+
+
+def _check_intensities(config: DataConfig, modalities: Iterable[str]) -> None:
+    """UserError where the clean crop would be the augmented one."""
+    for modality in modalities:
+        transforms = config.augment.of(modality)
+        switches = (getattr(transforms, name) for name in INTENSITIES)
+        if any(each is not None and each.probability > 0 for each in switches):
+            return
+    raise UserError(
+        "objective.reconstruct 'clean' is the crop itself: no augmentation of intensities is switched on; set "
+        "data.augment.preset to 'strong', switch transforms on, or remove it"
+    )
 
 
 def view_shapes(config: DataConfig, crop: Size3D, view: int) -> list[Size3D]:

@@ -64,6 +64,10 @@ class UNet(SegmentationNetwork):
     def output_layers(self) -> Sequence[nn.Module]:
         """What turns each map of `decode` into logits, finest first."""
 
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The decoder's blocks, deepest first, for activation checkpointing; the encoder names its own."""
+        return iter(())
+
     def logits(self, features: list[Tensor]) -> Tensor | list[Tensor]:
         """Logits (B, num_classes, D, H, W) for scans of these features; with deep supervision those of all levels."""
         decoded, layers = self.decode(features), self.output_layers()

@@ -1,6 +1,6 @@
 """A U-shaped decoder for any encoder of several levels (Ronneberger et al. 2015, arXiv 1505.04597)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -44,6 +44,10 @@ class UDecoder(UNet):
             y = block(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
             decoded.append(y)
         return decoded[::-1]
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The convolutions, deepest first."""
+        return iter(self.blocks)
 
     def output_layers(self) -> list[nn.Module]:
         """The 1x1x1 convolutions, finest first."""

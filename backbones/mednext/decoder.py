@@ -1,5 +1,6 @@
 """The whole MedNeXt (Roy et al. 2023, arXiv 2303.09975): encoder, decoder with sum skips, five outputs."""
 
+from collections.abc import Iterator
 from typing import Protocol, cast
 
 import torch
@@ -104,6 +105,12 @@ class MedNeXt(UNet):
     def encode(self, x: Tensor) -> list[Tensor]:
         """The encoder's five feature maps, finest first."""
         return encoder_features(self, x)
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The up-sampling and the other blocks of the decoder, deepest first."""
+        for level in reversed(range(LEVELS - 1)):
+            yield self.get_submodule(f"up_{level}")
+            yield from cast(nn.Sequential, self.get_submodule(f"dec_block_{level}"))
 
     def output_layers(self) -> list[nn.Module]:
         """The five output blocks, full resolution first."""

@@ -78,6 +78,9 @@ _STEPS: dict[str, Callable[[_Part], torch.Tensor]] = {
 }
 
 
+INTENSITIES = tuple(_STEPS)  # the transforms that change voxels and do not move them
+
+
 class Augment:
     """Makes views of batches, on the device that the batch is on.
 
@@ -87,10 +90,15 @@ class Augment:
     Voxels that are not valid keep the sample's background: -1 for CT, else the darkest value of the crop. Nothing
     that is valid becomes darker than it, and CT stays in [-1, 1]. A view has no gradient and shares no memory with
     its batch; keys, seeds, modalities and sources are handed on.
+
+    Args:
+        config: which transforms.
+        clean: views also hold their voxels after the geometry and before the intensities (`Batch.clean`).
     """
 
-    def __init__(self, config: AugmentConfig) -> None:
+    def __init__(self, config: AugmentConfig, clean: bool = False) -> None:
         self.config = config
+        self._clean = clean
         self._drawer = Drawer(config)
 
     def __call__(self, batch: Batch, view: int = 0) -> Batch:
@@ -113,8 +121,9 @@ class Augment:
             depth, height, width = batch.voxels.shape[2:]
             geometry = geometric.plan(drawn, (depth, height, width), self._size(batch))
             voxels, valid = resample.move(batch.voxels, batch.valid, full, low, geometry)
+            clean = voxels.clone() if self._clean else None
             self._intensities(voxels, valid, low, high, batch.modalities, drawn)
-        return replace(batch, voxels=voxels, valid=valid), torch.from_numpy(geometry.matrices)
+        return replace(batch, voxels=voxels, valid=valid, clean=clean), torch.from_numpy(geometry.matrices)
 
     def _size(self, batch: Batch) -> Size3D:
         if batch.is_2d and self.config.size_2d:

@@ -14,6 +14,7 @@ from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig
 from scanfoundry.pretrain.engine.engine import EngineConfig
 from scanfoundry.pretrain.engine.optimiser import OptimiserConfig
 from scanfoundry.pretrain.objectives import ObjectiveConfig
+from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
 
 # What may differ between a run and its continuation without changing what is computed, or by the user's wish.
 FREE_TO_CHANGE = {
@@ -68,6 +69,12 @@ class PretrainConfig(Config):
         if backbone is None:
             return value
         return value.filled(backbone.family)
+
+    @field_validator("objective")
+    @classmethod
+    def _filled_for_the_backbone(cls, value: ObjectiveOptions, info: ValidationInfo) -> ObjectiveOptions:
+        backbone = info.data.get("backbone")
+        return value if backbone is None else value.filled(backbone.family)
 
     @model_validator(mode="after")
     def _warm_up_ends_before_the_run(self) -> "PretrainConfig":

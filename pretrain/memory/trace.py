@@ -86,7 +86,8 @@ def trace(
     if checkpointing:
         activation_checkpointing.apply(objective)
     with mode:
-        views = tuple(_view(config, view_shapes(config.data, crop, i)[0], samples) for i in range(objective.views))
+        shapes = (view_shapes(config.data, crop, i)[0] for i in range(objective.views))
+        views = tuple(_view(config, shape, samples, objective.clean) for shape in shapes)
     bf16 = config.engine.precision == "bf16"
     tally = _Tally([*objective.parameters(), *objective.buffers()])
     for parameter in objective.parameters():
@@ -98,17 +99,19 @@ def trace(
             loss, _ = objective(*views)
         tally.turn()
         loss.backward()
-    inputs = sum(view.voxels.untyped_storage().nbytes() + view.valid.untyped_storage().nbytes() for view in views)
+    given = (tensor for view in views for tensor in (view.voxels, view.valid, view.clean) if tensor is not None)
+    inputs = sum(tensor.untyped_storage().nbytes() for tensor in given)
     return Trace(inputs, tally.forward, tuple(tally.backward.items()))
 
 
-def _view(config: PretrainConfig, shape: Size3D, samples: int) -> Batch:
+def _view(config: PretrainConfig, shape: Size3D, samples: int, clean: bool) -> Batch:
     voxels = torch.zeros(samples, config.data.channels, *shape)
     valid = torch.ones(samples, 1, *shape, dtype=torch.bool)
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         seeds = torch.arange(samples)
     names = [str(number) for number in range(samples)]
-    return Batch(voxels, valid, seeds, names, ["mr"] * samples, names, 0)
+    before = torch.zeros_like(voxels) if clean else None
+    return Batch(voxels, valid, seeds, names, ["mr"] * samples, names, 0, clean=before)
 
 
 class _Tally(TorchDispatchMode):

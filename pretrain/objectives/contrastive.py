@@ -67,7 +67,7 @@ class ContrastiveConfig(ObjectiveOptions):
             UserError: they do not go together.
         """
         if self.freeze_patch_embedding and not isinstance(encoder, TokenEncoder):
-            raise UserError("objective.freeze_patch_embedding is for backbone 'vit' alone; remove it")
+            raise UserError("objective.freeze_patch_embedding is for transformers ('vit', 'primus'); remove it")
         return (MomentumContrastive if self.loss == "moco_v3" else Contrastive)(self, encoder)
 
 

@@ -1,59 +1,89 @@
-"""Masked autoencoder (He et al. 2022, arXiv 2111.06377) on a ViT, for images and volumes through one trunk.
+"""Masked autoencoders (He et al. 2022, arXiv 2111.06377): one configuration, an objective for each kind of network.
 
-With `gradient_weight` a second decoder predicts the scan's gradient map, as in Uni4Eye (Cai et al. 2022, arXiv
-2203.04614): what is hidden counts by its edges too.
+A transformer's hidden patches are dropped (`mae_tokens.py`). A convolutional network sees a scan with holes, and its
+own U decoder fills them (`mae_unet.py`).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
 
-from scanfoundry.backbones.protocol import Encoder, TokenEncoder
+from scanfoundry.backbones.protocol import Encoder, Family, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.datasets.batch import Batch
-from scanfoundry.pretrain.losses.gradient_map import gradient_map
-from scanfoundry.pretrain.masking import visible_indices
-from scanfoundry.pretrain.objectives.masked import MaskedObjective, columns, hidden_indices
-from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
-from scanfoundry.pretrain.objectives.token_decoder import TokenDecoder
+from scanfoundry.pretrain.objectives.mae_tokens import TokenMAE
+from scanfoundry.pretrain.objectives.mae_unet import UNetMAE
+from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
 
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+# What is left out: for U-Nets as Wald et al. 2024 (arXiv 2412.17041), for transformers as in MAE's paper.
+DEFAULTS: dict[Family, dict[str, Any]] = {
+    "convolutional": {"hide": "zeros", "block_2d": (16, 16), "block_3d": (16, 16, 16), "normalise_target": False},
+    "transformer": {"normalise_target": True},
+}
 # width, depth, heads; the paper has one decoder for B, L and H, the small ones keep its 32 channels per head
 DECODERS = {192: (192, 4, 6), 384: (256, 4, 8)}
 PAPER_DECODER = (512, 8, 16)
 
 
 class MAEConfig(ObjectiveOptions):
-    """Share of the patches hidden, the decoder's size (None: by the encoder's) and the targets."""
+    """What is hidden, the decoder's size and the targets; None: by the backbone (`DEFAULTS`, `decoder_size`).
+
+    An option that a backbone does not have is refused.
+    """
 
     name: Literal["mae"] = "mae"
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    decoder_dim: Annotated[int, Field(gt=0)] | None = None
-    decoder_depth: Annotated[int, Field(gt=0)] | None = None
-    decoder_heads: Annotated[int, Field(gt=0)] | None = None
-    normalise_target: bool = True  # per patch
-    target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat patch's std at its root; raise for noisy air
-    gradient_weight: Annotated[float, Field(ge=0)] = 0.0  # of the gradient map's loss; 0: no second decoder
+    mask_ratio: Share | tuple[Share, Share] = 0.75  # two numbers: drawn between them for each crop (U-Nets)
+    block_2d: tuple[Positive, Positive] | None = None  # (H, W), hidden as a whole; a transformer's is its patch
+    block_3d: tuple[Positive, Positive, Positive] | None = None  # (D, H, W)
+    hide: Literal["zeros", "token"] | None = None  # by zeros, or a learned value for each channel (U-Nets)
+    decoder_depth: Positive | None = None  # of a transformer's; Primus decodes by two of its own blocks
+    decoder_dim: Positive | None = None  # of a ViT's
+    decoder_heads: Positive | None = None
+    normalise_target: bool | None = None  # per block
+    reconstruct: Literal["augmented", "clean"] = "augmented"  # clean: the crop before its intensities were changed
+    target_eps: Annotated[float, Field(ge=0)] = 1e-6  # floors a flat block's std at its root; raise for noisy air
+    gradient_weight: Annotated[float, Field(ge=0)] = 0.0  # of the gradient map's loss (transformers); 0: none
 
-    def build(self, encoder: Encoder) -> "MAE":
+    @model_validator(mode="after")
+    def _ratios_rise(self) -> "MAEConfig":
+        if isinstance(self.mask_ratio, tuple) and self.mask_ratio[0] >= self.mask_ratio[1]:
+            raise ValueError(f"mask_ratio {list(self.mask_ratio)} must rise: set the smaller share first")
+        return self
+
+    def filled(self, family: Family) -> Self:
+        """With the family's `DEFAULTS` where there was nothing."""
+        return self.model_copy(
+            update={key: value for key, value in DEFAULTS[family].items() if getattr(self, key) is None}
+        )
+
+    def build(self, encoder: Encoder) -> Objective:
         """The objective on an encoder.
 
         Raises:
             UserError: they do not go together.
         """
-        if not isinstance(encoder, TokenEncoder):
+        if isinstance(encoder, TokenEncoder):
+            self._check_tokens(encoder)
+            return TokenMAE(self.filled("transformer"), encoder)
+        decoder = encoder.feature_decoder()
+        if decoder is None or max(encoder.feature_strides(is_2d=False)[0]) > 1:
             raise UserError(
-                "objective 'mae' needs the tokens of backbone 'vit'; for a convolutional one take 'spark', "
-                "for 'primus' 'contrastive' or 'barlow_twins'"
+                f"objective 'mae' needs tokens ('vit', 'primus') or a U-Net at full resolution ('stunet', 'mednext', "
+                f"'resenc'), and backbone '{encoder.config.name}' is neither; take 'contrastive' or 'barlow_twins'"
             )
-        return MAE(self, encoder)
+        self._check_unet(encoder.config.name)
+        return UNetMAE(self.filled("convolutional"), encoder, decoder)
+
+    def block(self, is_2d: bool) -> Size3D | None:
+        """The block (D, H, W) in voxels; None where it is the backbone's to say."""
+        if is_2d:
+            return None if self.block_2d is None else (1, *self.block_2d)
+        return self.block_3d
 
     def decoder_size(self, encoder_dim: int) -> tuple[int, int, int]:
-        """Width, depth and heads of the decoder.
+        """Width, depth and heads of a ViT's decoder.
 
         Raises:
             UserError: the heads do not divide the width.
@@ -65,122 +95,33 @@ class MAEConfig(ObjectiveOptions):
             raise UserError(f"decoder_dim {dim} is not a multiple of decoder_heads {heads}; change one of them")
         return dim, depth, heads
 
-
-@dataclass(frozen=True)
-class Target:
-    """One picture of a batch to be predicted: (B, C, D, H, W), where it counts, by which decoder, for how much."""
-
-    metric: str
-    picture: str  # its name among the pictures
-    decoder: TokenDecoder
-    weight: float
-    image: Tensor
-    valid: Tensor
-
-
-class MAE(MaskedObjective):
-    """Encode the visible patches, decode them among mask tokens, predict the voxels of the hidden ones."""
-
-    config: MAEConfig
-    encoder: TokenEncoder
-
-    def __init__(self, config: MAEConfig, encoder: TokenEncoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
-        size = config.decoder_size(encoder.pooled_dim)
-        self.decoder = TokenDecoder(encoder.pooled_dim, size, self._voxels())
-        wanted = config.gradient_weight > 0
-        self.gradient_decoder = TokenDecoder(encoder.pooled_dim, size, self._voxels()) if wanted else None
-
-    def _voxels(self) -> tuple[int, int]:
-        """Numbers in a patch of an image and of a volume."""
-        patches = (self.encoder.patch(is_2d=True), self.encoder.patch(is_2d=False))
-        flat, solid = (d * h * w * self.encoder.in_channels for d, h, w in patches)
-        return flat, solid
-
-    def patch(self, is_2d: bool) -> Size3D:
-        """The encoder's patch."""
-        return self.encoder.patch(is_2d)
-
-    def grid(self, shape: Size3D) -> Size3D:
-        """The encoder's grid of tokens."""
-        return self.encoder.grid(shape)
-
-    def targets(self, batch: Batch) -> Iterator[Target]:
-        """The scan, and its gradient map where that is asked for."""
-        yield Target("reconstruction", "scan", self.decoder, 1.0, batch.voxels, batch.valid)
-        if self.gradient_decoder is not None:
-            magnitude, known = gradient_map(batch.voxels, batch.valid)
-            weight = self.config.gradient_weight
-            yield Target("gradient", "gradient map", self.gradient_decoder, weight, magnitude, known)
-
-    def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted loss over the valid voxels of the hidden patches; metrics `reconstruction`, `gradient`, each (B,).
-
-        A voxel of the gradient map counts where its stencil is known (`gradient_map`).
-        """
-        batch = views[0]
-        mask = self.mask(batch)
-        keep, hidden = visible_indices(mask), hidden_indices(mask)
-        encoded = self.encode(batch.voxels, keep)
-        losses: list[Tensor] = []
-        metrics: dict[str, Tensor] = {}
-        for target in self.targets(batch):
-            prediction = self.decode(target.decoder, encoded, keep, mask, batch.is_2d, hidden)
-            loss, of_each = self.score(prediction, target.image, target.valid, hidden)
-            losses.append(target.weight * loss)
-            metrics[target.metric] = of_each.detach()
-        return sum(losses[1:], losses[0]), metrics
-
-    def encode(self, voxels: Tensor, keep: Tensor) -> Tensor:
-        """Tokens (B, extra + n, F) of the patches `keep` (B, n), `visible_indices` of the mask."""
-        return self.encoder.forward_tokens(voxels.to(self.decoder.mask_token.dtype), keep)
-
-    def decode(
-        self,
-        decoder: TokenDecoder,
-        encoded: Tensor,
-        keep: Tensor,
-        mask: Tensor,
-        is_2d: bool,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        """Predicted patches (B, n, V, C), target units: those `wanted` (B, n), or all."""
-        grid = (mask.shape[2], mask.shape[3], mask.shape[4])
-        predicted = decoder(encoded, keep, grid, is_2d, wanted)
-        return predicted.unflatten(-1, (-1, self.encoder.in_channels))
-
-    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """Predicted patches (B, L, V, C) of the scans (B, C, D, H, W), visible ones among them."""
-        keep = visible_indices(mask)
-        return self.decode(self.decoder, self.encode(voxels, keep), keep, mask, voxels.shape[2] == 1)
-
-    def predict_hidden(self, voxels: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-        """Predicted patches (B, n, V, C) that the mask hides."""
-        keep = visible_indices(mask)
-        return self.decode(self.decoder, self.encode(voxels, keep), keep, mask, voxels.shape[2] == 1, hidden)
-
-    @torch.no_grad()
-    def show(self, *views: Batch) -> dict[str, Tensor]:
-        """Scan, visible part and reconstruction; the same of the gradient map where that is predicted."""
-        batch = views[0]
-        mask = self.mask(batch)
-        keep = visible_indices(mask)
-        encoded = self.encode(batch.voxels, keep)
-        shown: dict[str, Tensor] = {}
-        for target in self.targets(batch):
-            prediction = self.decode(target.decoder, encoded, keep, mask, batch.is_2d)
-            shown |= columns(target.picture, self.compose(prediction, target.image, target.valid, mask))
-        return shown
-
-    def check_shape(self, shape: Size3D) -> None:
-        """Crops (D, H, W) must hold at least two whole patches, and a Sobel stencil where gradients are predicted."""
-        d, h, w = self.encoder.grid(shape)
-        if d * h * w < 2:
-            raise UserError(f"a crop of (D, H, W) = {shape} is one patch: nothing would stay visible; enlarge the crop")
-        if self.gradient_decoder is not None and (shape[0] == 2 or min(shape[1:]) < 3):
+    def _check_tokens(self, encoder: TokenEncoder) -> None:
+        name = encoder.config.name
+        if isinstance(self.mask_ratio, tuple):
             raise UserError(
-                f"a crop of (D, H, W) = {shape} is too thin for a gradient map: allowed is 3 voxels and more along "
-                "each axis; enlarge the crop or set objective.gradient_weight to 0"
+                f"objective.mask_ratio {list(self.mask_ratio)}: '{name}' takes as many patches of every crop; give one "
+                "number, or take a convolutional backbone"
             )
+        for key in ("decoder_dim", "decoder_heads"):
+            if getattr(self, key) is not None and type(encoder).grid_blocks is not TokenEncoder.grid_blocks:
+                raise UserError(f"objective.{key}: '{name}' decodes by blocks of its own width and heads; remove it")
+        if self.hide is not None:
+            raise UserError(f"objective.hide is for convolutional backbones: '{name}' drops what is hidden; remove it")
+        for is_2d, key in ((True, "block_2d"), (False, "block_3d")):
+            block, patch = self.block(is_2d), encoder.patch(is_2d)
+            if block not in (None, patch):
+                axes = slice(1, None) if is_2d else slice(None)
+                raise UserError(
+                    f"objective.{key} is {block[axes] if block else None} and what '{name}' hides is its patch "
+                    f"{patch[axes]}; remove it, or change the patch of the backbone"
+                )
+
+    def _check_unet(self, name: str) -> None:
+        for key in ("decoder_dim", "decoder_depth", "decoder_heads", "gradient_weight"):
+            if getattr(self, key):
+                raise UserError(f"objective.{key} is for transformers: '{name}' has a decoder of its own; remove it")
+        for key, block in (("block_2d", self.block_2d), ("block_3d", self.block_3d)):
+            if self.normalise_target and block is not None and max(block) == 1:
+                raise UserError(
+                    f"objective.normalise_target makes every block of one voxel ({key}) the same; set it to false"
+                )

@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
@@ -18,9 +19,9 @@ from scanfoundry.pretrain.objectives.protocol import Objective
 class Reconstruction:
     """Pictures of a masked objective in the units of the batch's voxels, each (B, C, D, H, W).
 
-    target      the scan
+    target      what is to be predicted: the scan, or what it was before its intensities were changed
     visible     the scan with zeros on the hidden voxels
-    prediction  the model's picture on the hidden voxels, the scan on the visible ones
+    prediction  the model's picture on the hidden voxels, the target on the visible ones
     mask        bool, True on hidden voxels, the same in every channel
     """
 
@@ -34,17 +35,25 @@ class MaskedConfig(Protocol):
     """The keys that every masked objective's configuration has."""
 
     @property
-    def mask_ratio(self) -> float: ...
+    def mask_ratio(self) -> float | tuple[float, float]: ...
     @property
-    def normalise_target(self) -> bool: ...
+    def normalise_target(self) -> bool | None: ...
     @property
     def target_eps(self) -> float: ...
+    @property
+    def reconstruct(self) -> Literal["augmented", "clean"]: ...
 
 
 class MaskedObjective(Objective):
     """MAE and SparK differ in how they predict; of several views they use the first."""
 
     config: MaskedConfig
+
+    def __init__(self, config: MaskedConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.clean = config.reconstruct == "clean"
 
     @abstractmethod
     def patch(self, is_2d: bool) -> Size3D:
@@ -68,8 +77,15 @@ class MaskedObjective(Objective):
         mask = self.mask(batch)
         hidden = hidden_indices(mask)
         prediction = self.predict_hidden(batch.voxels, mask, hidden)
-        loss, of_each = self.score(prediction, batch.voxels, batch.valid, hidden)
+        loss, of_each = self.score(prediction, self.wanted(batch), batch.valid, hidden)
         return loss, {"reconstruction": of_each.detach()}
+
+    def wanted(self, batch: Batch) -> Tensor:
+        """The scans (B, C, D, H, W) that are to be predicted."""
+        if not self.clean:
+            return batch.voxels
+        assert batch.clean is not None, "a view without its clean voxels"
+        return batch.clean
 
     def score(self, prediction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """`reconstruction_loss` of predicted hidden patches (B, n, V, C) against an image (B, C, D, H, W)."""
@@ -77,7 +93,7 @@ class MaskedObjective(Objective):
         target, known = (take(patchify(x, patch), hidden) for x in (image, valid))
         everywhere = torch.ones_like(hidden, dtype=torch.bool)
         return reconstruction_loss(
-            prediction, target, everywhere, known, self.config.normalise_target, self.config.target_eps
+            prediction, target, everywhere, known, bool(self.config.normalise_target), self.config.target_eps
         )
 
     def mask(self, batch: Batch) -> Tensor:
@@ -90,10 +106,13 @@ class MaskedObjective(Objective):
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """Pictures of the batch with the masks that training would use."""
         mask = self.mask(batch)
-        return self.compose(self.predict_patches(batch.voxels, mask), batch.voxels, batch.valid, mask)
+        prediction = self.predict_patches(batch.voxels, mask)
+        return self.compose(prediction, self.wanted(batch), batch.valid, mask, batch.voxels)
 
-    def compose(self, prediction: Tensor, image: Tensor, valid: Tensor, mask: Tensor) -> Reconstruction:
+    def compose(self, prediction: Tensor, image: Tensor, valid: Tensor, mask: Tensor, seen: Tensor) -> Reconstruction:
         """Pictures from predicted patches (B, L, V, C) and a mask of patches (B, 1, d, h, w), True where hidden.
+
+        `image` is what they should be, `seen` what they were predicted from.
 
         Normalised predictions take the mean and deviation of the true patch, as in MAE's own pictures.
         """
@@ -105,7 +124,7 @@ class MaskedObjective(Objective):
         grid = (mask.shape[2], mask.shape[3], mask.shape[4])
         hidden = enlarge(mask, patch).expand_as(image)
         picture = torch.where(hidden, unpatchify(prediction, grid, patch), image)
-        return Reconstruction(image, image.masked_fill(hidden, 0), picture, hidden)
+        return Reconstruction(image, seen.masked_fill(hidden, 0), picture, hidden)
 
     def show(self, *views: Batch) -> dict[str, Tensor]:
         """The scan, the same with grey on what is hidden, and its reconstruction."""
@@ -117,7 +136,7 @@ def columns(name: str, pictures: Reconstruction) -> dict[str, Tensor]:
     grey = (pictures.target.amin((1, 2, 3, 4), keepdim=True) + pictures.target.amax((1, 2, 3, 4), keepdim=True)) / 2
     return {
         name: pictures.target,
-        f"{name}: visible": torch.where(pictures.mask, grey, pictures.target),
+        f"{name}: visible": torch.where(pictures.mask, grey, pictures.visible),
         f"{name}: reconstruction": pictures.prediction,
     }
 

@@ -1,12 +1,12 @@
 """What every pre-training objective offers to the training loop."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.segmentation import Part
-from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.protocol import Encoder, Family
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
@@ -15,14 +15,18 @@ from scanfoundry.datasets.batch import Batch
 class Objective(nn.Module, ABC):
     """`loss, metrics = objective(*views)`; the encoder is what a release keeps.
 
-    own_decoder: whether it trains the backbone's own decoder, as `decoder`, and a convolution on it, as `head`.
     views: how many batches `forward` takes. They have the same length, and row i of each shows the same subject;
     their (D, H, W) may differ, even in the number of dimensions.
+
+    own_decoder: whether it trains the backbone's own decoder (`Encoder.feature_decoder`), which it then holds as
+    `decoder`, and what gives voxels as `head`. A release keeps both.
+    clean: whether it compares with the crop before its intensities were changed (`Batch.clean`).
     """
 
     encoder: Encoder
-    own_decoder: bool = False
     views: int = 1
+    own_decoder: bool = False
+    clean: bool = False
 
     @abstractmethod
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,6 +68,10 @@ class ObjectiveOptions(Config):
 
     if TYPE_CHECKING:  # each objective declares it among its own fields
         name: str
+
+    def filled(self, family: Family) -> Self:
+        """With what was left out and depends on the backbone's family; `config.yaml` of a run shows it."""
+        return self
 
     @abstractmethod
     def build(self, encoder: Encoder) -> Objective:

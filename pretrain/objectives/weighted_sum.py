@@ -1,13 +1,13 @@
 """A weighted sum of objectives on one backbone."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.segmentation import Part
-from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.protocol import Encoder, Family
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
@@ -43,6 +43,11 @@ class SumConfig(ObjectiveOptions):
             raise ValueError(f"two terms have the same name ({', '.join(titles)}); give each its own `name`")
         return self
 
+    def filled(self, family: Family) -> Self:
+        """With every term's objective filled in."""
+        terms = [t.model_copy(update={"objective": t.objective.filled(family)}) for t in self.terms]
+        return self.model_copy(update={"terms": terms})
+
     def build(self, encoder: Encoder) -> "WeightedSum":
         """The sum on an encoder.
 
@@ -66,6 +71,7 @@ class WeightedSum(Objective):
             del objective.encoder
             objective.__dict__["encoder"] = encoder
             self.terms[term.title] = objective
+        self.clean = any(objective.clean for _, _, objective in self._weighted())
         self.views = max(objective.views for _, _, objective in self._weighted())
 
     def _weighted(self) -> Iterator[tuple[str, float, Objective]]:

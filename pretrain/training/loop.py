@@ -131,7 +131,7 @@ class _Loop:
         self.loader, self.tracker, self.origin = loader, tracker, origin
         self.monitors, self.probes, self.stop, self.watchdog = monitors, probes, stop, watchdog
         self.root = config.run_dir / "checkpoints"
-        self.views = Views(config.data, engine.objective.views)
+        self.views = Views(config.data, engine.objective.views, engine.objective.clean)
         self.image_logger = ImageLogger(config, world, self.views)
         self.bad_in_a_row = 0
         self.saved: Path | None = None

@@ -43,12 +43,21 @@ def check_same_run(config: PretrainConfig) -> None:
     if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):
         return
     mine, theirs = config.model_dump(mode="json"), read_yaml(path)
+    known = _with_new_keys(theirs)
     for key in sorted(set(mine) - FREE_TO_CHANGE):
-        if _comparable(mine[key]) != _comparable(theirs.get(key)):
+        if _comparable(mine[key]) != _comparable(known.get(key)):
             raise UserError(
                 f"{config.run_dir} holds a run with another '{key}' ({theirs.get(key)}); "
                 "choose a new run_dir or restore the old value"
             )
+
+
+def _with_new_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `config.yaml` with the defaults of keys that did not exist when it was written."""
+    try:
+        return PretrainConfig.model_validate(content).model_dump(mode="json")
+    except ValueError:
+        return content
 
 
 # What a folder may hold before a run begins in it: what launching it leaves, a configuration, a log, a killed writer's.

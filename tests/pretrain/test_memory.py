@@ -40,6 +40,8 @@ CASES = {
     "contrastive": ({"name": "contrastive", **HEAD}, {"name": "stunet", "size": "S", "strides": STRIDES}),
     "moco": ({"name": "contrastive", "loss": "moco_v3", **HEAD}, {"name": "vit", "size": "Ti", "patch_3d": [4, 4, 4]}),
     "mae": ({"name": "mae"}, {"name": "vit", "size": "Ti", "patch_3d": [4, 4, 4]}),
+    "unet mae": ({"name": "mae", "hide": "token"}, {"name": "resenc", "features": [8, 16, 32], "blocks": [1, 2, 2],
+                                                    "strides": [[2, 2, 2]] * 2}),
 }
 
 def configured(case, crop, batch, **engine):
@@ -95,7 +97,9 @@ MOCO = {"name": "contrastive", "loss": "moco_v3", "projector_hidden": 64, "proje
 VIT = {"name": "vit", "size": "Ti"}
 
 
-@pytest.mark.parametrize(("objective", "backbone"), [(SPARK, STUNET), (MOCO, VIT), ({"name": "mae"}, VIT)])
+@pytest.mark.parametrize(
+    ("objective", "backbone"), [(SPARK, STUNET), (MOCO, VIT), ({"name": "mae"}, VIT), ({"name": "mae"}, STUNET)]
+)
 def test_parameters_are_counted_as_the_built_objective_has_them(objective, backbone):
     settings = config(backbone, objective, [32, 32, 32], 2)
     built = settings.objective.build(build(settings.backbone))
@@ -174,7 +178,7 @@ def test_states_of_each_stage_by_formula():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["spark", "mae"])
+@pytest.mark.parametrize("case", ["spark", "mae", "unet mae"])
 def test_estimate_against_allocations_of_one_process(ranks, case):
     lines = ranks(f"CASE = {case!r}\n{COMMON}{MEASURE}{ONE}", fresh=True).splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("[")]

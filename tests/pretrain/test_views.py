@@ -51,6 +51,31 @@ def test_views_of_one_crop_are_its_augmentations(depth):
     assert not torch.equal(first.voxels, second.voxels)
 
 
+@pytest.mark.parametrize("depth", [1, 8])
+def test_a_clean_view_has_the_same_geometry_and_none_of_the_intensities(depth):
+    """What is asked for beside it changes no bit of the view."""
+    moved = {"flip": {}, "affine": {"probability": 1.0}, "crop": {"probability": 0.5}}
+    config, given = data(augment={"default": moved | {"noise": {"probability": 1.0}}}), batch(depth)
+    (view,) = Views(config, 1, clean=True)(given)
+    (plain,) = Views(config, 1)(given)
+    (geometry,) = Views(data(augment={"default": moved}), 1)(given)
+    assert plain.clean is None
+    assert same(view, plain)
+    assert torch.equal(view.clean, geometry.voxels)
+    assert torch.equal(view.valid, geometry.valid)
+    assert not torch.equal(view.clean, view.voxels)
+
+
+def test_clean_targets_need_a_change_of_intensities():
+    mae = MAEConfig(decoder_dim=64, decoder_depth=1, decoder_heads=2, reconstruct="clean").build(build(VIT))
+    both = SumConfig(terms=[TermConfig(objective=mae.config), TermConfig(objective=SMALL)]).build(build(VIT))
+    assert both.clean
+    refused(data(), mae)
+    for objective in (mae, both):
+        with pytest.raises(UserError, match="no augmentation of intensities"):
+            refused(data(augment={"default": {"flip": {}, "affine": {}}}), objective)
+
+
 @pytest.mark.parametrize("positives", ["crops", "study"])
 def test_the_halves_of_a_paired_batch_are_augmented_as_the_two_views(positives):
     config, given = data(positives=positives), batch(paired=True)

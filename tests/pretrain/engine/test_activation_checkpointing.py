@@ -34,6 +34,8 @@ CASES = {
     "spark stunet": (SparkConfig(block_2d=(8, 8), block_3d=(8, 8, 8), decoder_width=32), STUNET),
     "spark mednext": (SparkConfig(block_2d=(16, 16), block_3d=(16, 16, 16), decoder_width=32), MEDNEXT),
     "spark resenc": (SparkConfig(block_2d=(8, 8), block_3d=(8, 8, 8), decoder_width=32), RESENC),
+    "unet mae resenc": (MAEConfig(mask_ratio=(0.4, 0.8)), RESENC.model_copy(update={"blocks": (3, 1, 1)})),
+    "primus mae": (MAEConfig(), PrimusConfig(size="S")),
     "contrastive primus": (ContrastiveConfig(**HEAD), PrimusConfig(size="S")),
     "mae": (MAE, VIT),
     "contrastive stunet": (ContrastiveConfig(**HEAD), STUNET),

@@ -88,7 +88,7 @@ def test_options_that_a_loss_would_ignore_are_refused():
     for loss, option in (("nt_xent", {"sigma": 0.5}), ("moco_v3", {"sigma": 0.5}), ("dclw", {"momentum": 0.9})):
         with pytest.raises(ValidationError, match="alone; remove it"):
             ContrastiveConfig(loss=loss, **option)
-    with pytest.raises(UserError, match="for backbone 'vit' alone"):
+    with pytest.raises(UserError, match="for transformers"):
         make("moco_v3", STUNET, freeze_patch_embedding=True)
 
 

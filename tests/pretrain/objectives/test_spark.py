@@ -12,6 +12,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.pretrain.objectives.light_decoder import LightDecoder, UpConv3d
 from scanfoundry.pretrain.objectives.spark import Densify, SparkConfig
 from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
+from scanfoundry.pretrain.sparse.encoders import packed_features
 
 
 @pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (2, 1, 2)])
@@ -80,7 +81,7 @@ def test_the_last_level_of_a_resenc_and_its_shortcuts_learn():
 
 
 def test_a_primus_is_told_what_it_can_do():
-    with pytest.raises(UserError, match=r"'resenc'\); for 'vit' take 'mae', for 'primus' 'contrastive'"):
+    with pytest.raises(UserError, match=r"'resenc'\); for 'vit' and 'primus' take 'mae'"):
         SparkConfig().build(build(PrimusConfig(size="S")))
 
 
@@ -93,3 +94,37 @@ def test_skip_levels_reach_the_decoder():
     for fill in objective.densify:
         assert fill.mask_token.grad is not None
         assert fill.mask_token.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 16), (1, 8, 16)])
+def test_the_own_decoder_reads_every_level_with_tokens_in_its_holes(shape):
+    """By loops: the encoder's packed features laid out in space; the decoder and head are the backbone's own."""
+    backbone = ResEncConfig(features=(4, 6, 8), blocks=(1, 2, 1), strides=((2, 2, 2), (1, 2, 2)))
+    config = SparkConfig(block_2d=(4, 8), block_3d=(4, 4, 8), decoder="own")
+    objective = config.build(build(backbone)).double()
+    mask = torch.tensor([[True, False, False, True], [False, False, True, False]]).view(2, 1, 1, 2, 2)
+    x = torch.randn(2, 1, *shape, dtype=torch.float64)
+    features = packed_features(objective.encoder, x, ActiveBlocks(~mask))
+    dense = []
+    for packed, fill in zip(features, objective.fill, strict=True):
+        d, h, w, channels = packed.shape[1:]
+        level = fill.mask_token.detach().view(1, -1, 1, 1, 1).expand(2, channels, d, 2 * h, 2 * w).clone()
+        for number, (b, _, i, j) in enumerate((~mask[:, 0]).nonzero().tolist()):
+            level[b, :, :, i * h : (i + 1) * h, j * w : (j + 1) * w] = packed[number].movedim(-1, 0)
+        dense.append(level)
+    expected = objective.head(objective.decoder.decode(dense)[0])
+    torch.testing.assert_close(objective.predict(x, mask), expected, rtol=1e-10, atol=1e-10)
+    objective.predict(x, mask).square().sum().backward()
+    assert all(p.grad is not None for p in objective.parameters())
+    whole = objective.encoder.decoder(1)
+    wanted = {key for part, key in map(whole.part_of, whole.state_dict()) if part == "decoder"}
+    assert objective.own_decoder
+    assert objective.decoder.state_dict().keys() == wanted
+
+
+def test_sizes_of_the_light_decoder_are_refused_beside_the_own_one():
+    for option in ({"decoder_width": 64}, {"skip_levels": 2}):
+        with pytest.raises(ValueError, match="for decoder 'light'"):
+            SparkConfig(decoder="own", **option)
+    config = SparkConfig(decoder="own")
+    assert SparkConfig(**config.model_dump()) == config

@@ -87,7 +87,7 @@ def test_terms_are_told_apart_and_must_go_with_the_backbone():
         SumConfig.model_validate({"terms": []})
     with pytest.raises(ValidationError):
         SumConfig.model_validate({"terms": [{"objective": {"name": "sum", "terms": TERMS}}]})
-    with pytest.raises(UserError, match="needs the tokens"):
+    with pytest.raises(UserError, match="decoder_dim is for transformers"):
         make(backbone=STUNetConfig(size="S"))
     with pytest.raises(UserError, match="multiple of"):
         make().check_shape((1, 17, 24))

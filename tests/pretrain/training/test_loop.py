@@ -34,14 +34,17 @@ def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark", wo
     backbones = {
         "spark": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3},
         "mae": {"name": "vit", "size": "Ti", "patch_2d": [8, 8], "patch_3d": [4, 8, 8]},
+        "unet mae": {"name": "resenc", "features": [4, 8], "blocks": [1, 1], "strides": [[2, 2, 2]]},
     }
     blocks = {"spark": {"block_2d": [4, 4], "block_3d": [4, 4, 4], "decoder_width": 32}, "mae": {}}
+    blocks["unet mae"] = {"mask_ratio": [0.4, 0.8], "hide": "token", "block_2d": [4, 4], "block_3d": [2, 4, 4]}
     moco = {"name": "contrastive", "loss": "moco_v3", "projector_hidden": 32, "projector_dim": 16}
     blocks["sum"] = {"terms": [{"objective": {"name": "mae", "gradient_weight": 0.5}}, {"objective": moco}]}
     pairs = {"positives": "crops", "augment": {"preset": "strong"}} if objective == "sum" else {}
     return {
         "run_dir": str(run_dir), "seed": 3, "steps": 10, "checkpoint_every": 2, "threads": 1, "monitor_crops": 8,
-        "backbone": backbones.get(objective, backbones["mae"]), "objective": {"name": objective, **blocks[objective]},
+        "backbone": backbones.get(objective, backbones["mae"]),
+        "objective": {"name": objective.split()[-1], **blocks[objective]},
         "data": {
             "sources": [{"name": name, "path": str(path)} for name, path in shards.items()],
             "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": workers, **pairs,
@@ -74,7 +77,7 @@ def lines(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("objective", ["spark", "mae", "sum"])
+@pytest.mark.parametrize("objective", ["spark", "mae", "unet mae", "sum"])
 def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, objective: str):
     paths = {}
     for name in ("straight", "killed"):
@@ -201,6 +204,12 @@ def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
         yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
     )
     check_same_run(check(PretrainConfig, first, "test"))
+    older = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    older["objective"].pop("decoder")  # of a version that did not have the key: its default is what was computed
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(older))
+    check_same_run(check(PretrainConfig, first, "test"))
+    with pytest.raises(UserError, match="another 'objective'"):
+        check_same_run(check(PretrainConfig, first | {"objective": first["objective"] | {"mask_ratio": 0.5}}, "test"))
     moved = first["data"] | {"workers": 2, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
     check_same_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
     for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
