@@ -7,9 +7,12 @@ from pydantic import Field
 
 from scanfoundry.configs.base import Config
 
-RecipeName = Literal["full", "staged", "frozen", "lora", "linear_probe", "attentive_probe", "knn"]
+RecipeName = Literal[
+    "full", "warmup", "sawtooth", "staged", "frozen", "lora", "linear_probe", "attentive_probe", "knn"
+]  # fmt: skip
 Head = Literal["plain", "linear_probe", "attentive_probe", "knn"]
 PROBES: tuple[RecipeName, ...] = ("linear_probe", "attentive_probe", "knn")  # on features that are computed once
+GENTLE: tuple[RecipeName, ...] = ("warmup", "sawtooth")  # with a lower peak rate than from scratch
 STAGED_SHARE = 0.2  # of the steps that a staged encoder stands still, where `schedule.frozen_steps` says nothing
 
 

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from scanfoundry.configs.text import printable
 
 COLOURS = {
-    "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",
-    "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
+    "full": "#0f6e8c", "warmup": "#b08a1e", "sawtooth": "#5c4a3d", "staged": "#3f8f4f", "frozen": "#6a5aa8",
+    "lora": "#a83a64", "linear_probe": "#4a7fc1", "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
 }  # fmt: skip
 NAMES = {
-    "full": "pre-trained", "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen",
-    "lora": "pre-trained, LoRA", "linear_probe": "linear probe", "attentive_probe": "attentive probe",
-    "knn": "nearest neighbours", "scratch": "from scratch",
+    "full": "pre-trained", "warmup": "pre-trained, warm-up to a lower rate", "sawtooth": "pre-trained, decoder first",
+    "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen", "lora": "pre-trained, LoRA",
+    "linear_probe": "linear probe", "attentive_probe": "attentive probe", "knn": "nearest neighbours",
+    "scratch": "from scratch",
 }  # fmt: skip
 INK, FAINT = "#22303a", "#d9e0e4"
 

@@ -78,7 +78,8 @@ def _of_the_trainings(config: FinetuneConfig, trials: Sequence[TrialResult]) -> 
             )
     if config.budget and len({trial.steps for trial in trials}) > 1:
         notes.append("trials ended by time: their numbers of steps differ, see results.json.")
-    scaled = config.schedule.encoder_lr_scale != 1
+    schedule = config.schedule
+    scaled = (schedule.encoder_lr_scale, schedule.layer_decay, schedule.pretrained_lr_scale) != (1, 1, None)
     if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):
         notes.append("the scratch arm trains its encoder from the first step at the full rate.")
     return notes

@@ -142,7 +142,7 @@ def _train_one(
         return float(np.mean(scores)) if scores else float("nan")
 
     check = mean_score if checked.cases else None
-    history = train(adapter, model, fit.samples, setup, progress, check, fit.unlabelled, slot)
+    history = train(adapter, model, fit.samples, setup, progress, check, fit.unlabelled, slot, encoder)
     if lora is not None:
         lora.merge()
     return model, history

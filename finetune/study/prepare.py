@@ -22,6 +22,7 @@ from scanfoundry.finetune.study.results import left_out
 from scanfoundry.finetune.study.split import Split, split, trial_cases
 from scanfoundry.finetune.study.trial import TrialName
 from scanfoundry.finetune.task import Spec
+from scanfoundry.finetune.training.layers import check_layers
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def _plan(config: FinetuneConfig, sides: Split, checked: Checked, backbone: Back
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
+    check_layers(encoder, config.schedule.layer_decay)
     plan = settle_plan(config.run_dir / "plan.json", sides.pool, checked.grids, config.plan, encoder)
     if config.task.windows:  # other tasks scale each scan to fit the patch
         check_grids(checked, plan.spacing)

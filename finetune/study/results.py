@@ -17,7 +17,7 @@ from scanfoundry.finetune.study.label_caveats import caveats_of_labels, label_ma
 from scanfoundry.finetune.study.split import Split, class_counts
 from scanfoundry.finetune.study.trial import TrialResult
 from scanfoundry.finetune.task import Spec
-from scanfoundry.finetune.training.optimisation import preset
+from scanfoundry.finetune.training.optimisation import peak_lr, preset
 
 SCRATCH = "scratch"
 
@@ -150,6 +150,7 @@ def _setup(config: FinetuneConfig, spec: Spec) -> dict[str, Any]:
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
         "recipes": config.recipes,
         "optimiser": preset(config.schedule, spec.backbone.family).model_dump(),
+        "peak_lr": {arm.name: peak_lr(config.schedule, arm, spec.backbone.family) for arm in config.arms},
         "schedule": config.schedule.model_dump(mode="json"),
         "validation": config.validation.model_dump(mode="json"),
         "self_training": config.self_training.model_dump(mode="json"),

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.task import Adapter, Sample, TaskModel
 from scanfoundry.finetune.training.batches import Batches
 from scanfoundry.finetune.training.best_weights import BestWeights
-from scanfoundry.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16
+from scanfoundry.finetune.training.optimisation import make_optimiser, preset, scales_of, use_bfloat16
+from scanfoundry.finetune.training.rates import Rates
 from scanfoundry.finetune.training.resuming import Part, gathered, spread
 from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.self_training import SelfTraining
@@ -33,6 +35,7 @@ def train(
     check: Callable[[TaskModel], float] | None = None,
     unlabelled: Sequence[Sample[Any]] = (),
     slot: Slot = NOWHERE,
+    encoder: Encoder | None = None,
 ) -> History:
     """Train `model` in place. Batches are a pure function of (seed, step), so all arms see the same ones.
 
@@ -45,6 +48,7 @@ def train(
         check: the headline metric of a model on held-back cases, higher is better; the best weights are kept.
         unlabelled: samples without a target, for self-training.
         slot: where the training is saved now and then; it goes on from what is saved there already.
+        encoder: of the model, whose layers `schedule.layer_decay` counts.
 
     Returns:
         The curves of the training.
@@ -55,9 +59,10 @@ def train(
     """
     schedule = setup.schedule
     model.to(setup.device).train()
-    scale = schedule.encoder_lr_scale if setup.arm.pretrained else 1.0
-    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.family), scale)
-    rates = Rates(optimiser, schedule.warmup_steps, setup.frozen)
+    family = adapter.spec.backbone.family
+    scales = scales_of(schedule, setup.arm, family)
+    optimiser = make_optimiser(model, preset(schedule, family), scales, setup.loaded, encoder)
+    rates = Rates(optimiser, setup, scales.decoder)
     loop = _Loop(model, setup, BestWeights(model, schedule.average, setup.validation, check))
     half = use_bfloat16(schedule.precision, setup.device)
     others = SelfTraining(setup.self_training, adapter, unlabelled, setup.device, half)

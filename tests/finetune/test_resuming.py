@@ -83,6 +83,13 @@ CASES = {
     "staged": ("classification", {"checkpoint": True, "recipes": ["staged"], "plan": SLICES, "shots": [4],
                                   "schedule": {"steps": 6, "warmup_steps": 1, "frozen_steps": 3}},
                ["training-0 step 2", "training-0 step 4"]),
+    "warm-up, decoder first": (
+        "classification",
+        {"checkpoint": True, "recipes": ["sawtooth", "warmup"], "plan": SLICES, "shots": [4], "keep_weights": "all",
+         "schedule": {"steps": 10, "warmup_share": 0.3, "decoder_share": 0.4, "layer_decay": 0.8},
+         "augmentation": {"mixup": 0.8, "cutmix": 1.0}},
+        [f"training-0 step {step}" for step in (1, 3, 5, 8)],  # rising and falling, in either part
+    ),
     "frozen, sgd": ("regression", {"checkpoint": True, "recipes": ["frozen"], "plan": SLICES, "shots": [6],
                                    "schedule": {"steps": 4, "warmup_steps": 1, "optimiser": "sgd"}},
                     ["training-0 step 3"]),
