@@ -11,6 +11,7 @@ from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.datasets.modality import Modality
+from scanfoundry.finetune.config.distil import DistilConfig
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.recipes import GENTLE, PROBES, Arm, LoraConfig, ProbeConfig, RecipeName
 from scanfoundry.finetune.config.tasks.registry import Task, tasks
@@ -225,6 +226,7 @@ class FinetuneConfig(Config):
     lora: LoraConfig = LoraConfig()
     probe: ProbeConfig = ProbeConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
+    distil: DistilConfig = DistilConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     plan: PlanOverrides = PlanOverrides()
     inference: InferenceConfig = InferenceConfig()
@@ -281,6 +283,15 @@ class FinetuneConfig(Config):
         if self.schedule.frozen_steps and "staged" not in self.recipes:
             raise ValueError("schedule.frozen_steps is for recipe 'staged'")
         probes = [name for name in self.recipes if name in PROBES]
+        if probes and self.distil.teacher:
+            raise ValueError(f"recipe '{probes[0]}' trains no network that a teacher could help: leave out distil")
+        if self.distil.teacher and self.distil.what == "features" and "frozen" in self.recipes:
+            raise ValueError("recipe 'frozen' lets the encoder rest, whose features the teacher moves: leave out one")
+        if self.distil.teacher and self.distil.what == "logits" and not self.task.class_scores:
+            raise ValueError(
+                f"distil.what=logits is for tasks whose network gives a score of each class, and {self.task.name} has "
+                "none: take distil.what=features"
+            )
         if probes and not self.task.probes:
             able = " and ".join(name for name, parts in tasks().items() if parts.config.probes)
             raise ValueError(
@@ -293,6 +304,9 @@ class FinetuneConfig(Config):
         """The checkpoint by each recipe, and training from scratch, as far as this run has them."""
         scratch = Arm("scratch", "full", pretrained=False)
         if self.checkpoint is None:
-            return [scratch]
+            taught = [scratch.taught()] if self.distil.teacher else []
+            return [*taught, scratch] if self.compare_scratch or not taught else taught
         adapted = [Arm(name, name, pretrained=True) for name in self.recipes]
+        if self.distil.teacher:
+            adapted = [*(arm.taught() for arm in adapted), *(adapted if self.distil.compare else [])]
         return [*adapted, scratch] if self.compare_scratch else adapted

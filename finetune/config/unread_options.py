@@ -60,6 +60,14 @@ def _idle(config: Study) -> list[tuple[str, str]]:
     if not config.self_training.rounds:
         found += [(f"self_training.{name}", "self_training.rounds is 0") for name in ("start", "min_steps", "share",
                                                                                        "scans")]  # fmt: skip
+    if not config.distil.teacher:
+        found += [
+            (f"distil.{key}", "distil.teacher is not given") for key in ("what", "weight", "temperature", "compare")
+        ]
+    if config.distil.what != "logits":
+        found.append(("distil.temperature", "it softens logits, and features are matched"))
+    if config.checkpoint is None:
+        found.append(("distil.compare", "the scratch arm has no teacher anyway"))
     if config.split.file is not None or config.split.official:
         given = "split.file" if config.split.file is not None else "split.official"
         found.append(("split.test_fraction", f"{given} says who is tested on"))

@@ -5,9 +5,11 @@ from io import BytesIO
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from scanfoundry.configs.text import printable
+from scanfoundry.finetune.config.recipes import DISTILLED
 
 COLOURS = {
     "full": "#0f6e8c", "warmup": "#b08a1e", "sawtooth": "#5c4a3d", "staged": "#3f8f4f", "frozen": "#6a5aa8",
@@ -19,6 +21,8 @@ NAMES = {
     "linear_probe": "linear probe", "attentive_probe": "attentive probe", "knn": "nearest neighbours",
     "scratch": "from scratch",
 }  # fmt: skip
+COLOURS |= {f"{arm}{DISTILLED}": to_hex([0.6 * each for each in to_rgb(colour)]) for arm, colour in COLOURS.items()}
+NAMES |= {f"{arm}{DISTILLED}": f"{name}, with a teacher" for arm, name in NAMES.items()}
 INK, FAINT = "#22303a", "#d9e0e4"
 
 

@@ -64,6 +64,7 @@ def summarise(
     found: CaseList,
     trials: Sequence[TrialResult],
     checked: Checked | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> Results:
     """Means, intervals and paired differences of the finished trials.
 
@@ -74,6 +75,7 @@ def summarise(
         found: the data set.
         trials: the results of all trials.
         checked: what was found in the label maps, if that is known.
+        teacher: what is said of it, where one takes part.
     """
     adapter = adapter_for(spec)
     metrics = adapter.all_metrics()
@@ -101,7 +103,7 @@ def summarise(
         paired=paired,
         cells=list(trials),
         data=_data(spec, sides, found) | {"label_maps": [row.model_dump() for row in maps]},
-        setup=_setup(config, spec),
+        setup=_setup(config, spec) | {"teacher": teacher},
         left_out=left_out(config, sides, found),
         warnings=found.warnings + shown,
         versions=versions(),

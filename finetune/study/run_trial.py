@@ -62,7 +62,7 @@ def run_trial(
     write_whole(context.folder / PICTURES, lambda part: save_pictures(part, worst))
     if context.keep_weights:
         steps = [history.steps for history in ensemble.histories]
-        save_model(context.folder, ensemble.models, described(adapter, name, steps))
+        save_model(context.folder, ensemble.models, described(adapter, name, steps, context.teacher))
     result = _result(name, cases, context, adapter.spec, ensemble, records)
     write_json(context.folder / RESULT, result.model_dump(mode="json"))
     context.saved.clear()

@@ -58,6 +58,8 @@ class TrialRunner:
         study, config = self._study, self._study.config
         cases = trial_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
+        if study.teacher and name.arm.distilled:
+            origin += study.teacher.weights_sha256
         digest = digest_of_trial(config, study.spec, name.arm, cases, study.checked, origin)
         keep_weights = config.keep_weights == "all" or name == study.best
         return Trial(name, config.run_dir / TRIALS / name.folder, digest, keep_weights, origin, cases)
@@ -138,6 +140,7 @@ class TrialRunner:
             TrainProgress(shown.step),
             shown.tested,
             saved,
+            study.teacher.recorded(config.distil) if study.teacher and name.arm.distilled else None,
         )
         pretrained = None
         if study.release and name.arm.pretrained:

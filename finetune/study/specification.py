@@ -34,7 +34,11 @@ def settled(adapter: Adapter[Any, Any], held: Validation | None, config: Validat
     return adapter if held is None else adapter_for(adapter.settled(held, config))
 
 
-def described(adapter: Adapter[Any, Any], name: TrialName, steps: Sequence[int]) -> Spec:
-    """The specification that is written beside the weights; steps: of each model."""
+def described(
+    adapter: Adapter[Any, Any], name: TrialName, steps: Sequence[int], teacher: dict[str, Any] | None = None
+) -> Spec:
+    """The specification that is written beside the weights; steps: of each model; teacher: who took part, if any."""
     trained = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": list(steps)}
+    if teacher is not None:
+        trained["teacher"] = teacher
     return adapter.spec.model_copy(update={"trained": trained})

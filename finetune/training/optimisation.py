@@ -1,6 +1,6 @@
 """Optimiser, base rates of its groups, and precision of one training."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,12 @@ def peak_lr(schedule: ScheduleConfig, arm: Arm, family: Family) -> float:
 
 
 def make_optimiser(
-    model: TaskModel, chosen: Preset, scales: Scales, loaded: Collection[str] | None = None, of: Encoder | None = None
+    model: TaskModel,
+    chosen: Preset,
+    scales: Scales,
+    loaded: Collection[str] | None = None,
+    of: Encoder | None = None,
+    beside: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """An optimiser whose groups have their `base_lr`, and whether they are of the `encoder` and `loaded`.
 
@@ -92,9 +97,11 @@ def make_optimiser(
         scales: of the rates.
         loaded: names of the parameters that came from a checkpoint; None: those of the encoder.
         of: the encoder, whose layers a decay of rates counts.
+        beside: parameters that are trained beside the model, as those of its head are.
     """
     encoder = {id(parameter) for parameter in model.encoder_parameters()}
     layers, last = ({}, 0) if of is None or scales.layer_decay == 1 else layers_of(of)
+    peak = chosen.lr * scales.all
     groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         inside = id(parameter) in encoder
@@ -105,14 +112,14 @@ def make_optimiser(
     settings = [
         {
             "params": groups[inside, known, layer],
-            "base_lr": chosen.lr
-            * scales.all
-            * (scales.encoder * scales.layer_decay ** (last - layer) if inside else 1.0),
+            "base_lr": peak * (scales.encoder * scales.layer_decay ** (last - layer) if inside else 1.0),
             "encoder": inside,
             "loaded": known,
         }
         for inside, known, layer in sorted(groups, reverse=True)
     ]
+    if beside:
+        settings.append({"params": list(beside), "base_lr": peak, "encoder": False, "loaded": False})
     if chosen.optimiser == "sgd":
         return torch.optim.SGD(settings, chosen.lr, 0.99, weight_decay=chosen.weight_decay, nesterov=True)
     return torch.optim.AdamW(settings, chosen.lr, weight_decay=chosen.weight_decay)
