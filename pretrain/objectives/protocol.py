@@ -44,6 +44,10 @@ class Objective(nn.Module, ABC):
         """The objectives that see view number `view`: whose `check_shape` that view's crops must pass."""
         return [self] if view < self.views else []
 
+    def teachers(self) -> dict[str, Encoder]:
+        """Encoders within the objective that hold the weights of released models, by the models' names."""
+        return {}
+
     def after_step(self, progress: float) -> None:
         """Called on every rank after each optimiser step that was applied; progress in [0, 1] of the run."""
 
@@ -56,6 +60,11 @@ class ObjectiveOptions(Config):
 
     if TYPE_CHECKING:  # each objective declares it among its own fields
         name: str
+
+    @property
+    def label(self) -> str:
+        """How `model.json` names it."""
+        return self.name
 
     @abstractmethod
     def build(self, encoder: Encoder) -> Objective:

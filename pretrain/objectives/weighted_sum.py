@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
@@ -32,6 +33,11 @@ class SumConfig(ObjectiveOptions):
 
     name: Literal["sum"] = "sum"
     terms: Annotated[list[TermConfig], Field(min_length=1)]
+
+    @property
+    def label(self) -> str:
+        """Its terms: '1 mae + 0.5 contrastive'."""
+        return " + ".join(f"{term.weight:g} {term.objective.label}" for term in self.terms)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "SumConfig":
@@ -95,6 +101,20 @@ class WeightedSum(Objective):
     def viewers(self, view: int) -> list[Objective]:
         """The objectives among the terms that see view number `view`."""
         return [each for _, _, objective in self._weighted() for each in objective.viewers(view)]
+
+    def teachers(self) -> dict[str, Encoder]:
+        """Those of all terms.
+
+        Raises:
+            UserError: two terms have the same teacher.
+        """
+        found: dict[str, Encoder] = {}
+        for _, _, objective in self._weighted():
+            theirs = objective.teachers()
+            if both := found.keys() & theirs.keys():
+                raise UserError(f"two terms of the objective have the teacher {min(both)}; merge them into one")
+            found |= theirs
+        return found
 
     def after_step(self, progress: float) -> None:
         """Call `after_step` of every term."""

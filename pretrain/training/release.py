@@ -8,8 +8,6 @@ from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.engine.averaged_encoder import NAME as AVERAGED
 from scanfoundry.pretrain.engine.engine import Engine
-from scanfoundry.pretrain.objectives import ObjectiveConfig
-from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 from scanfoundry.pretrain.training.initialize import Origin
 
 ENCODER = "encoder."  # every objective holds its backbone under this name
@@ -20,15 +18,15 @@ def write_release(
 ) -> Path:
     """Write `model.safetensors`, `model.json` and `patients.txt` into the run folder; `saved` is the checkpoint.
 
-    Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen;
-    their terms are handed on.
+    Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen,
+    and so do the patients of its teachers; their terms are handed on.
     """
     chosen = released_prefix(config.ema is not None)
     encoder = {key.removeprefix(chosen): value for key, value in engine.weights(saved, chosen).items()}
     data = config.data
     info = ReleaseInfo(
         backbone=config.backbone,
-        objective=label(config.objective),
+        objective=config.objective.label,
         step=step,
         averaged=None if config.ema is None else config.ema.momentum,
         intensity=data.intensity.model_dump(mode="json"),
@@ -48,13 +46,6 @@ def write_release(
 def released_prefix(averaged: bool) -> str:
     """What the names of the released weights begin with in the objective's state."""
     return f"{AVERAGED}.{ENCODER}" if averaged else ENCODER
-
-
-def label(objective: ObjectiveConfig) -> str:
-    """How `model.json` names an objective: a sum by its terms, '1 mae + 0.5 contrastive'."""
-    if isinstance(objective, SumConfig):
-        return " + ".join(f"{term.weight:g} {term.objective.name}" for term in objective.terms)
-    return objective.name
 
 
 def _joined(own: str | None, inherited: str) -> str:

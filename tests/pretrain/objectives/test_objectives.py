@@ -1,10 +1,13 @@
 """Promises of every objective, over the registry, then those of the masked ones; a new one adds its case to SMALL."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
+from scanfoundry.backbones.models.release import ReleaseInfo, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
@@ -13,9 +16,11 @@ from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.objectives import OBJECTIVES
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.distil import DistilConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 from scanfoundry.pretrain.objectives.masked import MaskedObjective, hidden_indices, take
 from scanfoundry.pretrain.objectives.spark import SparkConfig
+from scanfoundry.pretrain.objectives.token_distillation import TokenDistillationConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
 
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))  # total (2, 4, 4)
@@ -23,11 +28,16 @@ VIT = ViTConfig(size="Ti", in_channels=2, patch_2d=(4, 4), patch_3d=(2, 4, 4))
 STUNET = STUNetConfig(size="S", in_channels=2, strides=STRIDES)
 MAE = MAEConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2)
 CONTRASTIVE = ContrastiveConfig(projector_hidden=64, projector_dim=32)
+TEACHERS = tempfile.TemporaryDirectory()  # until the tests end
+save_release(Path(TEACHERS.name), build(STUNET).state_dict(), ReleaseInfo(backbone=STUNET), [])
+TOKENS = {"decoder_dim": 64, "decoder_depth": 2, "decoder_heads": 2}
 SMALL = {
     "mae": (VIT, MAE),
     "spark": (STUNET, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder_width=128)),
     "contrastive": (STUNET, CONTRASTIVE),
     "barlow_twins": (VIT, BarlowTwinsConfig(projector_hidden=64, projector_dim=4, mixed=1.0)),
+    "distil": (VIT, DistilConfig(teacher=TEACHERS.name)),
+    "token_distillation": (VIT, TokenDistillationConfig(**TOKENS, momentum=0.9)),
     "sum": (VIT, SumConfig(terms=[TermConfig(objective=MAE), TermConfig(weight=0.5, objective=CONTRASTIVE)])),
 }
 BLOCKS = {"mae": ((1, 4, 4), (2, 4, 4)), "spark": ((1, 4, 8), (2, 4, 4))}  # 2D, 3D
