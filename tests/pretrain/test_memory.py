@@ -95,7 +95,10 @@ MOCO = {"name": "contrastive", "loss": "moco_v3", "projector_hidden": 64, "proje
 VIT = {"name": "vit", "size": "Ti"}
 
 
-@pytest.mark.parametrize(("objective", "backbone"), [(SPARK, STUNET), (MOCO, VIT), ({"name": "mae"}, VIT)])
+@pytest.mark.parametrize(
+    ("objective", "backbone"),
+    [(SPARK, STUNET), (MOCO, VIT), ({"name": "mae"}, VIT), ({"name": "token_distillation"}, VIT)],
+)
 def test_parameters_are_counted_as_the_built_objective_has_them(objective, backbone):
     settings = config(backbone, objective, [32, 32, 32], 2)
     built = settings.objective.build(build(settings.backbone))

@@ -19,6 +19,7 @@ from scanfoundry.configs.loading import check
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.memory.trace import fake_objective, trace
 from scanfoundry.pretrain.objectives.distil import DistilConfig
 from scanfoundry.pretrain.objectives.token_distillation import TokenDistillationConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
@@ -227,3 +228,101 @@ def test_a_teacher_of_tokens_may_teach_a_primus(tmp_path):
     loss, _ = objective(make_batch((4, 8, 12)))
     loss.backward()
     assert loss.isfinite()
+
+
+def test_memory_is_estimated_without_the_teachers_weights(tmp_path):
+    config = DistilConfig(teacher=released(tmp_path / "large", TEACHER.model_copy(update={"in_channels": 2})))
+    run = run_config(tmp_path / "run", config)
+    objective, _ = fake_objective(run)
+    frozen = sum(p.numel() for p in objective.parameters() if not p.requires_grad)
+    assert frozen == sum(p.numel() for p in build(TEACHER.model_copy(update={"in_channels": 2})).parameters())
+    one = check(PretrainConfig, run.model_dump(mode="json") | {
+        "backbone": STUDENT.model_dump() | {"in_channels": 1},
+        "objective": DistilConfig(teacher=released(tmp_path / "one", TEACHER)).model_dump(),
+    }, "test")  # fmt: skip
+    assert trace(one, (1, 16, 16), 2, False, "cpu").forward > 0
+
+
+ENGINE = """
+import dataclasses, os
+from pathlib import Path
+import torch
+from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.vit import ViTConfig
+from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.distributed.world import barrier, join
+from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
+from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser
+from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
+
+CONFIG = SumConfig.model_validate({"terms": [
+    {"objective": {"name": "distil", "teacher": TEACHER}},
+    {"objective": {"name": "token_distillation", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2,
+                   "momentum": 0.5}},
+]})
+OPT = OptimiserConfig(name="sgd", lr=1e-2, warmup_steps=0).filled("transformer")  # Adam enlarges rounding
+STEPS = 3
+world = join("cpu", 1)
+root = Path(os.environ["TMP_PATH"])
+def fresh():
+    torch.manual_seed(0)
+    return CONFIG.build(build(ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(2, 4, 4))))
+def batch(step, rows):
+    g = torch.Generator().manual_seed(step)
+    voxels, valid = torch.randn(4, 1, 1, 8, 8, generator=g), torch.ones(4, 1, 1, 8, 8, dtype=torch.bool)
+    valid[0, ..., 4:] = False  # so that the ranks have other numbers of valid voxels
+    n = len(voxels[rows])
+    names = ["mr"] * n
+    return Batch(voxels[rows], valid[rows], torch.arange(4)[rows] + 7, names, names, names, step)
+def weights(e, name):
+    e.save(root / name, {})
+    barrier(world)
+    return e.weights(root / name)
+rows = slice(world.rank, 4, world.size)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_compute_what_one_does_and_resume_bit_for_bit(tmp_path, ranks, stage):
+    teacher = released(tmp_path / "large", STUNetConfig(size="S", strides=((1, 2, 2),) * 2 + ((1, 1, 1),) * 3))
+    ranks(
+        f"TEACHER, STAGE = {teacher!r}, {stage}"
+        + ENGINE
+        + """
+import unittest.mock
+plain = fresh()
+optimiser = build_optimiser(plain, OPT)
+alone = unittest.mock.patch.multiple("scanfoundry.pretrain.losses.features",
+                                     rank_and_size=lambda: (0, 1), summed=lambda x: x)
+e = Engine(fresh(), OPT, EngineConfig(zero_stage=STAGE, clip=0.0, precision="fp32"), world)
+before = {k: v.clone() for k, v in plain.state_dict().items()}
+for step in range(STEPS):
+    record = e.step([(batch(step, rows),)], 1e-2, (step + 1) / STEPS)
+    with alone:
+        optimiser.zero_grad()
+        loss = plain(batch(step, slice(0, 4)))[0]
+        loss.backward()
+        for parameter in plain.parameters():  # what a step does not use is decayed all the same
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
+        plain.after_step((step + 1) / STEPS)
+    assert abs(record.loss - float(loss)) < 1e-4 * abs(record.loss), (step, record.loss, float(loss))
+    now = weights(e, f"step-{step}")
+for name, value in plain.state_dict().items():
+    moved = (value - before[name]).norm()
+    if "teacher" in name:
+        assert torch.equal(now[name], before[name]) and moved == 0, name
+    else:
+        off = (now[name] - value).norm()
+        assert off <= 1e-3 * moved + 1e-6, (name, float(off), float(moved))
+f = Engine(fresh(), OPT, EngineConfig(zero_stage=STAGE, clip=0.0, precision="fp32"), world)
+f.load(root / "step-0")
+for step in range(1, STEPS):
+    f.step([(batch(step, rows),)], 1e-2, (step + 1) / STEPS)
+resumed = weights(f, "resumed")
+assert all(torch.equal(now[name], resumed[name]) for name in now)
+""",
+        2,
+    )
