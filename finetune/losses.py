@@ -71,7 +71,16 @@ def dual_focal(logits: Tensor, labels: Tensor, gamma: float, weight: Tensor | No
 
 
 def class_loss(logits: Tensor, labels: Tensor, config: LossConfig, weight: Tensor | None = None) -> Tensor:
-    """The configured `term`: logits (B, K, ...), labels (B, ...) integers, weights (K,)."""
+    """The configured `term`.
+
+    Args:
+        logits: (B, K, ...).
+        labels: (B, ...) integers, or shares of each class (B, K, ...) that sum to 1.
+        config: the term and its options.
+        weight: (K,) of the classes.
+    """
+    if labels.dim() == logits.dim():
+        return _of_shares(logits, labels, config, weight)
     gamma = GAMMA.get(config.term, 0.0) if config.gamma is None else config.gamma
     if config.term == "focal":
         return focal(logits, labels, gamma, weight)
@@ -80,6 +89,35 @@ def class_loss(logits: Tensor, labels: Tensor, config: LossConfig, weight: Tenso
     exact = _exact(logits)
     weight = None if weight is None else weight.to(exact)
     return F.cross_entropy(exact, labels.long(), weight, label_smoothing=config.label_smoothing)
+
+
+def _of_shares(logits: Tensor, shares: Tensor, config: LossConfig, weight: Tensor | None) -> Tensor:
+    """The configured term where each target is a mixture of classes: linear in their shares.
+
+    It is the mean over shares times weights, so that shares of 0 and 1 give what the class itself gives.
+    """
+    exact = _exact(logits)
+    log_p, shares = exact.log_softmax(1), shares.to(exact)
+    weights = torch.ones_like(shares[:1]) if weight is None else weight.to(exact).view(1, -1, *[1] * (exact.dim() - 2))
+    gamma = GAMMA.get(config.term, 0.0) if config.gamma is None else config.gamma
+    if config.term == "cross_entropy":
+        smooth = config.label_smoothing
+        total = (shares * weights).sum()
+        return (
+            -((1 - smooth) * (shares * weights * log_p).sum() + smooth / exact.shape[1] * (weights * log_p).sum())
+            / total
+        )
+    rest = 1 - log_p.exp()
+    if config.term == "dual_focal":
+        rest = rest + _runner_up(log_p.exp())
+    values = -(rest.clamp_min(SURE) ** gamma) * log_p
+    return (shares * weights * values).sum() / (shares * weights).sum()
+
+
+def _runner_up(p: Tensor) -> Tensor:
+    """Of each class (B, K, ...) the highest probability below its own, 0 where there is none."""
+    lower = p[:, None] < p[:, :, None]  # [:, k, j]: whether class j is below class k
+    return torch.where(lower, p[:, None], 0.0).amax(2)
 
 
 def dice_ce(

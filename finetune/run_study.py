@@ -56,7 +56,8 @@ def run(config: FinetuneConfig) -> RunResult:
             with StudyDisplay(len(study.names)) as display:
                 run_in_processes(study, runner, stop, display)
                 trials = runner.run_all(display)
-            results = summarise(study.config, study.spec, study.sides, study.found, trials, study.checked)
+            teacher = study.teacher.recorded(config.distil) if study.teacher else None
+            results = summarise(study.config, study.spec, study.sides, study.found, trials, study.checked, teacher)
             write_json(folder / "results.json", results.model_dump(mode="json"))
             best = folder / TRIALS / study.best.folder
             for name in (WEIGHTS, PATIENTS, INFO):

@@ -1,15 +1,19 @@
 """How a pre-trained encoder is adapted: which of its parameters learn, and from when on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field
 
 from scanfoundry.configs.base import Config
 
-RecipeName = Literal["full", "staged", "frozen", "lora", "linear_probe", "attentive_probe", "knn"]
+RecipeName = Literal[
+    "full", "warmup", "sawtooth", "staged", "frozen", "lora", "linear_probe", "attentive_probe", "knn"
+]  # fmt: skip
 Head = Literal["plain", "linear_probe", "attentive_probe", "knn"]
 PROBES: tuple[RecipeName, ...] = ("linear_probe", "attentive_probe", "knn")  # on features that are computed once
+GENTLE: tuple[RecipeName, ...] = ("warmup", "sawtooth")  # with a lower peak rate than from scratch
+DISTILLED = "_distilled"  # ends the name of an arm that has a teacher
 STAGED_SHARE = 0.2  # of the steps that a staged encoder stands still, where `schedule.frozen_steps` says nothing
 
 
@@ -35,9 +39,14 @@ class ProbeConfig(Config):
 class Arm:
     """One way of training that a study compares."""
 
-    name: str  # the recipe's, or 'scratch'
+    name: str  # the recipe's, or 'scratch'; with a teacher '_distilled' follows
     recipe: RecipeName
     pretrained: bool
+    distilled: bool = False  # whether a teacher takes part
+
+    def taught(self) -> "Arm":
+        """The same with a teacher."""
+        return replace(self, name=f"{self.name}{DISTILLED}", distilled=True)
 
     def still(self, step: int, done: float, given: int) -> bool:
         """Whether the encoder stands still at this step; `done`: share of the training, `given`: what the schedule

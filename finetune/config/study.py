@@ -1,5 +1,6 @@
 """What a fine-tuning run is told: data, task, few-shot protocol, schedule. Every option has one reader."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,11 +12,12 @@ from scanfoundry.backbones.registry import BackboneConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.datasets.modality import Modality
+from scanfoundry.finetune.config.distil import DistilConfig
 from scanfoundry.finetune.config.loss import LossConfig
-from scanfoundry.finetune.config.recipes import PROBES, Arm, LoraConfig, ProbeConfig, RecipeName
+from scanfoundry.finetune.config.recipes import GENTLE, PROBES, Arm, LoraConfig, ProbeConfig, RecipeName
 from scanfoundry.finetune.config.tasks.registry import Task, tasks
 from scanfoundry.finetune.config.time import Seconds
-from scanfoundry.finetune.config.unread_options import check_no_unread_options
+from scanfoundry.finetune.config.unread_options import OF_PRETRAINED, OF_RECIPES, check_no_unread_options
 
 Format = Literal["auto", "folders", "channels", "dataset", "list", "archive", "shards"]
 
@@ -82,13 +84,25 @@ class ScheduleConfig(Config):
     optimiser: Literal["auto", "sgd", "adamw"] = "auto"
     lr: float | None = Field(default=None, gt=0)
     weight_decay: float | None = Field(default=None, ge=0)
-    encoder_lr_scale: float = Field(default=1.0, ge=0)  # of a pre-trained encoder; the scratch arm always takes 1
-    warmup_steps: int = Field(default=50, ge=0)
+    # Of the arms that start from a checkpoint; the scratch arm always takes 1 for each:
+    pretrained_lr_scale: float | None = Field(default=None, gt=0)  # of `lr`; None: by recipe, `optimisation.scales_of`
+    encoder_lr_scale: float = Field(default=1.0, ge=0)  # of the encoder beside the rest
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # of a block of the encoder beside the block behind it
+    decoder_lr_scale: float | None = Field(default=None, gt=0)  # 'sawtooth': of its first part; None: by family
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)  # recipes 'warmup', 'sawtooth': of the training, for all
+    decoder_share: float = Field(default=0.05, gt=0, lt=1)  # recipe 'sawtooth': of the training, before that
+    warmup_steps: int = Field(default=50, ge=0)  # of the other recipes, and from scratch
     frozen_steps: int = Field(default=0, ge=0)  # recipe 'staged': the encoder stands still so long; 0: a fifth
     average: float = Field(default=0.0, ge=0, lt=1)  # momentum of the average that is kept; 0: the last weights
     clip_norm: float = Field(default=12.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # of training; auto: bfloat16 where it is fast
     foreground: float = Field(default=0.5, ge=0, le=1)  # share of segmentation patches centred on a labelled voxel
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ScheduleConfig":
+        if self.warmup_share + self.decoder_share >= 1:
+            raise ValueError("warmup_share and decoder_share leave nothing of the training: lower them")
+        return self
 
 
 class ValidationConfig(Config):
@@ -140,6 +154,13 @@ class AugmentationConfig(Config):
     noise: float = Field(default=0.1, ge=0)
     coarser: float = Field(default=1.0, ge=1)  # voxels up to so many times as large along each axis, and back
     channel_dropout: float = Field(default=0.0, ge=0, lt=1)  # of each channel of a sample, never of all of them
+    mixup: float = Field(default=0.0, ge=0)  # of each batch of a classification, see `cases.mixing`; 0: none
+    cutmix: float = Field(default=0.0, ge=0)  # as mixup; of both one is drawn for each batch
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the scans of a batch are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @field_validator("flip_axes")
     @classmethod
@@ -175,8 +196,7 @@ class FinetuneConfig(Config):
         "backbone": {
             "checkpoint": ("checkpoint", "recipes"),
             "recipes": ("recipes",),
-            "schedule.encoder_lr_scale": ("schedule.encoder_lr_scale",),
-            "schedule.frozen_steps": ("schedule.frozen_steps",),
+            **{f"schedule.{key}": (f"schedule.{key}",) for key in (*OF_PRETRAINED, "frozen_steps")},
         },
         "data.path": {"data.images": ("data.images", "data.labels")},
         "data.images": {"data.path": ("data.path",)},
@@ -209,6 +229,7 @@ class FinetuneConfig(Config):
     lora: LoraConfig = LoraConfig()
     probe: ProbeConfig = ProbeConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
+    distil: DistilConfig = DistilConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     plan: PlanOverrides = PlanOverrides()
     inference: InferenceConfig = InferenceConfig()
@@ -234,6 +255,8 @@ class FinetuneConfig(Config):
         if self.budget and self.schedule.steps != ScheduleConfig().steps:
             raise ValueError("'budget' decides how long each trial trains: leave out schedule.steps")
         check_no_unread_options(self)
+        if self.plan.batch == 1 and self.augmentation.mixes:
+            raise ValueError("augmentation.mixup and cutmix mix the scans of a batch: raise plan.batch above 1")
         if not self.shots or not self.seeds:
             raise ValueError("'shots' and 'seeds' need one value each at least")
         if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):
@@ -248,8 +271,11 @@ class FinetuneConfig(Config):
         idle = [] if task in (None, before) else ["self_training", "loss", "schedule.foreground", "inference.overlap"]
         if idle and isinstance(task, str) and task in tasks():
             idle += [key for key in tasks()[task].config.unread if key not in idle]
-        if (recipes := typed.get("recipes")) is not None and "staged" not in str(recipes):
-            idle.append("schedule.frozen_steps")
+        if (recipes := typed.get("recipes")) is not None:
+            named = set(re.findall(r"\w+", str(recipes)))
+            idle += [f"schedule.{key}" for key, readers in OF_RECIPES.items() if not named & set(readers)]
+            if named <= set(GENTLE) and not {**content, **typed}.get("compare_scratch", True):
+                idle.append("schedule.warmup_steps")
         return idle
 
     def _check_recipes(self) -> None:
@@ -262,10 +288,20 @@ class FinetuneConfig(Config):
         if self.schedule.frozen_steps and "staged" not in self.recipes:
             raise ValueError("schedule.frozen_steps is for recipe 'staged'")
         probes = [name for name in self.recipes if name in PROBES]
+        if probes and self.distil.teacher:
+            raise ValueError(f"recipe '{probes[0]}' trains no network that a teacher could help: leave out distil")
+        if self.distil.teacher and self.distil.what == "features" and "frozen" in self.recipes:
+            raise ValueError("recipe 'frozen' lets the encoder rest, whose features the teacher moves: leave out one")
+        if self.distil.teacher and self.distil.what == "logits" and not self.task.class_scores:
+            raise ValueError(
+                f"distil.what=logits is for tasks whose network gives a score of each class, and {self.task.name} has "
+                "none: take distil.what=features"
+            )
         if probes and not self.task.probes:
             able = " and ".join(name for name, parts in tasks().items() if parts.config.probes)
             raise ValueError(
-                f"recipe '{probes[0]}' is for {able}; for {self.task.name} take full, staged, frozen or lora"
+                f"recipe '{probes[0]}' is for {able}; for {self.task.name} take full, warmup, sawtooth, staged, "
+                "frozen or lora"
             )
 
     @property
@@ -273,6 +309,9 @@ class FinetuneConfig(Config):
         """The checkpoint by each recipe, and training from scratch, as far as this run has them."""
         scratch = Arm("scratch", "full", pretrained=False)
         if self.checkpoint is None:
-            return [scratch]
+            taught = [scratch.taught()] if self.distil.teacher else []
+            return [*taught, scratch] if self.compare_scratch or not taught else taught
         adapted = [Arm(name, name, pretrained=True) for name in self.recipes]
+        if self.distil.teacher:
+            adapted = [*(arm.taught() for arm in adapted), *(adapted if self.distil.compare else [])]
         return [*adapted, scratch] if self.compare_scratch else adapted

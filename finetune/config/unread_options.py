@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from scanfoundry.finetune.config.recipes import GENTLE, PROBES
+
 Study = Any  # a `FinetuneConfig`, whose module imports this one
 
 LORA = {"lora.rank", "lora.alpha", "lora.dropout"}
@@ -15,6 +17,15 @@ OF_PROBE = {  # option: the recipes that read it
     "probe.steps": {"attentive_probe"},
     "probe.heads": {"attentive_probe"},
 }
+OF_RECIPES = {  # key of the schedule: the recipes that read it
+    "frozen_steps": ("staged",),
+    "warmup_share": ("warmup", "sawtooth"),
+    "decoder_share": ("sawtooth",),
+    "decoder_lr_scale": ("sawtooth",),
+}
+OF_PRETRAINED = ("pretrained_lr_scale", "encoder_lr_scale", "layer_decay", "warmup_share", "decoder_share",
+                 "decoder_lr_scale")  # fmt: skip
+MIXING = ("augmentation.mixup", "augmentation.cutmix")
 LOOKS = ("validation.checks", "validation.patience", "validation.postprocess", "validation.calibrate")
 
 
@@ -31,18 +42,34 @@ def _idle(config: Study) -> list[tuple[str, str]]:
     found = [(key, "it is for recipe 'lora'") for key in sorted(LORA) if "lora" not in recipes]
     found += [(key, f"it is for recipe {' and '.join(sorted(OF_PROBE[key]))}") for key in sorted(PROBE)
               if not OF_PROBE[key] & recipes]  # fmt: skip
+    found += [(f"schedule.{key}", f"it is for recipe {' and '.join(readers)}") for key, readers in OF_RECIPES.items()
+              if not recipes & set(readers)]  # fmt: skip
+    if not config.task.mixing:
+        found += [(key, f"a {config.task.name} has no class of each scan to mix") for key in MIXING]
+    elif all(arm.recipe in PROBES for arm in config.arms):
+        found += [(key, "a probe sees one scan at a time") for key in MIXING]
+    if not any(arm.recipe not in GENTLE for arm in config.arms):
+        found.append(("schedule.warmup_steps", "these recipes warm up over schedule.warmup_share"))
     if not config.validation.any:
         found += [(key, "no cases are held back (validation.folds or validation.fraction)") for key in LOOKS]
     found += [(key, reason.format(task=config.task.name)) for key, reason in config.task.unread.items()]
     if not config.augmentation.flip_axes:
         found.append(("inference.mirror", "augmentation.flip_axes names no axis to mirror along"))
     if config.checkpoint is None:
-        found.append(("schedule.encoder_lr_scale", "training from scratch always takes 1"))
         found.append(("transfer", "there is no checkpoint to take parts of"))
         found.append(("checkpoint_classes", "there is no checkpoint"))
+        found += [(f"schedule.{key}", "training from scratch has a rate of its own") for key in OF_PRETRAINED]
     if not config.self_training.rounds:
         found += [(f"self_training.{name}", "self_training.rounds is 0") for name in ("start", "min_steps", "share",
                                                                                        "scans")]  # fmt: skip
+    if not config.distil.teacher:
+        found += [
+            (f"distil.{key}", "distil.teacher is not given") for key in ("what", "weight", "temperature", "compare")
+        ]
+    if config.distil.what != "logits":
+        found.append(("distil.temperature", "it softens logits, and features are matched"))
+    if config.checkpoint is None:
+        found.append(("distil.compare", "the scratch arm has no teacher anyway"))
     if config.split.file is not None or config.split.official:
         given = "split.file" if config.split.file is not None else "split.official"
         found.append(("split.test_fraction", f"{given} says who is tested on"))

@@ -5,19 +5,24 @@ from io import BytesIO
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from scanfoundry.configs.text import printable
+from scanfoundry.finetune.config.recipes import DISTILLED
 
 COLOURS = {
-    "full": "#0f6e8c", "staged": "#3f8f4f", "frozen": "#6a5aa8", "lora": "#a83a64", "linear_probe": "#4a7fc1",
-    "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
+    "full": "#0f6e8c", "warmup": "#b08a1e", "sawtooth": "#5c4a3d", "staged": "#3f8f4f", "frozen": "#6a5aa8",
+    "lora": "#a83a64", "linear_probe": "#4a7fc1", "attentive_probe": "#1d8f86", "knn": "#7b6b3c", "scratch": "#c2701c",
 }  # fmt: skip
 NAMES = {
-    "full": "pre-trained", "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen",
-    "lora": "pre-trained, LoRA", "linear_probe": "linear probe", "attentive_probe": "attentive probe",
-    "knn": "nearest neighbours", "scratch": "from scratch",
+    "full": "pre-trained", "warmup": "pre-trained, warm-up to a lower rate", "sawtooth": "pre-trained, decoder first",
+    "staged": "pre-trained, frozen first", "frozen": "pre-trained, encoder frozen", "lora": "pre-trained, LoRA",
+    "linear_probe": "linear probe", "attentive_probe": "attentive probe", "knn": "nearest neighbours",
+    "scratch": "from scratch",
 }  # fmt: skip
+COLOURS |= {f"{arm}{DISTILLED}": to_hex([0.6 * each for each in to_rgb(colour)]) for arm, colour in COLOURS.items()}
+NAMES |= {f"{arm}{DISTILLED}": f"{name}, with a teacher" for arm, name in NAMES.items()}
 INK, FAINT = "#22303a", "#d9e0e4"
 
 

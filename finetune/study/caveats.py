@@ -18,6 +18,7 @@ def caveats(config: FinetuneConfig, sides: Split, trials: Sequence[TrialResult],
     """All that hold of these trials. undefined: the headline metric, where it has no value somewhere in the table."""
     return [
         *_of_the_pretraining(config, sides),
+        *_of_the_teacher(sides),
         *_of_self_training(config, trials),
         *_of_the_trainings(config, trials),
         *_of_the_tests(config, sides, trials, undefined),
@@ -42,6 +43,25 @@ def _of_the_pretraining(config: FinetuneConfig, sides: Split) -> list[str]:
             "data; if it saw this data, name the folder (or data.patient_regex) as its shards were built with."
         )
     return notes
+
+
+def _of_the_teacher(sides: Split) -> list[str]:
+    seen = sides.teacher
+    if seen is None:
+        return []
+    if seen.test:
+        return [
+            f"the teacher was trained on {seen.test} test patients (split.allow_pretraining_overlap). The numbers of "
+            "the arms that it teaches do not hold for new patients."
+        ]
+    if not seen.known:
+        return ["whom the teacher was trained on is not known: whether test patients are among them was not checked."]
+    if not seen.pool:
+        return [
+            "none of these patients is among those that the teacher was trained on: right if it saw other data; if it "
+            "saw this data, train it from the same folder."
+        ]
+    return []
 
 
 def _of_self_training(config: FinetuneConfig, trials: Sequence[TrialResult]) -> list[str]:
@@ -78,7 +98,8 @@ def _of_the_trainings(config: FinetuneConfig, trials: Sequence[TrialResult]) -> 
             )
     if config.budget and len({trial.steps for trial in trials}) > 1:
         notes.append("trials ended by time: their numbers of steps differ, see results.json.")
-    scaled = config.schedule.encoder_lr_scale != 1
+    schedule = config.schedule
+    scaled = (schedule.encoder_lr_scale, schedule.layer_decay, schedule.pretrained_lr_scale) != (1, 1, None)
     if config.checkpoint and config.compare_scratch and (config.recipes != ["full"] or scaled):
         notes.append("the scratch arm trains its encoder from the first step at the full rate.")
     return notes

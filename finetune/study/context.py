@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scanfoundry.finetune.model_file import Seen
 from scanfoundry.finetune.study.budget import Budget
@@ -27,3 +28,4 @@ class TrialContext:
     progress: TrainProgress
     tested: Callable[[int], None]
     saved: SnapshotFolder  # what an earlier start of the trial left, and what this one leaves
+    teacher: dict[str, Any] | None = None  # what the model's description says of it, where one takes part

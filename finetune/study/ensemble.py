@@ -15,6 +15,7 @@ from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.sample import Sample, Validation
 from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.split import folds, validation
+from scanfoundry.finetune.study.teacher import load_teacher
 from scanfoundry.finetune.study.tested_cases import held_back
 from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.tasks.probing import fit_probe
@@ -154,7 +155,8 @@ def _train_one(
         return float(np.mean(scores)) if scores else float("nan")
 
     check = mean_score if checked.cases else None
-    history = train(adapter, model, fit.samples, setup, progress, check, fit.unlabelled, slot)
+    teacher = load_teacher(config.distil, adapter.spec) if setup.arm.distilled else None
+    history = train(adapter, model, fit.samples, setup, progress, check, fit.unlabelled, slot, encoder, teacher)
     if lora is not None:
         lora.merge()
     return model, history, transferred

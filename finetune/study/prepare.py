@@ -21,7 +21,9 @@ from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.notes import note_left_out
 from scanfoundry.finetune.study.results import left_out
 from scanfoundry.finetune.study.split import Split, split, trial_cases
+from scanfoundry.finetune.study.teacher import TeacherFacts, check_teacher, read_teacher, without_teachers_patients
 from scanfoundry.finetune.study.trial import TrialName
+from scanfoundry.finetune.training.layers import check_layers
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Study:
     spec: Spec
     release: Release | None
     checked: Checked  # of the cases that are used
+    teacher: TeacherFacts | None = None  # of distillation
 
     @property
     def names(self) -> list[TrialName]:
@@ -60,6 +63,7 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
         UserError: whatever is wrong with data or configuration.
     """
     release = _release(config)
+    teacher = read_teacher(config.distil)
     found = known_cases(config.data, config.task)
     if len(found.channels) == 1 and config.augmentation.channel_dropout:
         raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
@@ -71,11 +75,16 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
     if release:
         sites = {source.site for source in release.info.sources}
         sides = replace(sides, comparable=sites == {found.site})
+    sides = replace(sides, teacher=without_teachers_patients(config, teacher, sides, found))
     check_modalities(checked, found.channels, found.modalities)
     if notes:
         note_left_out(left_out(config, sides, found))
     plan = _plan(config, sides, checked, backbone)
-    return Study(config, found, sides, _spec(config, found, sides, checked, release, backbone, plan), release, checked)
+    spec = _spec(config, found, sides, checked, release, backbone, plan)
+    if release is None and teacher is not None:
+        spec = spec.model_copy(update={"intensity": teacher.intensity})
+    check_teacher(teacher, spec)
+    return Study(config, found, sides, spec, release, checked, teacher)
 
 
 def _release(config: FinetuneConfig) -> Release | None:
@@ -117,6 +126,7 @@ def _plan(config: FinetuneConfig, sides: Split, checked: Checked, backbone: Back
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         encoder = build(backbone)
+    check_layers(encoder, config.schedule.layer_decay)
     plan = settle_plan(config.run_dir / "plan.json", sides.pool, checked.grids, config.plan, encoder)
     if config.task.windows:  # other tasks scale each scan to fit the patch
         check_grids(checked, plan.spacing)

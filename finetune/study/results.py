@@ -17,7 +17,7 @@ from scanfoundry.finetune.study.caveats import caveats
 from scanfoundry.finetune.study.label_caveats import caveats_of_labels, label_maps
 from scanfoundry.finetune.study.split import Split, class_counts
 from scanfoundry.finetune.study.trial import TrialResult
-from scanfoundry.finetune.training.optimisation import preset
+from scanfoundry.finetune.training.optimisation import peak_lr, preset
 
 SCRATCH = "scratch"
 
@@ -64,6 +64,7 @@ def summarise(
     found: CaseList,
     trials: Sequence[TrialResult],
     checked: Checked | None = None,
+    teacher: dict[str, Any] | None = None,
 ) -> Results:
     """Means, intervals and paired differences of the finished trials.
 
@@ -74,6 +75,7 @@ def summarise(
         found: the data set.
         trials: the results of all trials.
         checked: what was found in the label maps, if that is known.
+        teacher: what is said of it, where one takes part.
     """
     adapter = adapter_for(spec)
     metrics = adapter.all_metrics()
@@ -101,7 +103,7 @@ def summarise(
         paired=paired,
         cells=list(trials),
         data=_data(spec, sides, found) | {"label_maps": [row.model_dump() for row in maps]},
-        setup=_setup(config, spec, trials),
+        setup=_setup(config, spec, trials) | {"teacher": teacher},
         left_out=left_out(config, sides, found),
         warnings=found.warnings + shown,
         versions=versions(),
@@ -151,6 +153,7 @@ def _setup(config: FinetuneConfig, spec: Spec, trials: Sequence[TrialResult]) ->
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
         "recipes": config.recipes,
         "optimiser": preset(config.schedule, spec.backbone.family).model_dump(),
+        "peak_lr": {arm.name: peak_lr(config.schedule, arm, spec.backbone.family) for arm in config.arms},
         "schedule": config.schedule.model_dump(mode="json"),
         "validation": config.validation.model_dump(mode="json"),
         "self_training": config.self_training.model_dump(mode="json"),

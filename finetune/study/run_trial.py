@@ -64,6 +64,8 @@ def run_trial(
     if context.keep_weights:
         steps = [history.steps for history in ensemble.histories]
         trained = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": steps}
+        if context.teacher is not None:
+            trained["teacher"] = context.teacher
         save_model(context.folder, ensemble.models, adapter.with_spec(trained=trained).spec, context.seen)
     result = _result(name, cases, context, adapter.spec, ensemble, records)
     write_json(context.folder / RESULT, result.model_dump(mode="json"))

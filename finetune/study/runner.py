@@ -60,6 +60,8 @@ class TrialRunner:
         study, config = self._study, self._study.config
         cases = trial_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
+        if study.teacher and name.arm.distilled:
+            origin += study.teacher.weights_sha256
         digest = digest_of_trial(config, study.spec, name.arm, cases, study.checked, origin)
         keep_weights = config.keep_weights == "all" or name == study.best
         return Trial(name, config.run_dir / TRIALS / name.folder, digest, keep_weights, origin, cases)
@@ -142,6 +144,7 @@ class TrialRunner:
             TrainProgress(shown.step),
             shown.tested,
             saved,
+            study.teacher.recorded(config.distil) if study.teacher and name.arm.distilled else None,
         )
         start = self._start(name)
         result = run_trial(config, study.spec, name, trial.cases, study.checked, start, context)
@@ -160,6 +163,8 @@ class TrialRunner:
     def _seen(self, trial: Trial) -> Seen:
         """The patients that a trial trains on, and those that the checkpoint has seen."""
         mine = [case.patient for case in (*trial.cases.train, *trial.cases.unlabelled)]
+        if self._study.teacher and trial.name.arm.distilled:
+            mine += self._study.teacher.patients or ()
         here = SourceRecord(name="fine-tuning", manifest_sha256="", site=self._study.found.site)
         release = self._study.release if trial.name.arm.pretrained else None
         if release is None:

@@ -17,6 +17,15 @@ Shots = int | str  # a number, or 'all'
 
 
 @dataclass(frozen=True)
+class TeacherPatients:
+    """How many patients of a study its teacher was trained on."""
+
+    test: int  # of those tested on (allowed explicitly)
+    pool: int  # of those to train from, which is as it should be
+    known: bool  # whether whom it was trained on is known at all
+
+
+@dataclass(frozen=True)
 class Split:
     """Cases to train from and to test on; no patient is on both sides."""
 
@@ -28,6 +37,7 @@ class Split:
     comparable: bool = True  # the pre-training hashed its patients with this site's key
     unused: int = 0  # cases that a split file does not name
     unlabelled: list[Case] = field(default_factory=list)  # scans without a label, of no patient to test on
+    teacher: TeacherPatients | None = None  # of distillation
 
 
 def split(found: CaseList, config: SplitConfig, pretrained_on: Sequence[str]) -> Split:

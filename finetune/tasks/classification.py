@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.cases.mixing import mixed
 from scanfoundry.finetune.config.study import AugmentationConfig, ValidationConfig
 from scanfoundry.finetune.heads.classification import ClassificationModel
 from scanfoundry.finetune.heads.probes import AttentiveProbe, LinearProbe, NeighbourProbe
@@ -81,8 +82,12 @@ class Classification(WholeScan[int, Probabilities]):
     def batch(
         self, samples: Sequence[Sample[int]], rng: np.random.Generator, config: AugmentationConfig, fore: float
     ) -> tuple[Tensor, Tensor]:
-        """Images (B, C, *patch) and class indices (B,). `fore` has no meaning here: the whole scan is seen."""
-        return self.augmented(samples, rng, config), torch.tensor([sample.target for sample in samples])
+        """Images (B, C, *patch) and class indices (B,), or where scans are mixed shares of classes (B, K).
+
+        `fore` has no meaning here: the whole scan is seen.
+        """
+        images, labels = self.augmented(samples, rng, config), torch.tensor([sample.target for sample in samples])
+        return mixed(images, labels, len(self.spec.classes), rng, config) if config.mixes else (images, labels)
 
     def loss(self, model: TaskModel, images: Tensor, targets: Any) -> Tensor:
         """The configured term."""

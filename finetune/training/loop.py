@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.sample import Sample
 from scanfoundry.finetune.task import Adapter, TaskModel
 from scanfoundry.finetune.training.batches import Batches
 from scanfoundry.finetune.training.best_weights import BestWeights
-from scanfoundry.finetune.training.optimisation import Rates, make_optimiser, preset, use_bfloat16
+from scanfoundry.finetune.training.distillation import Distillation, Teacher
+from scanfoundry.finetune.training.optimisation import make_optimiser, preset, scales_of, use_bfloat16
+from scanfoundry.finetune.training.rates import Rates
 from scanfoundry.finetune.training.resuming import Part, gathered, spread
 from scanfoundry.finetune.training.saving import Snapshot
 from scanfoundry.finetune.training.self_training import SelfTraining
@@ -34,6 +37,8 @@ def train(
     check: Callable[[TaskModel], float] | None = None,
     unlabelled: Sequence[Sample[Any]] = (),
     slot: Slot = NOWHERE,
+    encoder: Encoder | None = None,
+    teacher: Teacher | None = None,
 ) -> History:
     """Train `model` in place. Batches are a pure function of (seed, step), so all arms see the same ones.
 
@@ -46,6 +51,8 @@ def train(
         check: the headline metric of a model on held-back cases, higher is better; the best weights are kept.
         unlabelled: samples without a target, for self-training.
         slot: where the training is saved now and then; it goes on from what is saved there already.
+        encoder: of the model, whose layers `schedule.layer_decay` counts, and whose features a teacher is matched with.
+        teacher: has a part in the loss, where there is one.
 
     Returns:
         The curves of the training.
@@ -56,19 +63,25 @@ def train(
     """
     schedule = setup.schedule
     model.to(setup.device).train()
-    scale = schedule.encoder_lr_scale if setup.arm.pretrained else 1.0
-    optimiser = make_optimiser(model, preset(schedule, adapter.spec.backbone.family), scale)
-    rates = Rates(optimiser, schedule.warmup_steps, setup.frozen)
+    family = adapter.spec.backbone.family
+    scales = scales_of(schedule, setup.arm, family)
+    distil = None
+    if teacher is not None:
+        assert encoder is not None
+        distil = Distillation(teacher, adapter, encoder, setup.seed, setup.device)
+    beside = distil.parameters() if distil else []
+    optimiser = make_optimiser(model, preset(schedule, family), scales, setup.loaded, encoder, beside)
+    rates = Rates(optimiser, setup, scales.decoder)
     loop = _Loop(model, setup, BestWeights(model, schedule.average, setup.validation, check))
     half = use_bfloat16(schedule.precision, setup.device)
     others = SelfTraining(setup.self_training, adapter, unlabelled, setup.device, half)
     with Batches(adapter, samples, setup.seed, setup.augmentation, schedule.foreground) as batches, slot.soon():
-        state = _State(setup.device, model, optimiser, rates, loop, others, batches)
+        state = _State(setup.device, model, optimiser, rates, loop, others, batches, distil)
         state.restore(slot)
         while loop.going:
             images, targets = batches.take(loop.step)
             rates.set(loop.step, loop.done)
-            loss = _step(adapter, model, optimiser, images, targets, schedule.clip_norm, setup.device, half)
+            loss = _step(distil or adapter, model, optimiser, images, targets, schedule.clip_norm, setup.device, half)
             if not math.isfinite(loss):
                 raise UserError(f"the loss is {loss} at step {loop.step}: lower schedule.lr or look at the intensities")
             loop.count(loss)
@@ -91,13 +104,14 @@ class _State:
     loop: "_Loop"
     others: SelfTraining
     batches: Batches
+    distil: Distillation | None
 
     def take(self) -> Snapshot:
         """A snapshot of all of it."""
         return gathered(
             self.device, self.model, self.optimiser,
             rates=({}, {"thawed": self.rates.thawed}), best=self.loop.best.state(), loop=self.loop.state(),
-            others=self.others.state(self.batches.others),
+            others=self.others.state(self.batches.others), distil=self.distil.state() if self.distil else ({}, {}),
         )  # fmt: skip
 
     def restore(self, slot: Slot) -> None:
@@ -109,6 +123,8 @@ class _State:
         self.rates.thawed = parts["rates"][1]["thawed"]
         self.loop.best.restore(parts["best"])
         self.loop.restore(parts["loop"])
+        if self.distil:
+            self.distil.restore(parts["distil"])
         labelled = self.others.restore(parts["others"])
         if labelled:
             self.batches.mix(labelled, self.others.share)
@@ -167,7 +183,7 @@ class _Loop:
 
 
 def _step(
-    adapter: Adapter[Any, Any],
+    task: Adapter[Any, Any] | Distillation,
     model: TaskModel,
     optimiser: torch.optim.Optimizer,
     images: Tensor,
@@ -179,7 +195,7 @@ def _step(
     if isinstance(targets, Tensor):
         targets = targets.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        loss = adapter.loss(model, images.to(device), targets)
+        loss = task.loss(model, images.to(device), targets)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -1,14 +1,17 @@
-"""Optimiser, learning rates and precision of one training."""
+"""Optimiser, base rates of its groups, and precision of one training."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
-from scanfoundry.backbones.protocol import Family
+from scanfoundry.backbones.protocol import Encoder, Family
+from scanfoundry.finetune.config.recipes import GENTLE, Arm
 from scanfoundry.finetune.config.study import ScheduleConfig
 from scanfoundry.finetune.task import TaskModel
+from scanfoundry.finetune.training.layers import layers_of
 
 
 class Preset(BaseModel):
@@ -44,42 +47,79 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
-def make_optimiser(model: TaskModel, chosen: Preset, encoder_scale: float) -> torch.optim.Optimizer:
-    """Two groups, the encoder first; each has its `base_lr`."""
-    encoder = list(model.encoder_parameters())
-    known = {id(parameter) for parameter in encoder}
-    head = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [
-        {"params": [p for p in encoder if p.requires_grad], "base_lr": chosen.lr * encoder_scale},
-        {"params": head, "base_lr": chosen.lr},
+@dataclass(frozen=True)
+class Scales:
+    """What the rates of an arm are multiplied by; the scratch arm takes 1 for everything."""
+
+    all: float = 1.0  # of every rate: a peak below that of training from scratch
+    encoder: float = 1.0
+    layer_decay: float = 1.0  # of one layer of the encoder to the layer behind it
+    decoder: float = 1.0  # recipe 'sawtooth': while only what was not pre-trained learns
+
+
+def scales_of(schedule: ScheduleConfig, arm: Arm, family: Family) -> Scales:
+    """The scales of an arm: what `schedule` gives, and defaults by recipe and family for the rest.
+
+    OpenMind fine-tunes whole networks at a tenth of the rate from scratch (SGD, ResEnc-L), and Primus at a third
+    (AdamW). Its sawtooth begins with a hundredth for the decoder of Primus, whose training collapses otherwise.
+    """
+    if not arm.pretrained:
+        return Scales()
+    transformer = family == "transformer"
+    lower = arm.recipe in GENTLE
+    peak, first = schedule.pretrained_lr_scale, schedule.decoder_lr_scale
+    return Scales(
+        all=((1 / 3 if transformer else 0.1) if lower else 1.0) if peak is None else peak,
+        encoder=schedule.encoder_lr_scale,
+        layer_decay=schedule.layer_decay,
+        decoder=(0.01 if transformer else 1.0) if first is None else first,
+    )
+
+
+def peak_lr(schedule: ScheduleConfig, arm: Arm, family: Family) -> float:
+    """The highest rate of an arm's head; its encoder may have a lower one."""
+    return preset(schedule, family).lr * scales_of(schedule, arm, family).all
+
+
+def make_optimiser(
+    model: TaskModel,
+    chosen: Preset,
+    scales: Scales,
+    loaded: Collection[str] | None = None,
+    of: Encoder | None = None,
+    beside: Sequence[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """An optimiser whose groups have their `base_lr`, and whether they are of the `encoder` and `loaded`.
+
+    Args:
+        model: the network.
+        chosen: the optimiser and its numbers.
+        scales: of the rates.
+        loaded: names of the parameters that came from a checkpoint; None: those of the encoder.
+        of: the encoder, whose layers a decay of rates counts.
+        beside: parameters that are trained beside the model, as those of its head are.
+    """
+    encoder = {id(parameter) for parameter in model.encoder_parameters()}
+    layers, last = ({}, 0) if of is None or scales.layer_decay == 1 else layers_of(of)
+    peak = chosen.lr * scales.all
+    groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        inside = id(parameter) in encoder
+        if inside and not parameter.requires_grad:
+            continue  # under low-rank updates
+        known = inside if loaded is None else name in loaded
+        groups.setdefault((inside, known, layers.get(id(parameter), last)), []).append(parameter)
+    settings = [
+        {
+            "params": groups[inside, known, layer],
+            "base_lr": peak * (scales.encoder * scales.layer_decay ** (last - layer) if inside else 1.0),
+            "encoder": inside,
+            "loaded": known,
+        }
+        for inside, known, layer in sorted(groups, reverse=True)
     ]
+    if beside:
+        settings.append({"params": list(beside), "base_lr": peak, "encoder": False, "loaded": False})
     if chosen.optimiser == "sgd":
-        return torch.optim.SGD(groups, chosen.lr, 0.99, weight_decay=chosen.weight_decay, nesterov=True)
-    return torch.optim.AdamW(groups, chosen.lr, weight_decay=chosen.weight_decay)
-
-
-def factor(step: int, done: float, warmup: int, frozen: int) -> float:
-    """Share of the base rate: 0 while frozen, then a linear warm-up, under a half cosine over `done` in 0..1."""
-    if step < frozen:
-        return 0.0
-    rise = min(1.0, (step - frozen + 1) / warmup) if warmup else 1.0
-    return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-class Rates:
-    """Learning rates of both groups at each step; a frozen encoder needs no gradients."""
-
-    def __init__(self, optimiser: torch.optim.Optimizer, warmup: int, frozen: Callable[[int, float], bool]) -> None:
-        self._encoder, self._head = optimiser.param_groups
-        self._warmup, self._frozen = warmup, frozen
-        self.thawed = 0  # the first step at which the encoder moves, as far as is known
-
-    def set(self, step: int, done: float) -> None:
-        """`done`: share of the training that is over."""
-        if self._frozen(step, done):
-            self.thawed = step + 1
-        self._encoder["lr"] = self._encoder["base_lr"] * factor(step, done, self._warmup, self.thawed)
-        self._head["lr"] = self._head["base_lr"] * factor(step, done, self._warmup, 0)
-        moving = step >= self.thawed and self._encoder["base_lr"] > 0
-        for parameter in self._encoder["params"]:
-            parameter.requires_grad_(moving)
+        return torch.optim.SGD(settings, chosen.lr, 0.99, weight_decay=chosen.weight_decay, nesterov=True)
+    return torch.optim.AdamW(settings, chosen.lr, weight_decay=chosen.weight_decay)

@@ -40,6 +40,7 @@ class TrainSetup:
     self_training: SelfTrainingConfig
     device: torch.device
     seconds: float | None = None  # to train for, whatever the number of steps; None: as the schedule says
+    loaded: frozenset[str] | None = None  # parameters of the model that a checkpoint has set; None: the encoder's
 
     def frozen(self, step: int, done: float) -> bool:
         """Whether the encoder is frozen at this step, when `done` of the training is over."""
@@ -48,3 +49,7 @@ class TrainSetup:
     def done(self, step: int, spent: float) -> float:
         """Share of the training that is over after `step` steps and `spent` seconds, from 0 to 1 and beyond."""
         return step / self.schedule.steps if self.seconds is None else spent / self.seconds
+
+    def ahead(self, step: int, done: float) -> float:
+        """`done` as it will be after this step; under a budget of time an estimate, 0 before the first step."""
+        return (step + 1) / self.schedule.steps if self.seconds is None else done * (step + 1) / max(step, 1)

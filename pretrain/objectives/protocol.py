@@ -56,6 +56,10 @@ class Objective(nn.Module, ABC):
         """The objectives that see view number `view`: whose `check_shape` that view's crops must pass."""
         return [self] if view < self.views else []
 
+    def teachers(self) -> dict[str, Encoder]:
+        """Encoders within the objective that hold the weights of released models, by the models' names."""
+        return {}
+
     def after_step(self, progress: float) -> None:
         """Called on every rank after each optimiser step that was applied; progress in [0, 1] of the run."""
 
@@ -72,6 +76,11 @@ class ObjectiveOptions(Config):
     def filled(self, family: Family) -> Self:
         """With what was left out and depends on the backbone's family; `config.yaml` of a run shows it."""
         return self
+
+    @property
+    def label(self) -> str:
+        """How `model.json` names it."""
+        return self.name
 
     @abstractmethod
     def build(self, encoder: Encoder) -> Objective:

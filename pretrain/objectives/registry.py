@@ -6,15 +6,19 @@ from typing import Annotated
 from scanfoundry.configs.registry import ByName, registered
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.distil import DistilConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
 from scanfoundry.pretrain.objectives.spark import SparkConfig
+from scanfoundry.pretrain.objectives.token_distillation import TokenDistillationConfig
 
 OWN = (
     MAEConfig,
     SparkConfig,
     ContrastiveConfig,
     BarlowTwinsConfig,
+    DistilConfig,
+    TokenDistillationConfig,
 )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.protocol import Encoder, Family
 from scanfoundry.configs.base import Config
+from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
@@ -35,6 +36,11 @@ class SumConfig(ObjectiveOptions):
     model_config = ConfigDict(defer_build=True)  # until what plug-ins add can be imported, see `ByName`
     name: Literal["sum"] = "sum"
     terms: Annotated[list[TermConfig], Field(min_length=1)]
+
+    @property
+    def label(self) -> str:
+        """Its terms: '1 mae + 0.5 contrastive'."""
+        return " + ".join(f"{term.weight:g} {term.objective.label}" for term in self.terms)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "SumConfig":
@@ -112,6 +118,20 @@ class WeightedSum(Objective):
     def viewers(self, view: int) -> list[Objective]:
         """The objectives among the terms that see view number `view`."""
         return [each for _, _, objective in self._weighted() for each in objective.viewers(view)]
+
+    def teachers(self) -> dict[str, Encoder]:
+        """Those of all terms.
+
+        Raises:
+            UserError: two terms have the same teacher.
+        """
+        found: dict[str, Encoder] = {}
+        for _, _, objective in self._weighted():
+            theirs = objective.teachers()
+            if both := found.keys() & theirs.keys():
+                raise UserError(f"two terms of the objective have the teacher {min(both)}; merge them into one")
+            found |= theirs
+        return found
 
     def after_step(self, progress: float) -> None:
         """Call `after_step` of every term."""

@@ -31,6 +31,7 @@ from scanfoundry.pretrain.probes.running import Probes
 from scanfoundry.pretrain.training.initialize import Origin, record, start_encoder
 from scanfoundry.pretrain.training.release import write_release
 from scanfoundry.pretrain.training.run_folder import check_same_run, claim, held
+from scanfoundry.pretrain.training.teachers import bring_teachers, record_teachers, with_teachers
 from scanfoundry.pretrain.views import Views, check_views
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # a person's to mend
@@ -92,19 +93,24 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     encoder = start.encoder
     objective = config.objective.build(encoder)
     origin = start.fill(objective)
+    taught = bring_teachers(config, objective, fresh=found is None)
     add_average(objective, config.ema)
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
                     world.device) as loader:  # fmt: skip
         if found is not None:
             checkpoint.check_same_data(found, loader.manifest_hash)
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], modalities(loader))
-        site = Site(frozenset({*loader.patients(), *origin.patients}), frozenset(loader.sites.values()))
+        site = Site(
+            frozenset({*loader.patients(), *origin.patients, *taught.patients}), frozenset(loader.sites.values())
+        )
         probes = Probes(config, encoder, world, site)
         engine = Engine(objective, config.optimiser, config.engine, world, modalities(loader))
         monitors = Monitors(config, world)
         if world.is_main:
             claim(config)
             record(config, origin)
+            record_teachers(config, taught)
+        origin = with_teachers(origin, taught)
         first_line = origin.summary
         if found is not None:
             state = engine.load(found)

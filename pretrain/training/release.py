@@ -13,8 +13,6 @@ from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.engine.averaged_encoder import NAME as AVERAGED
 from scanfoundry.pretrain.engine.engine import Engine
-from scanfoundry.pretrain.objectives import ObjectiveConfig
-from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 from scanfoundry.pretrain.training.initialize import Origin
 
 
@@ -23,8 +21,8 @@ def write_release(
 ) -> Path:
     """Write `model.safetensors`, `model.json` and `patients.txt` into the run folder; `saved` is the checkpoint.
 
-    Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen;
-    their terms are handed on.
+    Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen,
+    and so do the patients of its teachers; their terms are handed on.
     """
     prefixes = released_prefixes(engine.objective.trained_parts(), config.ema is not None)
     parts = {part: engine.weights(saved, prefix) for part, prefix in prefixes.items()}
@@ -32,7 +30,7 @@ def write_release(
     info = ReleaseInfo(
         backbone=config.backbone,
         head=HeadInfo(task=RECONSTRUCTION) if "head" in parts else None,
-        objective=label(config.objective),
+        objective=config.objective.label,
         step=step,
         averaged=None if config.ema is None else config.ema.momentum,
         intensity=data.intensity.model_dump(mode="json"),
@@ -63,13 +61,6 @@ def released_prefixes(trained: Mapping[Part, str], averaged: bool) -> dict[Part,
 def without(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights by their names without a prefix that all have."""
     return {name.removeprefix(prefix): value for name, value in weights.items()}
-
-
-def label(objective: ObjectiveConfig) -> str:
-    """How `model.json` names an objective: a sum by its terms, '1 mae + 0.5 contrastive'."""
-    if isinstance(objective, SumConfig):
-        return " + ".join(f"{term.weight:g} {term.objective.name}" for term in objective.terms)
-    return objective.name
 
 
 def _joined(own: str | None, inherited: str) -> str:

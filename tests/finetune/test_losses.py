@@ -227,3 +227,30 @@ def test_without_an_ignored_voxel_nothing_changes():
     assert deep_supervision(outputs, labels, LossConfig(), WEIGHT, 255).item() == pytest.approx(
         deep_supervision(outputs, labels, LossConfig(), WEIGHT).item(), rel=1e-12
     )
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize(
+    "config",
+    [LossConfig(), LossConfig(label_smoothing=0.2), LossConfig(term="focal"), LossConfig(term="dual_focal", gamma=1.5)],
+)
+def test_shares_of_classes(config, weight):
+    logits, labels = drawn((5, 3))
+    sure = torch.nn.functional.one_hot(labels, 3).double()
+    assert class_loss(logits, sure, config, weight).item() == pytest.approx(
+        class_loss(logits, labels, config, weight).item(), rel=1e-12
+    )
+    torch.manual_seed(1)
+    shares = torch.rand(5, 3, dtype=torch.float64).softmax(1)
+    w, eps = ([1.0] * 3 if weight is None else weight.tolist()), config.label_smoothing
+    gamma = {"cross_entropy": 0, "focal": 2, "dual_focal": 1.5}[config.term]
+    above = below = 0.0
+    for z, share in zip(logits.tolist(), shares.tolist(), strict=True):
+        p = [math.exp(x) / sum(map(math.exp, z)) for x in z]
+        for k in range(3):
+            rest = 1 - p[k] + (runner_up(p, k) if config.term == "dual_focal" else 0)
+            above += w[k] * ((1 - eps) * share[k] + eps / 3) * rest**gamma * -math.log(p[k])
+            below += w[k] * share[k]
+    assert class_loss(logits, shares, config, weight).item() == pytest.approx(above / below, rel=1e-12)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: class_loss(z, shares, config, weight), (logits,))

@@ -92,6 +92,19 @@ CASES = {
     "staged": ("classification", {"checkpoint": True, "recipes": ["staged"], "plan": SLICES, "shots": [4],
                                   "schedule": {"steps": 6, "warmup_steps": 1, "frozen_steps": 3}},
                ["training-0 step 2", "training-0 step 4"]),
+    "warm-up, decoder first": (
+        "classification",
+        {"checkpoint": True, "recipes": ["sawtooth", "warmup"], "plan": SLICES, "shots": [4], "keep_weights": "all",
+         "schedule": {"steps": 10, "warmup_share": 0.3, "decoder_share": 0.4, "layer_decay": 0.8},
+         "augmentation": {"mixup": 0.8, "cutmix": 1.0}},
+        [f"training-0 step {step}" for step in (1, 3, 5, 8)],  # rising and falling, in either part
+    ),
+    "a teacher of features": (
+        "segmentation",
+        SEGMENTED | {"backbone": TINY, "shots": [3], "compare_scratch": False,
+                     "schedule": {"steps": 4, "warmup_steps": 1}, "distil": {"what": "features"}},
+        ["training-0 step 2", "training-0 step 3"],
+    ),
     "frozen, sgd": ("regression", {"checkpoint": True, "recipes": ["frozen"], "plan": SLICES, "shots": [6],
                                    "schedule": {"steps": 4, "warmup_steps": 1, "optimiser": "sgd"}},
                     ["training-0 step 3"]),
@@ -111,6 +124,8 @@ def test_a_stopped_study_ends_with_the_same_bits(study, volumes, slices, tmp_pat
     task, options, stops = CASES[name]
     options = dict(options)
     extra = checkpoint if options.pop("checkpoint", False) else {}
+    if "distil" in options:
+        options["distil"] = options["distil"] | {"teacher": str(checkpoint["checkpoint"])}
     if task == "regression":
         made = study("classification", slices, **extra, **options).model_dump()
         (slices / "sizes.csv").write_text("id,value\n" + "".join(f"s{i:02d},{i % 7}.5\n" for i in range(40)))

@@ -19,7 +19,7 @@ ASK = {
     "output": "from scanfoundry.finetune.predict.outputs import names_of\nprint('npy' in names_of(('label map',)))",
 }
 CONFIGURATIONS = """
-from scanfoundry.backbones.models.release import ReleaseInfo
+from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 print(ReleaseInfo.model_validate({"backbone": {"name": "toy_net"}}).backbone.width)

@@ -98,7 +98,14 @@ VIT = {"name": "vit", "size": "Ti"}
 
 
 @pytest.mark.parametrize(
-    ("objective", "backbone"), [(SPARK, STUNET), (MOCO, VIT), ({"name": "mae"}, VIT), ({"name": "mae"}, STUNET)]
+    ("objective", "backbone"),
+    [
+        (SPARK, STUNET),
+        (MOCO, VIT),
+        ({"name": "mae"}, VIT),
+        ({"name": "token_distillation"}, VIT),
+        ({"name": "mae"}, STUNET),
+    ],
 )
 def test_parameters_are_counted_as_the_built_objective_has_them(objective, backbone):
     settings = config(backbone, objective, [32, 32, 32], 2)

@@ -22,6 +22,8 @@ class TaskConfig(Config):
         loss_options: the options of `LossConfig` that the task reads.
         unread: options of a study that do nothing for the task, with the reason ('{task}' stands for its name).
         self_training: whether scans without a label can take part in the training.
+        class_scores: whether the network gives logits (B, K, ...) of K classes, which a teacher's can be compared with.
+        mixing: whether the scans of a batch can be mixed, and their classes with them (mixup, cutmix).
         probes: whether there are heads on frozen features (recipes linear_probe, attentive_probe, knn).
         windows: whether scans are brought to the plan's spacing and seen in windows; otherwise each is scaled to fit
             the patch.
@@ -33,6 +35,8 @@ class TaskConfig(Config):
     loss_options: ClassVar[frozenset[str]] = frozenset()
     unread: ClassVar[Mapping[str, str]] = NO_LABEL_MAPS | NO_PROBABILITIES
     self_training: ClassVar[bool] = False
+    class_scores: ClassVar[bool] = False
+    mixing: ClassVar[bool] = False
     probes: ClassVar[bool] = False
     windows: ClassVar[bool] = False
     label_files: ClassVar[tuple[str, ...]] = ()

@@ -12,6 +12,8 @@ class ClassificationTask(ReadsClasses):
 
     loss_options: ClassVar[frozenset[str]] = frozenset({"term", "gamma", "label_smoothing", "class_weights"})
     unread: ClassVar[Mapping[str, str]] = NO_LABEL_MAPS | WHOLE_SCANS
+    class_scores: ClassVar[bool] = True
+    mixing: ClassVar[bool] = True
     probes: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = "image-classification"
 

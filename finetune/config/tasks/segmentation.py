@@ -15,6 +15,7 @@ class SegmentationTask(ReadsMasks):
 
     loss_options: ClassVar[frozenset[str]] = frozenset({"term", "gamma", "label_smoothing", "class_weights", "dice"})
     unread: ClassVar[Mapping[str, str]] = {}
+    class_scores: ClassVar[bool] = True
     self_training: ClassVar[bool] = True
     windows: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = "image-segmentation"

@@ -87,6 +87,18 @@ def test_lora_changes_only_what_it_may_and_leaves_a_plain_model(study, volumes, 
     assert all(torch.equal(after[f"net.{n}"], w) for n, w in before.items() if "norm" in n)
 
 
+def test_the_warm_recipes_beside_scratch_are_in_the_report(study, slices, checkpoint):
+    options = given(checkpoint, "warmup", "sawtooth") | {"compare_scratch": True}
+    config = study("classification", slices, **options, augmentation={"mixup": 0.8, "cutmix": 1.0},
+                   schedule={"steps": 4, "warmup_steps": 1, "layer_decay": 0.9})  # fmt: skip
+    result = run(config)
+    assert [row["arm"] for row in rows(result)["table"]] == ["warmup", "sawtooth", "scratch"]
+    assert rows(result)["setup"]["peak_lr"] == pytest.approx({"warmup": 1e-4, "sawtooth": 1e-4, "scratch": 1e-3})
+    page = (result.run_dir / "report.html").read_text()
+    for words in ("decoder first", "warm-up to a lower rate", "from scratch 0.001", "layer decay 0.9"):
+        assert words in page
+
+
 def test_folds_are_held_back_predict_together_and_are_deterministic(study, volumes, tmp_path):
     config = study("segmentation", volumes, shots=[4], validation={"folds": 2, "checks": 1})
     results = [run(config.model_copy(update={"run_dir": tmp_path / name})) for name in ("a", "b")]
@@ -145,6 +157,13 @@ def test_a_budget_of_boxes_does_not_depend_on_whether_the_first_tested_scan_has_
         ({"recipes": ["knn"], "task": {"name": "segmentation"}}, "for classification"),
         ({"recipes": ["lora"], "checkpoint": None, "backbone": {"name": "vit"}}, "for a checkpoint"),
         ({"schedule": {"frozen_steps": 5}}, "recipe 'staged'"),
+        ({"schedule": {"decoder_share": 0.1}}, "recipe sawtooth"),
+        ({"schedule": {"warmup_share": 0.6, "decoder_share": 0.5}}, "lower them"),
+        ({"recipes": ["warmup"], "schedule": {"warmup_steps": 7}}, "schedule.warmup_share"),
+        ({"checkpoint": None, "backbone": {"name": "vit"}, "schedule": {"layer_decay": 0.7}}, "a rate of its own"),
+        ({"task": {"name": "regression"}, "augmentation": {"mixup": 0.8}}, "no class of each scan"),
+        ({"recipes": ["knn"], "augmentation": {"cutmix": 1.0}}, "one scan at a time"),
+        ({"augmentation": {"cutmix": 1.0}, "plan": {"batch": 1}}, "raise plan.batch"),
         ({"budget": "1min", "schedule": {"steps": 5}}, "leave out schedule.steps"),
         ({"budget": "soon"}, "is no time"),
         ({"validation": {"folds": 2, "fraction": 0.2}}, "not both"),

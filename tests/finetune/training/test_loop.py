@@ -11,7 +11,8 @@ from scanfoundry.finetune.config.study import AugmentationConfig, ScheduleConfig
 from scanfoundry.finetune.model_file import adapter_for
 from scanfoundry.finetune.run_study import prepare
 from scanfoundry.finetune.training.loop import train
-from scanfoundry.finetune.training.optimisation import factor, preset
+from scanfoundry.finetune.training.optimisation import preset
+from scanfoundry.finetune.training.rates import factor
 from scanfoundry.finetune.training.setup import TrainProgress, TrainSetup
 
 CPU = torch.device("cpu")

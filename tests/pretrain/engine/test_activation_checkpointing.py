@@ -22,6 +22,7 @@ from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 from scanfoundry.pretrain.objectives.spark import SparkConfig
+from scanfoundry.pretrain.objectives.token_distillation import TokenDistillationConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
 
 STUNET = STUNetConfig(size="S", strides=((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1)))
@@ -41,6 +42,7 @@ CASES = {
     "contrastive stunet": (ContrastiveConfig(**HEAD), STUNET),
     "moco vit": (ContrastiveConfig(loss="moco_v3", **HEAD), VIT),
     "barlow twins mednext": (BarlowTwinsConfig(mixed=1.0, **HEAD), MEDNEXT),
+    "token_distillation": (TokenDistillationConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2), VIT),
     "sum": (SumConfig(terms=[TermConfig(objective=MAE), TermConfig(objective=ContrastiveConfig(**HEAD))]), VIT),
 }
 

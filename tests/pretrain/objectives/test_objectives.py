@@ -1,11 +1,15 @@
 """Promises of every objective, over the registry, then those of the masked ones; a new one adds its case to SMALL."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from scanfoundry.backbones import primus
+from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig, ResEncEncoder
@@ -16,9 +20,11 @@ from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.objectives import objectives
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.distil import DistilConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 from scanfoundry.pretrain.objectives.masked import MaskedObjective, hidden_indices, take
 from scanfoundry.pretrain.objectives.spark import SparkConfig
+from scanfoundry.pretrain.objectives.token_distillation import TokenDistillationConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig, TermConfig
 
 STRIDES = ((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))  # total (2, 4, 4)
@@ -29,6 +35,9 @@ MAE = MAEConfig(decoder_dim=64, decoder_depth=2, decoder_heads=2)
 PRIMUS = PrimusConfig(size="S", in_channels=2, patch=(2, 4, 4), grid=(2, 2, 3))
 UNET_MAE = MAEConfig(block_2d=(4, 8), block_3d=(2, 4, 4), mask_ratio=0.6)
 CONTRASTIVE = ContrastiveConfig(projector_hidden=64, projector_dim=32)
+TEACHERS = tempfile.TemporaryDirectory()  # until the tests end
+save_release(Path(TEACHERS.name), {"encoder": build(STUNET).state_dict()}, ReleaseInfo(backbone=STUNET), [])
+TOKENS = {"decoder_dim": 64, "decoder_depth": 2, "decoder_heads": 2}
 SMALL = {
     "mae": (VIT, MAE),
     "mae resenc": (RESENC, UNET_MAE),
@@ -37,6 +46,8 @@ SMALL = {
     "spark own": (RESENC, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder="own")),
     "contrastive": (STUNET, CONTRASTIVE),
     "barlow_twins": (VIT, BarlowTwinsConfig(projector_hidden=64, projector_dim=4, mixed=1.0)),
+    "distil": (VIT, DistilConfig(teacher=TEACHERS.name)),
+    "token_distillation": (VIT, TokenDistillationConfig(**TOKENS, momentum=0.9)),
     "sum": (VIT, SumConfig(terms=[TermConfig(objective=MAE), TermConfig(weight=0.5, objective=CONTRASTIVE)])),
 }
 BLOCKS = {

@@ -53,6 +53,17 @@ def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark", wo
     }  # fmt: skip
 
 
+def distilled(folder: Path) -> dict:
+    """A sum of both distillations, with a teacher that is made in the folder."""
+    if not (folder / "teacher").exists():
+        config = ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(4, 4, 4))
+        torch.manual_seed(1)
+        save_release(folder / "teacher", {"encoder": build(config).state_dict()}, ReleaseInfo(backbone=config), [])
+    tokens = {"name": "token_distillation", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
+    teacher = {"name": "distil", "teacher": str(folder / "teacher")}
+    return {"name": "sum", "terms": [{"objective": teacher}, {"objective": tokens}]}
+
+
 def start(path: Path, *words: str) -> warm.Popen:
     return warm.Popen([warm.SCANFOUNDRY, "pretrain", str(path), *words], stderr=subprocess.PIPE, text=True)
 
@@ -77,12 +88,15 @@ def lines(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("objective", ["spark", "mae", "unet mae", "sum"])
+@pytest.mark.parametrize("objective", ["spark", "mae", "unet mae", "sum", "distil"])
 def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, objective: str):
     paths = {}
     for name in ("straight", "killed"):
         paths[name] = tmp_path / f"{name}.yaml"
-        paths[name].write_text(yaml.safe_dump(content(tiny_shards, tmp_path / name, objective, workers=1)))
+        given = content(tiny_shards, tmp_path / name, "mae" if objective == "distil" else objective, workers=1)
+        if objective == "distil":
+            given["objective"] = distilled(tmp_path)
+        paths[name].write_text(yaml.safe_dump(given))
     straight = start(paths["straight"])
     killed = start(paths["killed"])
     wait_for_step(tmp_path / "killed", random.randint(3, 6), killed)
@@ -107,7 +121,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, o
     for line in a:
         modality = {"2d": "us", "3d": "mr"}[line["kind"]]
         own = {key for key in line if key.endswith(("/us", "/mr"))}
-        name = "mae/reconstruction" if objective == "sum" else "reconstruction"
+        name = {"sum": "mae/reconstruction", "distil": "distil/dense"}.get(objective, "reconstruction")
         assert f"{name}/{modality}" in own
         assert all(key.endswith(modality) for key in own)
         assert line[f"{name}/{modality}"] == pytest.approx(line[name])
