@@ -7,6 +7,8 @@ number of processes. The uninterrupted run has `sizes[0]` processes at the same 
 difference of a step's loss, and whether the keys of the crops, gathered from loaders at the positions in which each
 part of the run began, are those of a single reader, each once.
 
+The environment variable VIT_BLOCKS gives the ViT of `mae_tiny` another depth, for a quick look.
+
 SparK is run with SGD, whose steps are as exact as the gradients, and with AdamW, which at the start of a run divides
 gradients that are little more than rounding by their own size.
 """
@@ -27,6 +29,7 @@ from typing import Any
 import yaml
 from record import record
 
+from scanfoundry.backbones import vit
 from scanfoundry.configs.loading import check
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, Position
@@ -60,15 +63,20 @@ CASES: dict[str, dict[str, Any]] = {
         "optimiser": ADAMW,
     },
     "spark_sgd": {**STUNET, "optimiser": SGD},
+    "spark_tiny": {
+        "backbone": {"name": "resenc", "features": [8, 16, 32], "blocks": [1, 1, 1], "strides": [[2, 2, 2]] * 2},
+        "objective": {"name": "spark", "block_3d": [8, 8, 8], "decoder_width": 16},
+        "optimiser": SGD,
+    },
     "spark_adamw": {**STUNET, "optimiser": ADAMW},
 }
 
 
-def content(case: str, shards: Path, run_dir: Path, stage: int, steps: int) -> dict[str, Any]:
+def content(case: str, shards: Path, run_dir: Path, stage: int, steps: int, crop: int) -> dict[str, Any]:
     sources = [{"name": "mr", "path": str(shards)}]
     return CASES[case] | {
         "run_dir": str(run_dir), "seed": 5, "steps": steps, "checkpoint_every": 1000, "threads": 1, "monitor_crops": 0,
-        "data": {"sources": sources, "crop_3d": [32, 32, 32], "batch_3d": 8, "workers": 0, "steps_per_epoch": 1000},
+        "data": {"sources": sources, "crop_3d": [crop] * 3, "batch_3d": 8, "workers": 0, "steps_per_epoch": 1000},
         "engine": {"zero_stage": stage},
     }  # fmt: skip
 
@@ -87,7 +95,7 @@ def part(path: Path, run_dir: Path, size: int, until: int | None) -> None:
     for rank in range(size):
         env = {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+            "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "VIT_BLOCKS": os.environ.get("VIT_BLOCKS", ""),
         }  # fmt: skip
         ranks.append(FORKS.Process(target=pretrain, args=(path, env)))
         ranks[-1].start()
@@ -104,6 +112,9 @@ def part(path: Path, run_dir: Path, size: int, until: int | None) -> None:
 def pretrain(path: Path, env: dict[str, str]) -> None:
     """`scanfoundry pretrain` in this process, which must be a new one."""
     os.environ.update(env)
+    if env["VIT_BLOCKS"]:
+        width, _, heads = vit.WIDTH_DEPTH_HEADS["Ti"]
+        vit.WIDTH_DEPTH_HEADS["Ti"] = (width, int(env["VIT_BLOCKS"]), heads)
     os.dup2(2, 1)  # the results are what is printed
     sys.argv = ["scanfoundry", "pretrain", str(path)]
     main_of_scanfoundry()
@@ -119,12 +130,14 @@ def keys(data: DataConfig, seed: int, size: int, start: int, stop: int) -> list[
     return [sorted(row) for row in found]
 
 
-def compare(case: str, shards: Path, stage: int, sizes: list[int], each: int, folder: Path) -> dict[str, Any]:
+def compare(
+    case: str, shards: Path, stage: int, sizes: list[int], each: int, crop: int, folder: Path
+) -> dict[str, Any]:
     steps = each * len(sizes)
     paths = {name: folder / f"{case}{stage}{name}.yaml" for name in ("straight", "changed")}
     runs = {name: folder / f"{case}{stage}{name}" for name in paths}
     for name, path in paths.items():
-        path.write_text(yaml.safe_dump(content(case, shards, runs[name], stage, steps)))
+        path.write_text(yaml.safe_dump(content(case, shards, runs[name], stage, steps, crop)))
     part(paths["straight"], runs["straight"], sizes[0], None)
     stopped = []
     for number, size in enumerate(sizes):
@@ -133,7 +146,7 @@ def compare(case: str, shards: Path, stage: int, sizes: list[int], each: int, fo
     one, other = (lines(runs[name]) for name in ("straight", "changed"))
     assert [line["step"] for line in one] == [line["step"] for line in other] == list(range(1, steps + 1))
     differences = [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(one, other, strict=True)]
-    data = check(DataConfig, content(case, shards, folder, stage, steps)["data"], "data")
+    data = check(DataConfig, content(case, shards, folder, stage, steps, crop)["data"], "data")
     seen, begin = [], 0
     for size, end in zip(sizes, stopped, strict=True):
         seen += keys(data, 5, size, begin, end)
@@ -153,13 +166,15 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 1, 4, 2])
     parser.add_argument("--each", type=int, default=6, help="Steps between the changes.")
+    parser.add_argument("--crop", type=int, default=32, help="Voxels of a crop along each axis.")
     parser.add_argument("--out", default="world_sizes", help="Name of the result; empty: only printed.")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"sizes": arguments.sizes}
     with tempfile.TemporaryDirectory() as folder:
         for case in arguments.cases:
             for stage in arguments.stages:
-                found = compare(case, arguments.shards.resolve(), stage, arguments.sizes, arguments.each, Path(folder))
+                words = (stage, arguments.sizes, arguments.each, arguments.crop, Path(folder))
+                found = compare(case, arguments.shards.resolve(), *words)
                 result[f"{case} ZeRO {stage}"] = found
                 print(json.dumps({"case": case, "stage": stage, **found}), flush=True)
     if arguments.out:

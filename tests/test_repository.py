@@ -24,8 +24,8 @@ ALONE = {
 ORDER = {
     "configs": "errors extras log plugin_sources plugins text base registry geometry files json_file console parsing "
     "loading",
-    "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc mednext registry transfer "
-    "models foreign pretrained",
+    "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc mednext registry "
+    "transfer models foreign pretrained",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "
     "sampling plan projection workers loader",
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "

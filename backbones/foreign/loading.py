@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -84,7 +84,7 @@ def load_foreign_parts(
             encoder, report = kind.encoder(weights, in_channels, **options)
             return {"encoder": encoder.state_dict()}, encoder.config, report
         network, report = kind.whole(weights, in_channels, **options)
-        return split(network, network.state_dict()), network.config, report
+        return split(network, network.state_dict()), cast(BackboneConfig, network.config), report
 
     return _loaded(Path(path), options, read)
 

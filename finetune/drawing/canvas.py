@@ -21,7 +21,14 @@ NAMES = {
     "linear_probe": "linear probe", "attentive_probe": "attentive probe", "knn": "nearest neighbours",
     "scratch": "from scratch",
 }  # fmt: skip
-COLOURS |= {f"{arm}{DISTILLED}": to_hex([0.6 * each for each in to_rgb(colour)]) for arm, colour in COLOURS.items()}
+
+
+def _darker(colour: str) -> str:
+    red, green, blue = (0.6 * each for each in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+COLOURS |= {f"{arm}{DISTILLED}": _darker(colour) for arm, colour in COLOURS.items()}
 NAMES |= {f"{arm}{DISTILLED}": f"{name}, with a teacher" for arm, name in NAMES.items()}
 INK, FAINT = "#22303a", "#d9e0e4"
 

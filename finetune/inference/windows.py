@@ -13,9 +13,11 @@ from torch import Tensor
 
 from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.finetune.inference.slab import Place, Slab
-from scanfoundry.finetune.monai_parts import compute_importance_map
 
 Network = Callable[[Tensor], Tensor]
+
+SPREAD = 1 / 8  # standard deviation of a window's weights, as a share of its length (Isensee et al. 2021)
+LEAST_WEIGHT = 1e-3  # so that the corners of a window count where no other window reaches
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return half + [gap - half[i] for i in range(steps - len(half), -1, -1)]
 
 
+def window_weights(patch: PositiveSize3D) -> Tensor:
+    """Weights of a window's voxels, (D, H, W): a Gaussian about the middle, 1 there."""
+    d, h, w = (torch.exp(-((torch.arange(n) - (n - 1) / 2) ** 2) / (2 * (n * SPREAD) ** 2)) for n in patch)
+    bell = d[:, None, None] * h[:, None] * w
+    return bell.clamp_min(max(float(bell.min()), LEAST_WEIGHT))
+
+
 @torch.inference_mode()
 def stream_scores(
     members: Sequence[Network], image: Tensor, fill: float, tiling: Tiling, device: torch.device
@@ -80,8 +89,7 @@ def stream_scores(
     """
     d, h, w = image.shape[1:]
     order = stream_order((d, h, w), tiling.patch)
-    weight = compute_importance_map(tiling.patch, mode="gaussian", sigma_scale=0.125)
-    weight = weight[_inside(image, tiling.patch)].permute(order)
+    weight = window_weights(tiling.patch)[_inside(image, tiling.patch)].permute(order)
     slab = Slab(weight, permuted((d, h, w), order), device)
     first, second, third = (window_starts(image.shape[1 + a], tiling.patch[a], tiling.overlap) for a in order)
     every = list(product(first, second, third))

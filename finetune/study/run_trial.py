@@ -63,7 +63,7 @@ def run_trial(
     write_whole(context.folder / PICTURES, lambda part: save_pictures(part, worst))
     if context.keep_weights:
         steps = [history.steps for history in ensemble.histories]
-        trained = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": steps}
+        trained: dict[str, Any] = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": steps}
         if context.teacher is not None:
             trained["teacher"] = context.teacher
         save_model(context.folder, ensemble.models, adapter.with_spec(trained=trained).spec, context.seen)

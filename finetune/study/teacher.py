@@ -129,9 +129,9 @@ def check_teacher(facts: TeacherFacts | None, spec: Spec) -> None:
     ):
         if mine != other:
             raise UserError(f"distil.teacher {facts.name} has {what} {other}, this study {mine}: take another teacher")
-    mine, other = spec.plan.spacing, theirs.plan.spacing
-    if spec.task.windows and any(abs(a - b) > NEAR * b for a, b in zip(mine, other, strict=True)):
-        wanted = ",".join(f"{each:g}" for each in other)
+    ours, wished = spec.plan.spacing, theirs.plan.spacing
+    if spec.task.windows and any(abs(a - b) > NEAR * b for a, b in zip(ours, wished, strict=True)):
+        wanted = ",".join(f"{each:g}" for each in wished)
         raise UserError(
             f"distil.teacher {facts.name} sees voxels of {wanted} mm, this study others: set plan.spacing=[{wanted}]"
         )

@@ -215,7 +215,8 @@ def _import_deepspeed(world: World) -> Any:
     logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed's calls, in every run's log
     if world.device.type == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Only its collectives in shared memory ask; left to itself, DeepSpeed runs a compiler in every process to know.
+        deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 

@@ -21,7 +21,7 @@ import torch
 torch.set_num_threads(1)
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 ensure_torchvision()
-import scanfoundry.finetune.run_study
+import scanfoundry.finetune.run_study, scanfoundry.finetune.tasks.segmentation, sklearn.model_selection
 from scanfoundry.finetune.study import display
 from scanfoundry.launch.cli.main import main
 

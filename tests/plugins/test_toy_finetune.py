@@ -12,19 +12,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import warm
 import yaml
 from PIL import Image
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 STUNET = {"name": "stunet", "size": "S", "strides": [[2, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]]}
 
 
 def call(plugins: list[str], *words: object) -> subprocess.CompletedProcess:
     named = os.pathsep.join(str(HERE / name) for name in plugins)
     environment = os.environ | {"SCANFOUNDRY_PLUGINS": named}
-    return subprocess.run([SCANFOUNDRY, *map(str, words)], env=environment, capture_output=True, text=True)
+    return warm.run([warm.SCANFOUNDRY, *map(str, words)], env=environment, capture_output=True)
 
 
 def called(plugins: list[str], *words: object) -> str:

@@ -13,7 +13,10 @@ import pytest
 import torch
 import warm
 
+from scanfoundry.backbones import vit
+
 Ranks = Callable[..., str]
+TWO_BLOCKS = (192, 2, 3)  # width, depth, heads
 
 PROLOGUE = """
 import os
@@ -33,6 +36,17 @@ os._exit(0)  # gloo's threads may abort the interpreter's own exit
 def one_thread_and_seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shallow_vit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ViT-Ti has two blocks, here and in warm processes.
+
+    What engines, checkpoints and runs promise does not depend on the depth, but most of what a small run costs does:
+    at ZeRO 3 DeepSpeed's hooks take milliseconds for each module.
+    """
+    monkeypatch.setitem(vit.WIDTH_DEPTH_HEADS, "Ti", TWO_BLOCKS)
+    monkeypatch.setenv(warm.FIRST, f"from scanfoundry.backbones import vit; vit.WIDTH_DEPTH_HEADS['Ti'] = {TWO_BLOCKS}")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SCANFOUNDRY = str(Path(sys.executable).with_name("scanfoundry"))
 
+FIRST = "WARM_FIRST"  # the variable of code that a warm process runs before anything else
 ASIDE = 500  # descriptors from here on are nobody's
 FORKS = multiprocessing.get_context("forkserver")
 # monai_parts makes torchvision loadable, which timm imports: it stands before.
@@ -42,6 +44,19 @@ PRELOAD = [
     "scanfoundry.datasets.shards.shard_worker",
     "scanfoundry.datasets.workers.worker",
     "scanfoundry.launch.cli.main",
+    # What an engine imports only as it is made, at ZeRO 3 a thousand modules of torch's compiler.
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "torch._inductor.compile_fx",
+    # What commands import only as they need it.
+    "scanfoundry.finetune.tasks.segmentation",
+    "scanfoundry.finetune.tasks.classification",
+    "scanfoundry.finetune.tasks.regression",
+    "scanfoundry.finetune.tasks.detection",
+    "scanfoundry.launch.cluster.submit",
+    "submitit",
+    "sklearn.linear_model",
 ]
 
 
@@ -63,8 +78,8 @@ def ensure_server() -> None:
 
 
 class Popen:
-    """What the tests use of `subprocess.Popen`, always in text, for `[SCANFOUNDRY, ...]`, `[python, "-c", code, ...]`
-    and `[python, script, ...]`.
+    """What the tests use of `subprocess.Popen`, always in text, for `[SCANFOUNDRY, ...]`, `[python, "-c", code, ...]`,
+    `[python, "-m", module, ...]` and `[python, script, ...]`.
     """
 
     def __init__(
@@ -225,6 +240,7 @@ class _Start:
         tempfile.tempdir = None  # the environment decides anew
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked)
         try:
+            exec(self.environment.get(FIRST, ""), {})
             _execute(self.words)
         finally:
             atexit._run_exitfuncs()
@@ -248,6 +264,10 @@ def _execute(words: list[str]) -> None:
         sys.argv = words
         main()
     assert program == sys.executable, f"only scanfoundry and python start warm, not {program}"
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
     code = arguments[1] if arguments[0] == "-c" else Path(arguments[0]).read_text()
     sys.argv = ["-c", *arguments[2:]] if arguments[0] == "-c" else arguments
     names = sys.modules["__main__"].__dict__

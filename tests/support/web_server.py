@@ -1,4 +1,4 @@
-"""A web server on this machine that misbehaves as it is told, and its files. A plugin of pytest, see `conftest.py`."""
+"""A web server on this machine that misbehaves as it is told, and files on it: a plugin of pytest (`conftest.py`)."""
 
 import hashlib
 import random

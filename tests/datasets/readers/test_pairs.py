@@ -103,6 +103,7 @@ def test_damaged_pairs_say_why(tmp_path, kind):
         raw = np.array(numbers, dtype).tobytes()
         damaged(tmp_path / "x.hdr", lambda b: bytes(b[:at]) + raw + bytes(b[at + len(raw) :]))
 
+    not_a_number = {"nifti": "affine holds NaN", "analyze": "2 x 2 x nan mm"}[kind]
     for change, words in {
         lambda: (tmp_path / "x.img").unlink(): "the .img of the same name is missing",
         lambda: damaged(tmp_path / "x.img", lambda b: b[:-7]): "cut short: 233 of 240 bytes",
@@ -112,10 +113,10 @@ def test_damaged_pairs_say_why(tmp_path, kind):
         lambda: set_header(40, [3, 6, 5, 0], "<i2"): "empty",
         lambda: set_header(40, [5, 6, 5, 2, 1, 2], "<i2"): "5D",
         lambda: set_header(76, [1, 2e9, 2, 2], "<f4"): "0.001 to 100 mm",
-        lambda: set_header(76, [1, np.nan, 2, 2], "<f4"): "",
+        lambda: set_header(76, [1, np.nan, 2, 2], "<f4"): not_a_number,
         lambda: set_header(70, [32], "<i2"): "complex",
         lambda: set_header(70, [999], "<i2"): "a type that nobody knows",
-        lambda: set_header(108, [1e9], "<f4"): "",
+        lambda: set_header(108, [1e9], "<f4"): "cut short: 0 of 240 bytes",
     }.items():
         save()
         if kind == "nifti":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from scanfoundry.backbones import primus, vit
 from scanfoundry.backbones.mednext import MedNeXtConfig
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import build
@@ -28,6 +29,7 @@ BACKBONES = {
     "vit": ViTConfig(size="Ti", patch_2d=(16, 16), patch_3d=(8, 16, 16), registers=2),
     "primus": PrimusConfig(size="S", patch=(8, 16, 16), grid=(2, 2, 2)),
 }
+SHALLOW = ((vit, "Ti", (192, 2, 3)), (primus, "S", (396, 2, 6)))  # width, depth, heads
 SMALL = BACKBONES["resenc"]
 FLAT, DEEP = (1, 32, 32), (16, 32, 32)
 
@@ -68,6 +70,13 @@ def _model(spec, seed=0):
         torch.nn.init.constant_(heads.classification_head.cls_logits.bias, -1.0)
         torch.nn.init.normal_(heads.regression_head.bbox_reg.weight, std=0.03)
     return adapter, model.eval()
+
+
+@pytest.fixture(autouse=True)
+def shallow_transformers(monkeypatch):
+    """Two blocks in place of twelve: exporters treat all alike, and take seconds for each."""
+    for module, size, shape in SHALLOW:
+        monkeypatch.setitem(module.WIDTH_DEPTH_HEADS, size, shape)
 
 
 @pytest.fixture(scope="session")

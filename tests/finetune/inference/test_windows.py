@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.finetune.heads.segmentation import SegmentationModel
-from scanfoundry.finetune.inference.windows import Tiling, stream_order, stream_scores, window_starts
+from scanfoundry.finetune.inference.windows import Tiling, stream_order, stream_scores, window_starts, window_weights
 
 CPU = torch.device("cpu")
 
@@ -90,6 +91,11 @@ def test_equals_monai_where_its_windows_are_as_evenly_spread(shape, patch):
     image = torch.randn(1, *shape)
     expected = sliding_window_inference(image[None], patch, 1, Uneven(0), 0.5, mode="gaussian")[0]
     assert torch.allclose(gathered([Uneven(0)], image, 0.0, Tiling(patch, 0.5))[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [(1, 48, 64), (5, 8, 7), (16, 32, 32)])
+def test_the_weights_are_monais(patch):
+    assert torch.equal(window_weights(patch), compute_importance_map(patch, mode="gaussian", sigma_scale=0.125))
 
 
 @given(size=st.integers(1, 400), patch=st.integers(1, 64), overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.9]))

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
+import warm
 from studies import numbers
 
 from scanfoundry.configs.errors import UserError
@@ -30,6 +33,13 @@ def shown():
 
 
 @pytest.fixture
+def warm_processes(monkeypatch):
+    """The study's processes start at once; a new one of python is tried below."""
+    parts = SimpleNamespace(Popen=warm.Popen, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(workers, "subprocess", parts)
+
+
+@pytest.fixture
 def small(study, slices, site_key_file, fixed_key, monkeypatch):
     """Four trials of seconds."""
     monkeypatch.setenv("SCANFOUNDRY_KEY_FILE", str(fixed_key("workers")))
@@ -42,7 +52,7 @@ def small(study, slices, site_key_file, fixed_key, monkeypatch):
     return make
 
 
-def test_several_processes_give_the_numbers_of_one(small, tmp_path, monkeypatch, capfd):
+def test_several_processes_give_the_numbers_of_one(small, warm_processes, tmp_path, monkeypatch, capfd):
     straight = small(run_dir=tmp_path / "straight")
     run(straight)
     config, real, met, started = small(processes=2), Workers._handle, [], []
@@ -84,14 +94,14 @@ def test_workers_take_over_what_the_check_of_the_cases_found(small, monkeypatch)
     assert (again.spec, again.sides) == (study.spec, study.sides)
 
 
-def test_a_mistake_in_one_process_ends_the_study(small, monkeypatch):
+def test_a_mistake_in_one_process_ends_the_study(small, warm_processes):
     config = small(processes=2)
     broken = config.model_copy(update={"schedule": config.schedule.model_copy(update={"lr": 1e30})})
     with pytest.raises(UserError, match=r"lower schedule\.lr"):
         run(broken)
 
 
-def test_a_signal_between_two_starts_leaves_no_process(small, monkeypatch):
+def test_a_signal_between_two_starts_leaves_no_process(small, warm_processes, monkeypatch):
     config, started = small(processes=2), []
 
     class Signalled(Worker):

@@ -68,7 +68,7 @@ def losses_and_gradients(objective, shape, seed=1):
     return [loss, *metrics.values(), state, *(p.grad for p in objective.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("shape", [(1, 32, 32), (32, 32, 32)], ids=["2d", "3d"])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (16, 32, 32)], ids=["2d", "3d"])
 @pytest.mark.parametrize("case", CASES)
 def test_loss_gradients_and_random_state_are_the_same_bits(case, shape):
     """Dropped paths (ViT at 0.5) are the same ones when computed again."""
@@ -143,7 +143,7 @@ def train(case, **options):
     losses = []
     for step in range(3):
         g = torch.Generator().manual_seed(10 * step + world.rank)
-        shape = (1, 32, 32) if step == 1 else (32, 32, 32)
+        shape = (1, 32, 32) if step == 1 else (16, 32, 32)
         voxels = torch.randn(objective.views, 2, 1, *shape, generator=g)
         valid, seeds = torch.ones(2, 1, *shape, dtype=torch.bool), torch.arange(2) + 2 * world.rank
         keys = [str(seed) for seed in seeds.tolist()]
@@ -175,7 +175,7 @@ for case in CHOSEN:
     ],
     ids=str,
 )
-def test_the_same_bits_under_every_stage_at_two_ranks(ranks, options, cases):
+def test_the_same_bits_under_every_stage_at_two_ranks(ranks, shallow_vit, options, cases):
     """ZeRO 3 gathers weights again for the second forward pass: of modules, and of the packed walk."""
     code = f"CHOSEN, OPTIONS = {cases}, {options}\n{ZERO}"
     ranks(code, 2, HERE=str(Path(__file__).parent))

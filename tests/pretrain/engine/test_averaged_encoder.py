@@ -146,7 +146,7 @@ def content(shards: dict[str, Path], run_dir: Path, **changes) -> dict:
     return {
         "run_dir": str(run_dir), "seed": 3, "steps": 8, "checkpoint_every": 2, "threads": 1, "monitor_crops": 0,
         "backbone": {"name": "vit", "size": "Ti", "patch_2d": [8, 8], "patch_3d": [4, 8, 8]},
-        "objective": {"name": "mae"},
+        "objective": {"name": "mae", "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 2},
         "data": {
             "sources": [{"name": name, "path": str(path)} for name, path in shards.items()],
             "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": 0,
@@ -164,7 +164,7 @@ def losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_releases_the_average_survives_a_kill_and_computes_the_same_losses(tmp_path, tiny_shards):
+def test_a_run_releases_the_average_survives_a_kill_and_computes_the_same_losses(tmp_path, tiny_shards, shallow_vit):
     ema = {"ema": {"momentum": 0.5}}
     runs = {name: content(tiny_shards, tmp_path / name, **ema) for name in ("straight", "killed")}
     runs["plain"] = content(tiny_shards, tmp_path / "plain")

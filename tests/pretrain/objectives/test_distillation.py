@@ -46,9 +46,8 @@ def make_batch(shape, padded=False):
 
 def released(folder, config, **info):
     torch.manual_seed(5)
-    save_release(
-        folder, {"encoder": build(config).state_dict()}, ReleaseInfo(backbone=config, **info), ["a" * 64, "b" * 64]
-    )
+    parts = {"encoder": build(config).state_dict()}
+    save_release(folder, parts, ReleaseInfo(backbone=config, **info), ["a" * 64, "b" * 64])
     return str(folder)
 
 

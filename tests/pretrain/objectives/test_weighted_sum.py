@@ -149,7 +149,7 @@ encoder = {k.removeprefix("encoder."): v for k, v in straight.items() if k.start
 fresh = build(vit)
 began = {k: v.clone() for k, v in fresh.state_dict().items()}
 fresh.load_state_dict(encoder)  # exactly the encoder's weights, as the release has them
-assert sum(not torch.equal(v, began[k]) for k, v in encoder.items()) > 100  # and they were trained
+assert sum(not torch.equal(v, began[k]) for k, v in encoder.items()) > 20  # and they were trained
 copies = [k for k in straight if ".follower.encoder." in k]
 assert len(copies) == len(encoder)
 print(json.dumps(losses))
@@ -157,7 +157,7 @@ print(json.dumps(losses))
 
 
 @pytest.mark.slow
-def test_under_zero_two_ranks_train_save_and_load_it_as_one_rank_does_at_stage_0(ranks):
+def test_under_zero_two_ranks_train_save_and_load_it_as_one_rank_does_at_stage_0(ranks, shallow_vit):
     """MAE and MoCo v3, whose copies follow and are saved; also that resuming is bit-identical (in CODE)."""
     one = json.loads(ranks(CODE, 1, STAGE="0", TERMS=json.dumps(TERMS)).splitlines()[-1])
     for stage in (2, 3):

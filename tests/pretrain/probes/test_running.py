@@ -19,6 +19,7 @@ from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 
+pytestmark = pytest.mark.usefixtures("shallow_vit")
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 NOBODY = Site(frozenset(), frozenset())
 BACKBONES = {
@@ -131,6 +132,7 @@ def finished(tmp_path: Path, name: str, given: dict) -> tuple[str, list[dict]]:
     return process.stderr, [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
 
+MAE = {"name": "mae", "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 2}
 WITH_NOISE = BACKBONES["vit"] | {"patch_3d": [4, 8, 8], "patch_2d": [8, 8], "drop_path": 0.5}
 RUN = """
 import os
@@ -145,7 +147,7 @@ run(PretrainConfig.model_validate_json(os.environ["CONFIG"]))
 
 @pytest.mark.slow
 def test_they_change_no_bit_of_a_run_under_zero_3(ranks, tmp_path, tiny_shards, labelled_shards):
-    given = {"engine": {"zero_stage": 3, "precision": "bf16"}, "backbone": WITH_NOISE, "objective": {"name": "mae"}}
+    given = {"engine": {"zero_stage": 3, "precision": "bf16"}, "backbone": WITH_NOISE, "objective": MAE}
     losses = []
     for name, probed in (("with", probes(labelled_shards)[:2]), ("without", [])):
         told = config(tiny_shards, labelled_shards, tmp_path / name, **given, probes=probed)
@@ -163,7 +165,7 @@ def test_they_change_no_bit_of_a_run_under_zero_3(ranks, tmp_path, tiny_shards, 
 def test_they_change_no_bit_of_a_run(tmp_path, tiny_shards, labelled_shards):
     """With random numbers drawn in the encoder (stochastic depth), and the run resumed after a measurement."""
     given = {"engine": {"precision": "bf16"}, "ema": {"momentum": 0.9}, "backbone": WITH_NOISE}
-    given["objective"] = {"name": "mae"}
+    given["objective"] = MAE
     with_, without = (content(tiny_shards, labelled_shards, tmp_path / name, **given) for name in ("with", "without"))
     with_["probes"][2]["every"] = 3
     with_["probes"][2]["data"]["crop"] = [16, 24, 24]

@@ -89,7 +89,7 @@ def lines(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("objective", ["spark", "mae", "unet mae", "sum", "distil"])
-def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, objective: str):
+def test_killed_and_stopped_it_ends_with_the_same_bytes(tmp_path, tiny_shards, shallow_vit, objective: str):
     paths = {}
     for name in ("straight", "killed"):
         paths[name] = tmp_path / f"{name}.yaml"
