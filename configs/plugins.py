@@ -24,7 +24,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.plugin_sources import with_modules_beside
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,9 +46,9 @@ def plugins(kind: str) -> list[Any]:
 
 
 def plugin_files() -> list[Path]:
-    """The files of all plug-ins, and the modules beside them that they import; none is imported."""
+    """The files of all plug-ins, in the order in which they are named; none is imported."""
     installed = [_origin(entry.module) for entry in entry_points(group=GROUP)]
-    return with_modules_beside([*_named(), *(path for path in installed if path is not None)])
+    return [*_named(), *(path for path in installed if path is not None)]
 
 
 def _named() -> list[Path]:

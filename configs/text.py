@@ -60,6 +60,14 @@ class _Guarded:
         return getattr(self.rich_proxied_file, name)
 
 
+def guard_stand_ins() -> None:
+    """Guard what a progress bar has put in the place of guarded streams: it would take colours and links from text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Guarded) and isinstance(getattr(stream, "rich_proxied_file", None), _Guarded):
+            setattr(sys, name, _Guarded(stream))
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """Until the context ends, nothing that this process prints, ours or a library's, commands the terminal."""

@@ -22,8 +22,7 @@ ALONE = {
 
 # The folders (and files in the root) of each package, from the lowest to the highest: each may import those before it.
 ORDER = {
-    "configs": "errors extras log plugin_sources plugins text base registry geometry files json_file console parsing "
-    "loading",
+    "configs": "errors extras log plugins text base registry geometry files json_file console parsing loading",
     "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc mednext registry "
     "transfer models foreign pretrained",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "

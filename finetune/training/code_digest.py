@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scanfoundry.configs.plugins import plugin_files
+from scanfoundry.finetune.training.plugin_sources import with_modules_beside
 
 PACKAGES = "configs", "backbones", "datasets", "finetune"  # whose code a training runs
 
@@ -26,6 +27,6 @@ def _code() -> str:
         root = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
         for path in sorted(root.rglob("*.py")):
             digest.update(f"{name}/{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    for path in plugin_files():
+    for path in with_modules_beside(plugin_files()):
         digest.update(b"plug-in\0" + path.read_bytes())
     return digest.hexdigest()

@@ -3,8 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scanfoundry.configs.plugin_sources import with_modules_beside
-
 
 def asked(plugin: Path | str, code: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "SCANFOUNDRY_PLUGINS": str(plugin)}
@@ -71,20 +69,3 @@ def test_a_file_that_needs_what_it_adds_is_told_so(tmp_path: Path):
     (tmp_path / "toy.py").write_text(text)
     done = asked(tmp_path / "toy.py", "try:\n    plugins('task')\nexcept UserError as error:\n    print(error)\n")
     assert "into a file of its own" in done.stdout
-
-
-def test_modules_beside_a_plug_in_are_of_its_sources(tmp_path: Path):
-    """Also those of a package, and those that only another one imports; neither other files nor what is installed."""
-    (tmp_path / "toy.py").write_text("import json, numpy\nfrom helper import one\nPLUGINS = {}\n")
-    (tmp_path / "helper.py").write_text("import toy\nfrom parts.inner import two\none = 1\n")
-    (tmp_path / "unused.py").write_text("")
-    (tmp_path / "parts").mkdir()
-    for name, text in (("__init__", ""), ("inner", "from . import deep\ntwo = 2\n"), ("deep", ""), ("unused", "")):
-        (tmp_path / "parts" / f"{name}.py").write_text(text)
-    names = ["toy.py", "helper.py", "parts/__init__.py", "parts/inner.py", "parts/deep.py"]
-    found = with_modules_beside([tmp_path / "toy.py"])
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in found) == sorted(names)
-    assert found[0] == tmp_path / "toy.py"
-    assert with_modules_beside([tmp_path / "none.py"]) == [tmp_path / "none.py"]
-    code = "from scanfoundry.configs.plugins import plugin_files\nprint(len(plugin_files()))"
-    assert asked(tmp_path / "toy.py", code).stdout.strip() == "5"

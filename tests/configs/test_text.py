@@ -87,3 +87,24 @@ def test_rich_on_a_guarded_stream_still_draws(capsys: pytest.CaptureFixture[str]
         console = Console(stderr=True, force_terminal=True, color_system="truecolor", highlight=False)
         console.print("x\x1b[2Jy", style="red")
     assert capsys.readouterr().err == "\x1b[31mx\\x1b[2Jy\x1b[0m\n"
+
+
+class Terminal(io.StringIO):
+    """A stream that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_upon_a_guarded_terminal_has_its_colours_and_a_line_above_it_has_none(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with guarded():
+        console = Console(stderr=True, force_terminal=True, width=60)
+        with Progress(console=console) as bars:
+            bars.add_task("steps", total=3)
+            print("a line \x1b[31m of a file", file=sys.stderr)
+    shown = sys.stderr.getvalue()
+    assert shown.count("\\x1b") == 1
+    assert "a line \\x1b[31m of a file" in shown
+    assert "\x1b[" in shown
