@@ -21,7 +21,9 @@ NAMES = {
     "linear_probe": "linear probe", "attentive_probe": "attentive probe", "knn": "nearest neighbours",
     "scratch": "from scratch",
 }  # fmt: skip
-COLOURS |= {f"{arm}{DISTILLED}": to_hex([0.6 * each for each in to_rgb(colour)]) for arm, colour in COLOURS.items()}
+for _arm, _colour in list(COLOURS.items()):
+    _red, _green, _blue = to_rgb(_colour)
+    COLOURS[f"{_arm}{DISTILLED}"] = to_hex((0.6 * _red, 0.6 * _green, 0.6 * _blue))
 NAMES |= {f"{arm}{DISTILLED}": f"{name}, with a teacher" for arm, name in NAMES.items()}
 INK, FAINT = "#22303a", "#d9e0e4"
 

@@ -38,7 +38,7 @@ def described(
     adapter: Adapter[Any, Any], name: TrialName, steps: Sequence[int], teacher: dict[str, Any] | None = None
 ) -> Spec:
     """The specification that is written beside the weights; steps: of each model; teacher: who took part, if any."""
-    trained = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": list(steps)}
+    trained: dict[str, Any] = {"arm": name.arm.name, "shots": name.shots, "seed": name.seed, "steps": list(steps)}
     if teacher is not None:
         trained["teacher"] = teacher
     return adapter.spec.model_copy(update={"trained": trained})

@@ -82,7 +82,8 @@ class Distil(Objective):
         """
         batch = views[0]
         places, whole = self._distances(batch)
-        share = F.adaptive_avg_pool3d(batch.valid.to(places.dtype), list(places.shape[1:])).squeeze(1)
+        grid = (places.shape[1], places.shape[2], places.shape[3])
+        share = F.adaptive_avg_pool3d(batch.valid.to(places.dtype), grid).squeeze(1)
         loss, of_each = weighted_mean(places, share)
         total = self.config.dense_weight * loss + self.config.pooled_weight * whole.mean()
         return total, {"dense": of_each, "pooled": whole.detach()}
