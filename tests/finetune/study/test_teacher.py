@@ -13,6 +13,8 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.run_study import prepare, run
 
+pytestmark = pytest.mark.slow  # whole studies
+
 TINY = {"name": "resenc", "features": [8, 12], "blocks": [1, 1], "strides": [[2, 2, 2]]}
 
 
