@@ -121,17 +121,18 @@ def check_teacher(facts: TeacherFacts | None, spec: Spec) -> None:
     theirs = facts.spec
     if theirs is None:
         return
-    for what, mine, other in (
+    compared: tuple[tuple[str, object, object], ...] = (
         ("task", spec.task.name, theirs.task.name),
         ("classes", spec.classes, theirs.classes),
         ("channels", spec.channels, theirs.channels),
         ("dimensions", 2 if spec.plan.is_2d else 3, 2 if theirs.plan.is_2d else 3),
-    ):
+    )
+    for what, mine, other in compared:
         if mine != other:
             raise UserError(f"distil.teacher {facts.name} has {what} {other}, this study {mine}: take another teacher")
-    ours, wished = spec.plan.spacing, theirs.plan.spacing
-    if spec.task.windows and any(abs(a - b) > NEAR * b for a, b in zip(ours, wished, strict=True)):
-        wanted = ",".join(f"{each:g}" for each in wished)
+    pairs = list(zip(spec.plan.spacing, theirs.plan.spacing, strict=True))
+    if spec.task.windows and any(abs(ours - known) > NEAR * known for ours, known in pairs):
+        wanted = ",".join(f"{known:g}" for _, known in pairs)
         raise UserError(
             f"distil.teacher {facts.name} sees voxels of {wanted} mm, this study others: set plan.spacing=[{wanted}]"
         )

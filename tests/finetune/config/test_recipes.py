@@ -11,6 +11,7 @@ from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.predict.prediction import predict
 from scanfoundry.finetune.run_study import prepare, run
@@ -147,6 +148,21 @@ def test_a_budget_bounds_the_study(study, slices):
 def test_a_budget_of_boxes_does_not_depend_on_whether_the_first_tested_scan_has_one(study, slices):
     config = study("detection", slices, budget="6s", shots=[6], schedule={"warmup_steps": 1})
     assert rows(run(config))["cells"][0]["histories"][0]["steps"] >= 1
+
+
+def test_what_is_typed_beats_the_schedule_of_a_file():
+    def dropped(**typed):
+        return {
+            key for key in FinetuneConfig.gives_way(typed, {"task": {"name": "classification"}}) if "schedule" in key
+        }
+
+    assert dropped(recipes=["full"]) == {
+        "schedule.frozen_steps", "schedule.warmup_share", "schedule.decoder_share", "schedule.decoder_lr_scale"
+    }  # fmt: skip
+    assert dropped(recipes="[sawtooth, staged]") == set()
+    assert dropped(recipes=["warmup"], compare_scratch=False) == {
+        "schedule.frozen_steps", "schedule.decoder_share", "schedule.decoder_lr_scale", "schedule.warmup_steps"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.run_study import prepare, run
 
+pytestmark = pytest.mark.slow  # whole studies
+
 TINY = {"name": "resenc", "features": [8, 12], "blocks": [1, 1], "strides": [[2, 2, 2]]}
 
 
@@ -103,7 +105,7 @@ def release(tmp_path):
     return tmp_path / "large"
 
 
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
+@pytest.mark.parametrize("task", ["segmentation", "classification", "detection"])
 def test_features_of_any_released_encoder_teach_a_student_and_leave_no_trace(study, volumes, slices, release, task):
     data, patch = (volumes, [16, 16, 16]) if task == "segmentation" else (slices, [1, 48, 48])
     config = taught(study, data, task, release, distil={"what": "features"}, plan={"patch": patch, "batch": 2},
