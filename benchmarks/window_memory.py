@@ -23,10 +23,10 @@ def measure(way: str, length: int, classes: int) -> dict[str, float]:
     """Peak in MB and seconds of one core; run in a fresh process."""
     import torch
 
+    import scanfoundry.finetune.monai_parts  # noqa: F401  # imports MONAI in the right order
     from scanfoundry.finetune.cases.volumes import resize
     from scanfoundry.finetune.inference.segmented import segment_volume
     from scanfoundry.finetune.inference.windows import Tiling
-    from scanfoundry.finetune.monai_parts import compute_importance_map  # noqa: F401  # imports MONAI in the right order
     from scanfoundry.pretrain.memory.measured import Resident
 
     torch.set_num_threads(1)

@@ -65,7 +65,7 @@ CASES: dict[str, dict[str, Any]] = {
     "spark_sgd": {**STUNET, "optimiser": SGD},
     "spark_tiny": {
         "backbone": {"name": "resenc", "features": [8, 16, 32], "blocks": [1, 1, 1], "strides": [[2, 2, 2]] * 2},
-        "objective": {"name": "spark", "block_3d": [8, 8, 8], "decoder_width": 16},
+        "objective": {"name": "spark", "block_3d": [8, 8, 8], "decoder_width": 32},
         "optimiser": SGD,
     },
     "spark_adamw": {**STUNET, "optimiser": ADAMW},

@@ -64,7 +64,7 @@ def slices(tmp_path_factory):
     return root
 
 
-STUNET = {"name": "stunet", "size": "S", "strides": [[2, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]]}
+SMALL = {"name": "resenc", "features": [8, 16, 32], "blocks": [1, 1, 1], "strides": [[2, 2, 2], [2, 2, 2]]}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def study(tmp_path):
             "run_dir": tmp_path / "run",
             "task": {"name": task},
             "data": {"images": data / "images", "labels": labels, "modality": modality},
-            "backbone": STUNET,
+            "backbone": SMALL,
             "shots": [2],
             "split": {"test_fraction": 0.3},
             "schedule": {"steps": 3, "warmup_steps": 1},

@@ -3,18 +3,19 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import warm
 import yaml
 
 from scanfoundry.backbones.models.description import read_info
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 STUNET = {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 2 + [[1, 1, 1]] * 3}
 TOYS = {  # the plug-in's file, its name, the backbone, the objective
     "objective": ("toy_objective.py", "toy_mean", STUNET, {"name": "toy_mean", "scale": 2.0}),
@@ -29,7 +30,7 @@ TOYS = {  # the plug-in's file, its name, the backbone, the objective
 
 def call(plugin: Path, *words: object) -> subprocess.CompletedProcess:
     environment = os.environ | {"SCANFOUNDRY_PLUGINS": str(plugin), "SCANFOUNDRY_MODELS": str(plugin.parent / "models")}
-    return warm.run([warm.SCANFOUNDRY, *map(str, words)], env=environment, capture_output=True)
+    return subprocess.run([SCANFOUNDRY, *map(str, words)], env=environment, capture_output=True, text=True)
 
 
 def called(plugin: Path, *words: object) -> str:

@@ -15,7 +15,7 @@ import json, os
 from pathlib import Path
 import torch
 from scanfoundry.backbones.registry import build
-from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.distributed.world import barrier, join
@@ -27,10 +27,10 @@ world = join("cpu", 1)
 rows = slice(world.rank, 4, world.size)
 SIZES = {"projector_hidden": 64, "projector_dim": 16}
 VIT = ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(2, 4, 4))
-STUNET = STUNetConfig(size="S", strides=((2, 2, 2), (1, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)))
+RESENC = ResEncConfig(features=(8, 16, 32), blocks=(1, 1, 1), strides=((2, 2, 2), (1, 2, 2)))
 CASES = [
     (ContrastiveConfig(loss="moco_v3", momentum=0.5, freeze_patch_embedding=True, **SIZES), VIT),
-    (ContrastiveConfig(loss="dclw", **SIZES), STUNET),
+    (ContrastiveConfig(loss="dclw", **SIZES), RESENC),
     (BarlowTwinsConfig(**SIZES), VIT),
 ]
 

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
-from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.predict.prediction import predict
 from scanfoundry.finetune.run_study import prepare, run
 
-CONFIG = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
+CONFIG = ResEncConfig(features=(8, 16, 32), blocks=(1, 1, 1), strides=((2, 2, 2),) * 2)
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from scanfoundry.finetune.predict.prediction import predict
 
 FLAT, DEEP = (1, 32, 32), (16, 32, 32)
 BACKBONES = ("stunet", "mednext", "resenc", "vit", "primus")
-EVERY = [  # each backbone with each task, in 2D or in 3D
+EVERY = [  # each backbone in 3D and in 2D, and each head on maps and on tokens
     *((backbone, "segmentation", DEEP) for backbone in BACKBONES),
     *((backbone, "classification", FLAT) for backbone in BACKBONES),
-    *((backbone, "regression", FLAT) for backbone in ("resenc", "vit")),
-    *((backbone, "detection", (FLAT, DEEP)[number % 2]) for number, backbone in enumerate(BACKBONES, start=1)),
+    ("resenc", "regression", FLAT),
+    ("resenc", "detection", DEEP),
+    ("vit", "detection", FLAT),
 ]
 QUICK = {("stunet", "classification", FLAT), ("vit", "classification", FLAT), ("resenc", "regression", FLAT)}
 

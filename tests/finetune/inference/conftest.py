@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scanfoundry.backbones.registry import build
-from scanfoundry.backbones.stunet import STUNetConfig
+from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.finetune.boxes.anchors import plan_strides
 from scanfoundry.finetune.config.detection import DetectionPlan
@@ -18,7 +18,7 @@ from scanfoundry.finetune.model_file import adapter_for, save_model
 from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.spec import Spec
 
-BACKBONE = STUNetConfig(size="S", strides=((2, 2, 2),) * 2 + ((1, 1, 1),) * 3)
+BACKBONE = ResEncConfig(features=(8, 16, 32), blocks=(1, 1, 1), strides=((2, 2, 2),) * 2)
 TASKS = {
     "segmentation": (SegmentationTask(), ["one", "two"]),
     "classification": (ClassificationTask(), ["lesion", "none"]),

@@ -59,7 +59,7 @@ def distilled(folder: Path) -> dict:
         config = ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(4, 4, 4))
         torch.manual_seed(1)
         save_release(folder / "teacher", {"encoder": build(config).state_dict()}, ReleaseInfo(backbone=config), [])
-    tokens = {"name": "token_distillation", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
+    tokens = {"name": "token_distillation", "top_blocks": 2, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
     teacher = {"name": "distil", "teacher": str(folder / "teacher")}
     return {"name": "sum", "terms": [{"objective": teacher}, {"objective": tokens}]}
 
