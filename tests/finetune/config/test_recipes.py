@@ -81,11 +81,13 @@ def test_lora_changes_only_what_it_may_and_leaves_a_plain_model(study, volumes, 
     before, after = build(CONFIG).state_dict(), members[0].state_dict()
     torch.manual_seed(9)
     before = build(CONFIG).state_dict()
-    changed = {n: (after[f"net.{n}"] - w).flatten(1) for n, w in before.items() if n.endswith("conv2.weight")}
+    changed = {
+        n: (after[f"net.encoder.{n}"] - w).flatten(1) for n, w in before.items() if n.endswith("conv2.conv.weight")
+    }
     moved = [delta for delta in changed.values() if delta.abs().max() > 0]
     assert moved
     assert all(torch.linalg.matrix_rank(delta.double(), rtol=1e-4) <= 2 for delta in moved)
-    assert all(torch.equal(after[f"net.{n}"], w) for n, w in before.items() if "norm" in n)
+    assert all(torch.equal(after[f"net.encoder.{n}"], w) for n, w in before.items() if "norm" in n)
 
 
 def test_the_warm_recipes_beside_scratch_are_in_the_report(study, slices, checkpoint):

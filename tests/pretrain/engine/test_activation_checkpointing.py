@@ -167,11 +167,11 @@ for case in CHOSEN:
 @pytest.mark.parametrize(
     ("options", "cases"),
     [
-        ({"zero_stage": 0}, ["spark stunet"]),
+        ({"zero_stage": 0}, ["spark resenc"]),
         ({"zero_stage": 1}, ["moco vit"]),
         ({"zero_stage": 2}, ["spark mednext"]),
         ({"zero_stage": 3}, ["spark stunet", "contrastive stunet", "mae"]),
-        ({"zero_stage": 3, "precision": "bf16"}, ["spark stunet"]),
+        ({"zero_stage": 3, "precision": "bf16"}, ["spark resenc"]),
     ],
     ids=str,
 )
