@@ -30,7 +30,7 @@ ORDER = {
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
     "training",
     "finetune": "monai_parts config cases losses plan checks formats boxes metrics task_parts drawing task heads "
-    "inference training tasks model_file study predict export report run_study",
+    "inference training tasks released_model model_file study predict export report run_study",
     "launch": "cluster build_summary zoo demo cli",
 }
 
