@@ -35,6 +35,7 @@ class Seen:
     sources: tuple[SourceRecord, ...] = ()
     licence: str = ""  # of the weights that it started from
     citation: str = ""
+    withheld: int = 0  # patients of the model that it started from, which its copy does not list
 
 
 def adapter_for(spec: Spec) -> Adapter[Any, Any]:
@@ -61,6 +62,7 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec, seen: See
     origin = {
         "sources": [source.model_dump(mode="json") for source in seen.sources],
         "patients": len(patients),
+        "patients_withheld": seen.withheld,
         "patients_sha256": sha256_of(folder / PATIENTS),
         "licence": seen.licence,
         "citation": seen.citation,

@@ -164,7 +164,8 @@ class TrialRunner:
         if release is None:
             return Seen(mine, (here,))
         info = release.info
-        return Seen([*mine, *release.patients], (*info.sources, here), info.licence, info.citation)
+        patients, sources = [*mine, *release.patients], (*info.sources, here)
+        return Seen(patients, sources, info.licence, info.citation, info.patients_withheld)
 
     def _setup(self, name: TrialName) -> TrainSetup:
         config = self._study.config

@@ -92,7 +92,9 @@ def finetune(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Option(help="Run folder of a fine-tuning, or a released segmentation: name, folder or file.")],
+    model: Annotated[
+        Path, typer.Option(help="Run folder of a fine-tuning, or a released segmentation: name, folder or file.")
+    ],
     input: Annotated[
         list[Path], typer.Option(help="Scan, DICOM series, or folder of any of them; may be given again.")
     ],

@@ -106,7 +106,7 @@ def test_an_mr_is_refused_by_a_model_of_ct(released, tmp_path):
 @pytest.mark.parametrize(
     ("change", "parts", "message"),
     [
-        ({"head": None}, ("encoder", "decoder"), r"stunet-s is a pre-trained encoder, .*it has no head.* checkpoint=stunet-s"),
+        ({"head": None}, ("encoder", "decoder"), r"is a pre-trained encoder, .*it has no head.* checkpoint=stunet-s"),
         ({"head": {"task": "reconstruction"}}, (), "predicts nothing .its head reconstructs voxels"),
         ({"head": {"task": "segmentation"}}, (), r"the classes of stunet-s have no names.*checkpoint_classes=\[liver"),
         ({"head": {"task": "classification", "classes": ["a"]}}, (), "is a release for classification"),
