@@ -24,7 +24,7 @@ ALONE = {
 ORDER = {
     "configs": "errors extras log plugins text base registry geometry files json_file console parsing loading",
     "backbones": "torchvision_cpu layers protocol probes stunet primus vit resenc_decoder resenc mednext registry "
-    "transfer models foreign pretrained",
+    "models transfer foreign pretrained",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "
     "sampling plan projection workers loader",
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "

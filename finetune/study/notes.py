@@ -14,6 +14,12 @@ def note_left_out(reasons: Mapping[str, int]) -> None:
         Console(stderr=True, highlight=False).print(f"note: left out: {counted}.", soft_wrap=True, markup=False)
 
 
+def note(text: str) -> None:
+    """A line that the user should know; nothing where there is no text."""
+    if text:
+        Console(stderr=True, highlight=False).print(f"note: {printable(text)}", soft_wrap=True, markup=False)
+
+
 def note_results(results: Results) -> None:
     """The headline metric of every row of the table, then what a reader of the numbers must know."""
     console = Console(stderr=True, highlight=False, markup=False)  # class names may hold brackets

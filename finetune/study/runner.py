@@ -29,7 +29,8 @@ from scanfoundry.finetune.training.transfer import StartWeights
 class Trial:
     """One trial of a study, with all that decides it.
 
-    digest: of all that the result depends on. origin: the checksum of its checkpoint, or an empty string.
+    digest: of all that the result depends on. origin: the checksum of its checkpoint and what was done to that, or an
+    empty string.
     """
 
     name: TrialName
@@ -60,6 +61,7 @@ class TrialRunner:
         study, config = self._study, self._study.config
         cases = trial_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
+        origin += f" {study.adapted}" if origin and study.adapted else ""
         digest = digest_of_trial(config, study.spec, name.arm, cases, study.checked, origin)
         keep_weights = config.keep_weights == "all" or name == study.best
         return Trial(name, config.run_dir / TRIALS / name.folder, digest, keep_weights, origin, cases)
@@ -154,7 +156,7 @@ class TrialRunner:
             return None
         encoder, _ = with_channels(release.encoder, release.info.backbone, self._study.spec.backbone.in_channels)
         wanted = {part: weights for part, weights in release.parts.items() if part in self._study.config.transfer}
-        return StartWeights(wanted | {"encoder": encoder}, release.info.head)
+        return StartWeights(wanted | {"encoder": encoder}, release.info.head, self._study.adapted)
 
     def _seen(self, trial: Trial) -> Seen:
         """The patients that a trial trains on, and those that the checkpoint has seen."""

@@ -61,9 +61,8 @@ def get_command(name: str, wish: InstallOptions) -> None:
         use_now = f"\nprediction: scanfoundry predict --model {use} --input SCANS --out PREDICTIONS"
     else:
         use_now = ""
-    print(
-        f"{target}{use_now}\nfine-tuning: checkpoint={use}\npre-training: init: {use}, with backbone: {_spaced(backbone)}"
-    )
+    print(f"{target}{use_now}\nfine-tuning: checkpoint={use}")
+    print(f"pre-training: init: {use}, with backbone: {_spaced(backbone)}")
 
 
 def _spaced(text: str) -> str:

@@ -42,7 +42,7 @@ def check_same_run(config: PretrainConfig) -> None:
     path = config.run_dir / "config.yaml"
     if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):
         return
-    mine, theirs = config.model_dump(mode="json"), read_yaml(path)
+    mine, theirs = config.model_dump(mode="json"), _filled(read_yaml(path))
     for key in sorted(set(mine) - FREE_TO_CHANGE):
         if _comparable(mine[key]) != _comparable(theirs.get(key)):
             raise UserError(
@@ -80,6 +80,14 @@ def claim(config: PretrainConfig) -> None:
         write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write to the run folder {config.run_dir}: {error.strerror}") from error
+
+
+def _filled(content: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with the defaults of keys that came later; as it is where it can no longer be read."""
+    try:
+        return PretrainConfig.model_validate(content).model_dump(mode="json")
+    except (ValueError, UserError):
+        return content
 
 
 def _comparable(value: Any) -> Any:
