@@ -3,7 +3,7 @@
 Fine-tuning writes such models; released ones whose head says its classes predict too (`released_model.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scanfoundry.backbones import find, is_release, read_release
+from scanfoundry.backbones.layers.u_decoder import UDecoder
 from scanfoundry.backbones.models.description import SourceRecord, is_finetuned, read_description
 from scanfoundry.backbones.models.parts import from_file, joined, split, to_file
 from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS
@@ -23,6 +24,7 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_text, write_whole
 from scanfoundry.finetune.config.tasks.registry import tasks
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
 from scanfoundry.finetune.released_model import spec_of_release
 from scanfoundry.finetune.task import Adapter, Spec, TaskModel
 
@@ -127,12 +129,23 @@ def _members(adapter: Adapter[Any, Any], weights: dict[str, Tensor]) -> list[Tas
     for number in range(spec.members):
         prefix = "" if spec.members == 1 else f"{number}."
         mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        model = adapter.build(build(spec.backbone))
+        model = _built(adapter, mine)
         if spec.format_version > 1:  # files of version 1 hold the names of the network itself
             mine = joined(model, model.state_dict(), from_file(mine))
         model.load_state_dict(mine)
         found.append(model.eval())
     return found
+
+
+def _built(adapter: Adapter[Any, Any], weights: Mapping[str, Tensor]) -> TaskModel:
+    """The network of a specification; ResEnc's with the decoder that it had before it got nnU-Net's own, if so."""
+    spec = adapter.spec
+    encoder = build(spec.backbone)
+    model = adapter.build(encoder)
+    earlier = spec.backbone.name == "resenc" and any(".ups." in name for name in weights)
+    if earlier and isinstance(model, SegmentationModel):
+        model.net = UDecoder(encoder, encoder.feature_channels, len(spec.classes) + 1, deep_supervision=True)
+    return model
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,15 +13,23 @@ from torch import nn
 from scanfoundry.backbones.foreign import load_foreign_parts
 from scanfoundry.backbones.foreign.stunet_v1 import RELEASED_STRIDES
 from scanfoundry.backbones.foreign.totalsegmentator import CLASSES
+from scanfoundry.backbones.layers.u_decoder import UDecoder
 from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.models.parts import split
 from scanfoundry.backbones.models.release import Release, save_release
 from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS, STUNet, STUNetConfig, STUNetEncoder
 from scanfoundry.configs.errors import UserError
-from scanfoundry.finetune.model_file import load_model
+from scanfoundry.datasets.intensity import IntensityConfig
+from scanfoundry.finetune.config.study import InferenceConfig
+from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
+from scanfoundry.finetune.model_file import load_model, save_model
+from scanfoundry.finetune.plan import Fingerprint, Plan
 from scanfoundry.finetune.predict.prediction import predict
 from scanfoundry.finetune.released_model import spec_of_release
+from scanfoundry.finetune.task import Spec
 
 PATCH = (32, 32, 64)  # the released 128^3 would take gigabytes here
 
@@ -29,6 +37,7 @@ PATCH = (32, 32, 64)  # the released 128^3 would take gigabytes here
 @pytest.fixture
 def released(monkeypatch, tmp_path):
     """A small STU-Net of the released layout, installed under its name; and its network."""
+    torch.manual_seed(5)
     monkeypatch.setitem(WIDTHS_AND_DEPTHS, "S", (4, 1))
     monkeypatch.setenv("SCANFOUNDRY_MODELS", str(tmp_path / "models"))
     network = STUNet(STUNetEncoder(STUNetConfig(size="S", strides=RELEASED_STRIDES)), 105)
@@ -134,3 +143,20 @@ def test_weights_of_other_classes_than_described_are_refused(released, tmp_path)
     path.write_text(json.dumps(described))
     with pytest.raises(UserError, match="stunet-s does not fit its own description"):
         load_model("stunet-s")
+
+
+def test_a_resenc_that_was_fine_tuned_with_the_earlier_decoder_still_predicts(tmp_path):
+    backbone = ResEncConfig(features=(4, 6), blocks=(1, 1), strides=((2, 2, 2),))
+    known = Fingerprint(scans=1, shape=(8, 8, 8), spacing=(1, 1, 1), is_2d=False)
+    spec = Spec(
+        task=SegmentationTask(), classes=["a", "b"], modality="mr", intensity=IntensityConfig(), backbone=backbone,
+        inference=InferenceConfig(), plan=Plan(spacing=(1, 1, 1), patch=(8, 8, 8), batch=1, fingerprint=known),
+    )  # fmt: skip
+    encoder = build(backbone)
+    model = SegmentationModel(encoder, 3, False)
+    model.net = UDecoder(encoder, (4, 6), 3)
+    save_model(tmp_path, [model], spec)
+    _, (found,) = load_model(tmp_path)
+    x = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(found(x), model.eval()(x))
