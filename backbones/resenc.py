@@ -18,6 +18,7 @@ from scanfoundry.backbones.layers.convolution import LEAK, ConvNorm, ConvNormAct
 from scanfoundry.backbones.layers.levels import Stride, check_normalisable, context_features, cumulative
 from scanfoundry.backbones.layers.packed import PackedLayers, Walk, chain, through
 from scanfoundry.backbones.protocol import Encoder, EncoderConfig, Family
+from scanfoundry.backbones.resenc_decoder import ResEncUNet
 from scanfoundry.configs.geometry import Size3D
 
 Positive = Annotated[int, Field(gt=0)]
@@ -152,6 +153,10 @@ class ResEncEncoder(Encoder):
         """The residual blocks of all stages."""
         for stage in self._stages():
             yield from stage
+
+    def decoder(self, num_classes: int) -> ResEncUNet:
+        """nnU-Net's U-Net of this encoder."""
+        return ResEncUNet(self, num_classes, deep_supervision=True)
 
     def packed_levels(self, layers: PackedLayers) -> list[Walk]:
         """The stem and the first stage, then the other stages, on visible blocks."""

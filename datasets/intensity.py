@@ -1,9 +1,12 @@
 """Intensities: what is measured once per scan, and how crops are normalised with it.
 
 CT is clipped to a window of Hounsfield units and scaled to [-1, 1]; every other modality is clipped to
-percentiles of the scan, then z-scored with the mean and standard deviation of the scan's foreground. The same
+percentiles of the scan, then z-scored with the mean and standard deviation of the scan's foreground, or of all its
+voxels (`zscore: scan`), which weights of others may have been trained with. The same
 functions serve pre-training, fine-tuning and prediction, so the three never differ.
 """
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,7 @@ class IntensityConfig(Config):
 
     ct_window: tuple[float, float] = (-1000.0, 1000.0)
     percentiles: tuple[float, float] = (0.5, 99.5)
+    zscore: Literal["foreground", "scan"] = "foreground"  # whose mean and deviation; of the scan: all its voxels
 
     @field_validator("percentiles")
     @classmethod
@@ -118,10 +122,11 @@ def scaling(modality: str, stats: dict[str, float], config: IntensityConfig) -> 
         low, high = config.ct_window
         return low, high, (low + high) / 2, (high - low) / 2
     low, high = (stats[_NAMES[level]] for level in config.percentiles)
+    mean, deviation = ("mean", "std") if config.zscore == "scan" else ("foreground_mean", "foreground_std")
     # A foreground of one value, as of a shape mask, has no spread of its own: the background tells what is far.
-    spread = stats["foreground_std"] if stats["foreground_std"] > _FLAT * (high - low) else high - low
+    spread = stats[deviation] if stats[deviation] > _FLAT * (high - low) else high - low
     # A scan of one value has none at all; it becomes zero.
-    return low, high, stats["foreground_mean"], max(spread, 1e-6 * max(abs(low), abs(high))) or 1.0
+    return low, high, stats[mean], max(spread, 1e-6 * max(abs(low), abs(high))) or 1.0
 
 
 @np.errstate(all="ignore")

@@ -1,6 +1,9 @@
-"""A fine-tuned model on disk: `model.safetensors`, `model.json` that describes it, and `patients.txt`."""
+"""A model that predicts, on disk: `model.safetensors`, `model.json` that describes it, and `patients.txt`.
 
-from collections.abc import Sequence
+Fine-tuning writes such models; released ones whose head says its classes predict too (`released_model.py`).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from scanfoundry.backbones import find, is_release, read_release
+from scanfoundry.backbones.layers.u_decoder import UDecoder
 from scanfoundry.backbones.models.description import SourceRecord, is_finetuned, read_description
 from scanfoundry.backbones.models.parts import from_file, joined, split, to_file
 from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS
@@ -19,6 +24,8 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_text, write_whole
 from scanfoundry.finetune.config.tasks.registry import tasks
+from scanfoundry.finetune.heads.segmentation import SegmentationModel
+from scanfoundry.finetune.released_model import spec_of_release
 from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.task import Adapter, TaskModel
 
@@ -31,6 +38,7 @@ class Seen:
     sources: tuple[SourceRecord, ...] = ()
     licence: str = ""  # of the weights that it started from
     citation: str = ""
+    withheld: int = 0  # patients of the model that it started from, which its copy does not list
 
 
 def adapter_for(spec: Spec) -> Adapter[Any, Any]:
@@ -57,6 +65,7 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec, seen: See
     origin = {
         "sources": [source.model_dump(mode="json") for source in seen.sources],
         "patients": len(patients),
+        "patients_withheld": seen.withheld,
         "patients_sha256": sha256_of(folder / PATIENTS),
         "licence": seen.licence,
         "citation": seen.citation,
@@ -65,18 +74,25 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec, seen: See
     write_json(folder / INFO, described | {"origin": origin, "weights_sha256": sha256_of(folder / WEIGHTS)})
 
 
-def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
-    """The task and the networks that predict together (evaluation mode, CPU) of a run folder or its weights.
+def load_model(name_or_path: str | Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
+    """The task and the networks that predict together (evaluation mode, CPU).
 
-    UserError where a file is missing or damaged, or is a pre-trained encoder without a head.
+    Args:
+        name_or_path: a run folder or its weights; or a released model that segments: its name, folder or file.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model has no head that predicts by itself.
     """
+    path = find(name_or_path)
     folder = path if path.is_dir() else path.parent
+    if not is_release(path):
+        return _released(str(name_or_path), path)
     if not (folder / INFO).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{path} is no fine-tuned model: {INFO} or {WEIGHTS} is missing; give a finished run folder")
+    if not is_finetuned(read_description(folder / INFO)):
+        return _released(str(name_or_path), path)
     try:
         described = read_description(folder / INFO)
-        if not is_finetuned(described):
-            raise UserError(f"{path} is no fine-tuned model (a pre-trained encoder?); run 'scanfoundry finetune' first")
         checksum = described.pop("weights_sha256", None)
         described.pop("origin", None)
         spec = Spec.model_validate(described)
@@ -90,17 +106,47 @@ def load_model(path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
     return adapter, members
 
 
+def model_digest(path: Path) -> str:
+    """The sha256 that tells a model from others: of its description, or of the file where that is all."""
+    found = find(path)
+    return sha256_of((found if found.is_dir() else found.parent) / INFO if is_release(found) else found)
+
+
+def _released(name: str, path: Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
+    """A released model, ours or of others."""
+    release = read_release(path)
+    adapter = adapter_for(spec_of_release(name, release))
+    model = adapter.build(build(release.info.backbone))
+    try:
+        model.load_state_dict(joined(model, model.state_dict(), release.parts))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{name} does not fit its own description ({reason}); copy or install it again") from error
+    return adapter, [model.eval()]
+
+
 def _members(adapter: Adapter[Any, Any], weights: dict[str, Tensor]) -> list[TaskModel]:
     spec, found = adapter.spec, []
     for number in range(spec.members):
         prefix = "" if spec.members == 1 else f"{number}."
         mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-        model = adapter.build(build(spec.backbone))
+        model = _built(adapter, mine)
         if spec.format_version > 1:  # files of version 1 hold the names of the network itself
             mine = joined(model, model.state_dict(), from_file(mine))
         model.load_state_dict(mine)
         found.append(model.eval())
     return found
+
+
+def _built(adapter: Adapter[Any, Any], weights: Mapping[str, Tensor]) -> TaskModel:
+    """The network of a specification; ResEnc's with the decoder that it had before it got nnU-Net's own, if so."""
+    spec = adapter.spec
+    encoder = build(spec.backbone)
+    model = adapter.build(encoder)
+    earlier = spec.backbone.name == "resenc" and any(".ups." in name for name in weights)
+    if earlier and isinstance(model, SegmentationModel):
+        model.net = UDecoder(encoder, encoder.feature_channels, len(spec.classes) + 1, deep_supervision=True)
+    return model
 
 
 def pick_device(name: str) -> torch.device:

@@ -23,14 +23,14 @@ ALONE = {
 # The folders (and files in the root) of each package, from the lowest to the highest: each may import those before it.
 ORDER = {
     "configs": "errors extras log plugins text base registry geometry files json_file console parsing loading",
-    "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc mednext registry "
-    "transfer models foreign pretrained",
+    "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc_decoder resenc mednext "
+    "registry models transfer foreign pretrained",
     "datasets": "batch identity storage intensity modality processes readers labels discovery shards crop augment "
     "sampling plan projection workers loader",
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
     "training",
     "finetune": "monai_parts config cases losses plan spec checks formats boxes metrics sample task_parts drawing "
-    "sample_maker task heads inference training tasks model_file study predict export report run_study",
+    "sample_maker task heads inference training tasks released_model model_file study predict export report run_study",
     "launch": "cluster build_summary zoo demo cli",
 }
 

@@ -12,6 +12,7 @@ from scanfoundry.backbones.foreign import (
     openmind,
     openmind_primus,
     openmind_resenc,
+    resenc_whole,
     stunet_v1,
     timm_mae,
 )
@@ -41,7 +42,7 @@ class Kind:
     options: tuple[str, ...]  # that `encoder` takes beside in_channels
     facts: Callable[[Weights], tuple[dict[str, Any], tuple[str, ...]]]  # fields of ReleaseInfo, notes
     whole: Callable[..., tuple[UNet, Report]] | None = None  # reads the decoder and the heads too
-    head: str = ""  # a weight that whole networks alone have
+    is_whole: Callable[[Weights], bool] = lambda weights: False  # whether the file holds what `whole` reads
 
 
 def load_foreign(
@@ -80,11 +81,13 @@ def load_foreign_parts(
     """
 
     def read(kind: Kind, weights: Weights, options: dict[str, Any]) -> tuple[Parts, BackboneConfig, Report]:
-        if kind.whole is None or kind.head not in weights.tensors:
+        if kind.whole is None or not kind.is_whole(weights):
             encoder, report = kind.encoder(weights, in_channels, **options)
             return {"encoder": encoder.state_dict()}, encoder.config, report
         network, report = kind.whole(weights, in_channels, **options)
-        return split(network, network.state_dict()), cast(BackboneConfig, network.config), report
+        fresh = {network.part_of(name)[0] for name in report.missing}  # a decoder without a head has none
+        found = {part: w for part, w in split(network, network.state_dict()).items() if part not in fresh}
+        return found, cast(BackboneConfig, network.config), report
 
     return _loaded(Path(path), options, read)
 
@@ -116,10 +119,10 @@ def _loaded(
 def load_foreign_whole(
     path: str | Path,
     in_channels: int | None = None,
-    strides: stunet_v1.Strides | None = None,
+    strides: tuple[Stride, ...] | None = None,
     num_classes: int | None = None,
 ) -> tuple[UNet, Report]:
-    """The whole segmentation network in a STU-Net or MedNeXt file, heads included; options as in `load_foreign`.
+    """The whole network in a STU-Net, MedNeXt or ResEnc file, heads included; options as in `load_foreign`.
 
     Args:
         num_classes: another number than the file's gets fresh heads.
@@ -148,7 +151,7 @@ def _stunet_facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
     if head is None or len(head) != len(TOTALSEGMENTATOR) + 1:
         return fields | _unnamed(head), (openmind.UNKNOWN,)
     fields |= {"objective": "supervised: TotalSegmentator", "crop_3d": (128, 128, 128), "licence": "apache-2.0"}
-    fields |= {"intensity": openmind.UNCLIPPED, "spacing_mm": (1.5, 1.5, 1.5)}
+    fields |= {"intensity": openmind.WHOLE_SCAN, "spacing_mm": (1.5, 1.5, 1.5)}
     classes = list(TOTALSEGMENTATOR)
     fields["head"] = HeadInfo(task="segmentation", classes=classes, patch=(128, 128, 128), modality="nonct")
     note = (
@@ -185,7 +188,7 @@ KINDS = (
         ("strides",),
         _stunet_facts,
         stunet_v1.load_whole,
-        stunet_v1.HEAD,
+        lambda weights: stunet_v1.HEAD in weights.tensors,
     ),
     Kind("ViT", timm_mae.is_vit, timm_mae.load_encoder, ("patch_2d", "patch_3d"), _vit_facts),
     Kind(
@@ -195,8 +198,16 @@ KINDS = (
         (),
         _mednext_facts,
         mednext_official.load_whole,
-        mednext_official.HEAD,
+        lambda weights: mednext_official.HEAD in weights.tensors,
     ),
-    Kind("ResEnc", openmind_resenc.is_resenc, openmind_resenc.load_encoder, ("strides",), openmind_resenc.facts),
+    Kind(
+        "ResEnc",
+        openmind_resenc.is_resenc,
+        openmind_resenc.load_encoder,
+        ("strides",),
+        resenc_whole.facts,
+        resenc_whole.load_whole,
+        resenc_whole.is_whole,
+    ),
     Kind("Primus", openmind_primus.is_primus, openmind_primus.load_encoder, (), openmind_primus.facts),
 )

@@ -16,6 +16,8 @@ PLAN = "nnssl_adaptation_plan"
 UNKNOWN = "who trained it, on what and under which licence is not in the file"
 # Z-scored voxels, extremes included.
 UNCLIPPED: dict[str, Any] = {"percentiles": [0.0, 100.0]}
+# The same, by the mean and deviation of all voxels and not of the foreground alone.
+WHOLE_SCAN: dict[str, Any] = {**UNCLIPPED, "zscore": "scan"}
 OPENMIND = re.compile(r"Dataset\d+_Open(Mind|Neuro)\w*")  # how the authors name their 114,000 volumes
 CITATION = "Wald et al. 2024, An OpenMind for 3D medical vision self-supervised learning, arXiv 2412.17041"
 LICENCE = "cc-by-4.0"  # on the model cards of the released checkpoints

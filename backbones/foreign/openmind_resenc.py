@@ -18,16 +18,16 @@ STEM = "stem.convs.0.conv.weight"
 FIRST = "stages.{}.blocks.{}.conv1.conv.weight"
 ARCHITECTURES = ("ResEncL", "NoSkipResEncL", "ResidualEncoderUNet")
 DOUBLES = {".all_modules.0.": ".conv.", ".all_modules.1.": ".norm."}  # the original registers both under two names
-CITATION = "Isensee et al. 2024, nnU-Net Revisited, arXiv 2404.09556"
 Strides = tuple[Stride, ...]
 
 
 def is_resenc(weights: Weights) -> bool:
     """Whether there are keys of a residual encoder."""
-    return _prefix(weights) is not None
+    return encoder_prefix(weights) is not None
 
 
-def _prefix(weights: Weights) -> str | None:
+def encoder_prefix(weights: Weights) -> str | None:
+    """What stands before the names of the encoder's weights; None where there is no residual encoder."""
     return openmind.prefix_of(weights, FIRST.format(0, 0), STEM)
 
 
@@ -44,7 +44,7 @@ def load_encoder(
     Raises:
         UserError: it is not a whole one of 3x3x3 kernels.
     """
-    prefix = _prefix(weights) or ""
+    prefix = encoder_prefix(weights) or ""
     openmind.check_architecture(weights, ARCHITECTURES)
     config, notes = resenc_config(weights, prefix, in_channels, strides)
     taken, left = {}, {}
@@ -52,7 +52,7 @@ def load_encoder(
         name = key.removeprefix(prefix)
         if not key.startswith((f"{prefix}stem.", f"{prefix}stages.")):
             left[key] = "not of the encoder, or its second name: the encoder alone is read"
-        elif _is_double(weights, key):
+        elif is_double(weights, key):
             left[key] = "the same values under the original's second name"
         else:
             taken[name] = Taken(key, value)
@@ -61,7 +61,7 @@ def load_encoder(
     return fill(partial(ResEncEncoder, config), weights, taken, left, what, notes=notes, whole=True)
 
 
-def _is_double(weights: Weights, key: str) -> bool:
+def is_double(weights: Weights, key: str) -> bool:
     """Whether the values of a key are also there under the name that is read; UserError where those are others."""
     for double, name in DOUBLES.items():
         original = key.replace(double, name)
@@ -97,6 +97,11 @@ def resenc_config(
     return config, (f"strides {config.strides} are {where}",) if where else ()
 
 
+def count_levels(weights: Weights) -> int:
+    """How many levels the encoder has."""
+    return _count(weights.tensors, f"{encoder_prefix(weights) or ''}{FIRST}")
+
+
 def _count(tensors: Mapping[str, Tensor], key: str, level: int | None = None) -> int:
     """How many levels there are under a pattern of keys, or blocks of one level."""
     number = 0
@@ -116,8 +121,3 @@ def _strides(weights: Weights, levels: int) -> tuple[Sequence[Any] | None, str]:
     if ups and all(up is not None and up.dim() == 5 for up in ups):
         return tuple(tuple(up.shape[2:]) for up in ups if up is not None), "those that its decoder undoes"
     return None, ""
-
-
-def facts(weights: Weights) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Fields of ReleaseInfo, and notes."""
-    return openmind.facts(weights, CITATION)

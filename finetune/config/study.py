@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_va
 
 from scanfoundry.backbones.layers.segmentation import PARTS, Part
 from scanfoundry.backbones.registry import BackboneConfig
+from scanfoundry.backbones.transfer.adapt import AdaptConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.configs.geometry import PositiveSize3D
 from scanfoundry.datasets.modality import Modality
@@ -214,7 +215,8 @@ class FinetuneConfig(Config):
     task: Task
     data: LabelledData
     checkpoint: Path | None = None  # pre-training run folder or safetensors file
-    backbone: BackboneConfig | None = None  # from scratch only; a checkpoint brings its own
+    backbone: BackboneConfig | None = None  # from scratch, or with adapt.kernel; else a checkpoint brings its own
+    adapt: AdaptConfig = AdaptConfig()  # the checkpoint for larger kernels, or for scans of the other dimension
     transfer: list[Part] = [*PARTS]  # of the checkpoint that are used, where they are there and fit; encoder always
     checkpoint_classes: list[str] = []  # names of the classes of its head, in order, where its file has none
     recipes: list[RecipeName] = ["full"]  # how the checkpoint is adapted; the first one's model is kept
@@ -245,8 +247,7 @@ class FinetuneConfig(Config):
     def _consistent(self) -> "FinetuneConfig":
         if self.checkpoint is None and self.backbone is None:
             raise ValueError("give a checkpoint, or a backbone to train from scratch")
-        if self.checkpoint is not None and self.backbone is not None:
-            raise ValueError("a checkpoint brings its own backbone: leave out 'backbone'")
+        self._check_adapt()
         self._check_recipes()
         self.task.check_loss(self.loss)
         if self.self_training.rounds and not self.task.self_training:
@@ -262,6 +263,17 @@ class FinetuneConfig(Config):
         if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("'shots' and 'seeds' must not repeat a value")
         return self
+
+    def _check_adapt(self) -> None:
+        if self.checkpoint is None and self.adapt.asked:
+            raise ValueError("'adapt' is for a checkpoint: leave it out")
+        if self.checkpoint is not None and self.backbone is not None and self.adapt.kernel is None:
+            raise ValueError(
+                "a checkpoint brings its own backbone: leave out 'backbone', or set adapt.kernel=upkern (or centre) "
+                "where it is the same one with a larger kernel"
+            )
+        if self.adapt.kernel is not None and self.backbone is None:
+            raise ValueError("adapt.kernel needs the backbone with the larger kernel: set backbone.name and .kernel")
 
     @classmethod
     def gives_way(cls, typed: Mapping[str, Any], content: Mapping[str, Any]) -> list[str]:

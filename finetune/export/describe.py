@@ -71,8 +71,8 @@ def _steps(channels: int, by_spacing: bool, after: str) -> list[str]:
     return [
         several,
         "Intensity: modality 'ct' is clipped to `ct_window` (HU) and scaled to -1..1; any other one is clipped to its "
-        "`percentiles` and z-scored by the mean and standard deviation of its foreground (preprocessing.py, "
-        "`statistics`). Outside the scan is the value of its darkest kept intensity.",
+        "`percentiles` and z-scored by the mean and standard deviation of its foreground, or of all voxels with "
+        "`zscore` 'scan' (preprocessing.py, `statistics`). Outside the scan is the value of its darkest kept one.",
         grid,
         after,
         "preprocessing.py does all of this in numpy and scipy.",

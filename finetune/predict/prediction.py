@@ -1,4 +1,4 @@
-"""`predict`: a fine-tuned model on new scans; output in the geometry of the input."""
+"""`predict`: a fine-tuned or released model on new scans; output in the geometry of the input."""
 
 import hashlib
 import logging
@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import sha256_of
 from scanfoundry.configs.text import printable
 from scanfoundry.datasets.readers.scratch import scratch_below
 from scanfoundry.finetune.config.tasks.registry import tasks
-from scanfoundry.finetune.model_file import INFO, load_model, pick_device
+from scanfoundry.finetune.model_file import load_model, model_digest, pick_device
 from scanfoundry.finetune.predict.batch import Force, PredictionBatch
 from scanfoundry.finetune.predict.inputs import InputCase, cases_of, find_items
 from scanfoundry.finetune.predict.outputs import AUTO, names_of, output_formats, suffixes
@@ -46,7 +45,9 @@ def predict(
     tell: Tell | None = None,
     force: bool = False,
 ) -> list[Path]:
-    """Predict every scan under `inputs` (files or folders) with the model of a fine-tuning run; gives what it wrote.
+    """Predict every scan under `inputs` (files or folders) with a model; gives what it wrote.
+
+    model    a run folder of a fine-tuning; or a released segmentation: its name, its folder or the authors' file
 
     Segmentation: a label map for each scan and the volumes of all in predictions.csv. Classification: predictions.csv.
     Detection: predictions.json, and a structured report for each DICOM series. See docs/finetuning.md.
@@ -67,7 +68,7 @@ def predict(
     table = out / adapter.table
     _check_output(inputs, out, items, table)
     place = pick_device(device)
-    serial = _serial(model)
+    serial = model_digest(model)[:16]  # tells this model from others, in DICOM objects
     command = f"{serial} {options} {force}"
     with opened(out, hashlib.sha256(command.encode()).hexdigest()[:16]) as progress:
         writer = Writer(adapter, options, out, serial, tell)
@@ -122,8 +123,3 @@ def _check_output(inputs: Sequence[Path], out: Path, items: Sequence[InputCase],
     there = [path for path in ([] if only_reasons(table) else [table]) + candidates if path.exists()]
     if there:
         raise UserError(f"{there[0]} is there already and is not written over; choose another --out")
-
-
-def _serial(model: Path) -> str:
-    """Tells this model from others, in DICOM objects."""
-    return sha256_of((model if model.is_dir() else model.parent) / INFO)[:16]

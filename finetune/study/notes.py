@@ -15,6 +15,12 @@ def note_left_out(reasons: Mapping[str, int]) -> None:
         log.warning("note: left out: %s.", "; ".join(f"{count} {reason}" for reason, count in reasons.items()))
 
 
+def note(text: str) -> None:
+    """A line that the user should know; nothing where there is no text."""
+    if text:
+        logger.warning("note: %s", printable(text))
+
+
 def note_results(results: Results) -> None:
     """The headline metric of every row of the table, then what a reader of the numbers must know."""
     for row in results.table:

@@ -18,6 +18,7 @@ from scanfoundry.finetune.formats import CaseList
 from scanfoundry.finetune.formats.discover import known_cases
 from scanfoundry.finetune.plan import Plan, settle_plan
 from scanfoundry.finetune.spec import Spec
+from scanfoundry.finetune.study.adapting import adapt_checkpoint, check_same_but_kernel
 from scanfoundry.finetune.study.notes import note_left_out
 from scanfoundry.finetune.study.results import left_out
 from scanfoundry.finetune.study.split import Split, split, trial_cases
@@ -37,6 +38,7 @@ class Study:
     release: Release | None
     checked: Checked  # of the cases that are used
     teacher: TeacherFacts | None = None  # of distillation
+    adapted: str = ""  # what was done to the release, in a few words
 
     @property
     def names(self) -> list[TrialName]:
@@ -80,11 +82,14 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
     if notes:
         note_left_out(left_out(config, sides, found))
     plan = _plan(config, sides, checked, backbone)
+    how = ""
+    if release:
+        release, how = adapt_checkpoint(config, release, plan, notes)
     spec = _spec(config, found, sides, checked, release, backbone, plan)
     if release is None and teacher is not None:
         spec = spec.model_copy(update={"intensity": teacher.intensity})
     check_teacher(teacher, spec)
-    return Study(config, found, sides, spec, release, checked, teacher)
+    return Study(config, found, sides, spec, release, checked, teacher, how)
 
 
 def _release(config: FinetuneConfig) -> Release | None:
@@ -107,8 +112,10 @@ def _release(config: FinetuneConfig) -> Release | None:
 
 
 def _backbone(config: FinetuneConfig, release: Release | None, channels: int) -> BackboneConfig:
-    backbone = release.info.backbone if release else config.backbone
+    backbone = config.backbone or (release.info.backbone if release else None)
     assert backbone is not None
+    if release and config.backbone:
+        check_same_but_kernel(release.info.backbone, backbone, str(config.checkpoint))
     return backbone if channels == 1 else backbone.model_copy(update={"in_channels": channels})
 
 

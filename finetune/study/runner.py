@@ -29,7 +29,8 @@ from scanfoundry.finetune.training.transfer import StartWeights
 class Trial:
     """One trial of a study, with all that decides it.
 
-    digest: of all that the result depends on. origin: the checksum of its checkpoint, or an empty string.
+    digest: of all that the result depends on. origin: the checksum of its checkpoint and what was done to that, or an
+    empty string.
     """
 
     name: TrialName
@@ -60,6 +61,7 @@ class TrialRunner:
         study, config = self._study, self._study.config
         cases = trial_cases(study.sides, name.shots, name.seed, config.self_training)
         origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
+        origin += f" {study.adapted}" if origin and study.adapted else ""
         if study.teacher and name.arm.distilled:
             origin += study.teacher.weights_sha256
         digest = digest_of_trial(config, study.spec, name.arm, cases, study.checked, origin)
@@ -158,7 +160,7 @@ class TrialRunner:
             return None
         encoder, _ = with_channels(release.encoder, release.info.backbone, self._study.spec.backbone.in_channels)
         wanted = {part: weights for part, weights in release.parts.items() if part in self._study.config.transfer}
-        return StartWeights(wanted | {"encoder": encoder}, release.info.head)
+        return StartWeights(wanted | {"encoder": encoder}, release.info.head, self._study.adapted)
 
     def _seen(self, trial: Trial) -> Seen:
         """The patients that a trial trains on, and those that the checkpoint has seen."""
@@ -170,7 +172,8 @@ class TrialRunner:
         if release is None:
             return Seen(mine, (here,))
         info = release.info
-        return Seen([*mine, *release.patients], (*info.sources, here), info.licence, info.citation)
+        patients, sources = [*mine, *release.patients], (*info.sources, here)
+        return Seen(patients, sources, info.licence, info.citation, info.patients_withheld)
 
     def _setup(self, name: TrialName) -> TrainSetup:
         config = self._study.config

@@ -20,6 +20,7 @@ class StartWeights:
 
     parts: Parts
     head: HeadInfo | None = None  # what the part `head` predicts
+    adapted: str = ""  # how encoder and decoder were changed, see `backbones.transfer.adapt`
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def transfer(adapter: Adapter[Any, Any], model: TaskModel, start: StartWeights) 
         What became of each part.
     """
     own = split(model, model.state_dict())
-    done = Transferred({"encoder": f"all its {len(start.parts['encoder'])} weights"})
+    done = Transferred()
+    fates, how = (done.adapted, f"; {start.adapted}") if start.adapted else (done.used, "")
+    fates["encoder"] = f"all its {len(start.parts['encoder'])} weights{how}"
     names = {name for name in model.state_dict() if model.part_of(name)[0] == "encoder"}
     if "decoder" in start.parts:
         given = start.parts["decoder"]
@@ -64,7 +67,7 @@ def transfer(adapter: Adapter[Any, Any], model: TaskModel, start: StartWeights) 
             done.left["decoder"] = why
         else:
             _copy(own["decoder"], given)
-            done.used["decoder"] = f"all its {len(given)} weights"
+            fates["decoder"] = f"all its {len(given)} weights{how}"
             names |= {name for name in model.state_dict() if model.part_of(name)[0] == "decoder"}
     if "head" in start.parts:
         names |= _transfer_head(adapter, model, start, own, done)

@@ -92,7 +92,9 @@ def finetune(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Option(help="Run folder or model.safetensors of a fine-tuned model.")],
+    model: Annotated[
+        Path, typer.Option(help="Run folder of a fine-tuning, or a released segmentation: name, folder or file.")
+    ],
     input: Annotated[
         list[Path], typer.Option(help="Scan, DICOM series, or folder of any of them; may be given again.")
     ],
@@ -107,7 +109,7 @@ def predict(
         bool, typer.Option("--force", help="Also what is unlike the training scans: an MR for a model of CT ...")
     ] = False,
 ) -> None:
-    """Apply a fine-tuned model; what it finds returns in each input's own geometry.
+    """Apply a fine-tuned or released model; what it finds returns in each input's own geometry.
 
     The same command goes on where it was stopped. Exit code 3: some inputs could not be predicted, see the table.
     """

@@ -55,8 +55,14 @@ def get_command(name: str, wish: InstallOptions) -> None:
     from scanfoundry.backbones.models.description import read_info
     from scanfoundry.backbones.models.release import INFO
 
-    backbone = read_info(target / INFO).backbone.model_dump_json()
-    print(f"{target}\nfine-tuning: checkpoint={use}\npre-training: init: {use}, with backbone: {_spaced(backbone)}")
+    info = read_info(target / INFO)
+    backbone = info.backbone.model_dump_json()
+    if info.head is not None and info.head.task == "segmentation" and info.head.classes and info.head.patch:
+        use_now = f"\nprediction: scanfoundry predict --model {use} --input SCANS --out PREDICTIONS"
+    else:
+        use_now = ""
+    print(f"{target}{use_now}\nfine-tuning: checkpoint={use}")
+    print(f"pre-training: init: {use}, with backbone: {_spaced(backbone)}")
 
 
 def _spaced(text: str) -> str:

@@ -1,11 +1,11 @@
-"""The model card of an encoder: written from facts, and plain about what nobody recorded."""
+"""The model card of a pre-trained model: written from facts, and plain about what nobody recorded."""
 
 import json
 import re
 
 import torch
 
-from scanfoundry.backbones.models.description import ReleaseInfo
+from scanfoundry.backbones.models.description import RECONSTRUCTION, ReleaseInfo
 from scanfoundry.backbones.registry import build
 from scanfoundry.finetune.export.escaping import for_markdown
 from scanfoundry.launch.zoo.card_parts import (
@@ -18,23 +18,25 @@ from scanfoundry.launch.zoo.card_parts import (
     join_paragraphs,
     licence_sentence,
     metrics_table,
+    patients_sentence,
     sizes_text,
 )
 
 
 def encoder_card(info: ReleaseInfo, facts: CardFacts, figures: list[str]) -> str:
-    """The card of a pre-trained encoder."""
+    """The card of a pre-trained model, of whatever parts."""
     backbone = info.backbone.model_dump(mode="json")
+    what = "encoder" if info.parts == ("encoder",) else "model"
     tags = ["medical-imaging", "pre-training", backbone["name"], *_words(info.objective)]
     return join_paragraphs(
         header(facts, tags, "image-feature-extraction"),
         f"# {for_markdown(facts.name)}",
-        f"A pre-trained encoder for medical scans: {describe_backbone(backbone)}, objective "
+        f"A pre-trained {what} for medical scans: {describe_backbone(backbone)}, objective "
         f"{for_markdown(info.objective or 'unknown')}, {info.step or 'an unknown number of'} steps{_averaged(info)}. "
-        "It has no head: fine-tune it, or take its features.",
+        f"{_parts(info)}",
         "## Training data",
         *_sources(info),
-        _patients(info),
+        patients_sentence(info.patients, info.patients_withheld),
         "## Use",
         intended_use_sentence(facts, "fine-tuning and features in research"),
         LIMITS,
@@ -75,18 +77,15 @@ def _sources(info: ReleaseInfo) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _patients(info: ReleaseInfo) -> str:
-    if info.patients_withheld:
-        return (
-            f"The hashes of {info.patients_withheld} patients trained on are left out of this copy: whether a test "
-            "patient was among them cannot be checked with it. Ask whoever published it."
-        )
-    if info.patients:
-        return (
-            f"`patients.txt` has keyed hashes (HMAC-SHA256) of the {info.patients} patients trained on. Without the "
-            "site's key they name nobody; with it, `scanfoundry finetune` refuses to test on them."
-        )
-    return "Which patients it was trained on is not recorded."
+def _parts(info: ReleaseInfo) -> str:
+    """Which parts the weights have, and what can be done with them as they are."""
+    listed = f"Its parts: {', '.join(info.parts)}."
+    head = info.head if "head" in info.parts else None
+    if head is None or head.task == RECONSTRUCTION:
+        without = "It has no head" if head is None else "Its head reconstructs voxels"
+        return f"{listed} {without}: fine-tune it, or take its features."
+    names = ", ".join(map(for_markdown, head.classes)) or "not named"
+    return f"{listed} The head is of {for_markdown(head.task)}; its classes ({len(head.classes)}): {names}."
 
 
 def _limits(info: ReleaseInfo) -> list[str]:

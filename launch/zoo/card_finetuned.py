@@ -14,12 +14,14 @@ from scanfoundry.launch.zoo.card_parts import (
     join_paragraphs,
     licence_sentence,
     metrics_table,
+    patients_sentence,
     sizes_text,
 )
 
 
 def finetuned_card(described: dict[str, Any], facts: CardFacts, figures: list[str]) -> str:
     """The card of a fine-tuned model; `described` is its `model.json`."""
+    origin = described.get("origin", {})
     task, plan = described["task"]["name"], described["plan"]
     trained = ", ".join(for_markdown(f"{key} {value}") for key, value in described.get("trained", {}).items())
     classes = ", ".join(map(for_markdown, described["classes"])) or "not named"
@@ -34,8 +36,12 @@ def finetuned_card(described: dict[str, Any], facts: CardFacts, figures: list[st
         LIMITS,
         "Nothing is known about scans of other devices, protocols or populations than those of its training. "
         "Which pre-trained weights it began from is not recorded in the run.",
+        patients_sentence(origin.get("patients", 0), origin.get("patients_withheld", 0)),
         "## Load",
         "```\nscanfoundry predict --model FOLDER --input SCANS --out PREDICTIONS\n```",
+        "`checkpoint=FOLDER` starts another fine-tuning from all its parts, `init: FOLDER` a pre-training."
+        if origin
+        else "",
         "## Preprocessing",
         f"Grid {sizes_text(plan['spacing'])} mm, patches of {sizes_text(plan['patch'])} (D, H, W). "
         "Intensities as `model.json` says; `scanfoundry predict` does all of it.",
@@ -45,8 +51,8 @@ def finetuned_card(described: dict[str, Any], facts: CardFacts, figures: list[st
         licence_sentence(facts),
         citation(facts),
         "## Files",
-        f"`model.safetensors` (sha256 `{described['weights_sha256']}`) and `model.json`; all sums are in "
-        "`SHA256SUMS`. There is no list of patients: who was trained on is not in the release.",
+        f"`model.safetensors` (sha256 `{described['weights_sha256']}`; every part of the network), `model.json`"
+        f"{' and `patients.txt`' if origin else ''}; all sums are in `SHA256SUMS`.",
     )
 
 

@@ -91,3 +91,18 @@ def intended_use_sentence(facts: CardFacts, otherwise: str) -> str:
     """What it was made for."""
     said = for_markdown(facts.intended_use)
     return said or f"No intended use was stated by whoever exported it; it was made for {otherwise}."
+
+
+def patients_sentence(listed: int, withheld: int) -> str:
+    """Whom the weights have seen, as far as the release says it."""
+    if withheld:
+        return (
+            f"The hashes of {withheld} patients trained on are left out of this copy: whether a test "
+            "patient was among them cannot be checked with it. Ask whoever published it."
+        )
+    if listed:
+        return (
+            f"`patients.txt` has keyed hashes (HMAC-SHA256) of the {listed} patients trained on. Without the "
+            "site's key they name nobody; with it, `scanfoundry finetune` refuses to test on them."
+        )
+    return "Which patients it was trained on is not recorded."

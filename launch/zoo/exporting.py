@@ -11,7 +11,7 @@ import yaml
 
 from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS, Release, load_release, save_release
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import sha256_of
+from scanfoundry.configs.files import sha256_of, write_json
 from scanfoundry.finetune.export.folder import new_folder
 from scanfoundry.launch.zoo.card import encoder_card
 from scanfoundry.launch.zoo.card_finetuned import finetuned_card
@@ -103,7 +103,7 @@ def _written(run: Path, part: Path, terms: ReleaseTerms, name: str) -> Exported:
     if _kind(folder) == "finetuned":
         licence, inherited = terms.licence or "", ""
         stated = replace(facts, licence=licence, citation=terms.citation or "")
-        card = _finetuned(folder, part, stated, figures)
+        card = _finetuned(folder, part, stated, figures, terms.with_patients)
     else:
         release = load_run(folder)
         own, inherited = split_licence(release.info.licence)
@@ -125,15 +125,31 @@ def _written(run: Path, part: Path, terms: ReleaseTerms, name: str) -> Exported:
     return Exported(part, licence, inherited)
 
 
-def _finetuned(folder: Path, part: Path, facts: CardFacts, figures: list[str]) -> str:
+def _finetuned(folder: Path, part: Path, facts: CardFacts, figures: list[str], with_patients: bool) -> str:
     from scanfoundry.finetune.model_file import load_model
 
     load_model(folder)  # whole, and of a version that can be read
-    for name in (WEIGHTS, INFO):
+    files = [name for name in (WEIGHTS, INFO, PATIENTS) if (folder / name).is_file()]
+    for name in files:  # models of the first version have no list of patients
         shutil.copyfile(folder / name, part / name)
-    load_model(part)  # what was copied, should a study have ended meanwhile
     described: dict[str, Any] = json.loads((part / INFO).read_text(encoding="utf-8"))
+    if PATIENTS in files and not with_patients:
+        _withhold(part, described)
+    load_model(part)  # what was copied, should a study have ended meanwhile
+    if PATIENTS in files:
+        load_release(part)
     return finetuned_card(described, facts, figures)
+
+
+def _withhold(part: Path, described: dict[str, Any]) -> None:
+    """Leave the patients out of a copy, which then says how many they were."""
+    origin = described["origin"]
+    withheld = origin.get("patients_withheld", 0) + origin["patients"]
+    sources = [source | {"site": ""} for source in origin["sources"]]
+    (part / PATIENTS).write_text("")
+    left_out = {"sources": sources, "patients": 0, "patients_withheld": withheld}
+    described["origin"] = origin | left_out | {"patients_sha256": sha256_of(part / PATIENTS)}
+    write_json(part / INFO, described)
 
 
 def _kind(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import sha256_of
@@ -10,6 +10,9 @@ from scanfoundry.launch.zoo.catalogue import human, model_by_sha256
 from scanfoundry.launch.zoo.contents import FileContents
 from scanfoundry.launch.zoo.open import contents_of
 from scanfoundry.launch.zoo.origin import read_origin
+
+if TYPE_CHECKING:  # a heavy import
+    from scanfoundry.backbones.models.description import HeadInfo
 
 KEYS, LARGEST, GROUPS, RECORDS = 5, 3, 40, 40  # that are shown
 SEAL = "complete.json"  # of a checkpoint folder, see pretrain/checkpoint/checkpoint.py
@@ -67,15 +70,25 @@ def _tensors(contents: FileContents) -> list[str]:
 
 def _loads(path: Path, contents: FileContents) -> list[str]:
     """Which backbone the file becomes, with what happens to its keys."""
-    from scanfoundry.backbones.foreign import load_foreign
+    from scanfoundry.backbones.foreign import load_foreign_parts
 
     if not contents.tensors:
         return []
     try:
-        encoder, _, report = load_foreign(path)
+        parts, info, report = load_foreign_parts(path)
     except UserError as error:
         return [f"loads into no backbone: {error}"]
-    return [f"loads into: {encoder.config!r}", *str(report).splitlines()]
+    head = _head_facts(info.head if "head" in parts else None)
+    return [f"loads into: {info.backbone!r}", f"parts: {', '.join(parts)}", *head, *str(report).splitlines()]
+
+
+def _head_facts(head: "HeadInfo | None") -> list[str]:
+    """What a head predicts, as lines."""
+    if head is None:
+        return []
+    names = f"classes ({len(head.classes)}): {', '.join(head.classes)}" if head.classes else "classes: not named"
+    window = f", patch {head.patch}" if head.patch else ""
+    return [f"head: {head.task}{window}, modality {head.modality}", *([] if head.task == "reconstruction" else [names])]
 
 
 def _folder(path: Path) -> list[str]:
@@ -111,14 +124,15 @@ def _release(folder: Path) -> list[str]:
     described = _described(folder)
     weights = folder / "model.safetensors"
     finetuned = described.get("kind") == "finetuned"
-    lines = [f"{folder}: {'a fine-tuned model' if finetuned else 'a pre-trained encoder'}"]
+    kind = "encoder" if described.get("parts", ["encoder"]) == ["encoder"] else "model"
+    lines = [f"{folder}: {'a fine-tuned model' if finetuned else f'a pre-trained {kind}'}"]
     if weights.is_file():
         whole = sha256_of(weights) == described.get("weights_sha256")
         lines.append(f"weights: {human(weights.stat().st_size)}, checksum {'right' if whole else 'WRONG: damaged'}")
         lines += _tensors(contents_of(weights))
     else:
         lines.append("weights: model.safetensors is MISSING")
-    lines += _finetuned_facts(described) if finetuned else _release_facts(folder)
+    lines += _finetuned_facts(folder, described) if finetuned else _release_facts(folder)
     if origin := read_origin(folder):
         lines.append(f"origin: {origin.name}, {origin.file} from {origin.fetched_from} (sha256 {origin.sha256})")
         lines.append(f"verified by: {origin.verified_by or 'nothing: no checksum is published'}")
@@ -144,6 +158,8 @@ def _release_facts(folder: Path) -> list[str]:
     withheld = f" ({info.patients_withheld} more were left out of the list)" if info.patients_withheld else ""
     return [
         f"backbone: {info.backbone!r}",
+        f"parts: {', '.join(info.parts)}",
+        *_head_facts(info.head if "head" in info.parts else None),
         f"objective: {info.objective or 'unknown'}, step {info.step}",
         *(f"source: {source.name}, manifest {source.manifest_sha256}" for source in info.sources),
         f"patients trained on: {info.patients} listed{withheld}",
@@ -152,10 +168,18 @@ def _release_facts(folder: Path) -> list[str]:
     ]
 
 
-def _finetuned_facts(described: dict[str, Any]) -> list[str]:
-    task = described.get("task")
+def _finetuned_facts(folder: Path, described: dict[str, Any]) -> list[str]:
+    task, origin = described.get("task"), described.get("origin")
     name = task.get("name") if isinstance(task, dict) else "unknown"
+    weights = folder / "model.safetensors"
+    names = [tensor.key for tensor in contents_of(weights).tensors] if weights.is_file() else []
+    # names of several models that predict together begin with a number
+    found = {next((word for word in each.split(".")[:2] if not word.isdigit()), "") for each in names}
+    parts = [part for part in ("encoder", "decoder", "head") if part in found]
+    listed = [f"patients trained on: {origin.get('patients')} listed"] if isinstance(origin, dict) else []
     return [
         f"task: {name}, classes {described.get('classes')!r}, modality {described.get('modality')!r}",
         f"backbone: {described.get('backbone')!r}",
+        *([f"parts: {', '.join(parts)}"] if parts else []),
+        *listed,
     ]

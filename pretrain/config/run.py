@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from scanfoundry.backbones.registry import BackboneConfig
+from scanfoundry.backbones.transfer.adapt import AdaptConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.pretrain.config.probes import ProbeConfigs
@@ -41,6 +42,7 @@ class PretrainConfig(Config):
     seed: Seed = 0
     backbone: BackboneConfig
     init: str | None = None  # weights to start from: a run folder, a file, or an installed model; None: random ones
+    adapt: AdaptConfig = AdaptConfig()  # `init` for larger kernels, or for scans of the other dimension
     objective: ObjectiveConfig
     data: DataConfig
     optimiser: OptimiserConfig = Field(default=OptimiserConfig(), validate_default=True)
@@ -75,6 +77,12 @@ class PretrainConfig(Config):
     def _filled_for_the_backbone(cls, value: ObjectiveOptions, info: ValidationInfo) -> ObjectiveOptions:
         backbone = info.data.get("backbone")
         return value if backbone is None else value.filled(backbone.family)
+
+    @model_validator(mode="after")
+    def _adapts_what_is_there(self) -> "PretrainConfig":
+        if self.init is None and self.adapt.asked:
+            raise ValueError("'adapt' is for the weights of 'init': leave it out, or set init")
+        return self
 
     @model_validator(mode="after")
     def _warm_up_ends_before_the_run(self) -> "PretrainConfig":

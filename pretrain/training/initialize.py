@@ -17,6 +17,7 @@ from scanfoundry.backbones.models.parts import Parts
 from scanfoundry.backbones.models.release import Release, load_release
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.transfer.adapt import adapted, advice
 from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_text
@@ -70,7 +71,7 @@ def start_encoder(config: PretrainConfig, fresh: bool) -> Start:
         return Start(encoder, _origin("starting from random weights"))
     if not fresh:
         return Start(encoder, _recorded(config))
-    given, origin = _load(config, config.init)
+    given, origin = _adapted(config, config.init, *_load(config, config.init))
     _check_fit(config, config.init, given, encoder)
     encoder.load_state_dict(given.encoder)
     return Start(encoder, origin, {part: weights for part, weights in given.parts.items() if part != "encoder"})
@@ -103,6 +104,14 @@ def _load(config: PretrainConfig, name: str) -> tuple[Release, Origin]:
     chosen = {key: getattr(config.backbone, key) for key in sorted(options) if hasattr(config.backbone, key)}
     parts, info, report = load_foreign_parts(path, **chosen)
     return Release(parts, info, []), _origin(f"starting from {report}", info, [])
+
+
+def _adapted(config: PretrainConfig, name: str, given: Release, origin: Origin) -> tuple[Release, Origin]:
+    """The weights as `adapt` says, and their origin, which says so; or what should be said of them."""
+    images, volumes = config.data.crop_2d is not None, config.data.crop_3d is not None
+    changed, how = adapted(given, config.adapt, config.backbone, images, volumes, f"init {name}")
+    said = f"adapted: {how}" if how else advice(given.info, config.adapt, volumes, "it")
+    return changed, origin.model_copy(update={"summary": "; ".join(filter(None, (origin.summary, said)))})
 
 
 def _origin(summary: str, info: ReleaseInfo | None = None, patients: Iterable[str] = ()) -> Origin:

@@ -56,7 +56,7 @@ def _with_new_keys(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a `config.yaml` with the defaults of keys that did not exist when it was written."""
     try:
         return PretrainConfig.model_validate(content).model_dump(mode="json")
-    except ValueError:
+    except (ValueError, UserError):
         return content
 
 

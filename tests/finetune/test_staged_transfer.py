@@ -103,3 +103,19 @@ def test_what_is_written_is_the_same_network(trained):
     fresh = adapter.build(build(adapter.spec.backbone))
     fresh.load_state_dict(joined(fresh, fresh.state_dict(), parts))
     assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_an_exported_model_starts_another_training(trained, tmp_path):
+    from scanfoundry.launch.zoo.exporting import ReleaseTerms, export
+
+    config, result = trained
+    own, _ = dice(result)
+    export(result.run_dir, tmp_path / "ours", ReleaseTerms())
+    assert load_release(tmp_path / "ours").patients == load_release(result.run_dir).patients
+    again, lines = dice(run(restarted(config, tmp_path, checkpoint=tmp_path / "ours")))
+    assert again == pytest.approx(own, abs=0.01)
+    assert [line.split(":")[0] for line in lines] == ["encoder used", "decoder used", "head used"]
+    export(result.run_dir, tmp_path / "bare", ReleaseTerms(with_patients=False))
+    run(restarted(config, tmp_path, checkpoint=tmp_path / "bare", run_dir=tmp_path / "from_bare"))
+    told = json.loads((tmp_path / "from_bare" / "model.json").read_text())["origin"]
+    assert told["patients_withheld"] == 8

@@ -71,7 +71,7 @@ def test_what_is_known_about_the_released_stunet(stunet):
     _, info, report = load_foreign(stunet[0])
     assert info.licence == "apache-2.0"
     assert info.crop_3d == (128, 128, 128)
-    assert info.intensity["percentiles"] == [0.0, 100.0]
+    assert info.intensity == {"percentiles": [0.0, 100.0], "zscore": "scan"}
     assert any("1.5 mm" in note and "z-scored" in note for note in report.notes)
 
 
@@ -129,9 +129,11 @@ def test_whole_networks_come_with_their_heads(files, stunet):
     assert not report.missing
     whole, _ = load_foreign_whole(files["mednext"], num_classes=2)
     assert isinstance(whole, MedNeXt)
-    for name, kind in (("vit", "ViT"), ("resenc", "ResEnc"), ("primus", "Primus")):
+    for name, kind in (("vit", "ViT"), ("primus", "Primus")):
         with pytest.raises(UserError, match=f"{kind}, which has no decoder"):
             load_foreign_whole(files[name])
+    with pytest.raises(UserError, match="has no decoder as nnU-Net's; read its encoder alone"):
+        load_foreign_whole(files["resenc"])
     with pytest.raises(UserError, match="MedNeXt, which has no strides"):
         load_foreign_whole(files["mednext"], strides=RELEASED_STRIDES)
 
@@ -155,7 +157,7 @@ def test_load_takes_files_of_others_and_tells_what_became_of_them(stunet, caplog
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in encoder.state_dict().items())
     release = backbones.read_release(path)
     assert release.patients == []
-    assert release.info == info
+    assert release.info == info.model_copy(update={"parts": ("encoder", "decoder", "head")})
     assert release.encoder.keys() == encoder.state_dict().keys()
 
 

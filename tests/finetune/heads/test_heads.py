@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from scanfoundry.backbones.mednext import MedNeXtConfig
 from scanfoundry.backbones.primus import PrimusConfig
+from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import backbones, build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.stunet import STUNetConfig
@@ -79,6 +82,7 @@ def test_a_mednext_is_segmented_by_its_own_decoder(shape):
 def test_a_pyramid_without_a_decoder_of_its_own_gets_a_u_shaped_one(shape):
     """Every level reaches the logits, at any size, and the loss trains all of encoder and decoder."""
     encoder = build(BACKBONES["resenc"])
+    encoder.decoder = partial(Encoder.decoder, encoder)  # what a plug-in inherits
     model = SegmentationModel(encoder, 3, shape[0] == 1).train()
     assert {id(p) for p in model.encoder_parameters()} == {id(p) for p in encoder.parameters()}
     outputs = model(torch.randn(2, 1, *shape))

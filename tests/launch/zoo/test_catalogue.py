@@ -33,12 +33,12 @@ def test_the_packaged_one_is_whole():
 
 
 def test_what_is_said_of_the_released_stunets_agrees_with_the_loader():
-    from scanfoundry.backbones.foreign.openmind import UNCLIPPED
+    from scanfoundry.backbones.foreign.openmind import WHOLE_SCAN
 
     entry = catalogue()["stunet-s"]
     assert entry.spacing_mm == (1.5, 1.5, 1.5)
     assert "not clipped" in entry.preprocessing
-    assert UNCLIPPED == {"percentiles": [0.0, 100.0]}
+    assert WHOLE_SCAN == {"percentiles": [0.0, 100.0], "zscore": "scan"}
 
 
 @pytest.mark.parametrize(

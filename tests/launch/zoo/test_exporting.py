@@ -206,7 +206,7 @@ def study(tmp_path) -> Path:
     from scanfoundry.datasets.intensity import IntensityConfig
     from scanfoundry.finetune.config.study import InferenceConfig
     from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
-    from scanfoundry.finetune.model_file import adapter_for, save_model
+    from scanfoundry.finetune.model_file import Seen, adapter_for, save_model
     from scanfoundry.finetune.plan import Fingerprint, Plan
     from scanfoundry.finetune.spec import Spec
 
@@ -217,7 +217,8 @@ def study(tmp_path) -> Path:
         task=SegmentationTask(name="segmentation"), classes=["liver"], modality="ct", intensity=IntensityConfig(),
         backbone=backbone, plan=plan, inference=InferenceConfig(), trained={"arm": "checkpoint", "shots": 5},
     )  # fmt: skip
-    save_model(tmp_path / "study", [adapter_for(spec).build(build(backbone))], spec)
+    here = SourceRecord(name="fine-tuning", manifest_sha256="", site="s1")
+    save_model(tmp_path / "study", [adapter_for(spec).build(build(backbone))], spec, Seen(HASHES[:2], (here,)))
     dice = {"value": 0.81234, "low": 0.7, "high": 0.9, "patients": 9, "seeds": 1, "resamples": 100, "undefined": 0}
     none = dice | {"value": None, "low": None, "high": None}
     results = {
@@ -243,4 +244,43 @@ def test_a_fine_tuned_model(study, tmp_path):
     assert "Classes: liver" in card
     everything = b"".join(path.read_bytes() for path in folder.iterdir())
     assert b"Doe_00" not in everything
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json", "README.md", "SHA256SUMS"}
+    names = {"model.safetensors", "model.json", "patients.txt", "README.md", "SHA256SUMS"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert "of the 2 patients trained on" in card
+    assert load_release(folder).parts.keys() == {"encoder", "decoder", "head"}
+    assert load_release(folder).patients == HASHES[:2]
+
+
+def test_patients_of_a_fine_tuned_model_can_be_left_out(study, tmp_path):
+    export(study, tmp_path / "ours", ReleaseTerms(with_patients=False))
+    release = load_release(tmp_path / "ours")
+    assert release.patients == []
+    assert (release.info.patients, release.info.patients_withheld) == (0, 2)
+    assert [source.site for source in release.info.sources] == [""]
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "ours").iterdir())
+    assert HASHES[0].encode() not in everything
+    assert b"hashes of 2 patients trained on are left out" in everything
+    for line in (tmp_path / "ours" / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((tmp_path / "ours" / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_card_of_a_whole_network_names_its_parts_and_classes(tmp_path):
+    from scanfoundry.backbones.models.description import HeadInfo
+    from scanfoundry.backbones.models.parts import split
+    from scanfoundry.backbones.resenc import ResEncConfig
+
+    config = ResEncConfig(features=(4, 6), blocks=(1, 1), strides=((2, 2, 2),))
+    network = build(config).decoder(3)
+    info = ReleaseInfo(backbone=config, head=HeadInfo(task="segmentation", classes=["liver", "spleen"]))
+    save_release(tmp_path / "run", split(network, network.state_dict()), info, [])
+    export(tmp_path / "run", tmp_path / "ours", ReleaseTerms())
+    assert load_release(tmp_path / "ours").parts.keys() == {"encoder", "decoder", "head"}
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert "A pre-trained model for medical scans" in card
+    assert "Its parts: encoder, decoder, head. The head is of segmentation; its classes (2): liver, spleen." in card
+    from scanfoundry.launch.zoo.inspecting import inspect
+
+    told = inspect(tmp_path / "ours")
+    assert "parts: encoder, decoder, head" in told
+    assert "classes (2): liver, spleen" in told

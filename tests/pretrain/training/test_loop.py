@@ -15,6 +15,7 @@ import warm
 import yaml
 from safetensors.torch import load_file
 
+from scanfoundry.backbones.mednext import MedNeXtConfig
 from scanfoundry.backbones.models.description import ReleaseInfo
 from scanfoundry.backbones.models.release import save_release
 from scanfoundry.backbones.registry import build
@@ -277,3 +278,38 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor():
     assert rates[4] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     assert rates[20] == pytest.approx(0.1)
+
+
+def test_a_run_starts_from_a_smaller_kernel_and_from_images(tmp_path, tiny_shards):
+    small, large = ({"name": "mednext", "size": "S", "kernel": kernel} for kernel in (3, 5))
+    backbone = MedNeXtConfig.model_validate(small)
+    info = ReleaseInfo(backbone=backbone, crop_2d=(32, 32))
+    encoder = build(backbone)
+    save_release(tmp_path / "flat", {"encoder": encoder.state_dict()}, info, [])
+    given = content(tiny_shards, tmp_path / "run") | {"backbone": large, "init": str(tmp_path / "flat")}
+    with pytest.raises(UserError, match=r"backbone.kernel 3, the run's is 5: set adapt.kernel=upkern"):
+        start_encoder(check(PretrainConfig, given, "t"), fresh=True)
+    both = check(PretrainConfig, given | {"adapt": {"kernel": "centre", "dimension": "centre"}}, "t")
+    start = start_encoder(both, fresh=True)
+    assert start.origin.summary.endswith(
+        "; adapted: kernels of 3 enlarged to 5 by centre; kernels inflated from images to volumes by centre"
+    )
+    x = torch.randn(1, 1, 1, 48, 48)
+    with torch.no_grad():
+        for one, other in zip(start.encoder(x), encoder(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    plain = check(PretrainConfig, given | {"backbone": small}, "t")
+    assert "was trained on images alone" in start_encoder(plain, fresh=True).origin.summary
+    with pytest.raises(UserError, match="'adapt' is for the weights of 'init'"):
+        check(PretrainConfig, content(tiny_shards, tmp_path / "run") | {"adapt": {"kernel": "upkern"}}, "t")
+
+
+def test_a_run_of_before_a_key_was_there_goes_on(tmp_path, tiny_shards):
+    given = check(PretrainConfig, content(tiny_shards, tmp_path / "run"), "t")
+    written = given.model_dump(mode="json")
+    del written["adapt"], written["data"]["intensity"]["zscore"]
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(written))
+    check_same_run(given)
+    with pytest.raises(UserError, match="another 'seed'"):
+        check_same_run(given.model_copy(update={"seed": 7}))

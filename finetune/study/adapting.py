@@ -1,0 +1,40 @@
+"""The checkpoint of a study for larger kernels, or for scans of the other dimension, as `adapt` says."""
+
+from scanfoundry.backbones.models.release import Release
+from scanfoundry.backbones.registry import BackboneConfig
+from scanfoundry.backbones.transfer.adapt import adapted, advice
+from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.finetune.plan import Plan
+from scanfoundry.finetune.study.notes import note
+
+
+def adapt_checkpoint(config: FinetuneConfig, release: Release, plan: Plan, notes: bool) -> tuple[Release, str]:
+    """The checkpoint as the study wants it, and what was done in a few words.
+
+    Args:
+        config: of the study.
+        release: the checkpoint.
+        plan: which says whether the scans are images or volumes.
+        notes: print what was done, or what should be.
+    """
+    name = str(config.checkpoint)
+    said = advice(release.info, config.adapt, not plan.is_2d, name)
+    backbone = config.backbone or release.info.backbone
+    changed, how = adapted(release, config.adapt, backbone, plan.is_2d, not plan.is_2d, name)
+    if notes:
+        note(said)
+        note(f"checkpoint adapted: {how}" if how else "")
+    return changed, how
+
+
+def check_same_but_kernel(theirs: BackboneConfig, ours: BackboneConfig, name: str) -> None:
+    """UserError where the run's backbone differs from the checkpoint's by more than its kernel."""
+    mine, other = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
+    for key in sorted(mine.keys() | other.keys(), key=lambda key: (key != "name", key)):
+        free = key in {"kernel", "in_channels", *ours.not_of_weights}
+        if not free and mine.get(key) != other.get(key):
+            raise UserError(
+                f"the checkpoint {name} has backbone.{key} {other.get(key)}, the run's is {mine.get(key)}: only the "
+                "kernel may differ"
+            )
