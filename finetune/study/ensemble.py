@@ -145,7 +145,10 @@ def _train_one(
         return *fit_probe(adapter, encoder, fit.samples, fit.cases, setup, config.probe, store, slot), []
     lora = inject(encoder, config.lora) if setup.arm.recipe == "lora" else None
     model = adapter.build(encoder)
-    transferred = transfer(adapter, model, start).lines() if start else []
+    transferred: list[str] = []
+    if start:
+        taken = transfer(adapter, model, start)
+        transferred, setup = taken.lines(), replace(setup, loaded=taken.names)
 
     def mean_score(model: TaskModel) -> float:
         """The mean score of the held-back cases."""

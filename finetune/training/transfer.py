@@ -126,7 +126,7 @@ def _transfer_head(
         done.adapted["head"] = f"kept {kept}" + (f"; fresh {', '.join(fresh)}" if fresh else "")
     else:
         done.used["head"] = f"its classes {kept}"
-    return _names(model, mine)
+    return set() if fresh else _names(model, mine)  # with fresh classes it learns as a fresh one
 
 
 def _names(model: TaskModel, weights: Mapping[str, Tensor]) -> set[str]:

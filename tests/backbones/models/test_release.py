@@ -122,7 +122,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format version 2, this scanfoundry reads 1"),
+        ({"format_version": 3}, "format version 3, this scanfoundry reads 1 and 2"),
         ({"format_version": None}, "format version None"),
         ({"backbone": {"name": "resnet"}}, "backbone"),
         ({"backbone": {"name": "stunet", "size": "B", "strides": STRIDES}}, "do not fit.*should be"),
@@ -147,7 +147,7 @@ def test_a_description_that_is_no_object_is_refused(folder, text):
 
 def test_weights_with_a_right_checksum_but_another_shape_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
-    weights["conv_blocks_context.0.0.conv1.weight"] = torch.zeros(16, 3, 3, 3, 3)
+    weights["encoder.conv_blocks_context.0.0.conv1.weight"] = torch.zeros(16, 3, 3, 3, 3)
     save_file(weights, folder / "model.safetensors")
     from scanfoundry.configs.files import sha256_of
 
@@ -185,7 +185,36 @@ def test_weights_replaced_after_their_checksum_was_taken_are_not_loaded(folder, 
         return real(path)
 
     monkeypatch.setattr(release, "load_file", replaced)
-    loaded = load_release(folder).state_dict
+    loaded = load_release(folder).encoder
     assert all(torch.equal(value, loaded[key]) for key, value in encoder.state_dict().items())
     with pytest.raises(UserError, match="its checksum differs"):
         load_release(folder)
+
+
+def test_a_file_of_an_encoder_alone_still_loads(folder, encoder):
+    """Version 1: the names of the weights are the encoder's own."""
+    from scanfoundry.configs.files import sha256_of
+
+    weights = {name.removeprefix("encoder."): value for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    content = json.loads((folder / "model.json").read_text())
+    for key in ("parts", "head"):
+        del content[key]
+    old = {"format_version": 1, "weights_sha256": sha256_of(folder / "model.safetensors")}
+    (folder / "model.json").write_text(json.dumps(content | old))
+    release = load_release(folder)
+    assert release.parts.keys() == {"encoder"}
+    loaded, _ = load_encoder(folder)
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in encoder.state_dict().items())
+
+
+def test_a_decoder_must_be_the_backbones_own(tmp_path, encoder):
+    decoder = encoder.feature_decoder().state_dict()
+    parts = {"encoder": encoder.state_dict(), "decoder": decoder}
+    save_release(tmp_path / "both", parts, ReleaseInfo(backbone=encoder.config), [])
+    read = load_release(tmp_path / "both")
+    assert read.info.parts == ("encoder", "decoder")
+    assert all(torch.equal(value, read.parts["decoder"][key]) for key, value in decoder.items())
+    del decoder["upsample_layers.0.conv.weight"]
+    with pytest.raises(ValueError, match=r"upsample_layers\.0\.conv\.weight is absent"):
+        save_release(tmp_path / "less", parts, ReleaseInfo(backbone=encoder.config), [])
