@@ -18,7 +18,7 @@ def note_left_out(reasons: Mapping[str, int]) -> None:
 def note(text: str) -> None:
     """A line that the user should know; nothing where there is no text."""
     if text:
-        logger.warning("note: %s", printable(text))
+        log.warning("note: %s", printable(text))
 
 
 def note_results(results: Results) -> None:
