@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def load_foreign_parts(
         network, report = kind.whole(weights, in_channels, **options)
         fresh = {network.part_of(name)[0] for name in report.missing}  # a decoder without a head has none
         found = {part: w for part, w in split(network, network.state_dict()).items() if part not in fresh}
-        return found, network.config, report
+        return found, cast(BackboneConfig, network.config), report
 
     return _loaded(Path(path), options, read)
 
