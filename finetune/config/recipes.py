@@ -39,10 +39,11 @@ class ProbeConfig(Config):
 class Arm:
     """One way of training that a study compares."""
 
-    name: str  # the recipe's, or 'scratch'; with a teacher '_distilled' follows
+    name: str  # the recipe's, the start's or 'START_RECIPE', or 'scratch'; with a teacher '_distilled' follows
     recipe: RecipeName
     pretrained: bool
     distilled: bool = False  # whether a teacher takes part
+    start: str = ""  # the name of the checkpoint, where there are several
 
     def taught(self) -> "Arm":
         """The same with a teacher."""

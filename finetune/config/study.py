@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
@@ -186,6 +186,10 @@ class InferenceConfig(Config):
     mirror: bool = False  # mean over all mirrorings along augmentation.flip_axes
 
 
+StartName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")]
+Shots = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | Literal["all"]
+
+
 class FinetuneConfig(Config):
     """A few-shot study: every number of shots, every seed, from the checkpoint and from scratch."""
 
@@ -214,14 +218,14 @@ class FinetuneConfig(Config):
     run_dir: Path
     task: Task
     data: LabelledData
-    checkpoint: Path | None = None  # pre-training run folder or safetensors file
+    checkpoint: Path | dict[StartName, Path] | None = None  # run folder or file; several by names that compare them
     backbone: BackboneConfig | None = None  # from scratch, or with adapt.kernel; else a checkpoint brings its own
     adapt: AdaptConfig = AdaptConfig()  # the checkpoint for larger kernels, or for scans of the other dimension
     transfer: list[Part] = [*PARTS]  # of the checkpoint that are used, where they are there and fit; encoder always
     checkpoint_classes: list[str] = []  # names of the classes of its head, in order, where its file has none
     recipes: list[RecipeName] = ["full"]  # how the checkpoint is adapted; the first one's model is kept
     compare_scratch: bool = True  # beside a checkpoint: the same cases and steps from random weights
-    shots: list[Annotated[int, Field(ge=1)] | Literal["all"]] = [5]
+    shots: list[Shots] = [5]  # patients (of each class), a share of them (0.1), or all
     seeds: list[Seed] = [0]
     split: SplitConfig = SplitConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -247,6 +251,7 @@ class FinetuneConfig(Config):
     def _consistent(self) -> "FinetuneConfig":
         if self.checkpoint is None and self.backbone is None:
             raise ValueError("give a checkpoint, or a backbone to train from scratch")
+        self._check_starts()
         self._check_adapt()
         self._check_recipes()
         self.task.check_loss(self.loss)
@@ -263,6 +268,16 @@ class FinetuneConfig(Config):
         if len(set(self.shots)) < len(self.shots) or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("'shots' and 'seeds' must not repeat a value")
         return self
+
+    def _check_starts(self) -> None:
+        if not isinstance(self.checkpoint, dict):
+            return
+        if not self.checkpoint:
+            raise ValueError("'checkpoint' names no model: give a path, or names with paths")
+        if taken := sorted(self.checkpoint.keys() & {"scratch", *get_args(RecipeName)}):
+            raise ValueError(f"'{taken[0]}' names a way of training: give the checkpoint another name")
+        if self.checkpoint_classes:
+            raise ValueError("'checkpoint_classes' is for a single checkpoint")
 
     def _check_adapt(self) -> None:
         if self.checkpoint is None and self.adapt.asked:
@@ -317,13 +332,24 @@ class FinetuneConfig(Config):
             )
 
     @property
+    def starts(self) -> dict[str, Path]:
+        """The checkpoints by their names; a single one has none."""
+        if self.checkpoint is None:
+            return {}
+        return self.checkpoint if isinstance(self.checkpoint, dict) else {"": self.checkpoint}
+
+    def _arm(self, start: str, recipe: RecipeName) -> Arm:
+        name = recipe if not start else start if self.recipes == ["full"] else f"{start}_{recipe}"
+        return Arm(name, recipe, pretrained=True, start=start)
+
+    @property
     def arms(self) -> list[Arm]:
-        """The checkpoint by each recipe, and training from scratch, as far as this run has them."""
+        """Each checkpoint by each recipe, and training from scratch, as far as this run has them."""
         scratch = Arm("scratch", "full", pretrained=False)
         if self.checkpoint is None:
             taught = [scratch.taught()] if self.distil.teacher else []
             return [*taught, scratch] if self.compare_scratch or not taught else taught
-        adapted = [Arm(name, name, pretrained=True) for name in self.recipes]
+        adapted = [self._arm(start, recipe) for start in self.starts for recipe in self.recipes]
         if self.distil.teacher:
             adapted = [*(arm.taught() for arm in adapted), *(adapted if self.distil.compare else [])]
         return [*adapted, scratch] if self.compare_scratch else adapted

@@ -1,7 +1,9 @@
 """What all figures share: colours, the names of arms, axes, and an image that stands in the page itself."""
 
 import base64
+from collections.abc import Iterable
 from io import BytesIO
+from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +32,25 @@ def _darker(colour: str) -> str:
 
 COLOURS |= {f"{arm}{DISTILLED}": _darker(colour) for arm, colour in COLOURS.items()}
 NAMES |= {f"{arm}{DISTILLED}": f"{name}, with a teacher" for arm, name in NAMES.items()}
+OTHERS = ("#2f7bbf", "#c7622b", "#5b9a3c", "#8a56ac", "#b0364f", "#3a9aa1")  # of arms that have names of their own
 INK, FAINT = "#22303a", "#d9e0e4"
+
+
+def name_of(arm: str) -> str:
+    """An arm as people call it; one of several checkpoints by its own name."""
+    if arm in NAMES:
+        return NAMES[arm]
+    if arm.endswith(DISTILLED):
+        return f"{name_of(arm.removesuffix(DISTILLED))}, with a teacher"
+    start, _, recipe = arm.partition("_")
+    return f"pre-trained by {start}" + NAMES.get(recipe, "").removeprefix("pre-trained")
+
+
+def colours_of(arms: Iterable[str]) -> dict[str, str]:
+    """A colour for each arm; those of named checkpoints take theirs in turn."""
+    known = list(dict.fromkeys(arms))
+    free = cycle(OTHERS)
+    return {arm: COLOURS[arm] if arm in COLOURS else next(free) for arm in known}
 
 
 def inline(figure: Figure, dpi: int = 160, margin: float = 0.05) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scanfoundry.finetune.drawing.canvas import COLOURS, FAINT, INK, NAMES, axes_of, inline, plain
+from scanfoundry.finetune.drawing.canvas import COLOURS, FAINT, INK, axes_of, colours_of, inline, name_of, plain
 from scanfoundry.finetune.metrics.froc import FALSE_POSITIVES, froc_curve, hits_at
 from scanfoundry.finetune.metrics.weighted import Record
 
@@ -46,14 +46,14 @@ def reliability(bins: npt.NDArray[np.float64], voxels: bool) -> str:
 def froc(by_arm: Mapping[str, list[Record]], iou: float, classes: Sequence[str]) -> str:
     """Sensitivity over false positives per scan, 1/8 to 8, of each arm; of several classes a line each."""
     figure, axes = axes_of(3.4, 3.2, "false positives per scan", f"sensitivity at IoU {iou:g}")
-    ticks = [float(at) for at in FALSE_POSITIVES.values()]
+    ticks, colours = [float(at) for at in FALSE_POSITIVES.values()], colours_of(by_arm)
     for arm, records in by_arm.items():
         for label in range(len(classes)):
             wrong, found = froc_curve(records, iou, label)
             wrong, found = np.append(np.maximum(wrong, ticks[0] / 2), 2 * ticks[-1]), np.append(found, found[-1])
-            name = NAMES[arm] + (f", {plain(classes[label])}" if len(classes) > 1 else "")
+            name = name_of(arm) + (f", {plain(classes[label])}" if len(classes) > 1 else "")
             style = ("solid", "dashed", "dotted")[label % 3]
-            axes.step(wrong, found, where="post", color=COLOURS[arm], linestyle=style, linewidth=1.5, label=name)
+            axes.step(wrong, found, where="post", color=colours[arm], linestyle=style, linewidth=1.5, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlim(ticks[0], ticks[-1])
     axes.set_xticks(ticks, list(FALSE_POSITIVES))
@@ -76,12 +76,13 @@ def agreement(records: Sequence[Record]) -> str:
 def precision_recall(by_arm: Mapping[str, list[Record]], iou: str) -> str:
     """Precision over recall of the pooled boxes of each arm."""
     figure, axes = axes_of(3.4, 3.2, "recall", f"precision at IoU {iou}")
+    colours = colours_of(by_arm)
     for arm, records in by_arm.items():
         scores = np.concatenate([np.array(r["scores"], float) for r in records])
         hits = np.concatenate([hits_at(r, float(iou)) for r in records])[np.argsort(-scores, kind="stable")]
         found = np.cumsum(hits)
         recall = found / max(1, sum(sum(r["truths"]) for r in records))
-        axes.plot(recall, found / np.arange(1, len(hits) + 1), color=COLOURS[arm], label=NAMES[arm])
+        axes.plot(recall, found / np.arange(1, len(hits) + 1), color=colours[arm], label=name_of(arm))
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, fontsize=9)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scanfoundry.finetune.drawing.canvas import COLOURS, FAINT, INK, NAMES, axes_of, inline
+from scanfoundry.finetune.drawing.canvas import COLOURS, FAINT, INK, axes_of, colours_of, inline, name_of
 from scanfoundry.finetune.metrics.intervals import Record
 from scanfoundry.finetune.study.results import Results
 from scanfoundry.finetune.study.trial import TrialResult
@@ -34,23 +34,31 @@ def label(metric: str) -> str:
     return " ".join(filter(None, [WRITTEN.get(first, first), rest]))
 
 
+def shots_text(shots: float | str) -> str:
+    """A number of labelled patients, or a share of them, as people write it."""
+    if shots == "all":
+        return "all"
+    return f"{100 * shots:g}%" if isinstance(shots, float) else str(shots)
+
+
 def metric_by_shots(results: Results) -> str:
     """The headline metric of each arm over the shots, with intervals; every seed a small dot."""
     figure, axes = axes_of(4.6, 3.2, "labelled training patients", label(results.headline))
-    order = [str(k) for k in dict.fromkeys(row.shots for row in results.table)]
+    order = [shots_text(k) for k in dict.fromkeys(row.shots for row in results.table)]
     arms = list(dict.fromkeys(row.arm for row in results.table))
+    colours = colours_of(arms)
     for i, arm in enumerate(arms):
         rows = [row for row in results.table if row.arm == arm and row.metrics[results.headline].value is not None]
-        at = [order.index(str(row.shots)) + 0.12 * (i - (len(arms) - 1) / 2) for row in rows]
+        at = [order.index(shots_text(row.shots)) + 0.12 * (i - (len(arms) - 1) / 2) for row in rows]
         values = [row.metrics[results.headline] for row in rows]
         middle = np.array([v.value for v in values], float)
         low = np.array([v.low if v.low is not None else v.value for v in values], float)
         high = np.array([v.high if v.high is not None else v.value for v in values], float)
         spread = np.abs(np.array([middle - low, high - middle]))
-        axes.errorbar(at, middle, spread, fmt="o-", color=COLOURS[arm], capsize=4, label=NAMES[arm], markersize=6)
+        axes.errorbar(at, middle, spread, fmt="o-", color=colours[arm], capsize=4, label=name_of(arm), markersize=6)
         for x, value in zip(at, middle, strict=True):
             axes.annotate(
-                f"{value:.3f}", (x, value), (7, 4), textcoords="offset points", fontsize=8, color=COLOURS[arm]
+                f"{value:.3f}", (x, value), (7, 4), textcoords="offset points", fontsize=8, color=colours[arm]
             )
     axes.set_xticks(range(len(order)), order)
     axes.set_xlim(-0.6, len(order) - 0.4)
@@ -62,14 +70,15 @@ def loss_curves(cells: Sequence[TrialResult]) -> str:
     """Training loss over the steps, a line for each model, smoothed a little."""
     figure, axes = axes_of(4.6, 3.2, "step", "training loss")
     seen: set[str] = set()
+    colours = colours_of(cell.arm for cell in cells)
     for cell, history in [(each, one) for each in cells for one in each.histories if one.loss]:
         steps, losses = np.array(history.loss, float).T
         window = max(1, len(losses) // 25)
         smooth = np.convolve(
             np.pad(losses, (window // 2, window - 1 - window // 2), "edge"), np.ones(window) / window, "valid"
         )
-        legend = NAMES[cell.arm] if cell.arm not in seen else None
-        axes.plot(steps, smooth, color=COLOURS[cell.arm], linewidth=1.5, alpha=0.85, label=legend)
+        legend = name_of(cell.arm) if cell.arm not in seen else None
+        axes.plot(steps, smooth, color=colours[cell.arm], linewidth=1.5, alpha=0.85, label=legend)
         seen.add(cell.arm)
         top = float(np.percentile(smooth, 97))
         axes.set_ylim(min(0.0, float(smooth.min())), max(top * 1.15, axes.get_ylim()[1] if len(seen) > 1 else 0))
@@ -92,7 +101,7 @@ def scores_of_cases(by_arm: dict[str, list[Record]], score: str) -> str:
     (arm, records) = next(iter(by_arm.items()))
     values = sorted(r["score"] for r in records if r["score"] is not None)
     figure, axes = axes_of(3.4, 3.2, "test cases, worst first", score)
-    axes.bar(range(len(values)), values, color=COLOURS[arm], width=1.0 if len(values) > 60 else 0.8)
+    axes.bar(range(len(values)), values, color=colours_of([arm])[arm], width=1.0 if len(values) > 60 else 0.8)
     return inline(figure)
 
 
@@ -100,11 +109,12 @@ def validation_curves(cells: Sequence[TrialResult]) -> str:
     """The mean score of the held-back cases over the steps, a line for each model; a ring where its weights are of."""
     figure, axes = axes_of(4.6, 3.2, "step", "mean score, held-back cases")
     seen: set[str] = set()
+    colours = colours_of(cell.arm for cell in cells)
     for cell, history in [(each, one) for each in cells for one in each.histories if one.validation]:
         steps, values = np.array(history.validation, float).T
-        axes.plot(steps, values, color=COLOURS[cell.arm], label=None if cell.arm in seen else NAMES[cell.arm])
+        axes.plot(steps, values, color=colours[cell.arm], label=None if cell.arm in seen else name_of(cell.arm))
         kept = steps == history.best_step
-        axes.plot(steps[kept], values[kept], "o", color=COLOURS[cell.arm], markerfacecolor="none", markersize=8)
+        axes.plot(steps[kept], values[kept], "o", color=colours[cell.arm], markerfacecolor="none", markersize=8)
         seen.add(cell.arm)
     axes.legend(frameon=False, fontsize=9)
     return inline(figure)

@@ -14,7 +14,7 @@ from scanfoundry.finetune.drawing.overlays import overlay
 from scanfoundry.finetune.metrics.intervals import Interval
 from scanfoundry.finetune.metrics.registry import added_metrics
 from scanfoundry.finetune.report import figures
-from scanfoundry.finetune.study.results import SCRATCH, Results, Row
+from scanfoundry.finetune.study.results import SCRATCH, Difference, Results, Row
 from scanfoundry.finetune.study.testing import load_pictures
 from scanfoundry.finetune.study.trial import TrialName, TrialResult
 from scanfoundry.finetune.task import Adapter
@@ -24,7 +24,12 @@ def write_report(run_dir: Path, results: Results, best: TrialName) -> Path:
     """Render the report of a finished study beside its results.json; gives its path."""
     source = files("scanfoundry.finetune.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"label": figures.label, "limits": limits_text, "number": number}
+    environment.filters |= {
+        "label": figures.label,
+        "limits": limits_text,
+        "number": number,
+        "shots": figures.shots_text,
+    }
     html = environment.from_string(source).render(**_content(run_dir, results, best))
     target = run_dir / "report.html"
     write_text(target, html)
@@ -53,15 +58,21 @@ def _content(run_dir: Path, results: Results, best: TrialName) -> dict[str, Any]
         "texts": adapter.report,
         "per_class": issubclass(parts.config, ReadsClasses),  # whose shots are drawn of every class
         "best": best,
-        "names": figures.NAMES,
+        "names": {row.arm: figures.name_of(row.arm) for row in results.table},
         "sentences": [_sentence(results, row) for row in results.table if row.shots == best.shots],
-        "gain": next((p for p in results.paired if p.shots == best.shots and p.arm == best.arm.name), None),
+        "gain": _gain(results, best),
         "charts": _charts(results, at_best, by_arm, shown, adapter),
         "worst": _worst(run_dir, results, shown, best, adapter),
         "notes": [adapter.report.notes, *_directions(results.task)],
         "cells": results.cells,
         "held": _held(shown, results.classes),
     }
+
+
+def _gain(results: Results, best: TrialName) -> Difference | None:
+    """The arm that is kept against scratch."""
+    pairs = (pair for pair in results.paired if pair.shots == best.shots and pair.against == SCRATCH)
+    return next((pair for pair in pairs if pair.arm == best.arm.name), None)
 
 
 def _directions(task: str) -> list[str]:
@@ -89,7 +100,7 @@ def _held(shown: TrialResult, classes: Sequence[str]) -> str:
 def _sentence(results: Results, row: Row) -> dict[str, str]:
     return {
         "arm": row.arm,
-        "name": figures.NAMES[row.arm],
+        "name": figures.name_of(row.arm),
         "value": number(row.metrics[results.headline].value),
         "limits": limits_text(row.metrics[results.headline]),
     }

@@ -9,16 +9,18 @@ from scanfoundry.finetune.plan import Plan
 from scanfoundry.finetune.study.notes import note
 
 
-def adapt_checkpoint(config: FinetuneConfig, release: Release, plan: Plan, notes: bool) -> tuple[Release, str]:
+def adapt_checkpoint(
+    config: FinetuneConfig, name: str, release: Release, plan: Plan, notes: bool
+) -> tuple[Release, str]:
     """The checkpoint as the study wants it, and what was done in a few words.
 
     Args:
         config: of the study.
+        name: of the checkpoint, as the user gave it.
         release: the checkpoint.
         plan: which says whether the scans are images or volumes.
         notes: print what was done, or what should be.
     """
-    name = str(config.checkpoint)
     said = advice(release.info, config.adapt, not plan.is_2d, name)
     backbone = config.backbone or release.info.backbone
     changed, how = adapted(release, config.adapt, backbone, plan.is_2d, not plan.is_2d, name)

@@ -1,11 +1,10 @@
 """From a configuration to a study with everything settled: cases, split, plan, specification."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
-from scanfoundry.backbones import read_release
 from scanfoundry.backbones.models.release import Release
 from scanfoundry.backbones.registry import BackboneConfig, build
 from scanfoundry.configs.errors import UserError
@@ -13,6 +12,7 @@ from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.finetune.cases.appearance import Profile, profile_of
 from scanfoundry.finetune.checks.check import Checked, check_cases
 from scanfoundry.finetune.checks.scan_checks import check_grids, check_modalities
+from scanfoundry.finetune.config.recipes import Arm
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.finetune.formats import CaseList
 from scanfoundry.finetune.formats.discover import known_cases
@@ -21,7 +21,8 @@ from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.adapting import adapt_checkpoint, check_same_but_kernel
 from scanfoundry.finetune.study.notes import note_left_out
 from scanfoundry.finetune.study.results import left_out
-from scanfoundry.finetune.study.split import Split, split, trial_cases
+from scanfoundry.finetune.study.split import Split, shots, split, trial_cases
+from scanfoundry.finetune.study.starts import Start, read_releases
 from scanfoundry.finetune.study.teacher import TeacherFacts, check_teacher, read_teacher, without_teachers_patients
 from scanfoundry.finetune.study.trial import TrialName
 from scanfoundry.finetune.training.layers import check_layers
@@ -35,10 +36,9 @@ class Study:
     found: CaseList
     sides: Split
     spec: Spec
-    release: Release | None
+    starts: Mapping[str, Start]  # by the names of the checkpoints
     checked: Checked  # of the cases that are used
     teacher: TeacherFacts | None = None  # of distillation
-    adapted: str = ""  # what was done to the release, in a few words
 
     @property
     def names(self) -> list[TrialName]:
@@ -46,10 +46,15 @@ class Study:
         c = self.config
         return [TrialName(arm, k, seed) for k in c.shots for seed in c.seeds for arm in c.arms]
 
+    def start_of(self, arm: Arm) -> Start | None:
+        """What an arm starts from; None from scratch."""
+        return self.starts[arm.start] if arm.pretrained else None
+
     @property
     def best(self) -> TrialName:
         """The trial whose model is kept: most shots, the first recipe, the first seed; no test case has a say."""
-        most = max(self.config.shots, key=lambda k: np.inf if k == "all" else k)
+        seed = self.config.seeds[0]
+        most = max(self.config.shots, key=lambda k: len(shots(self.sides.pool, k, seed)))
         return TrialName(self.config.arms[0], most, self.config.seeds[0])
 
 
@@ -64,58 +69,41 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
     Raises:
         UserError: whatever is wrong with data or configuration.
     """
-    release = _release(config)
+    releases = read_releases(config)
+    first = next(iter(releases.values()), None)
     teacher = read_teacher(config.distil)
     found = known_cases(config.data, config.task)
     if len(found.channels) == 1 and config.augmentation.channel_dropout:
         raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
-    backbone = _backbone(config, release, len(found.channels))
+    backbone = _backbone(config, first, len(found.channels))
     with found.mistakes.instead():
-        sides = split(found, config.split, release.patients if release else [])
+        sides = split(found, config.split, [patient for each in releases.values() for patient in each.patients])
         checked = known or _checked(config, found, sides)
     found.mistakes.raise_if_any()
-    if release:
+    for release in releases.values():
         sites = {source.site for source in release.info.sources}
-        sides = replace(sides, comparable=sites == {found.site})
+        sides = replace(sides, comparable=sides.comparable and sites == {found.site})
     sides = replace(sides, teacher=without_teachers_patients(config, teacher, sides, found))
     check_modalities(checked, found.channels, found.modalities)
     if notes:
         note_left_out(left_out(config, sides, found))
     plan = _plan(config, sides, checked, backbone)
-    how = ""
-    if release:
-        release, how = adapt_checkpoint(config, release, plan, notes)
-    spec = _spec(config, found, sides, checked, release, backbone, plan)
-    if release is None and teacher is not None:
+    starts = {
+        name: Start(*adapt_checkpoint(config, str(config.starts[name]), release, plan, notes))
+        for name, release in releases.items()
+    }
+    spec = _spec(config, found, sides, checked, first, backbone, plan)
+    if first is None and teacher is not None:
         spec = spec.model_copy(update={"intensity": teacher.intensity})
     check_teacher(teacher, spec)
-    return Study(config, found, sides, spec, release, checked, teacher, how)
-
-
-def _release(config: FinetuneConfig) -> Release | None:
-    """The checkpoint, with the names of its classes as its file or else the study gives them."""
-    if config.checkpoint is None:
-        return None
-    release, given = read_release(config.checkpoint), config.checkpoint_classes
-    head = release.info.head
-    if not given:
-        return release
-    if head is None or "head" not in release.parts:
-        raise UserError(f"{config.checkpoint} has no head: leave out checkpoint_classes")
-    if head.classes and head.classes != given:
-        named = ", ".join(head.classes[:5])
-        raise UserError(f"{config.checkpoint} names its classes itself ({named}...): leave out checkpoint_classes")
-    if head.task == "segmentation" and not any(len(given) + 1 in w.shape[:2] for w in release.parts["head"].values()):
-        raise UserError(f"checkpoint_classes names {len(given)} classes; the head of {config.checkpoint} has others")
-    info = release.info.model_copy(update={"head": head.model_copy(update={"classes": given})})
-    return replace(release, info=info)
+    return Study(config, found, sides, spec, starts, checked, teacher)
 
 
 def _backbone(config: FinetuneConfig, release: Release | None, channels: int) -> BackboneConfig:
     backbone = config.backbone or (release.info.backbone if release else None)
     assert backbone is not None
     if release and config.backbone:
-        check_same_but_kernel(release.info.backbone, backbone, str(config.checkpoint))
+        check_same_but_kernel(release.info.backbone, backbone, str(next(iter(config.starts.values()))))
     return backbone if channels == 1 else backbone.model_copy(update={"in_channels": channels})
 
 

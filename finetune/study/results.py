@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from typing import Any
 
 from pydantic import BaseModel
@@ -26,16 +27,17 @@ class Row(BaseModel):
     """One arm at one number of shots, over all seeds."""
 
     arm: str
-    shots: int | str
+    shots: int | float | str
     train_cases: int
     metrics: dict[str, Interval]
 
 
 class Difference(BaseModel):
-    """An arm minus scratch at one number of shots: same cases, same steps, same test cases."""
+    """An arm minus another at one number of shots: same cases, same steps, same test cases."""
 
     arm: str
-    shots: int | str
+    against: str = SCRATCH
+    shots: int | float | str
     metrics: dict[str, Interval]
 
 
@@ -86,9 +88,9 @@ def summarise(
         for arm, group in by_arm.items():
             values = {n: interval(records[arm], f, config.bootstrap) for n, f in metrics.items()}
             table.append(Row(arm=arm, shots=k, train_cases=len(group[0].train_cases), metrics=values))
-        for arm in (name for name in records if SCRATCH in records and name != SCRATCH):
-            gain = {n: difference(records[arm], records[SCRATCH], f, config.bootstrap) for n, f in metrics.items()}
-            paired.append(Difference(arm=arm, shots=k, metrics=gain))
+        for arm, against in _pairs(list(records)):
+            gain = {n: difference(records[arm], records[against], f, config.bootstrap) for n, f in metrics.items()}
+            paired.append(Difference(arm=arm, against=against, shots=k, metrics=gain))
     undefined = any(row.metrics[adapter.headline].value is None for row in table)
     shown = caveats(config, sides, trials, adapter.headline if undefined else None)
     maps = label_maps(spec, sides, checked) if checked is not None else []
@@ -108,6 +110,13 @@ def summarise(
         warnings=found.warnings + shown,
         versions=versions(),
     )
+
+
+def _pairs(arms: list[str]) -> list[tuple[str, str]]:
+    """Any two arms, once: each against scratch, then each against those before it."""
+    others = [arm for arm in arms if arm != SCRATCH]
+    against_scratch = [(arm, SCRATCH) for arm in others] if SCRATCH in arms else []
+    return [*against_scratch, *((later, earlier) for earlier, later in combinations(others, 2))]
 
 
 def left_out(config: FinetuneConfig, sides: Split, found: CaseList) -> dict[str, int]:
@@ -146,9 +155,19 @@ def _data(spec: Spec, sides: Split, found: CaseList) -> dict[str, Any]:
     }
 
 
+def _transferred(config: FinetuneConfig, trials: Sequence[TrialResult]) -> list[str]:
+    """What became of the parts of each checkpoint, once."""
+    lines: list[str] = []
+    for start in config.starts:
+        arms = {arm.name for arm in config.arms if arm.pretrained and arm.start == start}
+        told = next((trial.transferred for trial in trials if trial.arm in arms and trial.transferred), [])
+        lines += [f"{start}: {line}" if start else line for line in told]
+    return lines
+
+
 def _setup(config: FinetuneConfig, spec: Spec, trials: Sequence[TrialResult]) -> dict[str, Any]:
     return {
-        "transferred": next((trial.transferred for trial in trials if trial.transferred), []),
+        "transferred": _transferred(config, trials),
         "backbone": spec.backbone.model_dump(mode="json"),
         "plan": {"spacing": spec.plan.spacing, "patch": spec.plan.patch, "batch": spec.plan.batch},
         "recipes": config.recipes,

@@ -60,8 +60,9 @@ class TrialRunner:
         """The trial of that name."""
         study, config = self._study, self._study.config
         cases = trial_cases(study.sides, name.shots, name.seed, config.self_training)
-        origin = study.release.info.weights_sha256 if study.release and name.arm.pretrained else ""
-        origin += f" {study.adapted}" if origin and study.adapted else ""
+        start = study.start_of(name.arm)
+        origin = start.release.info.weights_sha256 if start else ""
+        origin += f" {start.adapted}" if start and start.adapted else ""
         if study.teacher and name.arm.distilled:
             origin += study.teacher.weights_sha256
         digest = digest_of_trial(config, study.spec, name.arm, cases, study.checked, origin)
@@ -155,12 +156,13 @@ class TrialRunner:
 
     def _start(self, name: TrialName) -> StartWeights | None:
         """The parts of the checkpoint that are wanted, its encoder for the channels of the study."""
-        release = self._study.release
-        if release is None or not name.arm.pretrained:
+        start = self._study.start_of(name.arm)
+        if start is None:
             return None
+        release = start.release
         encoder, _ = with_channels(release.encoder, release.info.backbone, self._study.spec.backbone.in_channels)
         wanted = {part: weights for part, weights in release.parts.items() if part in self._study.config.transfer}
-        return StartWeights(wanted | {"encoder": encoder}, release.info.head, self._study.adapted)
+        return StartWeights(wanted | {"encoder": encoder}, release.info.head, start.adapted)
 
     def _seen(self, trial: Trial) -> Seen:
         """The patients that a trial trains on, and those that the checkpoint has seen."""
@@ -168,11 +170,11 @@ class TrialRunner:
         if self._study.teacher and trial.name.arm.distilled:
             mine += self._study.teacher.patients or ()
         here = SourceRecord(name="fine-tuning", manifest_sha256="", site=self._study.found.site)
-        release = self._study.release if trial.name.arm.pretrained else None
-        if release is None:
+        start = self._study.start_of(trial.name.arm)
+        if start is None:
             return Seen(mine, (here,))
-        info = release.info
-        patients, sources = [*mine, *release.patients], (*info.sources, here)
+        info = start.release.info
+        patients, sources = [*mine, *start.release.patients], (*info.sources, here)
         return Seen(patients, sources, info.licence, info.citation, info.patients_withheld)
 
     def _setup(self, name: TrialName) -> TrainSetup:

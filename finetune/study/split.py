@@ -13,7 +13,7 @@ from scanfoundry.finetune.cases.cases import Case, CaseList
 from scanfoundry.finetune.config.study import SelfTrainingConfig, SplitConfig
 from scanfoundry.finetune.formats.predefined_splits import sides_of_file, sides_of_official
 
-Shots = int | str  # a number, or 'all'
+Shots = int | float | str  # a number of patients, a share of them, or 'all'
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
     """The cases of the first k patients in the seed's order ('all': everyone), so that subsets are nested.
 
     Where the target is a class, these are the first k patients of each class; a patient counts for the class of its
-    first case.
+    first case. A k below 1 is a share of the patients, of each class at least one.
 
     Raises:
         UserError: there are fewer patients.
@@ -112,12 +112,13 @@ def shots(pool: Sequence[Case], k: Shots, seed: int) -> list[Case]:
         return list(pool)
     chosen: set[str] = set()
     for name, patients in _groups(pool).items():
-        if len(patients) < int(k):
+        count = max(1, round(k * len(patients))) if isinstance(k, float) else int(k)
+        if len(patients) < count:
             of_class = "" if name is None else f" of class {name}"
             there = f"{len(patients)} patient{'' if len(patients) == 1 else 's'}{of_class}"
             raise UserError(f"shots={k} but only {there} to train from: lower 'shots'")
         order = np.random.default_rng(seed).permutation(len(patients))
-        chosen |= {patients[i] for i in order[: int(k)]}
+        chosen |= {patients[i] for i in order[:count]}
     return [case for case in pool if case.patient in chosen]
 
 

@@ -24,7 +24,7 @@ class TrialName:
     """Which trial of a study."""
 
     arm: Arm
-    shots: int | str
+    shots: int | float | str
     seed: int
 
     @property
@@ -38,7 +38,7 @@ class TrialResult(BaseModel):
 
     digest: str  # of everything that the result depends on
     arm: str
-    shots: int | str
+    shots: int | float | str
     seed: int
     train_cases: list[str]  # keyed hashes
     unlabelled_cases: int  # that took part by self-training

@@ -43,7 +43,7 @@ def config(volumes, tmp_path, **changes):
     return FinetuneConfig.model_validate(content | changes)
 
 
-def test_kernel_and_dimension_are_adapted_whole_and_told(flat, volumes, tmp_path, capsys):
+def test_kernel_and_dimension_are_adapted_whole_and_told(flat, volumes, tmp_path, caplog):
     path, network = flat
     given = config(
         volumes, tmp_path, checkpoint=path, backbone={"name": "mednext", "size": "S", "kernel": 5},
@@ -51,7 +51,7 @@ def test_kernel_and_dimension_are_adapted_whole_and_told(flat, volumes, tmp_path
     )  # fmt: skip
     result = run(given)
     how = "kernels of 3 enlarged to 5 by centre; kernels inflated from images to volumes by centre"
-    assert f"note: checkpoint adapted: {how}" in capsys.readouterr().err
+    assert f"note: checkpoint adapted: {how}" in caplog.text
     told = json.loads(result.results.read_text())["setup"]["transferred"]
     encoder, decoder = (len(split(network, network.state_dict())[part]) for part in ("encoder", "decoder"))
     assert told == [
@@ -66,15 +66,15 @@ def test_kernel_and_dimension_are_adapted_whole_and_told(flat, volumes, tmp_path
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_not_asked_for_is_not_done(flat, volumes, tmp_path, capsys):
+def test_what_is_not_asked_for_is_not_done(flat, volumes, tmp_path, caplog):
     path, _ = flat
     study = prepare(config(volumes, tmp_path, checkpoint=path))
-    assert "was trained on images alone" in " ".join(capsys.readouterr().err.split())
-    assert study.adapted == ""
+    assert "was trained on images alone" in " ".join(caplog.text.split())
+    assert study.starts[""].adapted == ""
     assert study.spec.backbone == SMALL
-    before = study.release.parts["encoder"]["enc_block_0.0.conv1.weight"]
+    before = study.starts[""].release.parts["encoder"]["enc_block_0.0.conv1.weight"]
     turned = prepare(config(volumes, tmp_path, checkpoint=path, adapt={"dimension": "average"}), notes=False)
-    after = turned.release.parts["encoder"]["enc_block_0.0.conv1.weight"]
+    after = turned.starts[""].release.parts["encoder"]["enc_block_0.0.conv1.weight"]
     torch.testing.assert_close(after, (before[:, :, 1:2] / 3).expand_as(before))
 
 
