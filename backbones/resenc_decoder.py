@@ -1,6 +1,6 @@
 """The whole residual-encoder U-Net of nnU-Net (Isensee et al. 2024, arXiv 2404.09556), with the original's keys."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol, cast
 
@@ -92,6 +92,10 @@ class ResEncUNet(UNet):
             y = stage(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
             decoded.append(y)
         return decoded[::-1]
+
+    def block_modules(self) -> Iterator[nn.Module]:
+        """The stages, deepest first."""
+        return iter(self.stages)
 
     def output_layers(self) -> list[nn.Module]:
         """The 1x1x1 convolutions, finest first."""

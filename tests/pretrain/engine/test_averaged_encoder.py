@@ -183,7 +183,7 @@ def test_a_run_releases_the_average_survives_a_kill_and_computes_the_same_losses
     one, other, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed", "plain"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert one.keys() == plain.keys()
-    assert not torch.equal(one["blocks.0.attn.qkv.weight"], plain["blocks.0.attn.qkv.weight"])
+    assert not torch.equal(one["encoder.blocks.0.attn.qkv.weight"], plain["encoder.blocks.0.attn.qkv.weight"])
     assert load_release(tmp_path / "straight").info.averaged == 0.5
     assert load_encoder(tmp_path / "plain")[1].averaged is None
 

@@ -57,6 +57,15 @@ def leaky(x):
     return torch.where(x > 0, x, 0.01 * x)
 
 
+def spread(x, state, name, flat):
+    """A transposed convolution whose kernel is its stride: each voxel becomes a block; on one slice their mean."""
+    weight, (b, _, d, h, w) = state[f"{name}.weight"], x.shape
+    weight = weight.mean(2, keepdim=True) if flat else weight
+    _, features, i, j, k = weight.shape
+    blocks = torch.einsum("bcdhw,coijk->bodihjwk", x, weight)
+    return blocks.reshape(b, features, d * i, h * j, w * k) + state[f"{name}.bias"].view(1, -1, 1, 1, 1)
+
+
 def resenc_unet(state, x, config):
     """ResEnc and its decoder in plain functional code: the predicted voxels; a 2D scan as a volume of one slice."""
     flat = x.shape[2] == 1
@@ -77,11 +86,9 @@ def resenc_unet(state, x, config):
             x = leaky(y + x)
         features.append(x)
     for level, skip in enumerate(reversed(features[:-1])):
-        x = conv(x, state, f"decoder.ups.{level}.conv")
-        for axis in (2, 3, 4):
-            x = x.repeat_interleave(skip.shape[axis] // x.shape[axis], dim=axis)
-        x = torch.cat((x, skip), dim=1)
-        x = leaky(norm(conv(x, state, f"decoder.blocks.{level}.conv"), state, f"decoder.blocks.{level}.norm"))
+        x = torch.cat((spread(x, state, f"decoder.transpconvs.{level}", flat), skip), dim=1)
+        name = f"decoder.stages.{level}.convs.0"
+        x = leaky(norm(conv(x, state, f"{name}.conv"), state, f"{name}.norm"))
     return conv(x, state, "head")
 
 
