@@ -8,6 +8,7 @@ import torch
 from scanfoundry.backbones.models.parts import joined
 from scanfoundry.backbones.models.release import load_release
 from scanfoundry.backbones.registry import build
+from scanfoundry.backbones.stunet import WIDTHS_AND_DEPTHS
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.run_study import prepare, run
@@ -17,7 +18,15 @@ STANDING = {"compare_scratch": False, "schedule": {"steps": 1, "lr": 1e-9}}  # w
 
 
 @pytest.fixture(scope="module")
-def trained(volumes, tmp_path_factory):
+def narrow():
+    """A STU-Net of the released layout, but for its width."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(WIDTHS_AND_DEPTHS, "S", (8, 1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(volumes, tmp_path_factory, narrow):
     """A segmentation of the two blobs, trained until it can; from scratch."""
     from scanfoundry.finetune.config.study import FinetuneConfig
 
@@ -29,7 +38,7 @@ def trained(volumes, tmp_path_factory):
             "backbone": {"name": "stunet", "size": "S", "strides": STRIDES},
             "plan": {"patch": [32, 32, 32], "spacing": [2.0, 1.5, 1.5], "batch": 2},
             "shots": [8],
-            "schedule": {"steps": 100, "warmup_steps": 10},
+            "schedule": {"steps": 140, "warmup_steps": 10, "lr": 3e-3},
             "device": "cpu",
         }
     )
