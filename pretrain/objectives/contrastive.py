@@ -14,6 +14,7 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.ema import Follower, cosine_momentum
 from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, nt_xent
+from scanfoundry.pretrain.losses.variance import variance_hinge
 from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
 from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
 
@@ -42,6 +43,7 @@ class ContrastiveConfig(ObjectiveOptions):
     projector_dim: Positive = 128
     projector_layers: Annotated[int, Field(ge=2)] = 2
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # moco_v3: at the start; it rises to 1 over the run
+    variance_weight: Annotated[float, Field(ge=0)] = 0.0  # of VICReg's variance term on the encoder's features; 0: none
     freeze_patch_embedding: bool = False  # a ViT's stays random, which steadies the training (MoCo v3, section 4)
 
     @model_validator(mode="before")
@@ -90,12 +92,19 @@ class Contrastive(Objective):
         """The loss; metrics for each sample: `alignment`, the cosine of its pair, and its loss by the loss's name."""
         first, second = views
         check_pair_count(views)
-        losses, cosine = self.compare(first, second, same_scans(first, second))
-        return losses.mean(), {"alignment": cosine.detach(), self.config.loss: losses.detach()}
+        inputs = self._inputs(first, second)
+        features = pooled(self.encoder, inputs)
+        losses, cosine = self.compare(features, inputs, same_scans(first, second))
+        metrics = {"alignment": cosine.detach(), self.config.loss: losses.detach()}
+        if not self.config.variance_weight:
+            return losses.mean(), metrics
+        one, other = (variance_hinge(view) for view in features)
+        variance = (one + other) / 2
+        return losses.mean() + self.config.variance_weight * variance, metrics | {"variance": variance.detach()}
 
-    def compare(self, first: Batch, second: Batch, same: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and cosine of each pair, (B,) both; `same` as in the losses."""
-        z1, z2 = (self.projector(features) for features in pooled(self.encoder, self._inputs(first, second)))
+    def compare(self, features: list[Tensor], inputs: list[tuple[Tensor, Tensor]], same: Tensor) -> tuple[Tensor, ...]:
+        """Loss and cosine of each pair, (B,) both, from the pooled features of both views; `same` as in the losses."""
+        z1, z2 = (self.projector(view) for view in features)
         return self._losses(z1, z2, same), alignment(z1, z2)
 
     def _losses(self, z1: Tensor, z2: Tensor, same: Tensor) -> Tensor:
@@ -127,10 +136,9 @@ class MomentumContrastive(Contrastive):
         self.predictor = mlp(dim, hidden, dim, 2, last_norm=isinstance(encoder, TokenEncoder))
         self.follower = Follower(encoder=encoder, projector=self.projector)
 
-    def compare(self, first: Batch, second: Batch, same: Tensor) -> tuple[Tensor, Tensor]:
+    def compare(self, features: list[Tensor], inputs: list[tuple[Tensor, Tensor]], same: Tensor) -> tuple[Tensor, ...]:
         """Loss and cosine of queries and keys of each pair, mean over both directions, (B,) both."""
-        inputs = self._inputs(first, second)
-        q1, q2 = (self.predictor(self.projector(features)) for features in pooled(self.encoder, inputs))
+        q1, q2 = (self.predictor(self.projector(view)) for view in features)
         k1, k2 = self._keys(inputs)
         losses = moco_v3((q1, q2), (k1, k2), self.config.temperature, same)
         return losses, (alignment(q1, k2) + alignment(q2, k1)) / 2

@@ -14,6 +14,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser
 from scanfoundry.pretrain.losses.contrastive import dcl, dclw, moco_v3, nt_xent
+from scanfoundry.pretrain.losses.variance import variance_hinge
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig, same_scans
 
 VIT = ViTConfig(size="Ti", patch_2d=(4, 4), patch_3d=(2, 4, 4))
@@ -65,6 +66,19 @@ def test_it_equals_its_steps_written_plainly(loss, shapes):
     torch.testing.assert_close(metrics[loss], losses, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(metrics["alignment"], cosine, rtol=1e-9, atol=1e-9)
     assert not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("loss", ["dcl", "moco_v3"])
+def test_the_variance_term_is_of_the_encoders_features_of_both_views(loss):
+    first, second = (double(make_batch(VOLUME, i, padded=True)) for i in range(2))
+    plain, _ = make(loss).double()(first, second)
+    objective = make(loss, variance_weight=3.0).double()
+    ours, metrics = objective(first, second)
+    features = [objective.encoder.pooled(view.voxels, view.valid) for view in (first, second)]
+    term = sum(variance_hinge(view) for view in features) / 2
+    assert term > 0
+    torch.testing.assert_close(ours, plain + 3 * term, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(metrics["variance"], term.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_defaults_are_those_of_the_papers():
