@@ -110,8 +110,10 @@ def _wrong(problems: list[Any], model: type[BaseModel]) -> str:
         return message.replace("Input should be", "must be") + (
             "" if message == bounds[0]["msg"][13:] else f", not {value}"
         )
-    wanted = [_wanted(each) for each in problems]
-    return f"{value!r} is not {' or '.join(dict.fromkeys(each for each in wanted if each))}"
+    wanted = dict.fromkeys(text for each in problems if (text := _wanted(each)))
+    if WANTED["float"] in wanted:  # a whole number is one
+        wanted.pop(WANTED["int"], None)
+    return f"{value!r} is not {' or '.join(wanted)}"
 
 
 def _wanted(problem: Any) -> str:

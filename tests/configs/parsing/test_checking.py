@@ -73,7 +73,7 @@ def test_one_reading_is_taken(word, key, value):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["shots=x"], "shots.0: 'x' is not a whole number or 'all'"),
+        (["shots=x"], "shots.0: 'x' is not a number or 'all'"),
         (["shots=0"], "shots.0: must be greater than or equal to 1, not 0"),
         (["backbone=unet"], "backbone: there is no 'unet'; did you mean 'stunet'? (choose of 'mednext', 'primus',"),
         (["backbone.name=resnet"], "backbone: there is no 'resnet'; did you mean 'resenc'?"),
