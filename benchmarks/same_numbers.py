@@ -6,8 +6,9 @@ wherever its modules lie. Both sides run the same words in turn, each in a folde
 Builds: sha256 of every file of a data set; in manifest.json the word scanfoundry is read as scanforge, and nothing else
 is changed. Runs: every number of every step, as text, and the bytes of every released tensor. Studies: the same of
 results.json and of the kept model. Left out (LEFT_OUT): times, rates, memory, versions of
-packages, digests of trials. The files model.json, config.yaml and the checkpoints name software and folders: they are
-not compared.
+packages, digests of trials. What only the later side has is counted apart ("added"). Tensors are compared by their
+names without that of the part or network that holds them. The files model.json, config.yaml and the checkpoints name
+software and folders: they are not compared.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from record import record
 NAMES = ("scanfoundry", "scanforge")  # of the command; the first one that lies beside the interpreter
 # Names that are left out, by their last word. `minutes` is an option that went; a trial's digest is of its options too.
 LEFT_OUT = {"samples_per_second", "data_wait", "memory_gib", "seconds", "spent", "versions", "digest", "minutes"}
+# What names of tensors began with before models had parts, and begin with since.
+HOLDERS = ("net.encoder.", "net.", "detector.network.feature_extractor.encoder.", "encoder.", "decoder.", "head.")
 Facts = dict[str, str]  # what is compared, by name
 
 SCANS, IMAGES = "{data}/msd_task04_hippocampus", "{data}/busi_breast_ultrasound"  # {data}: the folder of real scans
@@ -128,8 +131,15 @@ def of_tensors(path: Path) -> Facts:
         if name != "__metadata__":
             first, last = (start + offset for offset in entry["data_offsets"])
             head = json.dumps([entry["dtype"], entry["shape"]]).encode()
-            found[f"tensor {name}"] = hashlib.sha256(head + content[first:last]).hexdigest()
+            found[f"tensor {bare(name)}"] = hashlib.sha256(head + content[first:last]).hexdigest()
     return found
+
+
+def bare(name: str) -> str:
+    """A tensor's name without that of its part, and then of its network."""
+    for _ in range(2):
+        name = next((name.removeprefix(holder) for holder in HOLDERS if name.startswith(holder)), name)
+    return name
 
 
 def of_run(folder: Path) -> Facts:
@@ -165,10 +175,8 @@ def jobs(data: Path) -> dict[str, tuple[list[str], str, Callable[[Path], Facts]]
 
 
 def differences(before: Facts, after: Facts) -> list[str]:
-    """One line for each fact that is not the same on both sides."""
-    names = [*before, *(name for name in after if name not in before)]
-    absent = "absent"
-    pairs = ((name, before.get(name, absent), after.get(name, absent)) for name in names)
+    """One line for each fact of the earlier side that is not the same on the later one."""
+    pairs = ((name, old, after.get(name, "absent")) for name, old in before.items())
     return [f"{name}: {old} before, {new} after" for name, old, new in pairs if old != new]
 
 
@@ -192,7 +200,10 @@ def main() -> None:
             seconds[side] += run(command, words, given.work / side)
         found = {side: facts(given.work / side / out) for side in commands}
         unequal = differences(found["before"], found["after"])
-        items[title] = {"compared": len(found["before"]), "different": len(unequal), "first": unequal[:1]}
+        added = len(found["after"].keys() - found["before"].keys())
+        items[title] = {
+            "compared": len(found["before"]), "different": len(unequal), "first": unequal[:1], "added": added,
+        }  # fmt: skip
         said = f"{len(unequal)} differ, the first: {unequal[0]}" if unequal else "equal"
         print(f"{title}: {said} ({len(found['before'])} compared)", flush=True)
     sides = {

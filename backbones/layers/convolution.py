@@ -17,6 +17,11 @@ from scanfoundry.configs.geometry import Size3D
 LEAK = 0.01
 
 
+def half_on_cpu(x: Tensor) -> bool:
+    """Whether convolutions of x run in bfloat16 on a CPU, where oneDNN has errors."""
+    return x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+
+
 class DepthFreeConv3d(nn.Conv3d):
     """A 3D convolution of odd kernel and same padding that runs as a 2D one where the depth is 1."""
 
@@ -24,27 +29,29 @@ class DepthFreeConv3d(nn.Conv3d):
         """(B, C, D, H, W) -> (B, C', D', H', W'), or `walk(x)`; on depth 1 a depth stride has no effect."""
         if walk is not None:
             return walk(x)
+        return self._past_errors(x) if half_on_cpu(x) else self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         if x.shape[2] != 1:
-            return self._forward_3d(x)
+            return super().forward(x)
         weight = self.weight[:, :, self.kernel_size[0] // 2]
         padding = cast(Size3D, self.padding)[1:]
         y = F.conv2d(x.squeeze(2), weight, self.bias, self.stride[1:], padding, groups=self.groups)
         return y.unsqueeze(2)
 
-    def _forward_3d(self, x: Tensor) -> Tensor:
+    def _past_errors(self, x: Tensor) -> Tensor:
         """The convolution, past two errors of oneDNN in bfloat16 (torch 2.13, CPU; `tests/backbones/test_layers.py`).
 
-        A 3x3x3 kernel on depth 2 has gradients of left-over memory, and a strided kernel that gives a single column
-        has outputs of it. More zeros behind the scan change nothing else.
+        A 3x3x3 kernel on depth 2 has gradients of left-over memory. A strided kernel that gives a single column has
+        outputs or gradients of it. More zeros behind the scan change nothing else.
         """
-        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
         two = x.shape[2] == 2 and self.kernel_size[0] == 3
         column = x.shape[4] <= self.stride[2] and self.stride[2] > 1 and self.kernel_size[2] > 1
-        if x.device.type != "cpu" or not half or not (two or column):
-            return super().forward(x)
+        if not (two or column):
+            return self._convolve(x)
         depth, width = (-(-x.shape[axis] // self.stride[axis - 2]) for axis in (2, 4))
         behind = (0, self.stride[2] if column else 0, 0, 0, 0, 1 if two else 0)
-        return super().forward(F.pad(x, behind))[:, :, :depth, :, :width]
+        return self._convolve(F.pad(x, behind))[:, :, :depth, :, :width]
 
 
 class ConvNorm(nn.Module):

@@ -13,3 +13,12 @@ def gradients_fail(depth: int, strides: Sequence[Size3D]) -> bool:
     and depths from 3 on are right, and so are Conv2d, kernels of 1 and depthwise ones; float32 always is.
     """
     return any(-(-depth // stride[0]) == 2 for stride in strides)
+
+
+def columns_fail(width: int, strides: Sequence[Size3D]) -> bool:
+    """Whether a strided convolution among them gives or takes a single column: left-over memory too, in 2D and 3D.
+
+    width: of the input. strides: of all feature maps. `DepthFreeConv3d` goes past it, MONAI's and the pyramid's own
+    convolutions do not.
+    """
+    return any(-(-width // stride[2]) == 1 for stride in strides)

@@ -10,7 +10,7 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.finetune.boxes.anchors import Anchors
 from scanfoundry.finetune.config.detection import LEAST_SAMPLED
-from scanfoundry.finetune.heads.bfloat16 import gradients_fail
+from scanfoundry.finetune.heads.bfloat16 import columns_fail, gradients_fail
 from scanfoundry.finetune.heads.pyramid import Pyramid
 from scanfoundry.finetune.monai_parts import (
     AnchorGeneratorWithAnchorShape,
@@ -62,7 +62,10 @@ class DetectionModel(TaskModel):
         """images (B, C, D, H, W); per image boxes (N, 2A) and labels (N,), none allowed -> classification + GIoU."""
         targets = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
         half = torch.is_autocast_enabled(images.device.type)
-        unsafe = images.device.type == "cpu" and gradients_fail(images.shape[2], self.strides)
+        depth, width = images.shape[2], images.shape[4]
+        unsafe = images.device.type == "cpu" and (
+            gradients_fail(depth, self.strides) or columns_fail(width, self.strides)
+        )
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half and not unsafe):
             parts = self.detector(images.squeeze(2) if self.is_2d else images, targets)
         total = parts[self.detector.cls_key]

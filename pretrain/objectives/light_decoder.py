@@ -11,7 +11,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
+from scanfoundry.backbones.layers.convolution import DepthFreeConv3d, half_on_cpu
 from scanfoundry.configs.geometry import Size3D
 
 GROUPS = 8
@@ -37,6 +37,10 @@ class UpConv3d(nn.ConvTranspose3d):
     def forward(self, x: Tensor, flat: bool = False) -> Tensor:  # type: ignore[override]
         """(B, C, d, h, w) -> (B, C, d * stride, ...); flat: the depth is 1 and stays 1."""
         if not flat:
+            if x.shape[4] == 1 and self.stride[2] == 2 and half_on_cpu(x):
+                # The gradient of a single column is left-over memory: see `DepthFreeConv3d`, whose strided
+                # convolution it is. A column of zeros beside it adds nothing to the two that it becomes.
+                return super().forward(F.pad(x, (0, 1)))[..., :2]
             return super().forward(x)
         weight = self.weight[:, :, 1:3].mean(dim=2) if self.stride[0] == 2 else self.weight[:, :, 0]
         padding = cast(Size3D, self.padding)[1:]

@@ -2,22 +2,16 @@
 
 import pytest
 import torch
+from unwritten import leave_behind
 
 from scanfoundry.backbones.layers.convolution import DepthFreeConv3d
-
-
-def leave_behind(value):
-    """Free memory that holds `value`, of many sizes: what an unwritten buffer is likely to be then."""
-    for dtype in (torch.float32, torch.bfloat16):
-        held = [torch.full((1 << power,), value, dtype=dtype) for power in range(7, 20, 2) for _ in range(6)]
-        del held
 
 
 def close(rough, exact):
     return torch.isfinite(rough).all() and (rough.float() - exact).abs().max() <= 0.03 * exact.abs().max()
 
 
-SMALL = [(2, 4, 6), (3, 2, 2), (4, 4, 1), (2, 2, 2), (5, 3, 2), (3, 4, 3), (1, 4, 2), (4, 1, 2), (2, 3, 1)]
+SMALL = [(2, 4, 6), (3, 2, 2), (4, 4, 1), (2, 2, 2), (5, 3, 2), (3, 4, 3), (1, 4, 2), (4, 1, 2), (2, 3, 1), (1, 4, 1)]
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -32,9 +26,10 @@ def test_bfloat16_is_right_on_small_maps(stride, kernel, groups, autocast):
     rough.load_state_dict(conv.state_dict())
     for size in SMALL:
         x = torch.randn(2, 16, *size)
+        x.requires_grad_()
         exact = conv(x)
         probe = torch.randn_like(exact)
-        gradient = torch.autograd.grad((exact * probe).sum(), conv.weight)[0]
+        gradients = torch.autograd.grad((exact * probe).sum(), (conv.weight, x))
         for value in (float("nan"), 1e4, float("nan")):
             leave_behind(value)
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -42,5 +37,5 @@ def test_bfloat16_is_right_on_small_maps(stride, kernel, groups, autocast):
             assert y.dtype == torch.bfloat16
             assert close(y, exact), size
             leave_behind(value)
-            ours = torch.autograd.grad((y * probe).sum(), rough.weight)[0]
-            assert close(ours, gradient), size
+            ours = torch.autograd.grad((y * probe).sum(), (rough.weight, x))
+            assert all(close(one, other) for one, other in zip(ours, gradients, strict=True)), size

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from scanfoundry.finetune.heads.bfloat16 import gradients_fail
+from scanfoundry.finetune.heads.bfloat16 import columns_fail, gradients_fail
 
 CUBES = [(1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8)]
 
@@ -12,6 +12,12 @@ def test_a_map_of_depth_two_is_what_fails():
     assert not gradients_fail(24, CUBES)
     assert not gradients_fail(1, [(1, 2, 2), (1, 4, 4)])
     assert gradients_fail(15, CUBES)  # sizes are rounded up
+
+
+def test_a_single_column_is_what_fails():
+    assert columns_fail(8, CUBES)
+    assert columns_fail(3, CUBES)  # sizes are rounded up
+    assert not columns_fail(16, CUBES)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4, 8])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from unwritten import leave_behind
 
 from scanfoundry.backbones.primus import PrimusConfig
 from scanfoundry.backbones.registry import build
@@ -128,3 +129,23 @@ def test_sizes_of_the_light_decoder_are_refused_beside_the_own_one():
             SparkConfig(decoder="own", **option)
     config = SparkConfig(decoder="own")
     assert SparkConfig(**config.model_dump()) == config
+
+
+@pytest.mark.parametrize("size", [(2, 4, 1), (3, 2, 1), (4, 4, 1), (1, 4, 1), (2, 4, 2)])
+def test_bfloat16_of_a_single_column(size):
+    """The gradient of a plain transposed convolution is left-over memory there, see tests/backbones/test_layers.py."""
+    torch.manual_seed(0)
+    up, flat = UpConv3d(16, (2, 2, 2)), size[0] == 1
+    x = torch.randn(2, 16, *size, requires_grad=True)
+    exact = up(x, flat)
+    probe = torch.randn_like(exact)
+    wanted = torch.autograd.grad((exact * probe).sum(), (x, up.weight))
+    for value in (torch.nan, 1e4, torch.nan):
+        leave_behind(value)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = up(x, flat)
+        assert y.shape == exact.shape
+        leave_behind(value)
+        ours = torch.autograd.grad((y * probe).sum(), (x, up.weight))
+        for one, other in zip((y, *ours), (exact, *wanted), strict=True):
+            assert (one.float() - other).abs().max() <= 0.03 * other.abs().max()
