@@ -16,7 +16,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from typing import Any, cast
 
 import torch
 from record import record
+from timing import seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -149,23 +149,12 @@ def step(model: nn.Module, loss: Callable[[], Tensor], bf16: bool, device: str) 
     return run
 
 
-def milliseconds(call: Callable[[], object], device: str) -> float:
-    """How long one call takes, kernels included."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - started)
-
-
 def matmul_flops(bf16: bool, device: str, quick: bool) -> float:
     """Operations per second of one large square matrix product."""
     n = 8192 if device == "cuda" else (512 if quick else 2048)
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     a @ a
-    return 2 * n**3 / (1e-3 * median(milliseconds(lambda: a @ a, device) for _ in range(7)))
+    return 2 * n**3 / median(seconds(lambda: a @ a, device) for _ in range(7))
 
 
 def counted(call: Callable[[], object]) -> int:
@@ -190,7 +179,7 @@ def compare(size: str, side: int, count: int, rounds: int, bf16: bool, device: s
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds):
         for name in list(steps)[:: 1 if turn % 2 else -1]:
-            times[name].append(milliseconds(steps[name], device))
+            times[name].append(1000 * seconds(steps[name], device))
     ratios = [b / a for a, b in zip(*times.values(), strict=True)]
     row: dict[str, Any] = {name: round(median(values), 2) for name, values in times.items()}
     row |= {
@@ -218,7 +207,7 @@ def alone(given: argparse.Namespace, case: str, bf16: bool) -> dict[str, Any]:
         else step(model, lambda: model(batch.voxels[:, :, 0]), bf16, device)
     )
     before = peak_mb(device)
-    times = [milliseconds(call, device) for _ in range(given.rounds + 1)][1:]
+    times = [1000 * seconds(call, device) for _ in range(given.rounds + 1)][1:]
     return {"ms": round(median(times), 2), "batch": len(batch), "peak_mb": peak_mb(device), "before_mb": before}
 
 

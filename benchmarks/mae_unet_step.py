@@ -12,7 +12,6 @@ one process; medians of the rounds, and the median of the rounds' own ratios to 
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
@@ -21,6 +20,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from record import record
+from timing import seconds
 from torch import Tensor, nn
 
 from scanfoundry.backbones.registry import build
@@ -159,17 +159,6 @@ def stepping(model: nn.Module, loss: Callable[[], Tensor], bf16: bool, device: s
         optimiser.step()
 
     return run
-
-
-def seconds(call: Callable[[], None], device: str) -> float:
-    """How long one call takes, kernels included."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def options() -> argparse.Namespace:

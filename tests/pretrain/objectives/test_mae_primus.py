@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from objectives import randomised
 
 from scanfoundry.backbones import primus
 from scanfoundry.backbones.primus import PrimusConfig
@@ -21,14 +22,6 @@ PATCH, GRID = (2, 4, 2), (2, 3, 4)
 def backbone(monkeypatch):
     monkeypatch.setitem(primus.WIDTH_DEPTH_HEADS, "S", (36, 3, HEADS))
     return PrimusConfig(size="S", in_channels=2, patch=PATCH, grid=GRID)
-
-
-def randomised(config, backbone):
-    torch.manual_seed(0)
-    objective = config.build(build(backbone)).double()
-    for parameter in objective.parameters():
-        torch.nn.init.normal_(parameter, mean=0.05, std=0.3)
-    return objective
 
 
 def make_batch(shape):

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from objectives import randomised
 
 from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.mednext import MedNeXtConfig
@@ -32,14 +33,6 @@ def make_batch(shape, channels=1, seeds=(4, 9)):
     valid[1, ..., 2:5, 1:6] = False
     names = [str(seed) for seed in seeds]
     return Batch(voxels, valid, torch.tensor(seeds), names, ["mr"] * len(seeds), names, 0)
-
-
-def randomised(config, backbone):
-    torch.manual_seed(0)
-    objective = config.build(build(backbone)).double()
-    for parameter in objective.parameters():
-        torch.nn.init.normal_(parameter, mean=0.05, std=0.3)
-    return objective
 
 
 def norm(x, state, name):
