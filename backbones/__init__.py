@@ -5,6 +5,6 @@ is in `protocol.py`, which backbones there are in `registry.py`; a model on disk
 released are read in `foreign/`.
 """
 
-from scanfoundry.backbones.pretrained import find, is_release, load, models_folder, read_release
+from scanfoundry.backbones.pretrained import find, is_release, load, models_folder, read_about, read_release
 
-__all__ = ["find", "is_release", "load", "models_folder", "read_release"]
+__all__ = ["find", "is_release", "load", "models_folder", "read_about", "read_release"]

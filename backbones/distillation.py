@@ -4,6 +4,10 @@ In the spirit of ScaleKD (Fan et al. 2024, arXiv 2411.06786): the student's feat
 the teacher's directions count, so that two networks of other widths, scales and families can be compared.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +35,22 @@ def to_grid(features: Tensor, like: Tensor) -> Tensor:
     if features.shape[2:] == like.shape[2:]:
         return features
     return F.interpolate(features, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+@contextmanager
+def outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Any]]:
+    """What modules give within the context, in the order in which they are called."""
+    found: list[Any] = []
+
+    def keep(module: nn.Module, inputs: object, output: Any) -> None:
+        found.append(output)
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class FeatureMatch(nn.Module):

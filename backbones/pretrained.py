@@ -63,6 +63,24 @@ def read_release(name_or_file: str | Path) -> Release:
     return Release(parts, info.model_copy(update={"parts": tuple(parts)}), [])
 
 
+def read_about(name_or_file: str | Path) -> tuple[ReleaseInfo, list[str]]:
+    """The description and the patients of what `read_release` reads, without the weights where they are ours.
+
+    Args:
+        name_or_file: as in `load`.
+
+    Raises:
+        UserError: there is no such model, or its description is damaged.
+    """
+    from scanfoundry.backbones.models.release import read_about
+
+    path = find(name_or_file)
+    if is_release(path):
+        return read_about(path)
+    release = read_release(path)
+    return release.info, release.patients
+
+
 def models_folder() -> Path:
     """The folder of installed models: $SCANFOUNDRY_MODELS, or ~/.cache/scanfoundry/models."""
     return Path(os.environ.get("SCANFOUNDRY_MODELS") or Path.home() / ".cache" / "scanfoundry" / "models")

@@ -1,7 +1,7 @@
 """What every backbone offers to pre-training and fine-tuning: whatever varies with a backbone is asked of it here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -33,6 +33,18 @@ class EncoderConfig(Config):
     @abstractmethod
     def build(self) -> "Encoder":
         """An encoder with fresh weights."""
+
+    def differs_in(self, other: "EncoderConfig", free: Collection[str] = ()) -> str | None:
+        """The first field, `name` before the others, that decides on the weights and is another in `other`.
+
+        Args:
+            other: a configuration, of the same backbone or not.
+            free: fields that may differ.
+        """
+        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
+        keys = sorted(mine.keys() | theirs.keys(), key=lambda key: (key != "name", key))
+        fixed = [key for key in keys if key not in {*free, *self.not_of_weights}]
+        return next((key for key in fixed if mine.get(key) != theirs.get(key)), None)
 
 
 class Encoder(nn.Module, ABC):

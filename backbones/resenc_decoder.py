@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Protocol, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.convolution import ConvNormAct, DepthFreeConv3d, init_he
-from scanfoundry.backbones.layers.segmentation import UNet
+from scanfoundry.backbones.layers.segmentation import UNet, decode_with_skips
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.geometry import Size3D
 
@@ -87,11 +86,7 @@ class ResEncUNet(UNet):
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """The feature maps of all levels but the deepest, finest first, from the encoder's."""
-        y, decoded = features[-1], []
-        for up, stage, skip in zip(self.transpconvs, self.stages, reversed(features[:-1]), strict=True):
-            y = stage(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
-            decoded.append(y)
-        return decoded[::-1]
+        return decode_with_skips(self.transpconvs, self.stages, features)
 
     def block_modules(self) -> Iterator[nn.Module]:
         """The stages, deepest first."""

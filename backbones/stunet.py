@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import ClassVar, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.convolution import LEAK, DepthFreeConv3d, UpsampleLayer, init_he
 from scanfoundry.backbones.layers.levels import Stride, check_normalisable, context_features, cumulative
 from scanfoundry.backbones.layers.packed import PackedLayers, Walk, chain, through
-from scanfoundry.backbones.layers.segmentation import UNet
+from scanfoundry.backbones.layers.segmentation import UNet, decode_with_skips
 from scanfoundry.backbones.protocol import Encoder, EncoderConfig, Family
 from scanfoundry.configs.geometry import Size3D
 
@@ -160,10 +159,4 @@ class STUNet(UNet):
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Decoder features of the five finer levels, full resolution first, from the encoder's six."""
-        x, decoded = features[-1], []
-        for up, stage, skip in zip(
-            self.upsample_layers, self.conv_blocks_localization, reversed(features[:-1]), strict=True
-        ):
-            x = stage(torch.cat((up(x, skip.shape[2:]), skip), dim=1))
-            decoded.append(x)
-        return decoded[::-1]
+        return decode_with_skips(self.upsample_layers, self.conv_blocks_localization, features)

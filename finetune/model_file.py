@@ -3,6 +3,7 @@
 Fine-tuning writes such models; released ones whose head says its classes predict too (`released_model.py`).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,10 @@ from scanfoundry.backbones import find, is_release, read_release
 from scanfoundry.backbones.layers.u_decoder import UDecoder
 from scanfoundry.backbones.models.description import SourceRecord, is_finetuned, read_description
 from scanfoundry.backbones.models.parts import from_file, joined, split, to_file
-from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS
-from scanfoundry.backbones.models.tensor_file import write_tensors
+from scanfoundry.backbones.models.release import INFO, WEIGHTS, write_model
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import opened_once, sha256_of, write_json, write_text, write_whole
+from scanfoundry.configs.files import opened_once, sha256_of
 from scanfoundry.finetune.config.tasks.registry import tasks
 from scanfoundry.finetune.heads.segmentation import SegmentationModel
 from scanfoundry.finetune.released_model import spec_of_release
@@ -52,7 +52,6 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec, seen: See
 
     With several members the names of the weights begin with the member's number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     single = len(members) == 1
     weights = {
         (name if single else f"{number}.{name}"): value.detach().cpu().contiguous()
@@ -60,18 +59,20 @@ def save_model(folder: Path, members: Sequence[TaskModel], spec: Spec, seen: See
         for name, value in to_file(split(model, model.state_dict())).items()
     }
     patients = sorted(set(seen.patients))
-    write_whole(folder / WEIGHTS, lambda part: write_tensors(part, weights, {"format": "pt"}))
-    write_text(folder / PATIENTS, "".join(f"{patient}\n" for patient in patients))
-    origin = {
-        "sources": [source.model_dump(mode="json") for source in seen.sources],
-        "patients": len(patients),
-        "patients_withheld": seen.withheld,
-        "patients_sha256": sha256_of(folder / PATIENTS),
-        "licence": seen.licence,
-        "citation": seen.citation,
-    }
-    described = spec.model_copy(update={"members": len(members)}).model_dump(mode="json")
-    write_json(folder / INFO, described | {"origin": origin, "weights_sha256": sha256_of(folder / WEIGHTS)})
+    content = spec.model_copy(update={"members": len(members)}).model_dump(mode="json")
+
+    def described(weights_sha256: str, patients_sha256: str) -> str:
+        origin = {
+            "sources": [source.model_dump(mode="json") for source in seen.sources],
+            "patients": len(patients),
+            "patients_withheld": seen.withheld,
+            "patients_sha256": patients_sha256,
+            "licence": seen.licence,
+            "citation": seen.citation,
+        }
+        return json.dumps(content | {"origin": origin, "weights_sha256": weights_sha256}, indent=2, allow_nan=False)
+
+    write_model(folder, weights, patients, described)
 
 
 def load_model(name_or_path: str | Path) -> tuple[Adapter[Any, Any], list[TaskModel]]:
@@ -89,10 +90,10 @@ def load_model(name_or_path: str | Path) -> tuple[Adapter[Any, Any], list[TaskMo
         return _released(str(name_or_path), path)
     if not (folder / INFO).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{path} is no fine-tuned model: {INFO} or {WEIGHTS} is missing; give a finished run folder")
-    if not is_finetuned(read_description(folder / INFO)):
+    described = read_description(folder / INFO)
+    if not is_finetuned(described):
         return _released(str(name_or_path), path)
     try:
-        described = read_description(folder / INFO)
         checksum = described.pop("weights_sha256", None)
         described.pop("origin", None)
         spec = Spec.model_validate(described)

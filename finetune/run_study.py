@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from scanfoundry.backbones.models.release import INFO, PATIENTS, WEIGHTS
 from scanfoundry.configs.files import write_json, write_whole
 from scanfoundry.datasets.readers.scratch import scratch_below
 from scanfoundry.finetune.config.study import FinetuneConfig
-from scanfoundry.finetune.model_file import INFO, PATIENTS, WEIGHTS
 from scanfoundry.finetune.report.page import write_report
 from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.claims import CLAIMS

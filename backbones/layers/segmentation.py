@@ -1,9 +1,10 @@
 """What every network offers that segments with an encoder, and the U-shaped ones among them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 Part = Literal["encoder", "decoder", "head"]
@@ -44,6 +45,24 @@ class SegmentationNetwork(nn.Module, ABC):
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are the encoder's."""
         return (weight for name, weight in self.named_parameters() if self.part_of(name)[0] == "encoder")
+
+
+def decode_with_skips(ups: Iterable[nn.Module], stages: Iterable[nn.Module], features: list[Tensor]) -> list[Tensor]:
+    """From the deepest of an encoder's maps: bring it to the next finer one's size, put that beside it, run a stage.
+
+    Args:
+        ups: deepest first, each called with a map and the size (D, H, W) that is wanted.
+        stages: deepest first, each on the maps side by side.
+        features: the encoder's maps (B, F, d, h, w), finest first.
+
+    Returns:
+        The maps of all levels but the deepest, finest first.
+    """
+    y, decoded = features[-1], []
+    for up, stage, skip in zip(ups, stages, reversed(features[:-1]), strict=True):
+        y = stage(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
+        decoded.append(y)
+    return decoded[::-1]
 
 
 class UNet(SegmentationNetwork):

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from scanfoundry.backbones.layers.convolution import ConvNormAct, DepthFreeConv3d, UpsampleLayer, init_he
-from scanfoundry.backbones.layers.segmentation import UNet
+from scanfoundry.backbones.layers.segmentation import UNet, decode_with_skips
 
 
 class UDecoder(UNet):
@@ -39,11 +38,7 @@ class UDecoder(UNet):
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """The feature maps of all levels but the deepest, finest first, from the encoder's."""
-        y, decoded = features[-1], []
-        for up, block, skip in zip(self.ups, self.blocks, reversed(features[:-1]), strict=True):
-            y = block(torch.cat((up(y, skip.shape[2:]), skip), dim=1))
-            decoded.append(y)
-        return decoded[::-1]
+        return decode_with_skips(self.ups, self.blocks, features)
 
     def block_modules(self) -> Iterator[nn.Module]:
         """The convolutions, deepest first."""

@@ -6,7 +6,7 @@ so that a damaged or mixed-up file is refused instead of loaded. Files are writt
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,17 +54,35 @@ def save_release(folder: Path, parts: Parts, info: ReleaseInfo, patients: list[s
         ValueError: the weights do not fit `info.backbone`: such a release could not be loaded.
     """
     check_fits(parts, info.backbone)
+    facts = {"format_version": FORMAT_VERSION, "parts": tuple(parts), "patients": len(patients)}
+
+    def described(weights_sha256: str, patients_sha256: str) -> str:
+        sums = {"weights_sha256": weights_sha256, "patients_sha256": patients_sha256}
+        return info.model_copy(update={**facts, **sums}).model_dump_json(indent=2)
+
+    write_model(folder, to_file(parts), patients, described)
+    return folder / WEIGHTS
+
+
+def write_model(
+    folder: Path, tensors: dict[str, Tensor], patients: Iterable[str], describe: Callable[[str, str], str]
+) -> None:
+    """Write the three files of a model on disk, each whole, so that a kill leaves the old model or a refused mixture.
+
+    Args:
+        folder: made where it is not there.
+        tensors: by their names in the file.
+        patients: keyed hashes of those whom the weights have seen.
+        describe: the text of `model.json`, from the sha256 of the weights and of the list of patients.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f".{name}.{os.getpid()}.part" for name in (WEIGHTS, PATIENTS, INFO)}
     try:
         for file in files.values():
             make_anew(file)
-        write_tensors(files[WEIGHTS], to_file(parts), {"format": "pt"})
+        write_tensors(files[WEIGHTS], tensors, {"format": "pt"})
         files[PATIENTS].write_text("".join(f"{patient}\n" for patient in sorted(patients)))
-        sums = {f"{n}_sha256": sha256_of(files[p]) for n, p in (("weights", WEIGHTS), ("patients", PATIENTS))}
-        facts = {"format_version": FORMAT_VERSION, "parts": tuple(parts), "patients": len(patients)}
-        full = info.model_copy(update={**facts, **sums})
-        files[INFO].write_text(full.model_dump_json(indent=2) + "\n")
+        files[INFO].write_text(describe(sha256_of(files[WEIGHTS]), sha256_of(files[PATIENTS])) + "\n")
         for name, file in files.items():  # model.json last: until then the checksums refuse the mixture
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -72,7 +90,6 @@ def save_release(folder: Path, parts: Parts, info: ReleaseInfo, patients: list[s
     finally:
         for file in files.values():
             file.unlink(missing_ok=True)
-    return folder / WEIGHTS
 
 
 def load_release(path: Path) -> Release:
@@ -83,23 +100,42 @@ def load_release(path: Path) -> Release:
     Raises:
         UserError: a file is missing, truncated, corrupt or of an unknown format version.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    info, patients = read_about(path)
+    weights = _folder_of(path) / WEIGHTS
+    try:
+        with opened_once(weights) as (stream, same):
+            _check_intact(weights, sha256_of(stream), info.weights_sha256)
+            tensors = load_file(same)
+        parts: Parts = {"encoder": tensors} if info.format_version == 1 else from_file(first_member(tensors))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{weights} cannot be read ({error}); copy or download it again") from error
+    return Release(parts, info, patients)
+
+
+def read_about(path: Path) -> tuple[ReleaseInfo, list[str]]:
+    """What `load_release` reads beside the weights, which are not looked at: the description, and the patients.
+
+    Raises:
+        UserError: as there.
+    """
+    folder = _folder_of(path)
     for name in (INFO, WEIGHTS, PATIENTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not a released model: {name} is missing; give the folder that has it")
     content = read_description(folder / INFO)
     info = finetuned_info(folder / INFO, content) if is_finetuned(content) else read_info(folder / INFO)
+    listed = folder / PATIENTS
     try:
-        with opened_once(folder / WEIGHTS) as (stream, same):
-            _check_intact(folder / WEIGHTS, sha256_of(stream), info.weights_sha256)
-            tensors = load_file(same)
-        parts: Parts = {"encoder": tensors} if info.format_version == 1 else from_file(first_member(tensors))
-        patients = (folder / PATIENTS).read_bytes()
-        _check_intact(folder / PATIENTS, hashlib.sha256(patients).hexdigest(), info.patients_sha256)
-        return Release(parts, info, patients.decode("ascii").split())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{folder / WEIGHTS} cannot be read ({error}); copy or download it again") from error
+        patients = listed.read_bytes()
+        _check_intact(listed, hashlib.sha256(patients).hexdigest(), info.patients_sha256)
+        return info, patients.decode("ascii").split()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{listed} cannot be read ({error}); copy or download it again") from error
+
+
+def _folder_of(path: Path) -> Path:
+    path = Path(path)
+    return path if path.is_dir() else path.parent
 
 
 def _check_intact(path: Path, found: str, expected: str) -> None:

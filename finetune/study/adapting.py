@@ -32,11 +32,8 @@ def adapt_checkpoint(
 
 def check_same_but_kernel(theirs: BackboneConfig, ours: BackboneConfig, name: str) -> None:
     """UserError where the run's backbone differs from the checkpoint's by more than its kernel."""
-    mine, other = ours.model_dump(mode="json"), theirs.model_dump(mode="json")
-    for key in sorted(mine.keys() | other.keys(), key=lambda key: (key != "name", key)):
-        free = key in {"kernel", "in_channels", *ours.not_of_weights}
-        if not free and mine.get(key) != other.get(key):
-            raise UserError(
-                f"the checkpoint {name} has backbone.{key} {other.get(key)}, the run's is {mine.get(key)}: only the "
-                "kernel may differ"
-            )
+    if key := ours.differs_in(theirs, free=("kernel", "in_channels")):
+        raise UserError(
+            f"the checkpoint {name} has backbone.{key} {getattr(theirs, key, None)}, the run's is "
+            f"{getattr(ours, key, None)}: only the kernel may differ"
+        )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scanfoundry.backbones import find, read_release
-from scanfoundry.backbones.models.release import load_release
+from scanfoundry.backbones import find, read_about, read_release
+from scanfoundry.backbones.models.release import PATIENTS, WEIGHTS
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.transfer.stem import with_channels
 from scanfoundry.configs.errors import UserError
@@ -16,7 +16,7 @@ from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.finetune.cases.cases import Case, CaseList
 from scanfoundry.finetune.config.distil import DistilConfig
 from scanfoundry.finetune.config.study import FinetuneConfig
-from scanfoundry.finetune.model_file import PATIENTS, WEIGHTS, load_model
+from scanfoundry.finetune.model_file import load_model
 from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.split import Split, TeacherPatients
 from scanfoundry.finetune.training.distillation import Teacher
@@ -53,26 +53,28 @@ def read_teacher(config: DistilConfig) -> TeacherFacts | None:
         return None
     path = find(config.teacher)
     if config.what == "features":
-        release = read_release(config.teacher)
-        known = bool(release.patients) or not release.info.sources
-        sites = frozenset(source.site for source in release.info.sources)
+        info, patients = read_about(config.teacher)
+        known = bool(patients) or not info.sources
+        sites = frozenset(source.site for source in info.sources)
         return TeacherFacts(
             path.name,
-            release.info.weights_sha256,
-            IntensityConfig.model_validate(release.info.intensity),
+            info.weights_sha256,
+            IntensityConfig.model_validate(info.intensity),
             None,
-            frozenset(release.patients) if release.patients else None,
+            frozenset(patients) if patients else None,
             None,
             sites if known and sites else None,
         )
     spec = load_model(path)[0].spec
     folder = path if path.is_dir() else path.parent
-    sha, cases = sha256_of(folder / WEIGHTS), _cases_of(folder / "results.json")
+    cases = _cases_of(folder / "results.json")
     if not (folder / PATIENTS).is_file():  # an export without the list
-        return TeacherFacts(folder.name, sha, spec.intensity, spec, None, cases, None)
-    release = load_release(folder)
-    sites = frozenset(source.site for source in release.info.sources)
-    return TeacherFacts(folder.name, sha, spec.intensity, spec, frozenset(release.patients), cases, sites or None)
+        return TeacherFacts(folder.name, sha256_of(folder / WEIGHTS), spec.intensity, spec, None, cases, None)
+    info, patients = read_about(folder)
+    sites = frozenset(source.site for source in info.sources)
+    return TeacherFacts(
+        folder.name, info.weights_sha256, spec.intensity, spec, frozenset(patients), cases, sites or None
+    )
 
 
 def _cases_of(results: Path) -> frozenset[str] | None:

@@ -1,6 +1,6 @@
 """The part of a teacher in the loss of fine-tuning: softened probabilities, or features of the encoder."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scanfoundry.backbones.distillation import FeatureMatch
+from scanfoundry.backbones.distillation import FeatureMatch, outputs_of
 from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.finetune.config.distil import DistilConfig
@@ -98,31 +98,21 @@ def _seen(model: TaskModel, features: bool) -> Iterator[list[Any]]:
 
     A U-Net may share the encoder's layers and not call the encoder itself; then its `encode` is watched.
     """
-    seen: list[Any] = []
+    watched = next((m for m in model.modules() if isinstance(m, Encoder)), None) if features else model
+    if watched is not None:
+        with outputs_of([watched]) as seen:
+            yield seen
+        return
+    network = next(m for m in model.modules() if isinstance(m, UNet))
+    encode, found = network.encode, list[Any]()
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.append(output)
+    def kept(x: Tensor) -> list[Tensor]:
+        maps = encode(x)
+        found.append(maps)
+        return maps
 
-    if not features:
-        handle = model.register_forward_hook(keep)
-        end: Callable[[], None] = handle.remove
-    elif (encoder := next((m for m in model.modules() if isinstance(m, Encoder)), None)) is not None:
-        end = encoder.register_forward_hook(keep).remove
-    else:
-        network = next(m for m in model.modules() if isinstance(m, UNet))
-        encode = network.encode
-
-        def watched(x: Tensor) -> list[Tensor]:
-            seen.append(encode(x))
-            found: list[Tensor] = seen[-1]
-            return found
-
-        network.__dict__["encode"] = watched
-
-        def end() -> None:
-            del network.__dict__["encode"]
-
+    network.__dict__["encode"] = kept
     try:
-        yield seen
+        yield found
     finally:
-        end()
+        del network.__dict__["encode"]

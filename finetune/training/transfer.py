@@ -60,7 +60,7 @@ def transfer(adapter: Adapter[Any, Any], model: TaskModel, start: StartWeights) 
     done = Transferred()
     fates, how = (done.adapted, f"; {start.adapted}") if start.adapted else (done.used, "")
     fates["encoder"] = f"all its {len(start.parts['encoder'])} weights{how}"
-    names = {name for name in model.state_dict() if model.part_of(name)[0] == "encoder"}
+    names = _names(model, "encoder")
     if "decoder" in start.parts:
         given = start.parts["decoder"]
         if why := _difference(given, own.get("decoder", {})):
@@ -68,7 +68,7 @@ def transfer(adapter: Adapter[Any, Any], model: TaskModel, start: StartWeights) 
         else:
             _copy(own["decoder"], given)
             fates["decoder"] = f"all its {len(given)} weights{how}"
-            names |= {name for name in model.state_dict() if model.part_of(name)[0] == "decoder"}
+            names |= _names(model, "decoder")
     if "head" in start.parts:
         names |= _transfer_head(adapter, model, start, own, done)
     return Transferred(done.used, done.adapted, done.left, frozenset(names))
@@ -111,7 +111,7 @@ def _transfer_head(
             return set()
         _copy(mine, given)
         done.used["head"] = f"all its {len(given)} weights"
-        return _names(model, mine)
+        return _names(model, "head")
     theirs = [BACKGROUND, *head.classes] if BACKGROUND in rows else head.classes
     shared = [name for name in rows if name in theirs]
     if not set(shared) - {BACKGROUND}:
@@ -126,12 +126,11 @@ def _transfer_head(
         done.adapted["head"] = f"kept {kept}" + (f"; fresh {', '.join(fresh)}" if fresh else "")
     else:
         done.used["head"] = f"its classes {kept}"
-    return set() if fresh else _names(model, mine)  # with fresh classes it learns as a fresh one
+    return set() if fresh else _names(model, "head")  # with fresh classes it learns as a fresh one
 
 
-def _names(model: TaskModel, weights: Mapping[str, Tensor]) -> set[str]:
-    places = {name: model.part_of(name) for name in model.state_dict()}
-    return {name for name, (part, own) in places.items() if part == "head" and own in weights}
+def _names(model: TaskModel, part: Part) -> set[str]:
+    return {name for name in model.state_dict() if model.part_of(name)[0] == part}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from scanfoundry.backbones import read_release
+from scanfoundry.backbones import read_about
 from scanfoundry.backbones.distillation import FeatureMatch
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import build
@@ -49,7 +49,7 @@ class DistilConfig(ObjectiveOptions):
             UserError: there is no such teacher.
         """
         with torch.device("cpu"):  # also where memory is estimated on weights without numbers
-            described = read_release(self.teacher).info.backbone
+            described = read_about(self.teacher)[0].backbone
         teacher = build(described.model_copy(update={"in_channels": encoder.in_channels}))
         return Distil(self, encoder, teacher)
 

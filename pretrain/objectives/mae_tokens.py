@@ -17,7 +17,13 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.gradient_map import gradient_map
 from scanfoundry.pretrain.masking import visible_indices
-from scanfoundry.pretrain.objectives.masked import MaskedConfig, MaskedObjective, columns, hidden_indices
+from scanfoundry.pretrain.objectives.masked import (
+    MaskedConfig,
+    MaskedObjective,
+    check_two_patches,
+    columns,
+    hidden_indices,
+)
 from scanfoundry.pretrain.objectives.token_decoder import OWN_DEPTH, OwnBlocksDecoder, PatchDecoder, TokenDecoder
 
 
@@ -148,9 +154,7 @@ class TokenMAE(MaskedObjective):
 
     def check_shape(self, shape: Size3D) -> None:
         """Crops (D, H, W) must hold at least two whole patches, and a Sobel stencil where gradients are predicted."""
-        d, h, w = self.encoder.grid(shape)
-        if d * h * w < 2:
-            raise UserError(f"a crop of (D, H, W) = {shape} is one patch: nothing would stay visible; enlarge the crop")
+        check_two_patches(self.encoder, shape)
         if self.gradient_decoder is not None and (shape[0] == 2 or min(shape[1:]) < 3):
             raise UserError(
                 f"a crop of (D, H, W) = {shape} is too thin for a gradient map: allowed is 3 voxels and more along "

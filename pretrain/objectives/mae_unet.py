@@ -18,18 +18,16 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.reconstruction import masked_mse, patch_normalise
 from scanfoundry.pretrain.masking import enlarge, patchify, unpatchify
-from scanfoundry.pretrain.objectives.masked import MaskedConfig, MaskedObjective
+from scanfoundry.pretrain.objectives.blocks import BlockConfig, BlockObjective
 
 TOKEN_STD = 0.02
 
 
-class UNetMAEConfig(MaskedConfig, Protocol):
+class UNetMAEConfig(BlockConfig, Protocol):
     """What it takes of `MAEConfig`, filled in for convolutional backbones."""
 
     @property
     def hide(self) -> Literal["zeros", "token"] | None: ...
-    def block(self, is_2d: bool) -> Size3D | None:
-        """The block (D, H, W) in voxels."""
 
 
 class Holes(nn.Module):
@@ -48,7 +46,7 @@ class Holes(nn.Module):
         return torch.where(hidden, self.mask_token.to(x.dtype), x)
 
 
-class UNetMAE(MaskedObjective):
+class UNetMAE(BlockObjective):
     """Encoder, the backbone's own decoder, and an output convolution that gives voxels."""
 
     config: UNetMAEConfig
@@ -89,30 +87,10 @@ class UNetMAE(MaskedObjective):
         one, other, where = (_one_patch(x) for x in (prediction.to(wide), target, counted))
         return masked_mse(one, other, everywhere, where)
 
-    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """`predict`, cut into blocks."""
-        return patchify(self.predict(voxels, mask), self.patch(voxels.shape[2] == 1))
-
-    def patch(self, is_2d: bool) -> Size3D:
-        """The configured block."""
-        block = self.config.block(is_2d)
-        assert block is not None  # filled in
-        return block
-
-    def grid(self, shape: Size3D) -> Size3D:
-        """Blocks (d, h, w) of a crop (D, H, W)."""
-        d, h, w = (size // b for size, b in zip(shape, self.patch(shape[0] == 1), strict=True))
-        return d, h, w
-
     def check_shape(self, shape: Size3D) -> None:
         """Crops (D, H, W) must be at least two whole blocks, and what the encoder can encode."""
-        block = self.patch(shape[0] == 1)
-        if any(size % b for size, b in zip(shape, block, strict=True)):
-            raise UserError(
-                f"a crop of (D, H, W) = {shape} does not divide into blocks of {block}: "
-                f"allowed is every multiple of {block}; change the crop or the block"
-            )
-        if shape == block:
+        self.check_whole_blocks(shape)
+        if shape == self.patch(shape[0] == 1):
             raise UserError(
                 f"a crop of (D, H, W) = {shape} is one block: nothing would stay visible; enlarge the crop or set "
                 "smaller blocks"

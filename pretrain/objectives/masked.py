@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from scanfoundry.backbones.protocol import Encoder
+from scanfoundry.backbones.protocol import Encoder, TokenEncoder
+from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
@@ -98,9 +99,8 @@ class MaskedObjective(Objective):
 
     def mask(self, batch: Batch) -> Tensor:
         """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
-        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
-        self.check_shape(shape)
-        return block_mask(batch.seeds, self.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
+        self.check_shape(size_of(batch))
+        return block_mask(batch.seeds, self.grid(size_of(batch)), self.config.mask_ratio).to(batch.voxels.device)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
@@ -129,6 +129,19 @@ class MaskedObjective(Objective):
     def show(self, *views: Batch) -> dict[str, Tensor]:
         """The scan, the same with grey on what is hidden, and its reconstruction."""
         return columns("scan", self.reconstruct(views[0]))
+
+
+def size_of(batch: Batch) -> Size3D:
+    """(D, H, W) of the batch's crops."""
+    d, h, w = batch.voxels.shape[2:]
+    return d, h, w
+
+
+def check_two_patches(encoder: TokenEncoder, shape: Size3D) -> None:
+    """Raise UserError where a crop of (D, H, W) does not hold two whole patches at least."""
+    d, h, w = encoder.grid(shape)
+    if d * h * w < 2:
+        raise UserError(f"a crop of (D, H, W) = {shape} is one patch: nothing would stay visible; enlarge the crop")
 
 
 def columns(name: str, pictures: Reconstruction) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from scanfoundry.backbones.layers.segmentation import UNet
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.pretrain.masking import masked_count, patchify
+from scanfoundry.pretrain.masking import masked_count
+from scanfoundry.pretrain.objectives.blocks import BlockObjective
 from scanfoundry.pretrain.objectives.light_decoder import LightDecoder
-from scanfoundry.pretrain.objectives.masked import MaskedObjective
 from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
 from scanfoundry.pretrain.sparse.blocks import ActiveBlocks
 from scanfoundry.pretrain.sparse.encoders import can_be_packed, packed_features
@@ -109,7 +109,7 @@ class Fill(nn.Module):
         return blocks.unpack(x, self.mask_token).contiguous()
 
 
-class SparseMasked(MaskedObjective):
+class SparseMasked(BlockObjective):
     """Encode visible blocks alone, fill the holes at every level, decode, predict the hidden blocks' voxels."""
 
     config: SparkConfig
@@ -129,28 +129,11 @@ class SparseMasked(MaskedObjective):
         features = packed_features(self.encoder, voxels, blocks)
         return self.decode(features, blocks, flat=voxels.shape[2] == 1)
 
-    def patch(self, is_2d: bool) -> Size3D:
-        """The configured block."""
-        return self.config.block(is_2d)
-
-    def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """`predict`, cut into blocks."""
-        return patchify(self.predict(voxels, mask), self.patch(voxels.shape[2] == 1))
-
-    def grid(self, shape: Size3D) -> Size3D:
-        """Blocks (d, h, w) of a crop (D, H, W)."""
-        d, h, w = (size // b for size, b in zip(shape, self.config.block(shape[0] == 1), strict=True))
-        return d, h, w
-
     def check_shape(self, shape: Size3D) -> None:
         """Crops (D, H, W) must be whole blocks, and leave two visible voxels at the deepest level to normalise."""
         is_2d = shape[0] == 1
         block, stride = self.config.block(is_2d), self.encoder.size_divisor(is_2d)
-        if any(size % b for size, b in zip(shape, block, strict=True)):
-            raise UserError(
-                f"a crop of (D, H, W) = {shape} does not divide into blocks of {block}: "
-                f"allowed is every multiple of {block}; change the crop or the block"
-            )
+        self.check_whole_blocks(shape)
         d, h, w = self.grid(shape)
         visible = d * h * w - masked_count(d * h * w, self.config.mask_ratio) if d * h * w > 1 else 0
         deep = [b // s for b, s in zip(block, stride, strict=True)]

@@ -6,15 +6,14 @@ patches alone, and a light decoder predicts, as in data2vec 2.0 (arXiv 2212.0752
 2205.10342) found self-distillation of tokens best for scans; it softens tokens and centres them, which this needs not.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from scanfoundry.backbones.distillation import outputs_of
 from scanfoundry.backbones.protocol import Encoder, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
@@ -23,7 +22,7 @@ from scanfoundry.pretrain.ema import Follower, cosine_momentum
 from scanfoundry.pretrain.losses.features import weighted_mean
 from scanfoundry.pretrain.masking import block_mask, enlarge, patchify, visible_indices
 from scanfoundry.pretrain.objectives.mae import MAEConfig
-from scanfoundry.pretrain.objectives.masked import hidden_indices, take
+from scanfoundry.pretrain.objectives.masked import check_two_patches, hidden_indices, size_of, take
 from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
 from scanfoundry.pretrain.objectives.token_decoder import TokenDecoder
 
@@ -50,8 +49,8 @@ class TokenDistillationConfig(ObjectiveOptions):
         """
         if not isinstance(encoder, TokenEncoder):
             raise UserError(
-                "objective 'token_distillation' needs the tokens of backbone 'vit'; for a convolutional one take "
-                "'spark', or 'distil' with a teacher"
+                "objective 'token_distillation' needs the tokens of backbone 'vit' or 'primus'; for a convolutional "
+                "one take 'spark', or 'distil' with a teacher"
             )
         blocks = sum(1 for _ in encoder.block_modules())
         if blocks < self.top_blocks:
@@ -98,7 +97,7 @@ class TokenDistillation(Objective):
 
     def mask(self, batch: Batch) -> Tensor:
         """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
-        shape = (batch.voxels.shape[2], batch.voxels.shape[3], batch.voxels.shape[4])
+        shape = size_of(batch)
         self.check_shape(shape)
         return block_mask(batch.seeds, self.encoder.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
 
@@ -115,7 +114,7 @@ class TokenDistillation(Objective):
         """What the teacher makes of every patch (B, L, F), float32 at least: normalised outputs of its top blocks."""
         teacher = cast(TokenEncoder, self.follower.get_submodule("encoder"))
         blocks = list(teacher.block_modules())[-self.config.top_blocks :]
-        with _outputs(blocks) as outputs:
+        with outputs_of(blocks) as outputs:
             teacher.forward_tokens(voxels.to(self.decoder.mask_token.dtype))
         total: Tensor | None = None
         for output in outputs:
@@ -145,22 +144,4 @@ class TokenDistillation(Objective):
 
     def check_shape(self, shape: Size3D) -> None:
         """Crops (D, H, W) must hold at least two whole patches."""
-        d, h, w = self.encoder.grid(shape)
-        if d * h * w < 2:
-            raise UserError(f"a crop of (D, H, W) = {shape} is one patch: nothing would stay visible; enlarge the crop")
-
-
-@contextmanager
-def _outputs(blocks: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """What each of the modules gives within the context, in their order."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        found.append(output)
-
-    handles = [block.register_forward_hook(keep) for block in blocks]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+        check_two_patches(self.encoder, shape)

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from pydantic import Field
@@ -70,7 +72,7 @@ def start_encoder(config: PretrainConfig, fresh: bool) -> Start:
     if config.init is None:
         return Start(encoder, _origin("starting from random weights"))
     if not fresh:
-        return Start(encoder, _recorded(config))
+        return Start(encoder, read_record(Origin, config.run_dir / RECORD, "the weights of `init`"))
     given, origin = _adapted(config, config.init, *_load(config, config.init))
     _check_fit(config, config.init, given, encoder)
     encoder.load_state_dict(given.encoder)
@@ -83,14 +85,20 @@ def record(config: PretrainConfig, origin: Origin) -> None:
         write_text(config.run_dir / RECORD, origin.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
-def _recorded(config: PretrainConfig) -> Origin:
-    path = config.run_dir / RECORD
+Recorded = TypeVar("Recorded", bound=Config)
+
+
+def read_record(kind: type[Recorded], path: Path, of: str) -> Recorded:
+    """What an earlier start kept in the run folder; `of`: whose patients it names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        return Origin.model_validate(json.loads(path.read_text()))
+        return kind.model_validate(json.loads(path.read_text()))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}, which says whom the weights of `init` had seen, cannot be read ({error}); "
-            "restore it, or choose a new run_dir"
+            f"{path}, which says whom {of} had seen, cannot be read ({error}); restore it, or choose a new run_dir"
         ) from error
 
 
@@ -121,13 +129,13 @@ def _origin(summary: str, info: ReleaseInfo | None = None, patients: Iterable[st
 
 def _check_fit(config: PretrainConfig, name: str, given: Release, encoder: Encoder) -> None:
     """UserError, naming the first difference that matters, where weights are of another backbone than the run's."""
-    theirs, mine = given.info.backbone.model_dump(), config.backbone.model_dump()
-    for key in theirs.keys() | mine.keys() if theirs["name"] == mine["name"] else ("name",):
-        if key not in config.backbone.not_of_weights and theirs.get(key) != mine.get(key):
-            raise UserError(
-                f"init {name} has backbone.{key} {theirs.get(key)}, the run's is {mine.get(key)}; "
-                f"set backbone.{key} to that of the weights, or start from other weights"
-            )
+    theirs = given.info.backbone
+    if key := config.backbone.differs_in(theirs):
+        raise UserError(
+            f"init {name} has backbone.{key} {getattr(theirs, key, None)}, the run's is "
+            f"{getattr(config.backbone, key, None)}; set backbone.{key} to that of the weights, or start from other "
+            "weights"
+        )
     if _shapes(given.encoder) != _shapes(encoder.state_dict()):
         raise UserError(f"init {name} has other weights than the run's backbone; set backbone as its model.json says")
 

@@ -1,6 +1,5 @@
 """The teachers of a run: their weights before the first step, and what its release owes to them."""
 
-import json
 from typing import Any
 
 from pydantic import Field
@@ -14,7 +13,7 @@ from scanfoundry.configs.files import write_text
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.objectives import Objective
-from scanfoundry.pretrain.training.initialize import Origin
+from scanfoundry.pretrain.training.initialize import Origin, read_record
 
 RECORD = "teachers.json"
 
@@ -38,7 +37,7 @@ def bring_teachers(config: PretrainConfig, objective: Objective, fresh: bool) ->
     if not teachers:
         return Taught()
     if not fresh:
-        return _recorded(config)
+        return read_record(Taught, config.run_dir / RECORD, "the run's teachers")
     found = {name: read_release(name) for name in teachers}
     for name, release in found.items():
         _check_intensity(config, name, release.info)
@@ -82,14 +81,3 @@ def _check_intensity(config: PretrainConfig, name: str, info: ReleaseInfo) -> No
         raise UserError(
             f"the teacher {name} was trained on other intensities; set data.intensity as its model.json says: {theirs}"
         )
-
-
-def _recorded(config: PretrainConfig) -> Taught:
-    path = config.run_dir / RECORD
-    try:
-        return Taught.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}, which says whom the run's teachers had seen, cannot be read ({error}); "
-            "restore it, or choose a new run_dir"
-        ) from error
