@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test fast durations docs coverage lint types house clean
+.PHONY: help install dev demo payoff test fast durations docs coverage lint types house clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do printf 'make %-9s %s\n' "$$name" "$$what"; done
@@ -37,6 +37,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 demo: install ## the whole way on synthetic scans, or on DATA=folder MODALITY=mr
 	$(BIN)/scanfoundry demo $(if $(DATA),--data "$(DATA)" --modality $(MODALITY))
+
+payoff: install ## does pre-training pay? DATA=folder of data sets, WORK=folder [BUDGET=2h]; days on two cores
+	env -u PYTHONSAFEPATH $(BIN)/python benchmarks/payoff.py "$(DATA)" "$(WORK)" $(if $(BUDGET),--budget $(BUDGET))
 
 test: dev ## the whole test suite
 	$(PYTEST) --durations 25

@@ -1,21 +1,22 @@
 """Is a pre-trained decoder worth something? Left atrium, few labels: scratch, encoder, encoder and decoder.
 
-command: python benchmarks/whole_network.py DATA WORK [--steps 4000] [--processes 2]
+command: python benchmarks/whole_network.py DATA WORK [--steps 4500] [--processes 2]
 DATA holds left_atrium_mr, msd_task04_hippocampus and acdc_cardiac_mr with their images. What is finished in WORK is not
 done again. A residual U-Net is pre-trained whole by `mae` on all volumes but those of the patients that are tested on.
-Each arm is trained at three rates on each labelled subset. Its rate is chosen, by number of labels, on validation
-patients; only then are the models of that rate tested.
+Each arm is trained at three rates on the first labelled subset of each size. Its rate is chosen, by number of labels,
+on validation patients. At that rate the other subsets are trained, and only then are these models tested.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from record import record
 
 from scanfoundry.datasets.identity import fraction
@@ -23,7 +24,8 @@ from scanfoundry.finetune.config.study import LabelledData
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats.discover import known_cases
 from scanfoundry.finetune.metrics.intervals import difference, interval
-from scanfoundry.finetune.metrics.weighted import mean_of
+from scanfoundry.finetune.metrics.weighted import Record, mean_of
+from scanfoundry.finetune.model_file import load_model
 
 SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 POOLS = {"left_atrium": "left_atrium_mr", "hippocampus": "msd_task04_hippocampus", "cardiac": "acdc_cardiac_mr"}
@@ -31,9 +33,9 @@ PATIENTS = {"cardiac": "(patient\\d+)"}
 BACKBONE = {"name": "resenc", "features": [16, 32, 64, 128], "blocks": [1, 2, 2, 2], "strides": [[2, 2, 2]] * 3}
 CROP, BATCH = [32, 48, 48], 4  # (D, H, W)
 TEST, VALIDATION = 0.25, 0.4  # patients below the first are tested on, those between choose the rate
-ARMS = {"scratch": None, "encoder": ["encoder"], "encoder and decoder": ["encoder", "decoder"]}
+ARMS = {"scratch": [], "encoder": ["encoder"], "encoder and decoder": ["encoder", "decoder"]}
 RATES = {"scratch": (3e-3, 1e-3, 3e-4), "encoder": (3e-3, 1e-3, 3e-4), "encoder and decoder": (3e-3, 1e-3, 3e-4)}
-SHOTS, SEEDS, STEPS = (2, 5), (0, 1, 2), 300
+SHOTS, SEEDS, STEPS = (2, 5), (0, 1, 2), 300  # of the seeds, the first chooses the rate
 
 
 def main() -> None:
@@ -41,20 +43,29 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=4000, help="of the pre-training; at most an hour of 2 cores")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4500, help="of the pre-training; at most an hour of 2 cores")
+    parser.add_argument("--threads", type=int, default=2, help="of the pre-training")
+    parser.add_argument("--processes", type=int, default=2, help="of the studies, one thread each")
     parser.add_argument("--name", default="whole_network")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    start = pretrain(given.data, given.work, given.steps)
-    splits = write_splits(given.data / POOLS["left_atrium"], given.work)
-    chosen = choose(given, start, splits["validation"])
-    tested = {
-        (arm, shots): study(given, start, splits["test"], "test", arm, chosen[arm, shots], shots)
+    start = pretrain(given.data, given.work, given.steps, given.threads)
+    tested_on = write_split(given.data / POOLS["left_atrium"], given.work)
+    starts = {arm: None if arm == "scratch" else start for arm in ARMS}
+    chosen = {
+        (arm, shots): choose(
+            [study(given, starts[arm], arm, rate, shots, SEEDS[:1]) for rate in RATES[arm]], RATES[arm]
+        )
         for arm in ARMS
         for shots in SHOTS
     }
-    record(given.name, {"pre-training": facts_of(start), "rates": named(chosen), **table(tested)})
+    (given.work / "rates.json").write_text(json.dumps(named(chosen)))
+    records = {
+        (arm, shots): test(study(given, starts[arm], arm, chosen[arm, shots], shots, SEEDS), given, tested_on)
+        for arm in ARMS
+        for shots in SHOTS
+    }
+    record(given.name, {"pre-training": facts_of(start), "rates": named(chosen), **table(records)})
 
 
 def run(*words: object) -> None:
@@ -62,8 +73,8 @@ def run(*words: object) -> None:
     subprocess.run([SCANFOUNDRY, *map(str, words)], check=True)
 
 
-def pretrain(data: Path, work: Path, steps: int) -> Path:
-    """The run folder of the pre-training; a run that was stopped goes on."""
+def pretrain(data: Path, work: Path, steps: int, threads: int, slices: bool = False) -> Path:
+    """The run folder of the pre-training, of volumes or of their slices alone; a run that was stopped goes on."""
     sources = []
     for name, folder in POOLS.items():
         shards = work / "shards" / name
@@ -71,47 +82,52 @@ def pretrain(data: Path, work: Path, steps: int) -> Path:
             patient = ["--patient-regex", PATIENTS[name]] if name in PATIENTS else []
             run("data", "build", data / folder / "imagesTr", "--out", shards, "--modality", "mr", *patient)
         sources.append({"name": name, "path": str(shards)})
-    folder = work / "mae"
+    folder = work / ("mae_slices" if slices else "mae")
+    crops = {"crop_2d": CROP[1:], "batch_2d": 8 * BATCH} if slices else {"crop_3d": CROP, "batch_3d": BATCH}
     if not (folder / "model.safetensors").exists():
         config = {
             "run_dir": str(folder),
             "backbone": BACKBONE,
             "objective": {"name": "mae", "mask_ratio": 0.7, "block_3d": [8, 8, 8], "block_2d": [8, 8]},
-            "data": {"sources": sources, "crop_3d": CROP, "batch_3d": BATCH, "holdout": TEST},
+            "data": {"sources": sources, **crops, "holdout": TEST},
             "optimiser": {"name": "adamw", "lr": 1e-3, "warmup_steps": 50},
             "engine": {"precision": "bf16"},
             "steps": steps,
-            "threads": 2,
+            "threads": threads,
             "checkpoint_every": 200,
         }
-        (work / "mae.yaml").write_text(json.dumps(config))  # JSON is YAML
-        run("pretrain", work / "mae.yaml")
+        path = folder.with_suffix(".yaml")
+        path.write_text(json.dumps(config))  # JSON is YAML
+        run("pretrain", path)
     return folder
 
 
-def write_splits(data: Path, work: Path) -> dict[str, Path]:
-    """Split files: patients to choose the rate by, and those to test on."""
+def write_split(data: Path, work: Path) -> set[str]:
+    """Write the split file that chooses the rate; the keys of the cases to test on in the end."""
     found = known_cases(LabelledData(**_data(data)), SegmentationTask())
-    sides: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    sides: dict[str, list[str]] = {"train": [], "test": []}  # a study tests on the validation patients
+    tested = set()
     for case in found.cases:
         place = fraction(case.patient)
-        sides["test" if place < TEST else "validation" if place < VALIDATION else "train"].append(found.names[case.key])
-    paths = {}
-    for name in ("validation", "test"):
-        paths[name] = work / f"split_{name}.json"
-        paths[name].write_text(json.dumps({"train": sides["train"], "test": sides[name]}))
-    return paths
+        if place < TEST:
+            tested.add(case.key)
+        else:
+            sides["test" if place < VALIDATION else "train"].append(found.names[case.key])
+    (work / "split_validation.json").write_text(json.dumps(sides))
+    return tested
 
 
 def _data(folder: Path) -> dict[str, Any]:
     return {"images": folder / "imagesTr", "labels": folder / "labelsTr", "modality": "mr"}
 
 
-def study(given: Any, start: Path, split: Path, kind: str, arm: str, rate: float, shots: int) -> Path:
-    """The results of one arm at one rate: all seeds."""
-    folder = given.work / kind / f"{arm.replace(' ', '_')}-{rate:g}-{shots}"
-    parts = ARMS[arm]
-    origin = {"backbone": BACKBONE} if parts is None else {"checkpoint": str(start), "transfer": parts}
+def study(given: Any, start: Path | None, arm: str, rate: float, shots: int, seeds: Sequence[int], **more: Any) -> Path:
+    """The run folder of one arm at one rate; seeds that are there already are not trained again."""
+    folder = given.work / "studies" / f"{arm.replace(' ', '_')}-{rate:g}-{shots}"
+    origin: dict[str, Any] = {"backbone": BACKBONE}
+    if start is not None:
+        origin = {"checkpoint": str(start), "transfer": ARMS.get(arm, ARMS["encoder and decoder"])}
+        origin |= {"compare_scratch": False, **more}
     config = {
         "run_dir": str(folder),
         "task": {"name": "segmentation", "classes": ["atrium"]},
@@ -119,47 +135,56 @@ def study(given: Any, start: Path, split: Path, kind: str, arm: str, rate: float
         **origin,
         "plan": {"patch": CROP, "batch": 2},
         "shots": [shots],
-        "seeds": list(SEEDS),
-        "split": {"file": str(split)},
+        "seeds": list(seeds),
+        "split": {"file": str(given.work / "split_validation.json")},
         "schedule": {"steps": STEPS, "lr": rate, "warmup_steps": 15},
         "processes": given.processes,
         "device": "cpu",
-    } | ({} if parts is None else {"compare_scratch": False})
-    if not (folder / "results.json").exists():
+    }
+    if any(not (cell / "cell.json").exists() for cell in cells(folder, shots, seeds)):
         path = given.work / "study.yaml"
         path.write_text(json.dumps(config))
         run("finetune", path)
-    return folder / "results.json"
+    return folder
 
 
-def choose(given: Any, start: Path, split: Path) -> dict[tuple[str, int], float]:
-    """By arm and number of labels: the rate of the highest Dice on the validation patients."""
-    chosen = {}
-    for arm in ARMS:
-        for shots in SHOTS:
-            scores = {}
-            for rate in RATES[arm]:
-                found = study(given, start, split, "validation", arm, rate, shots)
-                scores[rate] = mean(each["score"] for each in flat(records_of(found)))
-            chosen[arm, shots] = max(scores, key=lambda rate: scores[rate])
-            print(arm, shots, {rate: round(score, 4) for rate, score in scores.items()})
-    return chosen
+def cells(folder: Path, shots: int, seeds: Sequence[int]) -> list[Path]:
+    """The folders of a study's trials; each study has one arm."""
+    found = [sorted((folder / "cells").glob(f"*-{shots}-shots-seed{seed}")) for seed in seeds]
+    return [each[0] if each else folder / "missing" for each in found]
 
 
-def records_of(results: Path) -> list[list[dict[str, Any]]]:
-    """Records of the cases, for each seed."""
-    return [trial["records"] for trial in json.loads(results.read_text())["cells"]]
+def choose(studies: Sequence[Path], rates: Sequence[float]) -> float:
+    """The rate of the highest Dice on the validation patients, on the first labelled subset."""
+    scores = {}
+    for folder, rate in zip(studies, rates, strict=True):
+        cell = next((folder / "cells").glob(f"*-seed{SEEDS[0]}")) / "cell.json"
+        scores[rate] = mean(each["score"] for each in json.loads(cell.read_text())["records"])
+    print(studies[0].name, {rate: round(score, 4) for rate, score in scores.items()}, flush=True)
+    return max(scores, key=lambda rate: scores[rate])
 
 
-def flat(records: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """All records."""
-    return (each for group in records for each in group)
+def test(folder: Path, given: Any, tested_on: set[str]) -> list[list[Record]]:
+    """Records of the tested cases, for each seed."""
+    found = known_cases(LabelledData(**_data(given.data / POOLS["left_atrium"])), SegmentationTask())
+    groups = []
+    for cell in sorted((folder / "cells").iterdir()):
+        written = cell / "tested.json"
+        if not written.exists():
+            adapter, models = load_model(cell)
+            records = []
+            for case in found.cases:
+                if case.key in tested_on:
+                    sample = adapter.load(case)
+                    records.append(adapter.record(case, sample, adapter.predict(models, sample, torch.device("cpu"))))
+            written.write_text(json.dumps(records))
+        groups.append(json.loads(written.read_text()))
+    return groups
 
 
-def table(tested: dict[tuple[str, int], Path]) -> dict[str, Any]:
+def table(records: dict[tuple[str, int], list[list[Record]]]) -> dict[str, Any]:
     """Dice with intervals, by seed, and paired differences between the arms."""
     dice = mean_of(lambda each: each["score"])
-    records = {key: records_of(path) for key, path in tested.items()}
     rows, paired = [], []
     for (arm, shots), groups in records.items():
         found = interval(groups, dice, 1000)

@@ -1,0 +1,119 @@
+"""The results as JSON, and the page with one table, one figure and a line for every try."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from payoffs.tables import SCRATCH
+from payoffs.training import cells
+from payoffs.work import SEEDS, Work
+from scanfoundry.configs.files import write_text
+from scanfoundry.finetune.metrics.intervals import Interval, difference, interval
+from scanfoundry.finetune.model_file import load_model
+
+RESAMPLES = 1000
+
+
+def results_of(work: Work, task: str) -> dict[str, Any]:
+    """Rows (arm, labels, value, difference to scratch) and tries (arm, labels, score by rate) of a task."""
+    table, rows, tries = work.tables.tasks[task], [], []
+    for shots in table.shots:
+        scratch = work.tested(task, SCRATCH, shots)
+        for arm in [SCRATCH, *table.arms]:
+            scores = work.scores(task, arm, shots)
+            if scores:
+                written = {f"{rate:g}": round(score, 4) for rate, score in scores.items()}
+                tries.append({"arm": arm, "labels": shots, table.metric: written})
+            groups = work.tested(task, arm, shots)
+            if groups is None:
+                continue
+            rate = max(scores, key=lambda each: scores[each])
+            cell = cells(work.places.study(task, arm, rate, shots), SEEDS[:1])[0]
+            statistic = load_model(cell)[0].all_metrics()[table.metric]
+            row: dict[str, Any] = {"arm": arm, "labels": shots, "rate": rate}
+            row |= {"value": facts(interval(groups, statistic, RESAMPLES))}
+            row |= {"by subset": [round(float(statistic(group)), 4) for group in groups]}
+            if arm != SCRATCH and scratch is not None:
+                row["minus scratch"] = facts(difference(groups, scratch, statistic, RESAMPLES))
+            rows.append(row)
+    return {"metric": table.metric, "rows": rows, "tries": tries}
+
+
+def facts(found: Interval) -> dict[str, Any]:
+    """The numbers of an interval, rounded."""
+    values = {"value": found.value, "low": found.low, "high": found.high}
+    return {name: None if each is None else round(each, 4) for name, each in values.items()} | {"n": found.patients}
+
+
+def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]]) -> None:
+    """The page and its figure.
+
+    Args:
+        path: the Markdown file.
+        figure: the picture, in a folder below the page's.
+        results: by task, of `results_of`.
+    """
+    draw(figure, results)
+    lines = [
+        "# Does pre-training pay?",
+        "",
+        "This page is written by `python benchmarks/payoff.py DATA WORK`. Each arm is trained at the same rates for "
+        "the same steps. Its rate is chosen on validation patients, on the first of three labelled subsets.",
+        "",
+        "Then all subsets are trained at that rate and tested on other patients. Intervals (95%) are over patients and "
+        "subsets, and differences to scratch are paired.",
+        "",
+        f"![Difference to training from scratch]({figure.relative_to(path.parent).as_posix()})",
+        "",
+        "| task | labels | arm | metric | value | minus scratch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, found in results.items():
+        for row in found["rows"]:
+            gain = spoken(row["minus scratch"], True) if "minus scratch" in row else ""
+            lines.append(
+                f"| {task} | {row['labels']} | {row['arm']} | {found['metric']} | {spoken(row['value'])} | {gain} |"
+            )
+    lines += ["", "## Every try", "Validation patients, the first labelled subset, by rate.", ""]
+    lines += ["| task | labels | arm | score by rate |", "|---|---|---|---|"]
+    for task, found in results.items():
+        for each in found["tries"]:
+            scores = ", ".join(f"{rate}: {score:.3f}" for rate, score in each[found["metric"]].items())
+            lines.append(f"| {task} | {each['labels']} | {each['arm']} | {scores} |")
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def spoken(found: dict[str, Any], signed: bool = False) -> str:
+    """'0.712 (0.650 to 0.771)'."""
+    sign = "+" if signed else ""
+    if found["value"] is None:
+        return "undefined"
+    if found["low"] is None:
+        return f"{found['value']:{sign}.3f}"
+    return f"{found['value']:{sign}.3f} ({found['low']:{sign}.3f} to {found['high']:{sign}.3f})"
+
+
+def draw(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Paired differences to scratch with their intervals, a row for each arm."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [
+        (f"{task}, {row['labels']}: {row['arm']}", row["minus scratch"])
+        for task, found in results.items()
+        for row in found["rows"]
+        if "minus scratch" in row and row["minus scratch"]["low"] is not None
+    ]
+    chart, axes = pyplot.subplots(figsize=(8, 1.2 + 0.28 * max(1, len(rows))), layout="constrained")
+    for place, (_, gain) in enumerate(rows):
+        colour = "tab:green" if gain["low"] > 0 else "tab:red" if gain["high"] < 0 else "tab:grey"
+        axes.plot([gain["low"], gain["high"]], [place, place], color=colour)
+        axes.plot(gain["value"], place, "o", color=colour)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("difference to training from scratch (95% interval)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(path, dpi=120)
+    pyplot.close(chart)

@@ -1,0 +1,133 @@
+"""Where things lie in the working folder; data sets with a folder for each patient; who is on which side."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from payoffs.tables import DataSet, Tables, TaskTable
+from scanfoundry.configs.files import write_text
+from scanfoundry.datasets.identity import fraction
+from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.config.study import FinetuneConfig, LabelledData
+from scanfoundry.finetune.formats.discover import known_cases
+
+TEST, VALIDATION = 0.25, 0.4  # patients below the first are tested on, those between choose
+COMMAND = str(Path(sys.executable).parent / "scanfoundry")
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folder of data sets, and the working folder."""
+
+    data: Path
+    work: Path
+    tables: Tables
+    smoke: bool = False  # everything with a few steps, to see that it runs
+
+    @property
+    def key(self) -> Path:
+        """The site's key, one for all: by it the hold-out of a pool is the test side of a study.
+
+        These are public data sets: the key is no secret, and the same everywhere, so that everybody has the same sides.
+        """
+        path = self.work / "key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, hashlib.sha256(b"public benchmark of pre-training").hexdigest())
+            path.chmod(0o600)
+        return path
+
+    def shards(self, name: str) -> Path:
+        """The shards of a data set."""
+        return self.work / "shards" / name
+
+    def start(self, name: str) -> Path:
+        """The run folder of a pre-training."""
+        return self.work / "starts" / name
+
+    def study(self, task: str, arm: str, rate: float, shots: int) -> Path:
+        """The run folder of one arm at one rate."""
+        return self.work / "studies" / task / f"{arm}-{rate:g}-{shots}"
+
+    def images(self, name: str) -> Path:
+        """The folder of scans; where a table names the patients, a copy with a folder for each of them."""
+        table = self.tables.sets[name]
+        folder = self.data / table.folder
+        return folder / table.images if table.people is None else by_patient(folder, table, self.work / "sets" / name)
+
+    def regex(self, name: str) -> str | None:
+        """What of a path is the patient."""
+        table = self.tables.sets[name]
+        return "^([^/]+)/" if table.people is not None else table.patient_regex
+
+    def labelled(self, task: TaskTable) -> dict[str, Any]:
+        """The `data` of a study."""
+        table = self.tables.sets[task.data]
+        where = {"images": str(self.images(task.data)), "labels": str(self.data / table.folder / task.labels)}
+        regex = self.regex(task.data)
+        patient = {} if regex is None else {"patient_regex": regex}
+        return {**where, "modality": table.modality, "key_file": str(self.key), **patient}
+
+    def cases(self, name: str) -> tuple[list[Case], dict[str, str]]:
+        """All labelled cases of a task, and their names by key."""
+        task = self.tables.tasks[name]
+        config = {"run_dir": "unused", "data": {}, "backbone": task.backbone, "task": task.study["task"]}
+        parsed = FinetuneConfig.model_validate(config).task
+        found = known_cases(LabelledData(**self.labelled(task)), parsed)
+        return found.cases, found.names
+
+    def split(self, name: str) -> Path:
+        """The split file of the search: it knows nothing of the patients that are tested on in the end."""
+        path = self.work / "splits" / f"{name}.json"
+        if not path.exists():
+            sides: dict[str, list[str]] = {"train": [], "test": []}
+            cases, names = self.cases(name)
+            for case in cases:
+                place = fraction(case.patient)
+                if place >= TEST:
+                    sides["test" if place < VALIDATION else "train"].append(names[case.key])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(sides))
+        return path
+
+    def build(self, name: str) -> None:
+        """Make the shards of a data set; a build that was killed goes on."""
+        regex = self.regex(name)
+        patient = [] if regex is None else ["--patient-regex", regex]
+        out = ["--out", self.shards(name), "--modality", self.tables.sets[name].modality, "--key-file", self.key]
+        command("data", "build", self.images(name), *out, *patient)
+
+
+def command(*words: object) -> None:
+    """A command of the product; it ends the script where it fails."""
+    subprocess.run([COMMAND, *map(str, words)], check=True)
+
+
+def by_patient(folder: Path, table: DataSet, out: Path) -> Path:
+    """Copies (hard links where they can be) of images in a folder for each patient that the table names."""
+    assert table.people is not None
+    if out.exists():
+        return out
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    files = {path.name: path for path in (folder / table.images).iterdir()}
+    stems = {path.stem: path for path in files.values()}
+    with (folder / table.people.table).open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            name = row[table.people.file]
+            path = files.get(name) or stems[name]
+            target = part / row[table.people.patient] / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:
+                shutil.copyfile(path, target)
+    part.rename(out)
+    return out

@@ -1,0 +1,155 @@
+"""The jobs of `benchmarks/payoff.py`: in which order, within which time, never twice; and its tables."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scanfoundry.configs.errors import UserError
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def payoffs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The package beside the script, as the script imports it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import payoffs.jobs
+    import payoffs.page
+    import payoffs.places
+    import payoffs.tables
+    import payoffs.work
+
+    yield payoffs
+    for name in [name for name in sys.modules if name.split(".")[0] == "payoffs"]:
+        del sys.modules[name]
+
+
+class Bench:
+    """Jobs that note when they ran, and what is done."""
+
+    def __init__(self, payoffs: Any) -> None:
+        self.payoffs, self.ran, self.finished = payoffs, [], set()
+
+    def job(
+        self, name: str, rank: int, minutes: float = 1, needs: tuple[Any, ...] = (), kind: str | None = None
+    ) -> Any:
+        def run() -> None:
+            self.ran.append(name)
+            self.finished.add(name)
+
+        done = lambda: name in self.finished  # noqa: E731
+        return self.payoffs.jobs.Job(name, kind or name, (rank,), minutes, done, run, needs)
+
+
+def test_jobs_run_by_rank_and_needs_first(payoffs: Any, tmp_path: Path):
+    bench = Bench(payoffs)
+    shards = bench.job("shards", 9)
+    start = bench.job("start", 8, needs=(shards,))
+    jobs = [bench.job("late", 2), bench.job("claim", 0, needs=(start,)), bench.job("other", 1, needs=(start,))]
+    clock = payoffs.jobs.Clock(tmp_path / "seconds.json")
+    assert payoffs.jobs.run_all(jobs, clock, None, lambda _: None) == 0
+    assert bench.ran == ["shards", "start", "claim", "other", "late"]
+    assert payoffs.jobs.run_all(jobs, clock, None, lambda _: None) == 0
+    assert len(bench.ran) == 5  # nothing is repeated
+
+
+def test_what_does_not_fit_is_passed_over_with_what_needs_it(payoffs: Any, tmp_path: Path):
+    bench = Bench(payoffs)
+    long = bench.job("long", 5, minutes=100)
+    jobs = [
+        bench.job("needs the long one", 0, needs=(long,)),
+        bench.job("cheap", 1),
+        bench.job("costly", 2, minutes=20),
+    ]
+    clock = payoffs.jobs.Clock(tmp_path / "seconds.json")
+    assert payoffs.jobs.run_all(jobs, clock, 600, lambda _: None) == 3
+    assert bench.ran == ["cheap"]
+
+
+def test_time_is_learnt_by_kind(payoffs: Any, tmp_path: Path):
+    path = tmp_path / "seconds.json"
+    path.write_text(json.dumps({"training": [30.0, 20.0, 1000.0]}))
+    clock = payoffs.jobs.Clock(path)
+    bench = Bench(payoffs)
+    assert clock.expected(bench.job("a", 0, minutes=99, kind="training")) == 30
+    assert clock.expected(bench.job("b", 0, minutes=99)) == 5940
+    clock.timed(bench.job("c", 0, kind="new"))
+    assert len(payoffs.jobs.Clock(path).taken["new"]) == 1
+
+
+def test_the_tables_can_be_read_and_claims_come_first(payoffs: Any, tmp_path: Path):
+    tables = payoffs.tables.read(BENCHMARKS / "payoffs" / "payoff.yaml")
+    assert len(tables.tasks) == 8
+    work = payoffs.work.Work(payoffs.places.Places(tmp_path, tmp_path, tables))
+    jobs = payoffs.jobs.in_order(work.jobs())
+    assert len({job.name for job in jobs}) == len(jobs)
+    names = [job.name for job in jobs if job.name.endswith("tested")]
+    first = next(iter(tables.tasks))
+    assert names[:2] == [f"{first}, {tables.tasks[first].shots[0]} labels: {arm}, tested"
+                         for arm in ("scratch", tables.tasks[first].arms[0])]  # fmt: skip
+    claims = sum(2 * min(2, len(task.shots)) for task in tables.tasks.values())
+    assert all("scratch" in name or tables.tasks[name.split(",")[0]].arms[0] in name for name in names[:claims])
+    assert not any(job.done() for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda page: page["tasks"]["a"].update(arms=["nowhere"]), "a: 'nowhere' is not in the tables"),
+        (lambda page: page["arms"]["x"].update(start="none"), "x: 'none' is not in the tables"),
+        (lambda page: page["tasks"]["a"].update(backbone={"name": "vit"}), "a: its arm x has another backbone"),
+    ],
+)
+def test_a_slip_in_the_tables_is_said(payoffs: Any, tmp_path: Path, change: Any, said: str):
+    task = {"data": "s", "labels": "l", "study": {}, "backbone": {"name": "resenc"}, "shots": [1], "metric": "dice",
+            "rates": [1e-3], "arms": ["x"], "minutes": 1}  # fmt: skip
+    page: dict[str, Any] = {
+        "sets": {"s": {"folder": "f", "images": "i", "modality": "mr"}},
+        "tasks": {"a": task},
+        "arms": {"x": {"start": "p"}},
+        "pretrainings": {"p": {"config": {"data": {}}, "backbone": {"name": "resenc"}, "minutes": 1}},
+    }
+    path = tmp_path / "tables.yaml"
+    path.write_text(json.dumps(page))
+    assert payoffs.tables.read(path).arms["x"].start == "p"
+    change(page)
+    path.write_text(json.dumps(page))
+    with pytest.raises(UserError, match=said):
+        payoffs.tables.read(path)
+
+
+def test_images_lie_by_the_patient_that_the_table_names(payoffs: Any, tmp_path: Path):
+    source = tmp_path / "set"
+    (source / "images").mkdir(parents=True)
+    for name in ("a.png", "b.png", "c.png"):
+        (source / "images" / name).write_bytes(name.encode())
+    (source / "labels.csv").write_text("id,person\na,p1\nb,p1\nc,p2\n")
+    table = payoffs.tables.DataSet(folder="set", images="images", modality="xr",
+                                   people={"table": "labels.csv", "file": "id", "patient": "person"})  # fmt: skip
+    out = payoffs.places.by_patient(source, table, tmp_path / "out")
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png")) == [
+        "p1/a.png",
+        "p1/b.png",
+        "p2/c.png",
+    ]
+
+
+def test_the_page_tells_rows_and_tries(payoffs: Any, tmp_path: Path):
+    number = {"value": 0.71, "low": 0.65, "high": 0.77, "n": 20}
+    gain = {"value": 0.04, "low": 0.01, "high": 0.08, "n": 20}
+    rows = [
+        {"arm": "scratch", "labels": 2, "value": number},
+        {"arm": "mae", "labels": 2, "value": number, "minus scratch": gain},
+    ]
+    results = {
+        "atrium": {"metric": "dice", "rows": rows, "tries": [{"arm": "mae", "labels": 2, "dice": {"0.001": 0.7}}]}
+    }
+    payoffs.page.write_page(tmp_path / "payoff.md", tmp_path / "images" / "payoff.png", results)
+    text = (tmp_path / "payoff.md").read_text()
+    assert "| atrium | 2 | mae | dice | 0.710 (0.650 to 0.770) | +0.040 (+0.010 to +0.080) |" in text
+    assert "| atrium | 2 | mae | 0.001: 0.700 |" in text
+    assert (tmp_path / "images" / "payoff.png").stat().st_size > 1000
