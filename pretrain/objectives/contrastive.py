@@ -105,13 +105,12 @@ class Contrastive(Objective):
         check_pair_count(views)
         inputs = self._inputs(first, second)
         features = pooled(self.encoder, inputs)
-        related: Related = same_scans(first, second)
-        soft = {}
-        if self.config.positions is not None:
-            related = self.config.positions.relations(first, second, related)
-            soft = {"soft_positives": related.soft}
+        same, positions = same_scans(first, second), self.config.positions
+        related = same if positions is None else positions.relations(first, second, same)
         losses, cosine = self.compare(features, inputs, related)
-        metrics = {"alignment": cosine.detach(), self.config.loss: losses.detach(), **soft}
+        metrics = {"alignment": cosine.detach(), self.config.loss: losses.detach()}
+        if isinstance(related, Relations):
+            metrics["soft_positives"] = related.soft
         if not self.config.variance_weight:
             return losses.mean(), metrics
         one, other = (variance_hinge(view) for view in features)
@@ -158,8 +157,10 @@ class MomentumContrastive(Contrastive):
         """Loss and cosine of queries and keys of each pair, mean over both directions, (B,) both."""
         q1, q2 = (self.predictor(self.projector(view)) for view in features)
         k1, k2 = self._keys(inputs)
-        loss = soft_moco_v3 if isinstance(related, Relations) else moco_v3
-        losses = loss((q1, q2), (k1, k2), self.config.temperature, related)
+        if isinstance(related, Relations):
+            losses = soft_moco_v3((q1, q2), (k1, k2), self.config.temperature, related)
+        else:
+            losses = moco_v3((q1, q2), (k1, k2), self.config.temperature, related)
         return losses, (alignment(q1, k2) + alignment(q2, k1)) / 2
 
     @torch.no_grad()
