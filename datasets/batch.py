@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scanfoundry.datasets.centres import Centres
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,6 +23,7 @@ class Batch:
         step: optimiser step, since the start of the run, that the batch belongs to.
         paired: row B / 2 + i is the partner of row i (`data.positives`: crops, study).
         clean: of a view, `voxels` as they were before any change of intensities; None where nobody asked for it.
+        centres: where the crops lie in their scans, also of a view; the loader always fills it in.
     """
 
     voxels: torch.Tensor
@@ -32,6 +35,7 @@ class Batch:
     step: int
     paired: bool = False
     clean: torch.Tensor | None = None
+    centres: Centres | None = None
 
     def __len__(self) -> int:
         return self.voxels.shape[0]
@@ -59,6 +63,7 @@ class Batch:
             self.modalities[rows],
             self.sources[rows],
             self.step,
+            centres=self.centres and self.centres.rows(rows),
         )
 
     @property
@@ -102,6 +107,7 @@ class Crops:
     step: int
     paired: bool = False
     excluded: torch.Tensor | None = None
+    centres: Centres | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, where it is cast, normalised, padded and flipped."""
@@ -121,7 +127,8 @@ class Crops:
             voxels[sample] = voxels[sample].flip(axes)
             valid[sample] = valid[sample].flip(axes)
         seeds = self.seeds.to(voxels.device)
-        return Batch(voxels, valid, seeds, self.keys, self.modalities, self.sources, self.step, self.paired)
+        names = self.keys, self.modalities, self.sources
+        return Batch(voxels, valid, seeds, *names, self.step, self.paired, centres=self.centres)
 
     def _valid(self, device: torch.device) -> torch.Tensor | None:
         """(B, 1, D, H, W) bool, True where a voxel is inside the scan and not excluded; None where all voxels are."""

@@ -193,6 +193,7 @@ class CropLoader:
             step=number // self._micro,
             paired=task.paired,
             excluded=torch.from_numpy(bits_of(buffer, *shape)) if filled.excluded else None,
+            centres=filled.centres,
         )
 
     def state(self) -> dict[str, int]:

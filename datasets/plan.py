@@ -179,6 +179,7 @@ class SamplingPlan:
             if source.exclude is not None:
                 require(data, source.name, source.exclude)
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
+        self.volumes = 0  # among the scans, whole or as slices
         self._patients: set[str] = set()
         self.streams: list[Stream] = []
         kinds: dict[Size3D, list[int]] = {}
@@ -245,6 +246,7 @@ class SamplingPlan:
         for crop, chosen in ((crop_2d, table[flat]), (config.crop_3d, table[~flat])):
             if crop is None or not chosen.size:
                 continue
+            self.volumes += int((~chosen["flat"]).sum())
             self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]))
             if config.balance == "source":
                 found.append(_SourceRows(number, crop, source.name, chosen))

@@ -57,6 +57,15 @@ def check_views(config: DataConfig, objective: Objective, crops: Iterable[Size3D
             _check_distinct(config, crop, modalities)
 
 
+def check_depth(objective: Objective, volumes: int) -> None:
+    """Raise UserError where the objective compares places along the depth of volumes and the stream has none."""
+    if objective.needs_depth and not volumes:
+        raise UserError(
+            "objective.positions.axes ['d'] is the place along the depth of volumes, and the sources have images "
+            "alone; add a source of volumes, name other axes where they mean the same in all images, or remove it"
+        )
+
+
 def _check_intensities(config: DataConfig, modalities: Iterable[str]) -> None:
     """UserError where the clean crop would be the augmented one."""
     for modality in modalities:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.centres import Centres
 from scanfoundry.datasets.crop import CropPlacement, Slices, as_channels, near, overlap, place
 from scanfoundry.datasets.intensity import IntensityConfig, scaling
 from scanfoundry.datasets.plan import Draw
@@ -84,6 +85,7 @@ class FilledBatch:
     scaling: NDArray[np.float32]
     keys: list[str]
     modalities: list[str]
+    centres: Centres
     bad: dict[int, str] = field(default_factory=dict)
     excluded: bool = False
 
@@ -130,6 +132,7 @@ class CropReader:
             np.zeros((count, 4), np.float32),
             [""] * count,
             [""] * count,
+            Centres.unknown(count),
             bad=bad,
         )
         voxels = view_of(buffer, dtype, task.crop, count, self._setup.channels)
@@ -187,6 +190,8 @@ class CropReader:
         batch.places[position] = where
         filled.inside[position] = [[part.start for part in of_crop], [part.stop for part in of_crop]]
         filled.flips[position] = where.flips
+        scan = entry.shape[1:], entry.orientation, entry.frames
+        filled.centres.put(position, where.start, batch.task.crop, *scan)
         low, high, centre, scale = scaling(entry.modality, entry.stats, setup.intensity)
         filled.scaling[position] = low, high, centre, 1 / scale
         filled.keys[position] = entry.key

@@ -22,14 +22,14 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1, same: Tenso
     """Normalised temperature-scaled cross-entropy of each pair (n,): the positive against all other 2nW - 2 rows."""
     with wide(first):
         positive, negatives = _both_directions(first, second, temperature, same)
-        return _over_directions(_cross_entropy(positive, negatives))
+        return over_directions(_cross_entropy(positive, negatives))
 
 
 def dcl(first: Tensor, second: Tensor, temperature: float = 0.1, same: Tensor | None = None) -> Tensor:
     """Decoupled contrastive loss of each pair (n,): NT-Xent without the positive in the denominator."""
     with wide(first):
         positive, negatives = _both_directions(first, second, temperature, same)
-        return _over_directions(_log_sum(negatives) - positive)
+        return over_directions(log_sum(negatives) - positive)
 
 
 def dclw(
@@ -39,7 +39,7 @@ def dclw(
     with wide(first):
         positive, negatives = _both_directions(first, second, temperature, same)
         weight = pair_weights(first, second, sigma).repeat(2)
-        return _over_directions(_log_sum(negatives) - weight * positive)
+        return over_directions(log_sum(negatives) - weight * positive)
 
 
 def moco_v3(
@@ -97,9 +97,13 @@ def _both_directions(first: Tensor, second: Tensor, temperature: float, same: Te
     n, rows = len(first), torch.cat((normalised(first), normalised(second)))
     positive = (rows[:n] * rows[n:]).sum(dim=1).repeat(2) / temperature
     logits = rows @ gathered(rows).t() / temperature
-    negative = _different(n, same, first.device).unflatten(1, (-1, n))  # (n, W, n), of pairs
-    negative = negative.unsqueeze(2).expand(-1, -1, 2, -1).flatten(1).repeat(2, 1)  # (2n, W 2 n), of rows
-    return positive, logits.masked_fill(~negative, -torch.inf)
+    return positive, logits.masked_fill(~negative_rows(n, same, first.device), -torch.inf)
+
+
+def negative_rows(n: int, same: Tensor | None, device: torch.device) -> Tensor:
+    """(2n, W 2n) bool: which rows of all ranks, each rank's n first and then its n second, are negatives of ours."""
+    negative = _different(n, same, device).unflatten(1, (-1, n))  # (n, W, n), of pairs
+    return negative.unsqueeze(2).expand(-1, -1, 2, -1).flatten(1).repeat(2, 1)
 
 
 def _different(n: int, same: Tensor | None, device: torch.device) -> Tensor:
@@ -121,12 +125,12 @@ def _cross_entropy(positive: Tensor, negatives: Tensor) -> Tensor:
     return torch.cat((positive.unsqueeze(1), negatives), dim=1).logsumexp(dim=1) - positive
 
 
-def _log_sum(negatives: Tensor) -> Tensor:
+def log_sum(negatives: Tensor) -> Tensor:
     """logsumexp of each row of logits; 0, without gradient, where a row has no negative."""
     none = torch.isneginf(negatives).all(dim=1)
     return torch.where(none, 0.0, negatives.masked_fill(none.unsqueeze(1), 0.0).logsumexp(dim=1))
 
 
-def _over_directions(losses: Tensor) -> Tensor:
+def over_directions(losses: Tensor) -> Tensor:
     """Mean over the two directions: (2n,) -> (n,)."""
     return losses.unflatten(0, (2, -1)).mean(dim=0)

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.centres import Centres
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.engine import activation_checkpointing
 from scanfoundry.pretrain.objectives import Objective
@@ -111,7 +112,8 @@ def _view(config: PretrainConfig, shape: Size3D, samples: int, clean: bool) -> B
         seeds = torch.arange(samples)
     names = [str(number) for number in range(samples)]
     before = torch.zeros_like(voxels) if clean else None
-    return Batch(voxels, valid, seeds, names, ["mr"] * samples, names, 0, clean=before)
+    centres = Centres.unknown(samples)
+    return Batch(voxels, valid, seeds, names, ["mr"] * samples, names, 0, clean=before, centres=centres)
 
 
 class _Tally(TorchDispatchMode):

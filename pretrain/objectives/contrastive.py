@@ -14,11 +14,15 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.ema import Follower, cosine_momentum
 from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, nt_xent
+from scanfoundry.pretrain.losses.positional import Relations, soft_dcl, soft_moco_v3, soft_nt_xent
 from scanfoundry.pretrain.losses.variance import variance_hinge
+from scanfoundry.pretrain.objectives.positions import PositionsConfig
 from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
 from scanfoundry.pretrain.objectives.protocol import Objective, ObjectiveOptions
 
 Positive = Annotated[int, Field(gt=0)]
+Inputs = tuple[Tensor, Tensor]  # voxels (B, C, D, H, W) and which are valid
+Related = Tensor | Relations  # of pairs: their scans' ids, as `same` in the losses, or what positions make of them
 # Where a loss's paper departs from the defaults below, which are SimCLR's; a predictor is as wide as the projector.
 PAPERS: dict[str, dict[str, float]] = {
     "dclw": {"sigma": 0.5},
@@ -44,6 +48,7 @@ class ContrastiveConfig(ObjectiveOptions):
     projector_layers: Annotated[int, Field(ge=2)] = 2
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # moco_v3: at the start; it rises to 1 over the run
     variance_weight: Annotated[float, Field(ge=0)] = 0.0  # of VICReg's variance term on the encoder's features; 0: none
+    positions: PositionsConfig | None = None  # crops at one place of different scans attract each other, too
     freeze_patch_embedding: bool = False  # a ViT's stays random, which steadies the training (MoCo v3, section 4)
 
     @model_validator(mode="before")
@@ -60,6 +65,8 @@ class ContrastiveConfig(ObjectiveOptions):
         for option, loss in (("sigma", "dclw"), ("momentum", "moco_v3")):
             if getattr(self, option) is not None and self.loss != loss:
                 raise ValueError(f"{option} is for loss '{loss}' alone; remove it, or choose that loss")
+        if self.positions is not None and self.loss == "dclw":
+            raise ValueError("positions are for the losses 'nt_xent', 'dcl', 'moco_v3'; remove them, or choose one")
         return self
 
     def build(self, encoder: Encoder) -> "Contrastive":
@@ -82,6 +89,7 @@ class Contrastive(Objective):
         super().__init__()
         self.config = config
         self.encoder = encoder
+        self.needs_depth = config.positions is not None and config.positions.depth_alone
         sizes = (encoder.pooled_dim, config.projector_hidden, config.projector_dim, config.projector_layers)
         self.projector = mlp(*sizes, last_norm=True)
         if config.freeze_patch_embedding and isinstance(encoder, TokenEncoder):
@@ -89,31 +97,40 @@ class Contrastive(Objective):
                 embedding.requires_grad_(False)
 
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss; metrics for each sample: `alignment`, the cosine of its pair, and its loss by the loss's name."""
+        """The loss; metrics for each sample: `alignment`, the cosine of its pair, and its loss by the loss's name.
+
+        With `positions` also `soft_positives`, the sum of the weights of rows of other pairs.
+        """
         first, second = views
         check_pair_count(views)
         inputs = self._inputs(first, second)
         features = pooled(self.encoder, inputs)
-        losses, cosine = self.compare(features, inputs, same_scans(first, second))
+        same, positions = same_scans(first, second), self.config.positions
+        related = same if positions is None else positions.relations(first, second, same)
+        losses, cosine = self.compare(features, inputs, related)
         metrics = {"alignment": cosine.detach(), self.config.loss: losses.detach()}
+        if isinstance(related, Relations):
+            metrics["soft_positives"] = related.soft
         if not self.config.variance_weight:
             return losses.mean(), metrics
         one, other = (variance_hinge(view) for view in features)
         variance = (one + other) / 2
         return losses.mean() + self.config.variance_weight * variance, metrics | {"variance": variance.detach()}
 
-    def compare(self, features: list[Tensor], inputs: list[tuple[Tensor, Tensor]], same: Tensor) -> tuple[Tensor, ...]:
-        """Loss and cosine of each pair, (B,) both, from the pooled features of both views; `same` as in the losses."""
+    def compare(self, features: list[Tensor], inputs: list[Inputs], related: Related) -> tuple[Tensor, ...]:
+        """Loss and cosine of each pair, (B,) both, from the pooled features of both views."""
         z1, z2 = (self.projector(view) for view in features)
-        return self._losses(z1, z2, same), alignment(z1, z2)
+        return self._losses(z1, z2, related), alignment(z1, z2)
 
-    def _losses(self, z1: Tensor, z2: Tensor, same: Tensor) -> Tensor:
-        temperature, sigma = self.config.temperature, self.config.sigma
+    def _losses(self, z1: Tensor, z2: Tensor, related: Related) -> Tensor:
+        temperature, sigma, decoupled = self.config.temperature, self.config.sigma, self.config.loss == "dcl"
+        if isinstance(related, Relations):
+            return (soft_dcl if decoupled else soft_nt_xent)(z1, z2, temperature, related)
         if sigma is not None:
-            return dclw(z1, z2, temperature, sigma, same)
-        return (dcl if self.config.loss == "dcl" else nt_xent)(z1, z2, temperature, same)
+            return dclw(z1, z2, temperature, sigma, related)
+        return (dcl if decoupled else nt_xent)(z1, z2, temperature, related)
 
-    def _inputs(self, *views: Batch) -> list[tuple[Tensor, Tensor]]:
+    def _inputs(self, *views: Batch) -> list[Inputs]:
         dtype = next(self.projector.parameters()).dtype
         return [(view.voxels.to(dtype), view.valid) for view in views]
 
@@ -136,15 +153,18 @@ class MomentumContrastive(Contrastive):
         self.predictor = mlp(dim, hidden, dim, 2, last_norm=isinstance(encoder, TokenEncoder))
         self.follower = Follower(encoder=encoder, projector=self.projector)
 
-    def compare(self, features: list[Tensor], inputs: list[tuple[Tensor, Tensor]], same: Tensor) -> tuple[Tensor, ...]:
+    def compare(self, features: list[Tensor], inputs: list[Inputs], related: Related) -> tuple[Tensor, ...]:
         """Loss and cosine of queries and keys of each pair, mean over both directions, (B,) both."""
         q1, q2 = (self.predictor(self.projector(view)) for view in features)
         k1, k2 = self._keys(inputs)
-        losses = moco_v3((q1, q2), (k1, k2), self.config.temperature, same)
+        if isinstance(related, Relations):
+            losses = soft_moco_v3((q1, q2), (k1, k2), self.config.temperature, related)
+        else:
+            losses = moco_v3((q1, q2), (k1, k2), self.config.temperature, related)
         return losses, (alignment(q1, k2) + alignment(q2, k1)) / 2
 
     @torch.no_grad()
-    def _keys(self, inputs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def _keys(self, inputs: list[Inputs]) -> list[Tensor]:
         encoder, projector = (self.follower.get_submodule(name) for name in ("encoder", "projector"))
         return [projector(features) for features in pooled(cast(Encoder, encoder), inputs)]
 

@@ -21,12 +21,14 @@ class Objective(nn.Module, ABC):
     own_decoder: whether it trains the backbone's own decoder (`Encoder.feature_decoder`), which it then holds as
     `decoder`, and what gives voxels as `head`. A release keeps both.
     clean: whether it compares with the crop before its intensities were changed (`Batch.clean`).
+    needs_depth: whether volumes alone give it what it asks for: places along their depth.
     """
 
     encoder: Encoder
     views: int = 1
     own_decoder: bool = False
     clean: bool = False
+    needs_depth: bool = False
 
     @abstractmethod
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:

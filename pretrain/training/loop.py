@@ -32,7 +32,7 @@ from scanfoundry.pretrain.training.initialize import Origin, record, start_encod
 from scanfoundry.pretrain.training.release import write_release
 from scanfoundry.pretrain.training.run_folder import check_same_run, claim, held
 from scanfoundry.pretrain.training.teachers import bring_teachers, record_teachers, with_teachers
-from scanfoundry.pretrain.views import Views, check_views
+from scanfoundry.pretrain.views import Views, check_depth, check_views
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # a person's to mend
 
@@ -100,6 +100,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
         if found is not None:
             checkpoint.check_same_data(found, loader.manifest_hash)
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], modalities(loader))
+        check_depth(objective, loader.plan.volumes)
         site = Site(
             frozenset({*loader.patients(), *origin.patients, *taught.patients}), frozenset(loader.sites.values())
         )

@@ -13,15 +13,18 @@ pytestmark = pytest.mark.usefixtures("shallow_vit")
 CODE = """
 import json, os
 from pathlib import Path
+import numpy as np
 import torch
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.resenc import ResEncConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.centres import Centres
 from scanfoundry.pretrain.distributed.world import barrier, join
 from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.positions import PositionsConfig
 from scanfoundry.pretrain.engine.optimiser import OptimiserConfig
 world = join("cpu", 1)
 rows = slice(world.rank, 4, world.size)
@@ -32,6 +35,7 @@ CASES = [
     (ContrastiveConfig(loss="moco_v3", momentum=0.5, freeze_patch_embedding=True, **SIZES), VIT),
     (ContrastiveConfig(loss="dclw", **SIZES), RESENC),
     (BarlowTwinsConfig(**SIZES), VIT),
+    (ContrastiveConfig(positions=PositionsConfig(axes=["d"], kernel="gaussian"), **SIZES), RESENC),
 ]
 
 def batch(step, view):
@@ -42,7 +46,9 @@ def batch(step, view):
     names = [["mr", "ct"][i % 2] for i in range(4)][rows]
     keys = ["a", "b", "c", "a"][rows]
     valid = torch.ones_like(voxels, dtype=torch.bool)
-    return Batch(voxels, valid, torch.arange(4)[rows], keys, names, names, step)
+    shares = np.array([[0.1, 0.5, 0.5], [0.4, 0.5, 0.5], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]], np.float32)[rows]
+    centres = Centres(shares, np.ones(n, np.bool_))
+    return Batch(voxels, valid, torch.arange(4)[rows], keys, names, names, step, centres=centres)
 
 def train(config, backbone, **engine):
     torch.manual_seed(0)

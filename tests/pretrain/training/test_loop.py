@@ -40,6 +40,7 @@ def content(shards: dict[str, Path], run_dir: Path, objective: str = "spark", wo
     blocks = {"spark": {"block_2d": [4, 4], "block_3d": [4, 4, 4], "decoder_width": 32}, "mae": {}}
     blocks["unet mae"] = {"mask_ratio": [0.4, 0.8], "hide": "token", "block_2d": [4, 4], "block_3d": [2, 4, 4]}
     moco = {"name": "contrastive", "loss": "moco_v3", "projector_hidden": 32, "projector_dim": 16}
+    moco |= {"positions": {"axes": ["d"]}}
     blocks["sum"] = {"terms": [{"objective": {"name": "mae", "gradient_weight": 0.5}}, {"objective": moco}]}
     pairs = {"positives": "crops", "augment": {"preset": "strong"}} if objective == "sum" else {}
     return {
@@ -265,6 +266,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, tiny_shards, change: di
     assert len(message) == 1
     assert said in message[0]
     assert "Traceback" not in process.stderr
+
+
+def test_places_along_the_depth_of_images_are_refused(tmp_path, tiny_shards):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content({"us": tiny_shards["us"]}, tmp_path / "run", "sum")))
+    process = warm.run([warm.SCANFOUNDRY, "pretrain", path], capture_output=True, text=True)
+    assert process.returncode == 2, process.stderr
+    assert "objective.positions.axes ['d'] is the place along the depth of volumes" in process.stderr
 
 
 def test_a_bare_off_in_yaml_switches_wandb_off():
