@@ -22,8 +22,8 @@ from scanfoundry.datasets.identity import fraction
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.modality import meant
 from scanfoundry.datasets.sampling.excluded import Excluded, require
-from scanfoundry.datasets.sampling.mixture import Mixture
 from scanfoundry.datasets.sampling.left_out import near_duplicates_of
+from scanfoundry.datasets.sampling.mixture import Mixture
 from scanfoundry.datasets.sampling.pairs import StudyPartners
 from scanfoundry.datasets.sampling.shuffle import WindowShuffle
 from scanfoundry.datasets.shards.reader import DataSet

@@ -156,10 +156,15 @@ class _Search:
         self._followers.setdefault(kept, []).append(dropped)
         self.leader[dropped] = kept
         followers = self._followers.pop(dropped, [])
-        for row in followers:
-            near = self.correlation(row, kept) >= self._threshold
-            near = near and bool(self._compatible(np.array([row]), np.array([kept]))[0])
-            self.leader[row] = kept if near else row
-            if near:
+        near = self._resembling(np.array(followers, np.intp), kept).tolist()
+        for row, stays in zip(followers, near, strict=True):
+            self.leader[row] = kept if stays else row
+            if stays:
                 self._followers[kept].append(row)
         return [kept, *followers]
+
+    def _resembling(self, rows: NDArray[np.intp], kept: int) -> NDArray[np.bool_]:
+        """Which of some scans are near-duplicates of one."""
+        products = self._scans.thumbnails[rows].astype(np.float32) @ self._scans.thumbnails[kept].astype(np.float32)
+        near = products * self._scale[rows] * self._scale[kept] >= self._threshold
+        return near & self._compatible(rows, np.full(len(rows), kept))

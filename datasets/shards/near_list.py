@@ -145,7 +145,8 @@ def read_near_duplicates(data: DataSet) -> list[NearDuplicate] | None:
         for cell in cells
         if cell is not None
     ]
-    within = all(max(line.row, line.kept_row) < data.manifest.scans and line.row != line.kept_row for line in found)
+    rows = sum(shard.samples for shard in data.manifest.shards)
+    within = all(max(line.row, line.kept_row) < rows and line.row != line.kept_row for line in found)
     if head != ",".join(_COLUMNS) or len(found) < len(lines) or not within:
         raise UserError(f"{data.store.shown(NEAR_DUPLICATES)} is damaged; copy or build it again")
     return found
