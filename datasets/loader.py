@@ -215,6 +215,11 @@ class CropLoader:
         return self.plan.manifest_hash
 
     @property
+    def messages(self) -> list[str]:
+        """What of the sources is left out, in sentences for people."""
+        return self.plan.messages
+
+    @property
     def sites(self) -> dict[str, str]:
         """Fingerprint of the key that each source's patients are hashed with, by the source's name."""
         return self.plan.sites

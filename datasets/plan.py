@@ -22,6 +22,7 @@ from scanfoundry.datasets.identity import fraction
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.modality import meant
 from scanfoundry.datasets.sampling.excluded import Excluded, require
+from scanfoundry.datasets.sampling.left_out import near_duplicates_of
 from scanfoundry.datasets.sampling.mixture import Mixture
 from scanfoundry.datasets.sampling.pairs import StudyPartners
 from scanfoundry.datasets.sampling.shuffle import WindowShuffle
@@ -41,6 +42,7 @@ class SourceConfig(Config):
     path: Annotated[str, BeforeValidator(str)]
     weight: Annotated[float, Field(gt=0)] = 1.0
     flip_axes: list[Annotated[int, Field(ge=0, le=2)]] = []  # 0 = D, 1 = H, 2 = W; only where anatomy allows
+    near_duplicates: Literal["keep", "drop"] = "keep"  # drop: one scan of each group is sampled, see data build
     exclude: Excluded | None = None  # of the masks: voxels that are padding to every loss; see excluded.values_of
 
 
@@ -180,6 +182,7 @@ class SamplingPlan:
                 require(data, source.name, source.exclude)
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self.volumes = 0  # among the scans, whole or as slices
+        self.messages: list[str] = []  # on what is left out, for people
         self._patients: set[str] = set()
         self.streams: list[Stream] = []
         kinds: dict[Size3D, list[int]] = {}
@@ -233,7 +236,7 @@ class SamplingPlan:
         config, source, data = self.config, self.config.sources[number], self.data[number]
         table = data.samples()
         modalities = sorted(data.manifest.modalities)
-        table = table[table["least"] >= config.holdout]
+        table = table[self._sampled(number, table)]
         if config.positives == "study" and "study" not in (table.dtype.names or ()):
             where = data.store.shown("")
             raise UserError(
@@ -256,9 +259,27 @@ class SamplingPlan:
                 found.append(_SourceRows(number, crop, modalities[each], part))
         if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
+            if not self.unused[source.name] and source.near_duplicates == "drop":
+                reason = "data.holdout leaves none that resembles no scan of a patient that is held out"
             raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
         self._patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
         return found
+
+    def _sampled(self, number: int, table: NDArray[np.void]) -> NDArray[np.bool_]:
+        """(rows,) which scans of a source are neither held out nor near-duplicates that it leaves out."""
+        source = self.config.sources[number]
+        held_out = table["least"] < self.config.holdout
+        if source.near_duplicates == "keep":
+            return ~held_out
+        left = near_duplicates_of(self.data[number], source.name, held_out)
+        # Nobody is tested on whose scan is as good as seen: a fine-tuning refuses these patients as well.
+        self._patients.update(patient.decode() for patient in np.unique(table[left.repeats]["patient"]))
+        of_held_out = f", {left.leaks.sum()} that resemble scans of held-out patients" if left.leaks.any() else ""
+        self.messages.append(
+            f"source '{source.name}': left out {left.repeats.sum()} near-duplicates{of_held_out}; "
+            f"{len(table) - (left.rows | held_out).sum()} of {len(table)} scans are sampled"
+        )
+        return ~(held_out | left.rows)
 
     def _stream(self, rows: "_SourceRows", share: float) -> Stream:
         name = mix(*rows.group.encode()) if self.config.balance == "modality" else 0

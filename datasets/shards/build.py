@@ -24,7 +24,7 @@ from scanfoundry.datasets.readers.frames import find_frame_folders
 from scanfoundry.datasets.shards.build_progress import BuildProgress
 from scanfoundry.datasets.shards.encode import Codec
 from scanfoundry.datasets.shards.finalize import finalize, write_manifest
-from scanfoundry.datasets.shards.format import Manifest
+from scanfoundry.datasets.shards.format import NEAR_DUPLICATES, Manifest
 from scanfoundry.datasets.shards.resume import begin, finished_shards, locked, parameters_of
 from scanfoundry.datasets.shards.shard_worker import ShardTask, SourceStarted
 from scanfoundry.datasets.shards.sizes import SHARD_MB
@@ -81,6 +81,7 @@ class BuildSummary:
     ignored: dict[str, int]
     warnings: dict[str, int]
     unused_labels: int
+    near_duplicates: int  # listed in near_duplicates.csv
     notes: list[str]  # what a person should know of the labels
     source_bytes: int
     bytes: int
@@ -151,10 +152,12 @@ def _summary_of(
         ignored=_by_suffix([line.path for line in lines if line.kind == "skipped"]),
         warnings=complete.warnings,
         unused_labels=unused,
+        near_duplicates=0 if complete.near_duplicates is None else complete.near_duplicates.scans,
         notes=[
             *label_index.notes,
             *(f"{number} {reason}" for reason, number in label_index.left_out.items()),
             *_notes_on_greys(complete),
+            *_notes_on_near_duplicates(out, complete),
         ],
         source_bytes=sum(each.source.size for each in sources),
         bytes=sum(shard.bytes for shard in complete.shards),
@@ -166,6 +169,17 @@ def _notes_on_greys(complete: Manifest) -> list[str]:
     cut, white = complete.greys.get("cut", 0), sum(complete.greys.values())
     notes = [f"{white} masks hold 0 and 255 alone and are stored as 0 and 1"] if white else []
     return notes + ([f"{cut} of these held greys (lossy compression) and were cut at half"] if cut else [])
+
+
+def _notes_on_near_duplicates(out: Path, complete: Manifest) -> list[str]:
+    """A note on scans that nearly repeat another one."""
+    found = complete.near_duplicates
+    if found is None or not found.scans:
+        return []
+    return [
+        f"{found.scans} near-duplicates ({found.others} of another patient's scan) are listed in "
+        f"{out / NEAR_DUPLICATES}; in a pre-training, data.sources.0.near_duplicates=drop leaves them out"
+    ]
 
 
 def _by_suffix(paths: Sequence[str]) -> dict[str, int]:

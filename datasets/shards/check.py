@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import sha256_of
 from scanfoundry.datasets.shards.contact_sheet import draw_contact_sheet
-from scanfoundry.datasets.shards.format import INDEX_KEY, Member, SampleEntry, ShardRecord, index_name, to_json
+from scanfoundry.datasets.shards.format import (
+    INDEX_KEY,
+    NEAR_DUPLICATES,
+    Member,
+    NearDuplicateRecord,
+    SampleEntry,
+    ShardRecord,
+    index_name,
+    to_json,
+)
+from scanfoundry.datasets.shards.near_list import read_near_duplicates
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
 from scanfoundry.datasets.shards.summary import ModalityReport, Summary
 from scanfoundry.datasets.shards.table import differs, rows_of
@@ -36,6 +46,7 @@ class CheckReport:
     bytes: int
     modalities: dict[str, ModalityReport]
     duplicates: int  # scans whose voxels an earlier one has; a build leaves none
+    near_duplicates: NearDuplicateRecord | None  # None: built before they were looked for
     warnings: dict[str, int]
     labels: dict[str, int]  # scans with masks, boxes, and each class or regression target
     contact_sheet: Path | None
@@ -57,12 +68,13 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     """
     data = DataSet(folder)
     table = data.samples()
-    summary, also = Summary(), set[str]()
+    summary, also, keys = Summary(), set[str](), list[str]()
     for number, shard in enumerate(data.manifest.shards):
         entries = check_shard(data.folder, shard)
         also.update(*(entry.also for entry in entries))
         _check_rows(data, number, entries, table[table["shard"] == number])
         summary.add(entries)
+        keys += [entry.key for entry in entries]
     found = {name: report.scans for name, report in summary.modalities().items()}
     counts = (dict(summary.warnings), dict(summary.greys))
     totals = (summary.scans, found, len(summary.patients), sorted(also), *counts)
@@ -80,6 +92,7 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
         )
     if len(summary.keys) < summary.scans:
         raise UserError(f"{folder}: two scans have the same key; build the data set again")
+    _check_near_duplicates(data, keys)
     if contact_sheet is not None:
         draw_contact_sheet(data, contact_sheet)
     return CheckReport(
@@ -90,6 +103,7 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
         bytes=sum(shard.bytes for shard in data.manifest.shards),
         modalities=summary.modalities(),
         duplicates=summary.scans - len(summary.contents),
+        near_duplicates=manifest.near_duplicates,
         warnings=dict(summary.warnings),
         labels=dict(summary.labels),
         contact_sheet=contact_sheet,
@@ -105,6 +119,17 @@ def _check_rows(data: DataSet, number: int, entries: list[SampleEntry], rows: ND
         )
     if differs(rows, rows_of(number, entries, names)):
         raise UserError(f"{data.folder}: the table of its scans differs from shard {shard.name}; build it again")
+
+
+def _check_near_duplicates(data: DataSet, keys: list[str]) -> None:
+    """UserError where the list of near-duplicates names other scans than the rows that it gives, or is not counted."""
+    record, found = data.manifest.near_duplicates, read_near_duplicates(data) or []
+    if record is None:
+        return
+    named = all((keys[line.row], keys[line.kept_row]) == (line.key, line.kept_key) for line in found)
+    others = {line.row for line in found if not line.same_patient}
+    if not named or (len({line.row for line in found}), len(others)) != (record.scans, record.others):
+        raise UserError(f"{data.folder}: {NEAR_DUPLICATES} names other scans than the shards hold; build it again")
 
 
 def check_shard(folder: Path, shard: ShardRecord) -> list[SampleEntry]:

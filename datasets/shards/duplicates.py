@@ -60,7 +60,7 @@ def find_duplicates(walk: Walk) -> dict[SampleId, Kept | Dropped]:
 
 def _of_group(group: Sequence[tuple[SampleId, SampleEntry]]) -> dict[SampleId, Kept | Dropped]:
     place, kept = max(
-        group, key=lambda each: (_labelled(each[1]), len(each[1].facts), tuple(-number for number in each[0]))
+        group, key=lambda each: (count_labels(each[1]), len(each[1].facts), tuple(-number for number in each[0]))
     )
     also = sorted({entry.patient for _, entry in group} - {kept.patient})
     differ = {each: _differ(kept, entry) for each, entry in group}
@@ -71,7 +71,8 @@ def _of_group(group: Sequence[tuple[SampleId, SampleEntry]]) -> dict[SampleId, K
     return decisions
 
 
-def _labelled(entry: SampleEntry) -> int:
+def count_labels(entry: SampleEntry) -> int:
+    """How many labels a scan has: its mask, its boxes, each class and each target."""
     labels = entry.labels
     found = 0 if labels is None else len(labels.classes) + len(labels.targets) + (labels.boxes is not None)
     return found + (entry.mask is not None)
@@ -79,7 +80,7 @@ def _labelled(entry: SampleEntry) -> int:
 
 def _differ(one: SampleEntry, other: SampleEntry) -> bool:
     """True where both are labelled, and not alike."""
-    if not (_labelled(one) and _labelled(other)):
+    if not (count_labels(one) and count_labels(other)):
         return False
     masks = [entry.mask and (entry.mask.crc32, entry.mask.length) for entry in (one, other)]
     return one.labels != other.labels or masks[0] != masks[1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from isal.isal_zlib import crc32
+from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_bytes
@@ -30,9 +31,11 @@ from scanfoundry.datasets.shards.format import (
     parse,
     to_json,
 )
+from scanfoundry.datasets.shards.near_list import list_near_duplicates, write_near_duplicates
 from scanfoundry.datasets.shards.reader import read_index
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
 from scanfoundry.datasets.shards.table import rows_of, to_bytes
+from scanfoundry.datasets.shards.thumbnail import read_thumbnails, thumbnails_path
 from scanfoundry.datasets.shards.writer import ShardWriter
 
 Decisions = dict[SampleId, Kept | Dropped]
@@ -79,6 +82,10 @@ def finalize(
         also.update(*(entry.also for entry in entries))
         warnings.update(warning for entry in entries for warning in entry.warnings)
         greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
+    near = list_near_duplicates(
+        (entry for shard in shards for entry in read_index(out, shard).samples),
+        lambda: _thumbnails(out, written, decisions),
+    )
     table = to_bytes(np.concatenate(rows))
     write_bytes(out / SAMPLES, table)
     manifest = Manifest(
@@ -92,6 +99,7 @@ def finalize(
         warnings=dict(sorted(warnings.items())),
         greys=dict(sorted(greys.items())),
         samples_sha256=hashlib.sha256(table).hexdigest(),
+        near_duplicates=write_near_duplicates(out, near),
         shards=shards,
     )
     return manifest, list(_lines(written, decisions))
@@ -108,6 +116,15 @@ def _walk(out: Path, results: Sequence[ShardResult]) -> Iterator[tuple[SampleId,
         if result.record is not None:
             for sample, entry in enumerate(read_index(out / PARTIAL, result.record).samples):
                 yield (number, sample), entry
+
+
+def _thumbnails(out: Path, results: Sequence[ShardResult], decisions: Decisions) -> Iterator[NDArray[np.int8]]:
+    """The descriptors of the scans that stay, shard by shard."""
+    for number, result in enumerate(results):
+        assert result.record is not None
+        samples = range(result.record.samples)
+        stay = [sample for sample in samples if not isinstance(decisions.get((number, sample)), Dropped)]
+        yield read_thumbnails(thumbnails_path(out / PARTIAL, result.record.name), len(samples))[stay]
 
 
 def _lines(results: Sequence[ShardResult], decisions: Decisions) -> Iterator[Quarantined]:

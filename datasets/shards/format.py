@@ -23,6 +23,7 @@ BLOCK = 512  # of a tar: every header is one, every payload is padded to whole o
 INDEX_KEY = "__index__/index"
 MANIFEST = "manifest.json"
 SAMPLES = "samples.npy"
+NEAR_DUPLICATES = "near_duplicates.csv"
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Dtype = Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
@@ -136,6 +137,14 @@ class FinalShard(_Record):
     record: ShardRecord | None = None
 
 
+class NearDuplicateRecord(_Record):
+    """What is known of `near_duplicates.csv`: see `near_list`."""
+
+    scans: NotNegativeInt  # that it would leave out
+    others: NotNegativeInt  # of these, scans that resemble one of another patient
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Manifest(_Record):
     version: Literal[2]
     tool: str
@@ -147,6 +156,7 @@ class Manifest(_Record):
     warnings: dict[str, Size] = {}
     greys: dict[str, Size] = {}  # masks by how they were drawn, see `labels.Labels`
     samples_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    near_duplicates: NearDuplicateRecord | None = None  # of a build from before they were looked for
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
 
 

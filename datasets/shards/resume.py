@@ -19,6 +19,7 @@ from scanfoundry.datasets.readers.scratch import clear
 from scanfoundry.datasets.shards.finalize import final_path
 from scanfoundry.datasets.shards.format import MANIFEST, Manifest, index_name, parse
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult, result_path
+from scanfoundry.datasets.shards.thumbnail import thumbnails_path
 from scanfoundry.datasets.storage.locks import open_lock
 
 _BUILD = "build.json"
@@ -127,7 +128,7 @@ def finished_shards(out: Path, plans: Sequence[ShardPlan]) -> dict[str, ShardRes
     done: dict[str, ShardResult] = {}
     for plan in plans:
         path = result_path(out, plan.name)
-        if not path.exists():
+        if not path.exists() or not thumbnails_path(out / PARTIAL, plan.name).exists():
             continue
         result = parse(ShardResult, path.read_bytes(), str(path))
         record = result.record

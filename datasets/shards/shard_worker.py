@@ -21,6 +21,7 @@ from scanfoundry.datasets.readers import NothingToStore, ReadError, Scan, scans_
 from scanfoundry.datasets.readers.scratch import kept_below
 from scanfoundry.datasets.shards.encode import Codec
 from scanfoundry.datasets.shards.format import ShardRecord, to_json
+from scanfoundry.datasets.shards.thumbnail import thumbnails_path, write_thumbnails
 from scanfoundry.datasets.shards.writer import ShardWriter, record_of
 
 PARTIAL = ".partial"  # in the data set's folder: shards and what is known of them, until the build is complete
@@ -85,6 +86,7 @@ def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
         sources=len(task.plan.sources),
         quarantine=store.quarantine,
     )
+    write_thumbnails(thumbnails_path(task.out / PARTIAL, task.plan.name), writer.thumbnails)
     write_bytes(result_path(task.out, task.plan.name), to_json(result))
     yield result
 

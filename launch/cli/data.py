@@ -48,6 +48,11 @@ def check_command(folder: Path, contact_sheet: Path | None) -> None:
         f"{folder}: {report.scans} scans of {report.patients} patients in {report.shards} shards "
         f"({report.bytes / 2**20:.1f} MiB), all checksums right, {report.duplicates or 'no'} duplicates"
     )
+    if report.near_duplicates is not None and report.near_duplicates.scans:
+        print(
+            f"  near-duplicates: {report.near_duplicates.scans}, {report.near_duplicates.others} of another patient's "
+            f"scan (near_duplicates.csv; data.sources.0.near_duplicates=drop leaves them out of a pre-training)"
+        )
     for name, one in report.modalities.items():
         shape = " x ".join(_range(*each) for each in one.shape)
         spacing = " x ".join(_range(*each) for each in one.spacing)

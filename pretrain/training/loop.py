@@ -119,7 +119,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             first_line = _continuing(step, state["world_size"], world.size)
         settings = config.model_dump(mode="json")
         tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
-        for line in (first_line, *probes.messages):
+        for line in (first_line, *loader.messages, *probes.messages):
             tracker.info(line)
         try:
             return _Loop(config, world, engine, loader, tracker, origin, monitors, probes, stop,

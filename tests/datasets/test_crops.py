@@ -22,6 +22,7 @@ from scanfoundry.datasets.shards.finalize import finalize, write_manifest
 from scanfoundry.datasets.shards.format import unpack_bits
 from scanfoundry.datasets.shards.reader import ShardReader
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
+from scanfoundry.datasets.shards.thumbnail import thumbnails_path, write_thumbnails
 from scanfoundry.datasets.shards.writer import ShardWriter
 from scanfoundry.datasets.workers.shared_buffers import DTYPES, SharedBuffers, buffer_size, view_of
 
@@ -155,6 +156,7 @@ def built(folder: Path, scans: dict[str, tuple[Scan, str]], size: int = 4) -> Pa
             for key in keys[number : number + size]:
                 scan, modality = scans[key]
                 writer.add(scan, key, modality, hashlib.md5(key.encode()).hexdigest())
+        write_thumbnails(thumbnails_path(folder / PARTIAL, f"shard-{number:06d}.tar"), writer.thumbnails)
         results.append(ShardResult(record=writer.record, paths=keys[number : number + size], sources=1, quarantine=[]))
     write_manifest(folder, finalize(folder, {}, results, "zstd")[0])
     return folder

@@ -267,7 +267,8 @@ def test_planted_strings_do_not_travel(ward: Path, key_file: Path, tmp_path: Pat
     summary = build([ward], tmp_path / "out", BuildOptions(key_file=key_file, workers=1))
     assert (summary.scans, summary.quarantined, summary.ignored) == (9, {}, {})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "manifest.json", "quarantine.jsonl", "samples.npy", "shard-000000.idx.json", "shard-000000.tar",
+        "manifest.json", "near_duplicates.csv", "quarantine.jsonl", "samples.npy", "shard-000000.idx.json",
+        "shard-000000.tar",
     ]  # fmt: skip
     assert not leaks(tmp_path / "out", telling(ward))
     # The header's other facts do: an empty shard would pass too.

@@ -24,7 +24,17 @@ from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.datasets.shards.check import check
 from scanfoundry.datasets.shards.encode import encode
-from scanfoundry.datasets.shards.format import MANIFEST, SAMPLES, VERSION, Manifest, ShardIndex, ShardRecord, to_json
+from scanfoundry.datasets.shards.format import (
+    MANIFEST,
+    NEAR_DUPLICATES,
+    SAMPLES,
+    VERSION,
+    Manifest,
+    ShardIndex,
+    ShardRecord,
+    to_json,
+)
+from scanfoundry.datasets.shards.near_list import NearDuplicate, write_near_duplicates
 from scanfoundry.datasets.shards.reader import BadSample, DataSet, ShardReader
 from scanfoundry.datasets.shards.table import rows_of, to_bytes
 from scanfoundry.datasets.shards.writer import ShardWriter
@@ -138,6 +148,7 @@ def write_manifest(folder: Path, records: list[ShardRecord]) -> None:
         patients=6,
         modalities={"ct": 3, "mr": 3},
         samples_sha256=hashlib.sha256(table).hexdigest(),
+        near_duplicates=write_near_duplicates(folder, [NearDuplicate("scan4", "scan0", 0.973, False, 4, 0)]),
         shards=records,
     )
     (folder / MANIFEST).write_bytes(to_json(manifest, indent=1))
@@ -209,7 +220,7 @@ def read_all(folder: Path, truth: Truth) -> None:
 
 def sampled(folder: Path, truth: Truth) -> None:
     config = DataConfig(
-        sources=[{"name": "a", "path": folder, "flip_axes": [0, 1]}],
+        sources=[{"name": "a", "path": folder, "flip_axes": [0, 1], "near_duplicates": "drop"}],
         crop_2d=(8, 8),
         crop_3d=(4, 8, 8),
         batch_2d=2,
@@ -227,7 +238,7 @@ def sampled(folder: Path, truth: Truth) -> None:
 @bounded
 @given(data=st.data())
 def test_any_file_with_any_damage(damage: Callable, whole: Path, truth: Truth, data: st.DataObject) -> None:
-    names = [MANIFEST, SAMPLES, "shard-000000.tar", "shard-000000.idx.json"]
+    names = [MANIFEST, SAMPLES, NEAR_DUPLICATES, "shard-000000.tar", "shard-000000.idx.json"]
     name = data.draw(st.sampled_from(names))
     used(damage(name, changed((whole / name).read_bytes(), data.draw(CHANGES))), truth)
 
@@ -251,6 +262,7 @@ def test_check_tells_every_change_of_the_manifest(damage: Callable, whole: Path)
         "warnings": {"face": 1},
         "greys": {"cut": 1},
         "samples_sha256": "0" * 64,
+        "near_duplicates": {"scans": 1, "others": 1, "sha256": "0" * 64},
         "shards": [],
         "version": 3,
     }
