@@ -21,6 +21,8 @@ class Batch:
         step: optimiser step, since the start of the run, that the batch belongs to.
         paired: row B / 2 + i is the partner of row i (`data.positives`: crops, study).
         clean: of a view, `voxels` as they were before any change of intensities; None where nobody asked for it.
+        labels: (B, 1, D, H, W) uint8, the label map of each crop where all sources are synthetic; else None, and of
+            views that were moved.
     """
 
     voxels: torch.Tensor
@@ -32,6 +34,7 @@ class Batch:
     step: int
     paired: bool = False
     clean: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.voxels.shape[0]
@@ -59,6 +62,7 @@ class Batch:
             self.modalities[rows],
             self.sources[rows],
             self.step,
+            labels=None if self.labels is None else self.labels[rows],
         )
 
     @property
@@ -74,6 +78,7 @@ class Batch:
             valid=self.valid.to(device, non_blocking=non_blocking),
             seeds=self.seeds.to(device, non_blocking=non_blocking),
             clean=None if self.clean is None else self.clean.to(device, non_blocking=non_blocking),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=non_blocking),
         )
 
 
@@ -89,6 +94,7 @@ class Crops:
         flips: (B, 3) bool, along D, H, W.
         scaling: (B, 4) float32: low, high, centre, 1 / scale; see `intensity.scaling`.
         excluded: (B, bytes) uint8, the packed bits of (D, H, W), True where a voxel is excluded; None where none is.
+        labels: (B, D, H, W) uint8, in the same memory as the voxels; None where a source is not synthetic.
     """
 
     voxels: torch.Tensor
@@ -102,6 +108,7 @@ class Crops:
     step: int
     paired: bool = False
     excluded: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, where it is cast, normalised, padded and flipped."""
@@ -121,7 +128,10 @@ class Crops:
             voxels[sample] = voxels[sample].flip(axes)
             valid[sample] = valid[sample].flip(axes)
         seeds = self.seeds.to(voxels.device)
-        return Batch(voxels, valid, seeds, self.keys, self.modalities, self.sources, self.step, self.paired)
+        labels = None if self.labels is None else self.labels.to(voxels.device, copy=True).unsqueeze(1)
+        return Batch(
+            voxels, valid, seeds, self.keys, self.modalities, self.sources, self.step, self.paired, labels=labels
+        )
 
     def _valid(self, device: torch.device) -> torch.Tensor | None:
         """(B, 1, D, H, W) bool, True where a voxel is inside the scan and not excluded; None where all voxels are."""

@@ -6,7 +6,6 @@ stands for all that is not linear. Every step costs a few passes over the voxels
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
 
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
@@ -64,12 +63,18 @@ def _tissue(rng: np.random.Generator, labels: NDArray[np.uint8], shape: Size3D, 
 
 
 def _blurred(image: Array, axis: int, sigma: float) -> Array:
-    if image.shape[axis] == 1 or sigma < _LEAST_BLUR:
+    """Convolved with a Gaussian along an axis; the edge is repeated."""
+    length = image.shape[axis]
+    if length == 1 or sigma < _LEAST_BLUR:
         return image
     reach = max(1, round(2.5 * sigma))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    blurred: Array = correlate1d(image, weights / weights.sum(), axis, mode="nearest")
-    return blurred
+    weights /= weights.sum()
+    padded = np.moveaxis(np.pad(image, [(reach * (each == axis),) * 2 for each in range(3)], mode="edge"), axis, 0)
+    blurred = np.float32(weights[0]) * padded[:length]
+    for first, weight in enumerate(weights[1:], start=1):
+        blurred += np.float32(weight) * padded[first : first + length]
+    return np.ascontiguousarray(np.moveaxis(blurred, 0, axis))
 
 
 def _noisy(rng: np.random.Generator, image: Array, sigma: float, rician: bool) -> Array:

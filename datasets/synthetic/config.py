@@ -34,7 +34,7 @@ class SyntheticConfig(Config):
         deformation: standard deviation of the displacement that bends all shapes of a scan together.
         elongation: of the voxels of a volume along one axis, as of a scan with thick slices.
         body: probability that the shapes lie in a body, with air around it.
-        merged: probability that a label looks like another one in an appearance, so that the edge between them vanishes.
+        merged: probability that a label looks like another one in an appearance: the edge between them vanishes.
         contrast: how far apart the means of the labels lie.
         texture: standard deviation within a label, of a texture that is smooth over some voxels.
         grain: the same, from voxel to voxel.

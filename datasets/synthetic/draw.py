@@ -25,7 +25,7 @@ class SyntheticScan:
     appearances: list[NDArray[np.int16]]
 
 
-def draw(seed: int, shape: Size3D, config: SyntheticConfig, appearances: int = 2) -> SyntheticScan:
+def draw_scan(seed: int, shape: Size3D, config: SyntheticConfig, appearances: int = 2) -> SyntheticScan:
     """The scan that a seed stands for.
 
     Args:

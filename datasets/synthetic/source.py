@@ -15,21 +15,31 @@ MODALITY = "synthetic"
 class SyntheticSource:
     """What the plan asks of a source.
 
+    Args:
+        config: what is drawn.
+        images: whether the run takes images.
+        volumes: whether it takes volumes.
+
     Attributes:
         modalities: of its scans.
         manifest_hash: SHA-256 of what decides on its scans, in place of a manifest's.
     """
 
-    modalities = (MODALITY,)
-
-    def __init__(self, config: SyntheticConfig) -> None:
-        self.config = config
+    def __init__(self, config: SyntheticConfig, images: bool, volumes: bool) -> None:
+        self.config, self.modalities = config, [MODALITY]
+        self._flat = [flat for flat, wanted in ((True, images), (False, volumes)) if wanted]
         content = {"version": VERSION, **config.model_dump(mode="json")}
         self.manifest_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def samples(self, flat: bool) -> NDArray[np.void]:
-        """A row for each scan of one pass, all images (`flat`) or all volumes; nothing in a row decides on its scan."""
-        table = np.zeros(self.config.scans, ROW)
-        table["sample"] = np.arange(len(table))
-        table["flat"] = flat
-        return table
+    def samples(self) -> NDArray[np.void]:
+        """A row for each scan of a pass, as many images as volumes where it serves both.
+
+        Rows are there to be counted: the seed of a crop decides on its scan, so that none comes twice. They have no
+        patient and are never held out.
+        """
+        tables = []
+        for flat in self._flat:
+            table = np.zeros(self.config.scans, ROW)
+            table["sample"], table["flat"], table["least"] = np.arange(len(table)), flat, 1.0
+            tables.append(table)
+        return np.concatenate(tables)
