@@ -78,6 +78,7 @@ class WeightedSum(Objective):
             objective.__dict__["encoder"] = encoder
             self.terms[term.title] = objective
         self.clean = any(objective.clean for _, _, objective in self._weighted())
+        self.labels = any(objective.labels for _, _, objective in self._weighted())
         self.views = max(objective.views for _, _, objective in self._weighted())
 
     def _weighted(self) -> Iterator[tuple[str, float, Objective]]:

@@ -107,7 +107,8 @@ def test_smooth_noise_is_smooth_and_of_unit_variance(cells):
     "fault",
     [
         {"texture": (0.1, 0.1)}, {"grain": (0.1, 0.1)}, {"bias": (0.3, 0.3)}, {"blur": (1, 1)}, {"thickness": (3, 3)},
-        {"noise": (0.1, 0.1), "rician": 0}, {"noise": (0.1, 0.1), "rician": 1}, {"gamma": (2, 2)}, {"contrast": (0.4, 0.4)},
+        {"noise": (0.1, 0.1), "rician": 0}, {"noise": (0.1, 0.1), "rician": 1}, {"gamma": (2, 2)},
+        {"contrast": (0.4, 0.4)},
     ],
 )  # fmt: skip
 def test_every_fault_changes_the_appearance_and_not_the_labels(shape, fault):
