@@ -24,6 +24,8 @@ class Batch:
         paired: row B / 2 + i is the partner of row i (`data.positives`: crops, study).
         clean: of a view, `voxels` as they were before any change of intensities; None where nobody asked for it.
         centres: where the crops lie in their scans, also of a view; the loader always fills it in.
+        labels: (B, 1, D, H, W) uint8, the label map of each crop where all sources are synthetic; else None, and of
+            views that were moved.
     """
 
     voxels: torch.Tensor
@@ -36,6 +38,7 @@ class Batch:
     paired: bool = False
     clean: torch.Tensor | None = None
     centres: Centres | None = None
+    labels: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.voxels.shape[0]
@@ -64,6 +67,7 @@ class Batch:
             self.sources[rows],
             self.step,
             centres=self.centres and self.centres.rows(rows),
+            labels=None if self.labels is None else self.labels[rows],
         )
 
     @property
@@ -79,6 +83,7 @@ class Batch:
             valid=self.valid.to(device, non_blocking=non_blocking),
             seeds=self.seeds.to(device, non_blocking=non_blocking),
             clean=None if self.clean is None else self.clean.to(device, non_blocking=non_blocking),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=non_blocking),
         )
 
 
@@ -94,6 +99,7 @@ class Crops:
         flips: (B, 3) bool, along D, H, W.
         scaling: (B, 4) float32: low, high, centre, 1 / scale; see `intensity.scaling`.
         excluded: (B, bytes) uint8, the packed bits of (D, H, W), True where a voxel is excluded; None where none is.
+        labels: (B, D, H, W) uint8, in the same memory as the voxels; None where a source is not synthetic.
     """
 
     voxels: torch.Tensor
@@ -108,6 +114,7 @@ class Crops:
     paired: bool = False
     excluded: torch.Tensor | None = None
     centres: Centres | None = None
+    labels: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device, where it is cast, normalised, padded and flipped."""
@@ -128,7 +135,8 @@ class Crops:
             valid[sample] = valid[sample].flip(axes)
         seeds = self.seeds.to(voxels.device)
         names = self.keys, self.modalities, self.sources
-        return Batch(voxels, valid, seeds, *names, self.step, self.paired, centres=self.centres)
+        labels = None if self.labels is None else self.labels.to(voxels.device, copy=True).unsqueeze(1)
+        return Batch(voxels, valid, seeds, *names, self.step, self.paired, centres=self.centres, labels=labels)
 
     def _valid(self, device: torch.device) -> torch.Tensor | None:
         """(B, 1, D, H, W) bool, True where a voxel is inside the scan and not excluded; None where all voxels are."""

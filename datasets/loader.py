@@ -11,8 +11,10 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch, Crops
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
+from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
-from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, view_of
+from scanfoundry.datasets.synthetic.config import SyntheticConfig
+from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, labels_of, view_of
 from scanfoundry.datasets.workers.worker import FilledBatch, FillTask, ReaderSetup, SourceSetup
 from scanfoundry.datasets.workers.worker_pool import InProcessFiller, WorkerPool
 
@@ -64,7 +66,7 @@ class CropLoader:
                 raise UserError(f"data.{name} {kind.batch} cannot be divided among {parts}")
         rows, excluding = (2 if self.plan.paired else 1), any(source.exclude for source in config.sources)
         sizes = [
-            buffer_size(kind.crop, rows * kind.batch // self._shares, config.channels, excluding)
+            buffer_size(kind.crop, rows * kind.batch // self._shares, config.channels, excluding, self.plan.labelled)
             for kind in self.plan.kinds
         ]
         self._buffers = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
@@ -77,7 +79,7 @@ class CropLoader:
         # Batches are numbered from the start of the run.
         self._next = (position.epoch * self.plan.steps_per_epoch + position.position) * micro_batches
         self._planned = self._next
-        self._remote = any(data.store.remote for data in self.plan.data)
+        self._remote = any(isinstance(data, DataSet) and data.store.remote for data in self.plan.data)
         self._prefetcher = Prefetcher(config.cache.ahead_bytes)
         self._ahead = -1  # the last step whose shards are on their way
         self._tasks: dict[int, FillTask] = {}  # under way or filled, not handed out yet
@@ -87,16 +89,27 @@ class CropLoader:
 
     def _setup(self, world_size: int) -> ReaderSetup:
         config = self._config
-        sources = [
-            SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude)
-            for source, data in zip(config.sources, self.plan.data, strict=True)
-        ]
+        sources: list[SourceSetup | SyntheticConfig] = []
+        remote: list[int] = []  # bytes of shards
+        for source, data in zip(config.sources, self.plan.data, strict=True):
+            if not isinstance(data, DataSet):
+                sources.append(data.config)
+                continue
+            sources.append(SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude))
+            remote += [shard.bytes for shard in data.manifest.shards if data.store.remote]
         # Half of the cache is for what the workers hold; the other half for what comes next.
-        remote = [shard.bytes for each in sources if each.store.remote for shard in each.shards]
         holders = max(1, config.workers) * world_size
         held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
         opened = max(1, min(_OPEN_SHARDS, held))
-        return ReaderSetup(sources, config.channels, config.foreground, config.intensity, opened, config.min_overlap)
+        return ReaderSetup(
+            sources,
+            config.channels,
+            config.foreground,
+            config.intensity,
+            opened,
+            config.min_overlap,
+            self.plan.labelled,
+        )
 
     def __iter__(self) -> "CropLoader":
         return self
@@ -140,6 +153,8 @@ class CropLoader:
         wanted = []
         for source, number in needed:
             data = self.plan.data[source]
+            if not isinstance(data, DataSet):
+                continue
             shard = data.manifest.shards[number]
             wanted.append(PrefetchRequest(data.store, shard.name, shard.sha256, shard.bytes))
         self._prefetcher.ahead(wanted)
@@ -167,9 +182,9 @@ class CropLoader:
             draw = task.draws[position]
             self._bad[draw.stream, draw.row] = reason
         ceiling = self._config.bad_sample_ceiling
-        if len(self._bad) > ceiling * self.plan.scans or len(self._bad) == self.plan.scans:
+        if len(self._bad) > ceiling * self.plan.stored or len(self._bad) == self.plan.stored:
             raise UserError(
-                f"{len(self._bad)} of {self.plan.scans} scans cannot be read, more than data.bad_sample_ceiling "
+                f"{len(self._bad)} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
                 f"{ceiling:g} allows; the last: {reason}"
             )
         first = task.draws[: len(task.draws) // 2] if task.paired else task.draws
@@ -194,6 +209,7 @@ class CropLoader:
             paired=task.paired,
             excluded=torch.from_numpy(bits_of(buffer, *shape)) if filled.excluded else None,
             centres=filled.centres,
+            labels=torch.from_numpy(labels_of(buffer, *shape)) if self.plan.labelled else None,
         )
 
     def state(self) -> dict[str, int]:
@@ -221,7 +237,7 @@ class CropLoader:
 
     @property
     def sites(self) -> dict[str, str]:
-        """Fingerprint of the key that each source's patients are hashed with, by the source's name."""
+        """Fingerprint of the key that each source's patients are hashed with, by the name of a source that has any."""
         return self.plan.sites
 
     def patients(self) -> list[str]:

@@ -28,6 +28,8 @@ from scanfoundry.datasets.sampling.pairs import StudyPartners
 from scanfoundry.datasets.sampling.shuffle import WindowShuffle
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.store import CacheConfig
+from scanfoundry.datasets.synthetic.config import SyntheticConfig
+from scanfoundry.datasets.synthetic.source import SyntheticSource
 
 _STEPS, _VISITS = 64, 256  # block lengths of the mixtures of kinds and of sources
 PROJECTED = "xr"  # modality of a volume's projection
@@ -35,15 +37,35 @@ PROJECTED = "xr"  # modality of a volume's projection
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def _text(value: object) -> object:
+    return None if value is None else str(value)
+
+
 class SourceConfig(Config):
-    """One data set in the mixture: a folder that `scanfoundry data build` made, or the URL of one."""
+    """One source in the mixture: a data set (`path`), or scans that are drawn (`synthetic`).
+
+    A data set is a folder that `scanfoundry data build` made, or the URL of one.
+    """
 
     name: str
-    path: Annotated[str, BeforeValidator(str)]
+    path: Annotated[str | None, BeforeValidator(_text)] = None
+    synthetic: SyntheticConfig | None = None
     weight: Annotated[float, Field(gt=0)] = 1.0
     flip_axes: list[Annotated[int, Field(ge=0, le=2)]] = []  # 0 = D, 1 = H, 2 = W; only where anatomy allows
     near_duplicates: Literal["keep", "drop"] = "keep"  # drop: one scan of each group is sampled, see data build
     exclude: Excluded | None = None  # of the masks: voxels that are padding to every loss; see excluded.values_of
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        if (self.path is None) == (self.synthetic is None):
+            raise ValueError(
+                f"source '{self.name}' is either a data set or drawn: set its `path`, or its `synthetic` ({{}})"
+            )
+        if self.synthetic is not None and (self.flip_axes or self.exclude or self.near_duplicates == "drop"):
+            raise ValueError(
+                f"source '{self.name}' is drawn: flip_axes, exclude and near_duplicates are for data sets; remove them"
+            )
+        return self
 
 
 class DataConfig(Config):
@@ -57,7 +79,8 @@ class DataConfig(Config):
     positives: what objectives that compare two views compare. 'views': two augmentations of one crop. 'crops': two
     crops of one scan, which share at least min_overlap of their voxels (0: they lie anywhere). 'study': crops of two
     scans of one study, at the same place where these have the same grid; a scan that is alone in its study pairs with
-    itself, as 'crops' does. 'projection': a volume and its projection. batch_2d and batch_3d count pairs.
+    itself, as 'crops' does. 'projection': a volume and its projection. batch_2d and batch_3d count pairs. Of a
+    synthetic source, 'crops' and 'study' are two appearances of one label map, voxel by voxel.
     """
 
     sources: Annotated[list[SourceConfig], Field(min_length=1)]
@@ -171,15 +194,17 @@ class SamplingPlan:
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.data = [DataSet(source.path, config.cache) for source in config.sources]
-        self.manifest_hash = {s.name: d.manifest_hash for s, d in zip(config.sources, self.data, strict=True)}
-        self.sites = {
-            s.name: str(d.manifest.parameters.get("site", "")) for s, d in zip(config.sources, self.data, strict=True)
-        }
+        self.data = [_opened(source, config) for source in config.sources]
+        named = {source.name: data for source, data in zip(config.sources, self.data, strict=True)}
+        self.manifest_hash = {name: data.manifest_hash for name, data in named.items()}
+        stored = {name: data for name, data in named.items() if isinstance(data, DataSet)}
+        self.sites = {name: str(data.manifest.parameters.get("site", "")) for name, data in stored.items()}
+        self.modalities = sorted({modality for data in self.data for modality in data.modalities})
+        self.labelled = not stored  # every crop comes with its label map
         self._check_modalities(config.augment.modalities)
-        for source, data in zip(config.sources, self.data, strict=True):
+        for source in config.sources:
             if source.exclude is not None:
-                require(data, source.name, source.exclude)
+                require(stored[source.name], source.name, source.exclude)
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self.volumes = 0  # among the scans, whole or as slices
         self.messages: list[str] = []  # on what is left out, for people
@@ -190,6 +215,7 @@ class SamplingPlan:
             kinds.setdefault(crop, []).append(len(self.streams))
             self.streams.append(stream)
         self.scans = sum(stream.visits.rows for stream in self.streams)
+        self.stored = sum(s.visits.rows for s in self.streams if isinstance(self.data[s.source], DataSet))
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
         self.alone: dict[str, int] = {}  # with positives 'study': scans by source that pair with themselves
         self._partners = self._studies() if config.positives == "study" else {}  # by stream
@@ -200,7 +226,7 @@ class SamplingPlan:
 
     def _check_modalities(self, modalities: Iterable[str]) -> None:
         """UserError where augmentation is set for a modality that no source has: a slip would go unnoticed."""
-        known = sorted({name for data in self.data for name in data.manifest.modalities})
+        known = list(self.modalities)
         if self.config.positives == "projection":
             known.append(PROJECTED)
         for name in modalities:
@@ -235,9 +261,8 @@ class SamplingPlan:
         """A source's scans by crop shape (volumes, images) and, where these are balanced, by modality."""
         config, source, data = self.config, self.config.sources[number], self.data[number]
         table = data.samples()
-        modalities = sorted(data.manifest.modalities)
         table = table[self._sampled(number, table)]
-        if config.positives == "study" and "study" not in (table.dtype.names or ()):
+        if isinstance(data, DataSet) and config.positives == "study" and "study" not in (table.dtype.names or ()):
             where = data.store.shown("")
             raise UserError(
                 f"data.positives 'study': {where} was built before studies were kept; build it into a new folder"
@@ -250,13 +275,15 @@ class SamplingPlan:
             if crop is None or not chosen.size:
                 continue
             self.volumes += int((~chosen["flat"]).sum())
-            self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]))
+            self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]) if patient)
             if config.balance == "source":
                 found.append(_SourceRows(number, crop, source.name, chosen))
                 continue
             for each in np.unique(chosen["modality"]):
                 part = chosen[chosen["modality"] == each]
-                found.append(_SourceRows(number, crop, modalities[each], part))
+                found.append(_SourceRows(number, crop, data.modalities[each], part))
+        if isinstance(data, SyntheticSource):
+            return found
         if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
             if not self.unused[source.name] and source.near_duplicates == "drop":
@@ -297,13 +324,15 @@ class SamplingPlan:
         self.alone = dict.fromkeys((source.name for source in self.config.sources), 0)
         for kind in self.kinds:
             for source in sorted({self.streams[stream].source for stream in kind.streams}):
+                if isinstance(self.data[source], SyntheticSource):
+                    continue
                 streams = {s: self.streams[s].studies for s in kind.streams if self.streams[s].source == source}
                 every.append(StudyPartners(streams))
                 found |= dict.fromkeys(streams, every[-1])
                 self.alone[self.config.sources[source].name] += every[-1].alone
-        if all(each.alone == each.scans for each in every):
+        if self.stored == self.scans and all(each.alone == each.scans for each in every):
             raise UserError(
-                f"data.positives 'study': none of {self.scans} scans has another one of its study to pair with; "
+                f"data.positives 'study': none of {self.stored} scans has another one of its study to pair with; "
                 f"take 'crops', or build the scans of a study into one data set"
             )
         return found
@@ -357,12 +386,20 @@ class SamplingPlan:
         return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
 
     def shards_of(self, step: int) -> list[tuple[int, int]]:
-        """The shards that the global batch of a step needs, as (source, shard), each once and in order."""
+        """The shards that the global batch of a step reads, as (source, shard), each once and in order."""
         draws = self.draws(step)
         if self._partners:
             draws += [self.partner(draw) for draw in draws]
-        return list(dict.fromkeys((draw.source, draw.shard) for draw in draws))
+        read = (draw for draw in draws if isinstance(self.data[draw.source], DataSet))
+        return list(dict.fromkeys((draw.source, draw.shard) for draw in read))
 
     def replacement(self, draw: Draw) -> Draw:
         """The crop in place of one whose scan cannot be read: the same crop of the next scan of its source."""
         return self._draw_at(draw.stream, (draw.row + 1) % self.streams[draw.stream].visits.rows, draw.seed)
+
+
+def _opened(source: SourceConfig, config: DataConfig) -> DataSet | SyntheticSource:
+    if source.synthetic is not None:
+        return SyntheticSource(source.synthetic, config.crop_2d is not None, config.crop_3d is not None)
+    assert source.path is not None, "SourceConfig has one of the two"
+    return DataSet(source.path, config.cache)

@@ -49,6 +49,7 @@ def project(batch: Batch, axis: int | None = None, how: How = "mean") -> Batch:
         valid=valid,
         seeds=torch.tensor([mix(seed, _SALT) >> 1 for seed in batch.seeds.tolist()]).to(batch.seeds),
         modalities=[PROJECTED] * len(batch),
+        labels=None,
     )
 
 

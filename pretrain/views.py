@@ -8,6 +8,7 @@ from scanfoundry.datasets.augment.pipeline import INTENSITIES, Augment
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.datasets.projection import project
+from scanfoundry.datasets.synthetic.source import MODALITY
 from scanfoundry.pretrain.objectives import Objective
 
 
@@ -48,6 +49,8 @@ def check_views(config: DataConfig, objective: Objective, crops: Iterable[Size3D
         raise UserError("data.positives 'projection' needs volumes and the sources have images alone; take 'views'")
     if objective.clean:
         _check_intensities(config, modalities)
+    if objective.labels:
+        _check_labels(config)
     for crop in crops:
         for view in range(objective.views):
             for shape in view_shapes(config, crop, view):
@@ -79,6 +82,29 @@ def _check_intensities(config: DataConfig, modalities: Iterable[str]) -> None:
     )
 
 
+def _check_labels(config: DataConfig) -> None:
+    """UserError where the views would come without label maps, or not be two appearances of one."""
+    read = [source.name for source in config.sources if source.synthetic is None]
+    if read:
+        raise UserError(
+            f"the objective compares voxels by their labels, and source '{read[0]}' has no label maps: give "
+            "'dense_contrast' sources that are `synthetic` alone"
+        )
+    if config.positives not in ("crops", "study"):
+        raise UserError(
+            f"the objective compares two appearances of a synthetic scan, and data.positives '{config.positives}' "
+            "gives one; set data.positives to 'study'"
+        )
+    augment, transforms = config.augment, dict(config.augment.of(MODALITY))
+    moving = [name for name, each in transforms.items() if name not in INTENSITIES and each and each.probability > 0]
+    moving += [name for name in ("size_2d", "size_3d") if getattr(augment, name) is not None]
+    if moving:
+        raise UserError(
+            f"data.augment moves the voxels of one appearance away from those of the other ({', '.join(moving)}): the "
+            "drawing bends its shapes already; set data.augment.preset to 'none', or switch on intensities alone"
+        )
+
+
 def view_shapes(config: DataConfig, crop: Size3D, view: int) -> list[Size3D]:
     """The shapes (D, H, W) that a view of crops may have: one, or for a projection one for each axis."""
     depth, height, width = crop
@@ -103,7 +129,10 @@ def _check_distinct(config: DataConfig, crop: Size3D, modalities: Iterable[str])
         return
     if any(small < size for small, size in zip(_augmented(config, crop), crop, strict=True)):
         return  # each view is cut out at a place of its own
+    appearances = config.positives in ("crops", "study")
     for modality in modalities:
+        if appearances and modality == MODALITY:
+            continue
         transforms = config.augment.of(modality)
         if all(each is None or each.probability == 0 for _, each in transforms):
             raise UserError(

@@ -23,6 +23,7 @@ class SourceRecord(Config):
     manifest_sha256: str
     site: str = ""  # fingerprint of the key that its patients are hashed with
     scans: int | None = None
+    synthetic: bool = False  # its scans were drawn: it has no patients
 
 
 class HeadInfo(Config):
@@ -56,8 +57,14 @@ class ReleaseInfo(Config):
     licence: str = ""
     citation: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
+    patient_free: bool = False  # all that the weights have seen was drawn
     weights_sha256: str = ""  # filled in by save_release
     patients_sha256: str = ""  # filled in by save_release
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The fingerprints of the keys that patients of its sources are hashed with."""
+        return frozenset(source.site for source in self.sources if not source.synthetic)
 
 
 def read_info(path: Path) -> ReleaseInfo:

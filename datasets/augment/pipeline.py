@@ -89,7 +89,7 @@ class Augment:
 
     Voxels that are not valid keep the sample's background: -1 for CT, else the darkest value of the crop. Nothing
     that is valid becomes darker than it, and CT stays in [-1, 1]. A view has no gradient and shares no memory with
-    its batch; keys, seeds, modalities and sources are handed on.
+    its batch; keys, seeds, modalities and sources are handed on. Label maps are, too, where no sample was moved.
 
     Args:
         config: which transforms.
@@ -123,7 +123,9 @@ class Augment:
             voxels, valid = resample.move(batch.voxels, batch.valid, full, low, geometry)
             clean = voxels.clone() if self._clean else None
             self._intensities(voxels, valid, low, high, batch.modalities, drawn)
-        return replace(batch, voxels=voxels, valid=valid, clean=clean), torch.from_numpy(geometry.matrices)
+        moved = voxels.shape != batch.voxels.shape or bool((geometry.matrices != np.eye(4)).any())
+        view = replace(batch, voxels=voxels, valid=valid, clean=clean, labels=None if moved else batch.labels)
+        return view, torch.from_numpy(geometry.matrices)
 
     def _size(self, batch: Batch) -> Size3D:
         if batch.is_2d and self.config.size_2d:

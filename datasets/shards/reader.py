@@ -69,6 +69,11 @@ class DataSet:
                 _check_size(self.store.folder, shard)
 
     @property
+    def modalities(self) -> list[str]:
+        """The modalities of its scans, in the order in which `samples` numbers them."""
+        return sorted(self.manifest.modalities)
+
+    @property
     def folder(self) -> Path:
         """The folder on local disk.
 

@@ -91,10 +91,13 @@ def _anonymous_file(size: int) -> int:
     return descriptor
 
 
-def buffer_size(crop: Size3D, batch: int, channels: int, excluded: bool = False) -> int:
-    """Bytes of the buffer for a batch of crops of any dtype of `DTYPES`, with room for `bits_of` where asked for."""
+def buffer_size(crop: Size3D, batch: int, channels: int, excluded: bool = False, labelled: bool = False) -> int:
+    """Bytes of the buffer for a batch of crops of any dtype of `DTYPES`.
+
+    With room for `bits_of` or for `labels_of` where asked for, which lie at one place: drawn scans exclude nothing.
+    """
     voxels = crop[0] * crop[1] * crop[2]
-    return batch * (channels * voxels * 4 + (-(-voxels // 8) if excluded else 0))
+    return batch * (channels * voxels * 4 + (voxels if labelled else -(-voxels // 8) if excluded else 0))
 
 
 # What crops are delivered in: the scan's own dtype, float32 where it is a wider one.
@@ -111,3 +114,9 @@ def bits_of(buffer: NDArray[np.uint8], crop: Size3D, batch: int, channels: int) 
     """A view of a buffer behind its voxels: (B, bytes), the packed bits of maps (D, H, W)."""
     start, size = buffer_size(crop, batch, channels), -(-crop[0] * crop[1] * crop[2] // 8)
     return buffer[start : start + batch * size].reshape(batch, size)
+
+
+def labels_of(buffer: NDArray[np.uint8], crop: Size3D, batch: int, channels: int) -> NDArray[np.uint8]:
+    """A view of a buffer behind its voxels: (B, D, H, W), the label maps of drawn scans."""
+    start, size = buffer_size(crop, batch, channels), batch * crop[0] * crop[1] * crop[2]
+    return buffer[start : start + size].reshape(batch, *crop)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.centres import Centres
 from scanfoundry.datasets.crop import CropPlacement, Slices, as_channels, near, overlap, place
-from scanfoundry.datasets.intensity import IntensityConfig, scaling
+from scanfoundry.datasets.intensity import IntensityConfig, scaling, statistics
 from scanfoundry.datasets.plan import Draw
 from scanfoundry.datasets.processes import Handler
 from scanfoundry.datasets.sampling.excluded import read_excluded
@@ -23,7 +23,10 @@ from scanfoundry.datasets.sampling.pairs import aligned
 from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
 from scanfoundry.datasets.shards.reader import BadSample, ShardReader
 from scanfoundry.datasets.storage.store import Store, Unavailable
-from scanfoundry.datasets.workers.shared_buffers import DTYPES, bits_of, view_of
+from scanfoundry.datasets.synthetic.config import SyntheticConfig
+from scanfoundry.datasets.synthetic.draw import draw_scan
+from scanfoundry.datasets.synthetic.source import MODALITY
+from scanfoundry.datasets.workers.shared_buffers import DTYPES, bits_of, labels_of, view_of
 
 _INDICES = 64  # of shards, that a process keeps
 
@@ -40,14 +43,15 @@ class SourceSetup:
 
 @dataclass(frozen=True)
 class ReaderSetup:
-    """The first message to a worker: what it reads, and how."""
+    """The first message to a worker: what it reads or draws, and how."""
 
-    sources: Sequence[SourceSetup]
+    sources: Sequence[SourceSetup | SyntheticConfig]
     channels: int
     foreground: float
     intensity: IntensityConfig
     open_shards: int  # that a worker keeps open
     min_overlap: float = 0.0  # of two crops of one scan
+    labelled: bool = False  # batches come with label maps
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,22 @@ class FilledBatch:
 
 
 class CropReader:
-    """Reads crops straight into buffers."""
+    """Reads crops straight into buffers, or draws them."""
 
     def __init__(self, setup: ReaderSetup) -> None:
         self._setup = setup
         self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
         self._opened: OrderedDict[ShardReader, None] = OrderedDict()  # those with an open file
 
+    def _stored(self, source: int) -> SourceSetup:
+        chosen = self._setup.sources[source]
+        assert isinstance(chosen, SourceSetup), "a drawn scan is in no shard"
+        return chosen
+
     def _reader(self, source: int, shard: int) -> ShardReader:
         place = (source, shard)
         if place not in self._readers:
-            chosen = self._setup.sources[source]
+            chosen = self._stored(source)
             self._readers[place] = ShardReader(chosen.store, chosen.shards[shard])
         self._readers.move_to_end(place)
         return self._readers[place]
@@ -137,6 +146,7 @@ class CropReader:
         )
         voxels = view_of(buffer, dtype, task.crop, count, self._setup.channels)
         batch = _BatchInProgress(task, readers, [None] * count, buffer, voxels, filled)
+        self._draw(batch)
         for position in batch.order():
             reader = readers[position]
             if reader is not None:
@@ -150,12 +160,40 @@ class CropReader:
         self._forget()
         return filled
 
+    def _draw(self, batch: "_BatchInProgress") -> None:
+        """Fills the rows of synthetic sources; those of one seed's two appearances together."""
+        task, filled = batch.task, batch.filled
+        count = len(task.draws) // 2 if task.paired else len(task.draws)
+        labels = labels_of(batch.buffer, task.crop, *batch.voxels.shape[:2]) if self._setup.labelled else None
+        for position, seed in enumerate(each.seed for each in task.draws[:count]):
+            source = self._setup.sources[task.draws[position].source]
+            if not isinstance(source, SyntheticConfig):
+                continue
+            rows = range(position, len(task.draws), count)
+            scan = draw_scan(seed, task.crop, source, len(rows))
+            for row, voxels in zip(rows, scan.appearances, strict=True):
+                batch.voxels[row] = voxels
+                if labels is not None:
+                    labels[row] = scan.labels
+                filled.inside[row, 1] = task.crop
+                low, high, centre, scale = scaling(MODALITY, statistics(voxels), self._setup.intensity)
+                filled.scaling[row] = low, high, centre, 1 / scale
+                # One name for both: they are scans of one study, and so no negatives of each other.
+                filled.keys[row], filled.modalities[row] = f"{seed:016x}", MODALITY
+
     def _open_readers(self, task: FillTask) -> tuple[str, list[ShardReader | None], dict[int, str]]:
-        """The dtype that holds all of the batch, the opened shards, and those that could not be opened."""
+        """The dtype that holds all of the batch, the opened shards, and those that could not be opened.
+
+        A drawn scan has no shard.
+        """
         readers: list[ShardReader | None] = []
         bad: dict[int, str] = {}
         dtypes = set()
         for position, draw in enumerate(task.draws):
+            if isinstance(self._setup.sources[draw.source], SyntheticConfig):
+                readers.append(None)
+                dtypes.add("int16")
+                continue
             try:
                 reader = self._reader(draw.source, draw.shard)
             except Unavailable as error:
@@ -182,7 +220,7 @@ class CropReader:
             reader.read_into(draw.sample, of_scan, target)
         else:
             np.copyto(target, as_channels(reader.read(draw.sample, of_scan), setup.channels), casting="unsafe")
-        exclude = setup.sources[draw.source].exclude
+        exclude = self._stored(draw.source).exclude
         if exclude is not None:
             excluded = read_excluded(reader, draw.sample, of_scan, exclude)
             if excluded is not None:
@@ -200,7 +238,7 @@ class CropReader:
     def _place(self, batch: "_BatchInProgress", position: int, entry: SampleEntry) -> CropPlacement | None:
         """Where a crop lies; None for the partner of one that could not be read: both will be replaced."""
         setup, task, draw = self._setup, batch.task, batch.task.draws[position]
-        scan, axes = entry.shape[1:], setup.sources[draw.source].flip_axes
+        scan, axes = entry.shape[1:], self._stored(draw.source).flip_axes
         number = position - len(task.draws) // 2
         if task.paired and number >= 0:
             first, reader, partner = batch.places[number], batch.readers[number], task.draws[number]

@@ -9,7 +9,14 @@ import blosc2
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.processes import Worker, WorkerDied, ready
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers
-from scanfoundry.datasets.workers.worker import AttachBuffer, CropReader, FilledBatch, FillTask, ReaderSetup
+from scanfoundry.datasets.workers.worker import (
+    AttachBuffer,
+    CropReader,
+    FilledBatch,
+    FillTask,
+    ReaderSetup,
+    SourceSetup,
+)
 
 _FACTORY = "scanfoundry.datasets.workers.worker:worker"
 _QUEUED = 2  # tasks a worker holds, so that it never waits for the parent
@@ -129,9 +136,10 @@ class WorkerPool:
         )
 
     def _shards(self, task: FillTask) -> str:
-        sources = self._setup.sources
-        names = {sources[draw.source].store.shown(sources[draw.source].shards[draw.shard].name) for draw in task.draws}
-        return ", ".join(sorted(names))
+        used = {(draw.source, draw.shard) for draw in task.draws}
+        found = [(self._setup.sources[source], shard) for source, shard in used]
+        names = {each.store.shown(each.shards[n].name) for each, n in found if isinstance(each, SourceSetup)}
+        return ", ".join(sorted(names)) or "drawn scans alone"
 
     def close(self) -> None:
         """Ends all workers."""

@@ -37,7 +37,7 @@ def _of_the_pretraining(config: FinetuneConfig, sides: Split) -> list[str]:
             "the checkpoint's patients were hashed with another site key: whether test patients were pre-trained on "
             "could not be checked. If the pre-training saw this data, set data.key_file to the key of its shards."
         )
-    elif config.checkpoint and not sides.overlap + sides.pool_overlap:
+    elif config.checkpoint and sides.pretrained_on and not sides.overlap + sides.pool_overlap:
         notes.append(
             f"none of these patients is among the {sides.pretrained_on} of the pre-training: right if it saw other "
             "data; if it saw this data, name the folder (or data.patient_regex) as its shards were built with."

@@ -55,13 +55,13 @@ def read_teacher(config: DistilConfig) -> TeacherFacts | None:
     if config.what == "features":
         info, patients = read_about(config.teacher)
         known = bool(patients) or not info.sources
-        sites = frozenset(source.site for source in info.sources)
+        sites = info.sites
         return TeacherFacts(
             path.name,
             info.weights_sha256,
             IntensityConfig.model_validate(info.intensity),
             None,
-            frozenset(patients) if patients else None,
+            frozenset(patients) if patients or info.patient_free else None,
             None,
             sites if known and sites else None,
         )
@@ -71,7 +71,7 @@ def read_teacher(config: DistilConfig) -> TeacherFacts | None:
     if not (folder / PATIENTS).is_file():  # an export without the list
         return TeacherFacts(folder.name, sha256_of(folder / WEIGHTS), spec.intensity, spec, None, cases, None)
     info, patients = read_about(folder)
-    sites = frozenset(source.site for source in info.sources)
+    sites = info.sites
     return TeacherFacts(
         folder.name, info.weights_sha256, spec.intensity, spec, frozenset(patients), cases, sites or None
     )

@@ -93,7 +93,7 @@ def make_plan(source: str, words: list[str]) -> Plan:
         content = config.model_dump(mode="json")
         content["run_dir"] = str(config.run_dir.absolute() / member.name)
         for one in content["data"]["sources"]:
-            if "://" not in one["path"]:
+            if one["path"] is not None and "://" not in one["path"]:
                 one["path"] = str(Path(one["path"]).absolute())
         configs.append(check(PretrainConfig, content, source))
         check_same_run(configs[-1])

@@ -72,7 +72,7 @@ def _sources(info: ReleaseInfo) -> list[str]:
         return ["Which data it was trained on is not recorded."]
     lines = ["| source | scans | sha256 of its manifest |", "|---|---|---|"]
     for source in info.sources:
-        scans = "not recorded" if source.scans is None else source.scans
+        scans = "drawn" if source.synthetic else "not recorded" if source.scans is None else source.scans
         lines.append(f"| {for_markdown(source.name)} | {scans} | `{source.manifest_sha256}` |")
     return ["\n".join(lines)]
 

@@ -88,7 +88,7 @@ def trace(
         activation_checkpointing.apply(objective)
     with mode:
         shapes = (view_shapes(config.data, crop, i)[0] for i in range(objective.views))
-        views = tuple(_view(config, shape, samples, objective.clean) for shape in shapes)
+        views = tuple(_view(config, shape, samples, objective) for shape in shapes)
     bf16 = config.engine.precision == "bf16"
     tally = _Tally([*objective.parameters(), *objective.buffers()])
     for parameter in objective.parameters():
@@ -105,15 +105,16 @@ def trace(
     return Trace(inputs, tally.forward, tuple(tally.backward.items()))
 
 
-def _view(config: PretrainConfig, shape: Size3D, samples: int, clean: bool) -> Batch:
+def _view(config: PretrainConfig, shape: Size3D, samples: int, objective: Objective) -> Batch:
     voxels = torch.zeros(samples, config.data.channels, *shape)
     valid = torch.ones(samples, 1, *shape, dtype=torch.bool)
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         seeds = torch.arange(samples)
+        labels = torch.zeros(samples, 1, *shape, dtype=torch.uint8) if objective.labels else None
     names = [str(number) for number in range(samples)]
-    before = torch.zeros_like(voxels) if clean else None
-    centres = Centres.unknown(samples)
-    return Batch(voxels, valid, seeds, names, ["mr"] * samples, names, 0, clean=before, centres=centres)
+    before = torch.zeros_like(voxels) if objective.clean else None
+    centres, modalities = Centres.unknown(samples), ["mr"] * samples
+    return Batch(voxels, valid, seeds, names, modalities, names, 0, clean=before, centres=centres, labels=labels)
 
 
 class _Tally(TorchDispatchMode):

@@ -19,9 +19,10 @@ class Objective(nn.Module, ABC):
     their (D, H, W) may differ, even in the number of dimensions.
 
     own_decoder: whether it trains the backbone's own decoder (`Encoder.feature_decoder`), which it then holds as
-    `decoder`, and what gives voxels as `head`. A release keeps both.
+    `decoder`, and what gives voxels, if anything does, as `head`. A release keeps both.
     clean: whether it compares with the crop before its intensities were changed (`Batch.clean`).
     needs_depth: whether volumes alone give it what it asks for: places along their depth.
+    labels: whether it reads the label maps of synthetic scans (`Batch.labels`), of two appearances at one place.
     """
 
     encoder: Encoder
@@ -29,6 +30,7 @@ class Objective(nn.Module, ABC):
     own_decoder: bool = False
     clean: bool = False
     needs_depth: bool = False
+    labels: bool = False
 
     @abstractmethod
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,6 +6,7 @@ from typing import Annotated
 from scanfoundry.configs.registry import ByName, registered
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.dense_contrast import DenseContrastConfig
 from scanfoundry.pretrain.objectives.distil import DistilConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 from scanfoundry.pretrain.objectives.protocol import ObjectiveOptions
@@ -17,6 +18,7 @@ OWN = (
     SparkConfig,
     ContrastiveConfig,
     BarlowTwinsConfig,
+    DenseContrastConfig,
     DistilConfig,
     TokenDistillationConfig,
 )

@@ -79,6 +79,7 @@ class WeightedSum(Objective):
             self.terms[term.title] = objective
         self.clean = any(objective.clean for _, _, objective in self._weighted())
         self.needs_depth = any(objective.needs_depth for _, _, objective in self._weighted())
+        self.labels = any(objective.labels for _, _, objective in self._weighted())
         self.views = max(objective.views for _, _, objective in self._weighted())
 
     def _weighted(self) -> Iterator[tuple[str, float, Objective]]:

@@ -68,7 +68,7 @@ class ProbeSetup:
                 f"probe '{name}': {len(seen)} of {len(test)} test patients are pre-trained on, without labels; its "
                 "numbers are not those of unseen patients (data.holdout keeps patients out)"
             )
-        elif (key := str(self.data.manifest.parameters.get("site", ""))) and key not in site.keys:
+        elif (key := str(self.data.manifest.parameters.get("site", ""))) and site.keys and key not in site.keys:
             yield f"probe '{name}': its patients are hashed with another key; nothing tells whether they are trained on"
 
     def read(self, scans: Sequence[LabelledScan]) -> Images:

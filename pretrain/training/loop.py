@@ -234,7 +234,7 @@ class _Loop:
 
 def modalities(loader: CropLoader) -> list[str]:
     """The modalities that the sources of a stream have."""
-    return sorted({name for data in loader.plan.data for name in data.manifest.modalities})
+    return loader.plan.modalities
 
 
 def _continuing(step: int, before: int, now: int) -> str:

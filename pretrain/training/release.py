@@ -37,11 +37,17 @@ def write_release(
         crop_2d=data.crop_2d,
         crop_3d=data.crop_3d,
         sources=tuple(
-            SourceRecord(name=name, manifest_sha256=digest, site=loader.sites[name])
+            SourceRecord(
+                name=name,
+                manifest_sha256=digest,
+                site=loader.sites.get(name, ""),
+                synthetic=name not in loader.sites,
+            )
             for name, digest in sorted(loader.manifest_hash.items())
         ),
         licence=_joined(config.licence, origin.licence),
         citation=_joined(config.citation, origin.citation),
+        patient_free=not loader.sites and config.init is None and not engine.objective.teachers(),
         versions={name: version(name) for name in ("scanfoundry", "torch", "deepspeed", "timm")},
     )
     bare = {part: without(prefixes[part], weights) for part, weights in parts.items()}
