@@ -294,11 +294,11 @@ class SamplingPlan:
 
     def _sampled(self, number: int, table: NDArray[np.void]) -> NDArray[np.bool_]:
         """(rows,) which scans of a source are neither held out nor near-duplicates that it leaves out."""
-        source = self.config.sources[number]
+        source, data = self.config.sources[number], self.data[number]
         held_out = table["least"] < self.config.holdout
-        if source.near_duplicates == "keep":
+        if source.near_duplicates == "keep" or isinstance(data, SyntheticSource):
             return ~held_out
-        left = near_duplicates_of(self.data[number], source.name, held_out)
+        left = near_duplicates_of(data, source.name, held_out)
         # Nobody is tested on whose scan is as good as seen: a fine-tuning refuses these patients as well.
         self._patients.update(patient.decode() for patient in np.unique(table[left.repeats]["patient"]))
         of_held_out = f", {left.leaks.sum()} that resemble scans of held-out patients" if left.leaks.any() else ""

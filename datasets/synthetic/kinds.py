@@ -55,7 +55,8 @@ def _box(rng: np.random.Generator, own: Array, rough: Array) -> Array:
 def _blob(rng: np.random.Generator, own: Array, rough: Array) -> Array:
     """An ellipsoid with an uneven surface."""
     amount = np.float32(uniform(rng, (0.15, 0.6)))
-    return _squares(_scaled(rng, own)) - amount * rough.clip(-_UNEVEN, _UNEVEN)
+    bumps: Array = (amount * rough.clip(-_UNEVEN, _UNEVEN)).astype(np.float32, copy=False)
+    return _squares(_scaled(rng, own)) - bumps
 
 
 def _tube(rng: np.random.Generator, own: Array, rough: Array) -> Array:

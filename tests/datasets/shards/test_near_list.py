@@ -170,7 +170,7 @@ def test_nothing_resembles_a_held_out_scan(built: Path, settings: BuildOptions) 
         held = {name for name in patients if shares[name] < share + 1e-9}
         free = [group for group in groups if held.isdisjoint(name[:2] for name in group)]
         if not free:
-            with pytest.raises(UserError, match="no scan to sample: data.holdout leaves none that resembles no scan"):
+            with pytest.raises(UserError, match=r"no scan to sample: data.holdout leaves none that resembles no scan"):
                 plan_of(built, holdout=share + 1e-9)
             continue
         plan = plan_of(built, holdout=share + 1e-9)
