@@ -287,7 +287,7 @@ class SamplingPlan:
         if not found:
             reason = "set data.crop_2d" if self.unused[source.name] else "data.holdout leaves no patient"
             if not self.unused[source.name] and source.near_duplicates == "drop":
-                reason = "data.holdout leaves none that resembles no scan of a patient that is held out"
+                reason = "all are held out, or resemble a scan that is (near_duplicates); lower data.holdout"
             raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
         self._patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
         return found

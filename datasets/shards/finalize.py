@@ -83,7 +83,7 @@ def finalize(
         warnings.update(warning for entry in entries for warning in entry.warnings)
         greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
     near = list_near_duplicates(
-        (entry for shard in shards for entry in read_index(out, shard).samples),
+        lambda: (entry for shard in shards for entry in read_index(out, shard).samples),
         lambda: _thumbnails(out, written, decisions),
     )
     table = to_bytes(np.concatenate(rows))

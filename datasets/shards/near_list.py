@@ -7,10 +7,12 @@ other one that is kept. Leaving out every `key` leaves one scan of each group.
 import csv
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,60 +46,60 @@ class NearDuplicate:
 _COLUMNS = [field.name for field in fields(NearDuplicate)]
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What of a scan decides on whether it may be a near-duplicate of another, and which of the two is kept."""
-
-    key: str
-    kind: int
-    modality: str
-    voxels: tuple[int, ...]  # (H, W) of images and of frames, (D, H, W) of volumes
-    lengths: tuple[float, ...]  # mm
-    known: tuple[int, int, int]  # labels, facts and voxels: the more, the better
-    patients: tuple[str, ...]
-
-    @classmethod
-    def of(cls, entry: SampleEntry) -> "_Facts":
-        kind = _FRAMES if entry.frames else _IMAGE if entry.shape[1] == 1 else _VOLUME
-        voxels = entry.shape[1 if kind == _VOLUME else 2 :]
-        lengths = tuple(length * mm for length, mm in zip(voxels, entry.spacing[-len(voxels) :], strict=True))
-        known = (count_labels(entry), len(entry.facts), int(np.prod(entry.shape[1:])))
-        return cls(entry.key, kind, entry.modality, voxels, lengths, known, tuple(entry.all_patients()))
+# What of a scan decides on whether it may be a near-duplicate of another, and which of the two is kept.
+_FACTS = np.dtype(
+    [
+        ("kind", "u1"),
+        ("modality", "u2"),
+        ("sides", "f8", (2, 3)),  # along D, H, W, in voxels and in mm; images and frames have H in the place of D
+        ("known", "i8", (3,)),  # labels, facts, voxels: the more, the better
+    ]
+)
 
 
-def list_near_duplicates(entries: Iterable[SampleEntry], thumbnails: Thumbnails) -> list[NearDuplicate]:
+def list_near_duplicates(walk: Callable[[], Iterable[SampleEntry]], thumbnails: Thumbnails) -> list[NearDuplicate]:
     """The near-duplicates among all scans of a data set.
 
     Args:
-        entries: of all scans, in the order of the table.
+        walk: gives all scans in the order of the table; it is called up to twice.
         thumbnails: gives their descriptors in the same order, shard by shard; it is called up to three times.
 
     Returns:
         Lines of the file, by (row, kept_row).
     """
-    scans = [_Facts.of(entry) for entry in entries]
-    kinds = np.array([scan.kind for scan in scans])
-    best = sorted(range(len(scans)), key=lambda row: (*(-count for count in scans[row].known), row))
-    preference = np.empty(len(scans), np.int64)
-    preference[best] = np.arange(len(scans))
-    modalities = sorted({scan.modality for scan in scans})
-    found: list[NearDuplicate] = []
-    for kind in np.unique(kinds).tolist():
-        rows = np.flatnonzero(kinds == kind)
-        some = [scans[row] for row in rows]
+    modalities: dict[str, int] = {}
+    facts = np.fromiter((_facts_of(entry, modalities) for entry in walk()), _FACTS)
+    preference = np.empty(len(facts), np.int64)
+    preference[np.lexsort((*-facts["known"].T[::-1],))] = np.arange(len(facts))
+    found: list[tuple[int, int, float]] = []
+    for kind in np.unique(facts["kind"]).tolist():
+        chosen = facts["kind"] == kind
         group = Describable(
-            thumbnails=_chosen(thumbnails, kinds == kind, SIZE[kind == _IMAGE]),
-            modalities=np.array([modalities.index(scan.modality) for scan in some]),
-            unknown=modalities.index(_UNKNOWN) if _UNKNOWN in modalities else -1,
-            sides=np.array([(scan.voxels, scan.lengths) for scan in some], np.float64),
-            preference=preference[rows],
+            thumbnails=_chosen(thumbnails, chosen, SIZE[kind == _IMAGE]),
+            modalities=facts["modality"][chosen],
+            unknown=modalities.get(_UNKNOWN, -1),
+            sides=facts["sides"][chosen],
+            preference=preference[chosen],
         )
-        for pair in find_near_duplicates(group):
-            row, kept = int(rows[pair.row]), int(rows[pair.kept])
-            one, other = scans[row], scans[kept]
-            same = not set(one.patients).isdisjoint(other.patients)
-            found.append(NearDuplicate(one.key, other.key, round(pair.correlation, 3), same, row, kept))
-    return sorted(found, key=lambda line: (line.row, line.kept_row))
+        rows = np.flatnonzero(chosen).tolist()
+        found += [(rows[pair.row], rows[pair.kept], pair.correlation) for pair in find_near_duplicates(group)]
+    wanted = {row for pair in found for row in pair[:2]}
+    named = {row: entry for row, entry in enumerate(walk() if wanted else []) if row in wanted}
+    return [_line(named, *pair) for pair in sorted(found)]
+
+
+def _facts_of(entry: SampleEntry, modalities: dict[str, int]) -> tuple[Any, ...]:
+    """A row of `_FACTS`; modalities get their numbers as they come."""
+    kind = _FRAMES if entry.frames else _IMAGE if entry.shape[1] == 1 else _VOLUME
+    axes = (0, 1, 2) if kind == _VOLUME else (1, 1, 2)
+    sides = [entry.shape[1 + axis] for axis in axes], [entry.shape[1 + axis] * entry.spacing[axis] for axis in axes]
+    known = count_labels(entry), len(entry.facts), math.prod(entry.shape[1:])
+    return kind, modalities.setdefault(entry.modality, len(modalities)), sides, known
+
+
+def _line(named: dict[int, SampleEntry], row: int, kept: int, correlation: float) -> NearDuplicate:
+    same = not set(named[row].all_patients()).isdisjoint(named[kept].all_patients())
+    return NearDuplicate(named[row].key, named[kept].key, round(correlation, 3), same, row, kept)
 
 
 def _chosen(thumbnails: Thumbnails, chosen: NDArray[np.bool_], size: int) -> NDArray[np.int8]:

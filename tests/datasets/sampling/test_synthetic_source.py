@@ -184,8 +184,9 @@ def test_label_maps_are_handed_on_where_nothing_is_moved() -> None:
     [
         ({"name": "a"}, "set its `path`, or its `synthetic`"),
         ({"name": "a", "path": "p", "synthetic": {}}, "set its `path`, or its `synthetic`"),
-        ({"name": "a", "synthetic": {}, "flip_axes": [1]}, "flip_axes and exclude are for data sets"),
-        ({"name": "a", "synthetic": {}, "exclude": "*"}, "flip_axes and exclude are for data sets"),
+        ({"name": "a", "synthetic": {}, "flip_axes": [1]}, "flip_axes, exclude and near_duplicates are for data sets"),
+        ({"name": "a", "synthetic": {}, "exclude": "*"}, "are for data sets"),
+        ({"name": "a", "synthetic": {}, "near_duplicates": "drop"}, "are for data sets"),
         ({"name": "a", "synthetic": {"shapes": [4, 2]}}, "a range is"),
     ],
 )

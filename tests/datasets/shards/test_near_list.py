@@ -54,7 +54,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(cohort: Path, fixed_key: Callable[[str], Path]) -> BuildOptions:
     """Every source in a shard of its own."""
-    return BuildOptions(key_file=fixed_key("near"), shard_mb=1e-6, workers=1, patient_regex=r"p\d", modality="mr",
+    return BuildOptions(key_file=fixed_key("copies"), shard_mb=1e-6, workers=1, patient_regex=r"p\d", modality="mr",
                         labels=[cohort / "labels.csv"])  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_nothing_resembles_a_held_out_scan(built: Path, settings: BuildOptions) 
         held = {name for name in patients if shares[name] < share + 1e-9}
         free = [group for group in groups if held.isdisjoint(name[:2] for name in group)]
         if not free:
-            with pytest.raises(UserError, match=r"no scan to sample: data.holdout leaves none that resembles no scan"):
+            with pytest.raises(UserError, match="all are held out, or resemble a scan that is"):
                 plan_of(built, holdout=share + 1e-9)
             continue
         plan = plan_of(built, holdout=share + 1e-9)
