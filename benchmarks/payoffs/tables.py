@@ -51,6 +51,7 @@ class ArmTable(Config):
 
     start: str  # a pre-training
     study: dict[str, Any] = {}  # of the fine-tuning's configuration: recipes, transfer; beats the task's
+    rates: list[float] | None = None  # beats the task's: what is fitted in closed form has none to choose
 
 
 class Pretraining(Config):
@@ -85,6 +86,11 @@ class Tables(Config):
             _known(name, each.pool, self.sets)
             _known(name, [] if each.init is None else [each.init], self.pretrainings)
         return self
+
+    def rates(self, task: str, arm: str) -> list[float]:
+        """What is tried."""
+        own = None if arm == SCRATCH else self.arms[arm].rates
+        return self.tasks[task].rates if own is None else own
 
 
 def _known(of: str, names: list[str], among: Mapping[str, object]) -> None:

@@ -19,6 +19,11 @@ SMOKE = 4  # steps
 
 def pretrain(places: Places, name: str) -> None:
     """Run a pre-training, or go on with it."""
+    run_written(places.start(name), pretrain_config(places, name), "pretrain")
+
+
+def pretrain_config(places: Places, name: str) -> dict[str, Any]:
+    """The configuration of a pre-training."""
     table, folder = places.tables.pretrainings[name], places.start(name)
     pools: list[dict[str, Any]] = [{"name": pool, "path": str(places.shards(pool))} for pool in table.pool]
     data = {**table.config["data"], "sources": pools + table.config["data"].get("sources", [])}
@@ -30,24 +35,30 @@ def pretrain(places: Places, name: str) -> None:
         config |= {"init": str(places.start(table.init))}
     if places.smoke:
         config |= {"steps": SMOKE, "optimiser": {**config.get("optimiser", {}), "warmup_steps": 1}}
-    run_written(folder, config, "pretrain")
+    return config
 
 
 def train(places: Places, task: str, arm: str, rate: float, shots: int, seeds: Sequence[int]) -> None:
     """Train one arm at one rate on the labelled subsets of some seeds; those that are done are not repeated."""
+    run_written(places.study(task, arm, rate, shots), study_config(places, task, arm, rate, shots, seeds), "finetune")
+
+
+def study_config(places: Places, task: str, arm: str, rate: float, shots: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """The configuration of a training."""
     table = places.tables.tasks[task]
     schedule = {**table.study["schedule"], "lr": rate}
-    if places.smoke:
-        schedule |= {"steps": SMOKE, "warmup_steps": 1}
     start: dict[str, Any] = {"backbone": table.backbone}
     if arm != SCRATCH:
         found = places.tables.arms[arm]
         start = {"checkpoint": str(places.start(found.start)), "compare_scratch": False} | found.study
-        schedule |= {"pretrained_lr_scale": 1.0}  # the rate is what is chosen
-    folder = places.study(task, arm, rate, shots)
-    config = {
+        # The rate that is chosen is the rate of the pre-trained weights. What an arm sets to nothing is left out.
+        schedule |= {"pretrained_lr_scale": 1.0, **start.pop("schedule", {})}
+    if places.smoke:
+        schedule |= {"steps": SMOKE} | ({"warmup_steps": 1} if schedule.get("warmup_steps") else {})
+    schedule = {name: value for name, value in schedule.items() if value is not None}
+    return {
         **table.study,
-        "run_dir": str(folder),
+        "run_dir": str(places.study(task, arm, rate, shots)),
         "data": places.labelled(table),
         "shots": [shots],
         "seeds": list(seeds),
@@ -56,7 +67,6 @@ def train(places: Places, task: str, arm: str, rate: float, shots: int, seeds: S
         "processes": min(2, len(seeds)),
         **start,
     }
-    run_written(folder, config, "finetune")
 
 
 def run_written(folder: Path, config: dict[str, Any], what: str) -> None:

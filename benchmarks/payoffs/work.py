@@ -67,7 +67,7 @@ class Work:
 
     def result(self, task: str, arm: str, shots: int, rank: tuple[int, ...]) -> Job:
         """One row of the page: the rate chosen, the other subsets trained at it, all of them tested."""
-        rates, minutes = self.tables.tasks[task].rates, self.tables.tasks[task].minutes
+        rates, minutes = self.tables.rates(task, arm), self.tables.tasks[task].minutes
         return Job(
             f"{task}, {shots} labels: {arm}, tested",
             f"result {task} {shots}",
@@ -91,7 +91,7 @@ class Work:
     def scores(self, task: str, arm: str, shots: int) -> dict[float, float]:
         """By rate: the metric on the validation patients, of the trials that are done."""
         table, found = self.tables.tasks[task], {}
-        for rate in table.rates:
+        for rate in self.tables.rates(task, arm):
             folder = self.places.study(task, arm, rate, shots)
             if trained(folder, SEEDS[:1]):
                 found[rate] = score_of(cells(folder, SEEDS[:1])[0], table.metric)
@@ -100,7 +100,7 @@ class Work:
     def chosen(self, task: str, arm: str, shots: int) -> float | None:
         """The best rate; None while some were not tried."""
         scores = self.scores(task, arm, shots)
-        complete = len(scores) == len(self.tables.tasks[task].rates)
+        complete = len(scores) == len(self.tables.rates(task, arm))
         return max(scores, key=lambda rate: scores[rate]) if complete else None
 
     def tested(self, task: str, arm: str, shots: int) -> list[list[Record]] | None:

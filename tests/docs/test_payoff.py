@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.finetune.config.study import FinetuneConfig
+from scanfoundry.pretrain.config.run import PretrainConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -21,6 +23,7 @@ def payoffs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import payoffs.page
     import payoffs.places
     import payoffs.tables
+    import payoffs.training
     import payoffs.work
 
     yield payoffs
@@ -94,6 +97,24 @@ def test_the_tables_can_be_read_and_claims_come_first(payoffs: Any, tmp_path: Pa
     claims = sum(2 * min(2, len(task.shots)) for task in tables.tasks.values())
     assert all("scratch" in name or tables.tasks[name.split(",")[0]].arms[0] in name for name in names[:claims])
     assert not any(job.done() for job in jobs)
+
+
+def test_every_configuration_of_the_tables_is_valid(payoffs: Any, tmp_path: Path):
+    tables = payoffs.tables.read(BENCHMARKS / "payoffs" / "payoff.yaml")
+
+    class Elsewhere(payoffs.places.Places):  # type: ignore[misc, name-defined]
+        def images(self, name: str) -> Path:
+            return self.data / name
+
+        def split(self, name: str) -> Path:
+            return self.work / f"{name}.json"
+
+    places = Elsewhere(tmp_path, tmp_path, tables)
+    for name in tables.pretrainings:
+        PretrainConfig.model_validate(payoffs.training.pretrain_config(places, name))
+    for task, table in tables.tasks.items():
+        for arm in ("scratch", *table.arms):
+            FinetuneConfig.model_validate(payoffs.training.study_config(places, task, arm, 1e-3, table.shots[0], [0]))
 
 
 @pytest.mark.parametrize(
