@@ -14,10 +14,10 @@ from scanfoundry.pretrain.training.loop import run
 def config(folder, **changes):
     data = {
         "sources": [{"name": "shapes", "synthetic": {"scans": 8, "shapes": [3, 6]}}], "positives": "study",
-        "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 2, "batch_3d": 2, "workers": 1,
+        "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 2, "batch_3d": 2, "workers": 0,
     }  # fmt: skip
     given = {
-        "run_dir": str(folder), "seed": 3, "steps": 6, "checkpoint_every": 2, "threads": 1, "monitor_crops": 4,
+        "run_dir": str(folder), "seed": 3, "steps": 5, "checkpoint_every": 2, "threads": 1, "monitor_crops": 4,
         "backbone": {"name": "resenc", "features": [4, 8, 8], "blocks": [1, 1, 1], "strides": [[2, 2, 2]] * 2},
         "objective": {"name": "dense_contrast", "voxels": 32, "projector_hidden": 16, "projector_dim": 8},
         "data": data | changes.pop("data", {}), "optimiser": {"lr": 1e-3, "warmup_steps": 2}, "device": "cpu",
@@ -25,13 +25,13 @@ def config(folder, **changes):
     return PretrainConfig.model_validate(given | changes)
 
 
-class StopAfter:
-    """A request to stop that comes after so many questions: one before the first step, one after each."""
+class StopAt:
+    """A request to stop that comes at a question: there is one at first, one after each step and each checkpoint."""
 
     signal = None
 
-    def __init__(self, steps):
-        self.left = steps + 1
+    def __init__(self, question):
+        self.left = question
 
     def agreed(self, world):
         self.left -= 1
@@ -40,8 +40,8 @@ class StopAfter:
 
 def test_stopped_and_continued_it_ends_with_the_same_bytes(tmp_path):
     assert run(config(tmp_path / "straight")).complete
-    assert run(config(tmp_path / "stopped"), stop=StopAfter(3)).step == 3
-    assert run(config(tmp_path / "stopped", data={"workers": 2})).complete
+    assert run(config(tmp_path / "stopped"), stop=StopAt(5)).step == 3
+    assert run(config(tmp_path / "stopped")).complete
     one, other = (tmp_path / name for name in ("straight", "stopped"))
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     lines = [[json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (one, other)]
@@ -64,7 +64,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bytes(tmp_path):
 def test_weights_that_began_elsewhere_do_not_count_as_free_of_patients(tmp_path, tiny_shards):
     mixed = [{"name": "shapes", "synthetic": {"scans": 8}}, {"name": "mr", "path": str(tiny_shards["mr"])}]
     mae = {"name": "mae", "block_2d": [4, 4], "block_3d": [4, 4, 4]}
-    data = {"sources": mixed, "positives": "views", "crop_2d": None, "workers": 0}
+    data = {"sources": mixed, "positives": "views", "crop_2d": None}
     run(config(tmp_path / "mixed", objective=mae, data=data, steps=2))
     info = load_release(tmp_path / "mixed").info
     assert not info.patient_free
@@ -72,7 +72,7 @@ def test_weights_that_began_elsewhere_do_not_count_as_free_of_patients(tmp_path,
     assert len(info.sites) == 1
     assert {source.name: source.synthetic for source in info.sources} == {"shapes": True, "mr": False}
 
-    run(config(tmp_path / "second", init=str(tmp_path / "mixed"), steps=2, data={"workers": 0, "crop_2d": None}))
+    run(config(tmp_path / "second", init=str(tmp_path / "mixed"), steps=2, data={"crop_2d": None}))
     second = load_release(tmp_path / "second")
     assert not second.info.patient_free
     assert len(second.patients) == 12
