@@ -20,7 +20,7 @@ def config(folder, **changes):
         "run_dir": str(folder), "seed": 3, "steps": 5, "checkpoint_every": 2, "threads": 1, "monitor_crops": 4,
         "backbone": {"name": "resenc", "features": [4, 8, 8], "blocks": [1, 1, 1], "strides": [[2, 2, 2]] * 2},
         "objective": {"name": "dense_contrast", "voxels": 32, "projector_hidden": 16, "projector_dim": 8},
-        "data": data | changes.pop("data", {}), "optimiser": {"lr": 1e-3, "warmup_steps": 2}, "device": "cpu",
+        "data": data | changes.pop("data", {}), "optimiser": {"lr": 1e-3, "warmup_steps": 1}, "device": "cpu",
     }  # fmt: skip
     return PretrainConfig.model_validate(given | changes)
 
