@@ -124,8 +124,7 @@ class Augment:
             clean = voxels.clone() if self._clean else None
             self._intensities(voxels, valid, low, high, batch.modalities, drawn)
         moved = voxels.shape != batch.voxels.shape or bool((geometry.matrices != np.eye(4)).any())
-        labels = None if moved else batch.labels
-        made = replace(batch, voxels=voxels, valid=valid, clean=clean, labels=labels)
+        made = replace(batch, voxels=voxels, valid=valid, clean=clean, labels=None if moved else batch.labels)
         return made, torch.from_numpy(geometry.matrices)
 
     def _size(self, batch: Batch) -> Size3D:

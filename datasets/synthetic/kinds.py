@@ -49,7 +49,7 @@ def _ellipsoid(rng: np.random.Generator, own: Array, rough: Array) -> Array:
 def _box(rng: np.random.Generator, own: Array, rough: Array) -> Array:
     """With edges that are rounded: a superellipsoid."""
     fourth = _scaled(rng, own) ** 2
-    return np.sqrt(_squares(fourth * fourth))
+    return np.sqrt(_squares(fourth * fourth), dtype=np.float32)
 
 
 def _blob(rng: np.random.Generator, own: Array, rough: Array) -> Array:

@@ -81,8 +81,8 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
         checked = known or _checked(config, found, sides)
     found.mistakes.raise_if_any()
     for release in releases.values():
-        same_key = release.info.patient_free or release.info.sites == {found.site}
-        sides = replace(sides, comparable=sides.comparable and same_key)
+        told = release.info.patient_free or release.info.sites == {found.site}
+        sides = replace(sides, comparable=sides.comparable and told)
     sides = replace(sides, teacher=without_teachers_patients(config, teacher, sides, found))
     check_modalities(checked, found.channels, found.modalities)
     if notes:

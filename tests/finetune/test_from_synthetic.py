@@ -21,6 +21,7 @@ def test_encoder_and_decoder_are_used_and_no_key_is_asked_for(volumes, tmp_path)
                 "device": "cpu",
                 "backbone": {"name": "resenc", "features": [4, 8, 8], "blocks": [1, 1, 1], "strides": STRIDES},
                 "objective": {"name": "dense_contrast", "voxels": 32, "projector_hidden": 16, "projector_dim": 8},
+                "optimiser": {"warmup_steps": 0},
                 "data": {
                     "sources": [{"name": "shapes", "synthetic": {}}],
                     "positives": "study",

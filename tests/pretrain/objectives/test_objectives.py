@@ -20,6 +20,7 @@ from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.objectives import objectives
 from scanfoundry.pretrain.objectives.barlow_twins import BarlowTwinsConfig
 from scanfoundry.pretrain.objectives.contrastive import ContrastiveConfig
+from scanfoundry.pretrain.objectives.dense_contrast import DenseContrastConfig
 from scanfoundry.pretrain.objectives.distil import DistilConfig
 from scanfoundry.pretrain.objectives.mae import MAEConfig
 from scanfoundry.pretrain.objectives.masked import MaskedObjective, hidden_indices, take
@@ -46,6 +47,7 @@ SMALL = {
     "spark own": (RESENC, SparkConfig(block_2d=(4, 8), block_3d=(2, 4, 4), decoder="own")),
     "contrastive": (STUNET, CONTRASTIVE),
     "barlow_twins": (VIT, BarlowTwinsConfig(projector_hidden=64, projector_dim=4, mixed=1.0)),
+    "dense_contrast": (RESENC, DenseContrastConfig(voxels=48, projector_hidden=32, projector_dim=16)),
     "distil": (VIT, DistilConfig(teacher=TEACHERS.name)),
     "token_distillation": (VIT, TokenDistillationConfig(**TOKENS, momentum=0.9)),
     "sum": (VIT, SumConfig(terms=[TermConfig(objective=MAE), TermConfig(weight=0.5, objective=CONTRASTIVE)])),
@@ -91,6 +93,9 @@ def make_batch(shape, size=3, padded=False):
 def make_views(objective, shape, size=3):
     """As many float32 views as the objective takes: the first batch of `make_batch`, then it with noise."""
     first = make_batch(shape, size)
+    if objective.labels:
+        each = torch.arange(shape[0] * shape[1] * shape[2]) % 251  # of many labels, so that the least loss is near 0
+        first = dataclasses.replace(first, labels=each.to(torch.uint8).view(1, 1, *shape).repeat(size, 1, 1, 1, 1))
     views = [first, dataclasses.replace(first, voxels=first.voxels + 0.1 * torch.randn_like(first.voxels))]
     return [dataclasses.replace(view, voxels=view.voxels.float()) for view in views[: objective.views]]
 
