@@ -16,7 +16,6 @@ def test_encoder_and_decoder_are_used_and_no_key_is_asked_for(volumes, tmp_path)
             {
                 "run_dir": tmp_path / "drawn",
                 "steps": 1,
-                "optimiser": {"warmup_steps": 0},
                 "threads": 1,
                 "device": "cpu",
                 "backbone": {"name": "resenc", "features": [4, 8, 8], "blocks": [1, 1, 1], "strides": STRIDES},
