@@ -48,9 +48,11 @@ def study_config(places: Places, task: str, arm: str, rate: float, shots: int, s
     table = places.tables.tasks[task]
     schedule = {**table.study["schedule"], "lr": rate}
     start: dict[str, Any] = {"backbone": table.backbone}
+    split: dict[str, Any] = {"file": str(places.split(task))}
     if arm != SCRATCH:
         found = places.tables.arms[arm]
         start = {"checkpoint": str(places.start(found.start)), "compare_scratch": False} | found.study
+        split["allow_pretraining_overlap"] = True  # the pool holds the scans that choose the rate, without their labels
         # The rate that is chosen is the rate of the pre-trained weights. What an arm sets to nothing is left out.
         schedule |= {"pretrained_lr_scale": 1.0, **start.pop("schedule", {})}
     if places.smoke:
@@ -62,7 +64,7 @@ def study_config(places: Places, task: str, arm: str, rate: float, shots: int, s
         "data": places.labelled(table),
         "shots": [shots],
         "seeds": list(seeds),
-        "split": {"file": str(places.split(task))},
+        "split": split,
         "schedule": schedule,
         "processes": min(2, len(seeds)),
         **start,
