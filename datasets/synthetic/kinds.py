@@ -55,7 +55,9 @@ def _box(rng: np.random.Generator, own: Array, rough: Array) -> Array:
 def _blob(rng: np.random.Generator, own: Array, rough: Array) -> Array:
     """An ellipsoid with an uneven surface."""
     amount = np.float32(uniform(rng, (0.15, 0.6)))
-    return _squares(_scaled(rng, own)) - amount * np.minimum(np.maximum(rough, -_UNEVEN), _UNEVEN)
+    uneven: Array = np.minimum(np.maximum(rough, -_UNEVEN), _UNEVEN)
+    level: Array = _squares(_scaled(rng, own)) - amount * uneven
+    return level
 
 
 def _tube(rng: np.random.Generator, own: Array, rough: Array) -> Array:
