@@ -49,14 +49,15 @@ def _ellipsoid(rng: np.random.Generator, own: Array, rough: Array) -> Array:
 def _box(rng: np.random.Generator, own: Array, rough: Array) -> Array:
     """With edges that are rounded: a superellipsoid."""
     fourth = _scaled(rng, own) ** 2
-    return np.sqrt(_squares(fourth * fourth), dtype=np.float32)
+    return np.sqrt(_squares(fourth * fourth))
 
 
 def _blob(rng: np.random.Generator, own: Array, rough: Array) -> Array:
     """An ellipsoid with an uneven surface."""
     amount = np.float32(uniform(rng, (0.15, 0.6)))
-    bumps: Array = (amount * rough.clip(-_UNEVEN, _UNEVEN)).astype(np.float32, copy=False)
-    return _squares(_scaled(rng, own)) - bumps
+    uneven: Array = np.minimum(np.maximum(rough, -_UNEVEN), _UNEVEN)
+    level: Array = _squares(_scaled(rng, own)) - amount * uneven
+    return level
 
 
 def _tube(rng: np.random.Generator, own: Array, rough: Array) -> Array:
