@@ -86,7 +86,7 @@ def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
         sources=len(task.plan.sources),
         quarantine=store.quarantine,
     )
-    write_thumbnails(thumbnails_path(task.out / PARTIAL, task.plan.name), writer.thumbnails)
+    write_thumbnails(thumbnails_path(task.out / PARTIAL, task.plan.name), writer.thumbnails.all())
     write_bytes(result_path(task.out, task.plan.name), to_json(result))
     yield result
 

@@ -22,6 +22,7 @@ CELLS = {True: 16, False: 8}  # along each axis, of images; of volumes and runs 
 SIZE = {flat: cells ** (2 if flat else 3) - 1 for flat, cells in CELLS.items()}  # numbers in a descriptor
 LONGEST = max(SIZE.values())
 _SAMPLES = {True: 8, False: 4}  # voxels along a cell that are enough to average
+_TOGETHER = 32  # scans that are described one after the other
 _FLAT = 1e-9  # what rounding leaves of a scan of one value, as a share of it
 _HIGHEST = 127  # sums of products of 511 such numbers stay below 2**24: float32 holds them exactly
 
@@ -39,15 +40,53 @@ def describe(voxels: NDArray, stats: dict[str, float]) -> NDArray[np.int8]:
         (255,) of an image (D = 1) and (511,) of a volume, coefficients in the order of their frequency; all zero where
         the scan has nothing to recognise it by.
     """
+    return _transformed(_sampled(voxels), stats)
+
+
+class ThumbnailList:
+    """The descriptors of a shard's scans, made many at a time: a single one is mostly waiting for memory."""
+
+    def __init__(self) -> None:
+        self._done: list[NDArray[np.int8]] = []
+        self._waiting: list[tuple[NDArray, dict[str, float]]] = []
+
+    def add(self, voxels: NDArray, stats: dict[str, float]) -> None:
+        """Append the descriptor of a scan, see `describe`; the voxels are not kept."""
+        self._waiting.append((_sampled(voxels).copy(), stats))
+        if len(self._waiting) == _TOGETHER:
+            self.all()
+
+    def cut(self, scans: int) -> None:
+        """Take back all but the first `scans`."""
+        del self._waiting[max(0, scans - len(self._done)) :], self._done[scans:]
+
+    def all(self) -> list[NDArray[np.int8]]:
+        """All of them, in order."""
+        self._done += [_transformed(*scan) for scan in self._waiting]
+        self._waiting.clear()
+        return self._done
+
+
+def _sampled(voxels: NDArray) -> NDArray:
+    """Evenly spaced voxels of (C, D, H, W): enough for the averages of the cells, where a scan has more."""
     flat = voxels.shape[1] == 1
-    cells = CELLS[flat]
+    depth, height, width = (
+        slice(step // 2, None, step)
+        for step in [max(1, round(length / (CELLS[flat] * _SAMPLES[flat]))) for length in voxels.shape[1:]]
+    )
+    return voxels[:, depth, height, width]
+
+
+def _transformed(sample: NDArray, stats: dict[str, float]) -> NDArray[np.int8]:
+    """The descriptor of evenly spaced voxels of a scan."""
+    flat = sample.shape[1] == 1
     low, high = stats["p005"], stats["p995"]
     if not low < high:  # a few voxels on an empty ground
         low, high = stats["min"], stats["max"]
     # In float64, where the order of a sum practically never decides how a number is rounded below.
-    grid = _sampled(voxels, cells * _SAMPLES[flat]).astype(np.float64).clip(low, high)
+    grid = sample.astype(np.float64).clip(low, high)
     grid = grid.mean(axis=0) if len(grid) > 1 else grid[0]
-    depth, height, width = (_basis(length, cells) for length in grid.shape)
+    depth, height, width = (_basis(length, CELLS[flat]) for length in grid.shape)
     grid = height @ grid @ width.T
     if not flat:
         grid = depth @ grid.reshape(len(grid), -1)
@@ -57,12 +96,6 @@ def describe(voxels: NDArray, stats: dict[str, float]) -> NDArray[np.int8]:
     if not peak > _FLAT * max(abs(low), abs(high)):
         return np.zeros(len(order), np.int8)
     return np.rint(found * (_HIGHEST / peak)).astype(np.int8)
-
-
-def _sampled(voxels: NDArray, enough: int) -> NDArray:
-    """Evenly spaced voxels: about `enough` along an axis that has more."""
-    steps = [max(1, round(length / enough)) for length in voxels.shape[1:]]
-    return voxels[(slice(None), *(slice(step // 2, None, step) for step in steps))]
 
 
 @lru_cache(maxsize=256)

@@ -32,7 +32,7 @@ from scanfoundry.datasets.shards.format import (
     padded,
     to_json,
 )
-from scanfoundry.datasets.shards.thumbnail import describe
+from scanfoundry.datasets.shards.thumbnail import ThumbnailList
 
 EncodedMask = tuple[Encoded, str, Greys]  # with the dtype of its values, and how they were drawn
 
@@ -64,7 +64,7 @@ class ShardWriter:
         self.path, self._codec = path, codec
         self._draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._entries: list[SampleEntry] = []
-        self.thumbnails: list[NDArray[np.int8]] = []  # of the scans that were added, see `thumbnail.describe`
+        self.thumbnails = ThumbnailList()  # of the scans that were added
         self._position = 0
         self.record: ShardRecord | None = None
 
@@ -85,7 +85,8 @@ class ShardWriter:
         if scans == len(self._entries):
             return
         self._position = self._entries[scans].offset - BLOCK
-        del self._entries[scans:], self.thumbnails[scans:]
+        del self._entries[scans:]
+        self.thumbnails.cut(scans)
         self._stream.seek(self._position)
         self._stream.truncate()
         self._tar.tarstream.offset = self._position  # tarfile pads the end by it
@@ -129,7 +130,7 @@ class ShardWriter:
         if labels.mask is not None:
             mask = (encode(labels.mask[None], self._codec, scan.frames), labels.mask.dtype.name, labels.greys)
         self.append(facts, encoded.payload, content_hash(scan.voxels), mask)
-        self.thumbnails.append(describe(scan.voxels, stats))
+        self.thumbnails.add(scan.voxels, stats)
 
     def append(self, facts: ScanFacts, payload: bytes, content: str, mask: EncodedMask | None) -> None:
         """Appends an encoded scan, the hash of its voxels, and its encoded mask with what is known of its values."""

@@ -156,7 +156,7 @@ def built(folder: Path, scans: dict[str, tuple[Scan, str]], size: int = 4) -> Pa
             for key in keys[number : number + size]:
                 scan, modality = scans[key]
                 writer.add(scan, key, modality, hashlib.md5(key.encode()).hexdigest())
-        write_thumbnails(thumbnails_path(folder / PARTIAL, f"shard-{number:06d}.tar"), writer.thumbnails)
+        write_thumbnails(thumbnails_path(folder / PARTIAL, f"shard-{number:06d}.tar"), writer.thumbnails.all())
         results.append(ShardResult(record=writer.record, paths=keys[number : number + size], sources=1, quarantine=[]))
     write_manifest(folder, finalize(folder, {}, results, "zstd")[0])
     return folder

@@ -247,7 +247,7 @@ def test_modalities_that_are_balanced_still_pair(tmp_path: Path, key_file: Path)
             for name in ("ct", "pt"):
                 scan = Scan(rng.integers(0, 99, (1, 9, 12, 14)).astype(np.int16), (1.0, 1.0, 1.0), modality=name)
                 writer.add(scan, f"{name}{case}", "mr", "0" * 32, study=f"{case:032x}")
-    write_thumbnails(thumbnails_path(tmp_path / PARTIAL, "shard-000000.tar"), writer.thumbnails)
+    write_thumbnails(thumbnails_path(tmp_path / PARTIAL, "shard-000000.tar"), writer.thumbnails.all())
     result = ShardResult(record=writer.record, paths=[""] * 8, sources=8, quarantine=[])
     write_manifest(tmp_path, finalize(tmp_path, {}, [result], "zstd")[0])
     options = DataConfig(

@@ -13,7 +13,14 @@ from scipy.ndimage import gaussian_filter, zoom
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.intensity import statistics
 from scanfoundry.datasets.shards.near_duplicates import NEAR
-from scanfoundry.datasets.shards.thumbnail import LONGEST, SIZE, describe, read_thumbnails, write_thumbnails
+from scanfoundry.datasets.shards.thumbnail import (
+    LONGEST,
+    SIZE,
+    ThumbnailList,
+    describe,
+    read_thumbnails,
+    write_thumbnails,
+)
 
 bounded = settings(max_examples=40, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 10**6)
@@ -109,3 +116,19 @@ def test_a_file_of_another_shard_or_none(tmp_path: Path) -> None:
     for name, scans in (("a.npy", 3), ("cut.npy", 2), ("missing.npy", 2)):
         with pytest.raises(UserError, match="delete it and build again"):
             read_thumbnails(tmp_path / name, scans)
+
+
+@bounded
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 40))
+def test_a_list_that_is_cut_and_continued(added: list[int], rest: int) -> None:
+    """A source that proves damaged takes its scans back, whether they were described yet or not."""
+    scans = [np.random.default_rng(number).integers(0, 99, (1, 1, 5, 6)) for number in range(40)]
+    expected: list[np.ndarray] = []
+    found = ThumbnailList()
+    for number in added:
+        for scan in scans[:number]:
+            found.add(scan, statistics(scan))
+            expected.append(describe(scan, statistics(scan)))
+        found.cut(rest)
+        del expected[rest:]
+    assert np.array_equal(found.all(), expected)
