@@ -67,6 +67,7 @@ def study_config(places: Places, task: str, arm: str, rate: float, shots: int, s
         "split": split,
         "schedule": schedule,
         "processes": min(2, len(seeds)),
+        "keep_weights": "all",  # they are tested once the rate is chosen
         **start,
     }
 
