@@ -1,10 +1,10 @@
 """Are adapted kernels worth something? Larger kernels (UpKern), and volumes from a model of images, beside scratch.
 
-command: python benchmarks/adapted_starts.py DATA WORK [--only kernel | dimension] [--steps 300]
-  kernel     breast lesions (BUSI, images), MedNeXt-S: trained with kernels of 3, then of 5 from that model by `upkern`
-             and by `centre`; beside it from scratch with kernels of 5 for as many steps
+command: python benchmarks/adapted_starts.py DATA WORK [--only kernel | dimension] [--steps 300] [--ways centre average]
+  kernel     breast lesions (BUSI, images), MedNeXt-S: trained with kernels of 3, then of 5 from that model by
+             `upkern`; beside it from scratch with kernels of 5 for as many steps
   dimension  left atria (volumes), the residual U-Net of whole_network.py: pre-trained by `mae` on slices alone, then
-             inflated in each of the three ways; WORK must hold a finished whole_network.py, whose scratch is compared
+             inflated in each of the --ways; WORK must hold a finished whole_network.py, with its scratch arm
 What is finished in WORK is not done again.
 """
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", choices=("kernel", "dimension"))
     parser.add_argument("--steps", type=int, default=300, help="of a training with images")
+    parser.add_argument("--ways", nargs="+", default=["centre", "average", "fourier"], help="of inflation")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -75,13 +76,11 @@ def kernel_arms(given: Any) -> dict[str, Groups]:
         "scratch, kernel 3": records_of(small, IMAGES),
         "scratch, kernel 5": records_of(large, IMAGES),
     }
-    for way in ("upkern", "centre"):
-        groups: Groups = []
-        for seed, model in zip(SEEDS, cells(small, IMAGES, SEEDS), strict=True):
-            start = {"checkpoint": str(model), "adapt": {"kernel": way}, "compare_scratch": False}
-            groups += records_of(train(f"{way} {seed}", 5, given.steps, (seed,), **start), IMAGES, (seed,))
-        arms[f"kernel 5 from kernel 3 by {way}"] = groups
-    return arms
+    groups: Groups = []
+    for seed, model in zip(SEEDS, cells(small, IMAGES, SEEDS), strict=True):
+        start = {"checkpoint": str(model), "adapt": {"kernel": "upkern"}, "compare_scratch": False}
+        groups += records_of(train(f"upkern {seed}", 5, given.steps, (seed,), **start), IMAGES, (seed,))
+    return arms | {"kernel 5, from kernel 3 by upkern": groups}
 
 
 def lesions(images: Path) -> dict[str, str]:
@@ -110,7 +109,7 @@ def dimension_arms(given: Any) -> dict[str, Groups]:
     arms = {"scratch": whole_network.test(scratch, given, tested_on)}
     start = whole_network.pretrain(given.data, given.work, SLICE_STEPS, 2, slices=True)
     rate = rates[f"encoder and decoder, {VOLUMES} labels"]
-    for way in ("centre", "average", "fourier"):
+    for way in given.ways:
         arm = f"slices by {way}"
         folder = whole_network.study(given, start, arm, rate, VOLUMES, SEEDS, adapt={"dimension": way})
         arms[arm] = whole_network.test(folder, given, tested_on)

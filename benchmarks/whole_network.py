@@ -12,6 +12,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -125,9 +128,11 @@ def study(given: Any, start: Path | None, arm: str, rate: float, shots: int, see
     """The run folder of one arm at one rate; seeds that are there already are not trained again."""
     folder = given.work / "studies" / f"{arm.replace(' ', '_')}-{rate:g}-{shots}"
     origin: dict[str, Any] = {"backbone": BACKBONE}
+    split: dict[str, Any] = {"file": str(given.work / "split_validation.json")}
     if start is not None:
         origin = {"checkpoint": str(start), "transfer": ARMS.get(arm, ARMS["encoder and decoder"])}
         origin |= {"compare_scratch": False, **more}
+        split["allow_pretraining_overlap"] = True  # the pool held the scans that choose the rate, without their labels
     config = {
         "run_dir": str(folder),
         "task": {"name": "segmentation", "classes": ["atrium"]},
@@ -136,13 +141,15 @@ def study(given: Any, start: Path | None, arm: str, rate: float, shots: int, see
         "plan": {"patch": CROP, "batch": 2},
         "shots": [shots],
         "seeds": list(seeds),
-        "split": {"file": str(given.work / "split_validation.json")},
+        "split": split,
         "schedule": {"steps": STEPS, "lr": rate, "warmup_steps": 15},
         "processes": given.processes,
+        "keep_weights": "all",  # they are tested once the rate is chosen
         "device": "cpu",
     }
-    if any(not (cell / "cell.json").exists() for cell in cells(folder, shots, seeds)):
-        path = given.work / "study.yaml"
+    if any(not (cell / "model.safetensors").exists() for cell in cells(folder, shots, seeds)):
+        path = folder.with_name(f"{folder.name}.yaml")
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config))
         run("finetune", path)
     return folder
@@ -166,20 +173,23 @@ def choose(studies: Sequence[Path], rates: Sequence[float]) -> float:
 
 def test(folder: Path, given: Any, tested_on: set[str]) -> list[list[Record]]:
     """Records of the tested cases, for each seed."""
-    found = known_cases(LabelledData(**_data(given.data / POOLS["left_atrium"])), SegmentationTask())
-    groups = []
-    for cell in sorted((folder / "cells").iterdir()):
-        written = cell / "tested.json"
-        if not written.exists():
-            adapter, models = load_model(cell)
-            records = []
-            for case in found.cases:
-                if case.key in tested_on:
-                    sample = adapter.load(case)
-                    records.append(adapter.record(case, sample, adapter.predict(models, sample, torch.device("cpu"))))
-            written.write_text(json.dumps(records))
-        groups.append(json.loads(written.read_text()))
-    return groups
+    trained = sorted((folder / "cells").iterdir())
+    waiting = [cell for cell in trained if not (cell / "tested.json").exists()]
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        list(pool.map(partial(test_one, given.data / POOLS["left_atrium"], tested_on), waiting))
+    return [json.loads((cell / "tested.json").read_text()) for cell in trained]
+
+
+def test_one(data: Path, tested_on: set[str], cell: Path) -> None:
+    """Write the records of one model beside it."""
+    torch.set_num_threads(1)
+    adapter, models = load_model(cell)
+    records = []
+    for case in known_cases(LabelledData(**_data(data)), SegmentationTask()).cases:
+        if case.key in tested_on:
+            sample = adapter.load(case)
+            records.append(adapter.record(case, sample, adapter.predict(models, sample, torch.device("cpu"))))
+    (cell / "tested.json").write_text(json.dumps(records))
 
 
 def table(records: dict[tuple[str, int], list[list[Record]]]) -> dict[str, Any]:
