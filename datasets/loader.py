@@ -166,9 +166,16 @@ class CropLoader:
     def _readable(self, draws: list[Draw]) -> list[Draw]:
         """The draws, with others where a scan is known to be bad; then the partners, of the scans as they are now."""
         readable: list[Draw] = []
-        for draw in draws:
+        for wanted in draws:
+            draw = wanted
             while (draw.stream, draw.row) in self._bad:
                 draw = self.plan.replacement(draw)
+                if draw.row == wanted.row:  # once around
+                    source, rows = self._config.sources[draw.source].name, self.plan.streams[draw.stream].visits.rows
+                    raise UserError(
+                        f"source '{source}': none of {rows} scans of one kind can be read; the last: "
+                        f"{self._bad[draw.stream, draw.row]}"
+                    )
             readable.append(draw)
         partners = [self.plan.partner(draw, self._bad) for draw in readable] if self.plan.paired else []
         return readable + partners

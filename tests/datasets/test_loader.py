@@ -246,6 +246,15 @@ def test_a_shard_that_breaks_before_it_is_read_ends_the_run(copied: Path, worker
         CropLoader(config(copied), seed=3)
 
 
+def test_a_source_of_which_nothing_can_be_read_ends_the_run(copied: Path) -> None:
+    """Whatever the ceiling: there is no scan to take in the place of another."""
+    with CropLoader(config(copied, workers=0, bad_sample_ceiling=1.0), seed=3) as loader:
+        for shard in (copied / "mr").glob("*.tar"):
+            shard.unlink()
+        with pytest.raises(UserError, match="source 'mr': none of 24 scans of one kind can be read; the last: shard"):
+            stream(loader, 100)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_is_deleted_while_it_is_open_is_read_to_the_end(
     copied: Path, workers: int, reference: list[str]
