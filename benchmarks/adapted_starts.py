@@ -26,7 +26,7 @@ from scanfoundry.finetune.metrics.intervals import difference, interval
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
 
 IMAGES, SIDE, TESTED = 20, 64, 60  # labelled images, side of a patch at half the resolution, images that are tested on
-VOLUMES, SLICE_STEPS = 5, 1500
+VOLUMES, SLICE_STEPS = 5, 600
 Groups = list[list[Record]]  # of each seed
 
 

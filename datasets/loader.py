@@ -194,17 +194,8 @@ class CropLoader:
                 f"{len(self._bad)} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
                 f"{ceiling:g} allows; the last: {reason}"
             )
-        for stream in {task.draws[position].stream for position in filled.bad}:
-            self._check_readable(stream, reason)
         first = task.draws[: len(task.draws) // 2] if task.paired else task.draws
         self._submit(replace(task, draws=self._readable(first)))
-
-    def _check_readable(self, stream: int, reason: str) -> None:
-        """UserError where no scan of a stream can be read, however few they are: nothing could stand in for them."""
-        rows = self.plan.streams[stream].visits.rows
-        if sum(each == stream for each, _ in self._bad) == rows:
-            source = self._config.sources[self.plan.streams[stream].source].name
-            raise UserError(f"source '{source}': none of its {rows} scans for one size of crop can be read: {reason}")
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)

@@ -220,19 +220,6 @@ def test_a_damaged_scan_is_replaced_and_counted(copied: Path, reference: list[st
         assert stream(again, 40) == seen
 
 
-def test_a_source_without_a_readable_scan_ends_the_run(copied: Path) -> None:
-    """Whatever the ceiling allows of all scans together: nothing could stand in for these, and looking never ended."""
-    shards = DataSet(copied / "xr").manifest.shards
-    for number, shard in enumerate(shards):
-        for sample in range(len(read_index(copied / "xr", shard).samples)):
-            damage(copied / "xr", number, sample)
-    with (
-        CropLoader(config(copied, bad_sample_ceiling=1.0), seed=3) as loader,
-        pytest.raises(UserError, match=r"source 'xr': none of its \d+ scans for one size of crop can be read: shard"),
-    ):
-        stream(loader, 100)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("how", ["cut", "gone"])
 def test_a_shard_that_breaks_before_it_is_read_ends_the_run(copied: Path, workers: int, how: str) -> None:
