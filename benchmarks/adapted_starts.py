@@ -65,6 +65,7 @@ def kernel_arms(given: Any) -> dict[str, Groups]:
             "split": {"file": str(split)},
             "schedule": {"steps": steps, "warmup_steps": 15, "precision": "float32"},  # depthwise: faster on a CPU
             "processes": given.processes,
+            "keep_weights": "all",  # those of kernel 3 are started from
             "device": "cpu",
         } | start
         finish(folder, config, IMAGES, seeds)
@@ -118,7 +119,7 @@ def dimension_arms(given: Any) -> dict[str, Groups]:
 
 def finish(folder: Path, config: dict[str, Any], shots: int, seeds: tuple[int, ...]) -> None:
     """Train what is missing of a study."""
-    if any(not (cell / "cell.json").exists() for cell in cells(folder, shots, seeds)):
+    if any(not (cell / "model.safetensors").exists() for cell in cells(folder, shots, seeds)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         path = folder.parent / "study.yaml"
         path.write_text(json.dumps(config))  # JSON is YAML
