@@ -153,8 +153,7 @@ class CropLoader:
         wanted = []
         for source, number in needed:
             data = self.plan.data[source]
-            if not isinstance(data, DataSet):
-                continue
+            assert isinstance(data, DataSet), "drawn scans have no shards"
             shard = data.manifest.shards[number]
             wanted.append(PrefetchRequest(data.store, shard.name, shard.sha256, shard.bytes))
         self._prefetcher.ahead(wanted)

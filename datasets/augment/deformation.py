@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from scanfoundry.datasets.augment.cubic import cubic_weights
+
 
 def spline_bases(size: Sequence[int], distances: Sequence[float], offsets: Sequence[float]) -> list[Tensor]:
     """Of each axis the weights (n, K) of its K control points at the middles of n voxels.
@@ -35,7 +37,7 @@ def _basis(n: int, distance: float, offset: float) -> npt.NDArray[np.float32]:
     place = (np.arange(n) + 0.5) / distance + offset
     first = np.floor(place).astype(int)
     t = place - first
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    weights = np.stack(cubic_weights(t), 1)
     basis = np.zeros((n, first[-1] + 4), np.float32)
     np.put_along_axis(basis, first[:, None] + np.arange(4), weights.astype(np.float32), 1)
     return basis

@@ -28,7 +28,7 @@ from scanfoundry.datasets.shards.format import (
     index_name,
     to_json,
 )
-from scanfoundry.datasets.shards.near_list import read_near_duplicates
+from scanfoundry.datasets.shards.near_list import count_scans, read_near_duplicates
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
 from scanfoundry.datasets.shards.summary import ModalityReport, Summary
 from scanfoundry.datasets.shards.table import differs, rows_of
@@ -127,8 +127,7 @@ def _check_near_duplicates(data: DataSet, keys: list[str]) -> None:
     if record is None:
         return
     named = all((keys[line.row], keys[line.kept_row]) == (line.key, line.kept_key) for line in found)
-    others = {line.row for line in found if not line.same_patient}
-    if not named or (len({line.row for line in found}), len(others)) != (record.scans, record.others):
+    if not named or count_scans(found) != (record.scans, record.others):
         raise UserError(f"{data.folder}: {NEAR_DUPLICATES} names other scans than the shards hold; build it again")
 
 

@@ -31,7 +31,7 @@ from scanfoundry.datasets.shards.format import (
     parse,
     to_json,
 )
-from scanfoundry.datasets.shards.near_list import list_near_duplicates, write_near_duplicates
+from scanfoundry.datasets.shards.near_list import NearDuplicateFinder, write_near_duplicates
 from scanfoundry.datasets.shards.reader import read_index
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
 from scanfoundry.datasets.shards.table import rows_of, to_bytes
@@ -74,15 +74,16 @@ def finalize(
     patients: set[str] = set()
     also: set[str] = set()
     warnings, greys = Counter[str](), Counter[str]()
-    rows = []
+    rows, finder = [], NearDuplicateFinder()
     for number, shard in enumerate(shards):
         entries = read_index(out, shard).samples
         rows.append(rows_of(number, entries, sorted(modalities)))
+        finder.add(entries)
         patients.update(entry.patient for entry in entries)
         also.update(*(entry.also for entry in entries))
         warnings.update(warning for entry in entries for warning in entry.warnings)
         greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
-    near = list_near_duplicates(
+    near = finder.find(
         lambda: (entry for shard in shards for entry in read_index(out, shard).samples),
         lambda: _thumbnails(out, written, decisions),
     )

@@ -57,35 +57,42 @@ _FACTS = np.dtype(
 )
 
 
-def list_near_duplicates(walk: Callable[[], Iterable[SampleEntry]], thumbnails: Thumbnails) -> list[NearDuplicate]:
-    """The near-duplicates among all scans of a data set.
+class NearDuplicateFinder:
+    """Takes all scans of a data set in the order of its table, then lists the near-duplicates among them."""
 
-    Args:
-        walk: gives all scans in the order of the table; it is called up to twice.
-        thumbnails: gives their descriptors in the same order, shard by shard; it is called up to three times.
+    def __init__(self) -> None:
+        self._modalities: dict[str, int] = {}
+        self._facts: list[NDArray[np.void]] = []  # of each shard
 
-    Returns:
-        Lines of the file, by (row, kept_row).
-    """
-    modalities: dict[str, int] = {}
-    facts = np.fromiter((_facts_of(entry, modalities) for entry in walk()), _FACTS)
-    preference = np.empty(len(facts), np.int64)
-    preference[np.lexsort((*-facts["known"].T[::-1],))] = np.arange(len(facts))
-    found: list[tuple[int, int, float]] = []
-    for kind in np.unique(facts["kind"]).tolist():
-        chosen = facts["kind"] == kind
-        group = Describable(
-            thumbnails=_chosen(thumbnails, chosen, SIZE[kind == _IMAGE]),
-            modalities=facts["modality"][chosen],
-            unknown=modalities.get(_UNKNOWN, -1),
-            sides=facts["sides"][chosen],
-            preference=preference[chosen],
-        )
-        rows = np.flatnonzero(chosen).tolist()
-        found += [(rows[pair.row], rows[pair.kept], pair.correlation) for pair in find_near_duplicates(group)]
-    wanted = {row for pair in found for row in pair[:2]}
-    named = {row: entry for row, entry in enumerate(walk() if wanted else []) if row in wanted}
-    return [_line(named, *pair) for pair in sorted(found)]
+    def add(self, entries: Iterable[SampleEntry]) -> None:
+        """The scans of the next shard."""
+        self._facts.append(np.fromiter((_facts_of(entry, self._modalities) for entry in entries), _FACTS))
+
+    def find(self, walk: Callable[[], Iterable[SampleEntry]], thumbnails: Thumbnails) -> list[NearDuplicate]:
+        """The lines of the file, by (row, kept_row).
+
+        Args:
+            walk: gives the same scans again; it is called where there is something to list.
+            thumbnails: gives their descriptors in the same order, shard by shard; it is called up to three times.
+        """
+        facts = np.concatenate(self._facts)
+        preference = np.empty(len(facts), np.int64)
+        preference[np.lexsort((*-facts["known"].T[::-1],))] = np.arange(len(facts))
+        found: list[tuple[int, int, float]] = []
+        for kind in np.unique(facts["kind"]).tolist():
+            chosen = facts["kind"] == kind
+            group = Describable(
+                thumbnails=_chosen(thumbnails, chosen, SIZE[kind == _IMAGE]),
+                modalities=facts["modality"][chosen],
+                unknown=self._modalities.get(_UNKNOWN, -1),
+                sides=facts["sides"][chosen],
+                preference=preference[chosen],
+            )
+            rows = np.flatnonzero(chosen).tolist()
+            found += [(rows[pair.row], rows[pair.kept], pair.correlation) for pair in find_near_duplicates(group)]
+        wanted = {row for pair in found for row in pair[:2]}
+        named = {row: entry for row, entry in enumerate(walk() if wanted else []) if row in wanted}
+        return [_line(named, *pair) for pair in sorted(found)]
 
 
 def _facts_of(entry: SampleEntry, modalities: dict[str, int]) -> tuple[Any, ...]:
@@ -123,11 +130,14 @@ def write_near_duplicates(out: Path, found: Sequence[NearDuplicate]) -> NearDupl
         writer.writerow([key, kept_key, f"{correlation:.3f}", "yes" if same else "no", row, kept_row])
     content = stream.getvalue().encode()
     write_bytes(out / NEAR_DUPLICATES, content)
-    return NearDuplicateRecord(
-        scans=len({line.row for line in found}),
-        others=len({line.row for line in found if not line.same_patient}),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )
+    scans, others = count_scans(found)
+    return NearDuplicateRecord(scans=scans, others=others, sha256=hashlib.sha256(content).hexdigest())
+
+
+def count_scans(found: Iterable[NearDuplicate]) -> tuple[int, int]:
+    """How many scans the lines would leave out, and how many of these resemble one of another patient."""
+    rows = {(line.row, line.same_patient) for line in found}
+    return len({row for row, _ in rows}), sum(not same for _, same in rows)
 
 
 def read_near_duplicates(data: DataSet) -> list[NearDuplicate] | None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
-from scanfoundry.datasets.synthetic.noise import log_uniform, smooth_noise, uniform
+from scanfoundry.datasets.synthetic.noise import along, log_uniform, smooth_noise, uniform
 from scanfoundry.datasets.synthetic.shapes import BODY
 
 LEVELS = 1000  # of an appearance between the darkest and the brightest mean: as many grey values as scanners give
@@ -94,12 +94,9 @@ def _thick(image: Array, axis: int, thickness: int) -> Array:
         return image
     starts = np.arange(count) * thickness
     lengths = np.diff(np.append(starts, length)).astype(np.float32)
-    along = [1, 1, 1]
-    along[axis] = count
-    slices = np.add.reduceat(image, starts, axis) / lengths.reshape(along)
+    slices = np.add.reduceat(image, starts, axis) / along(lengths, axis)
     middles = starts + (lengths - 1) / 2
     at = np.interp(np.arange(length), middles, np.arange(count))
     first = np.minimum(at.astype(np.int64), count - 2)
-    along[axis] = length
-    share = (at - first).astype(np.float32).reshape(along)
+    share = along(at - first, axis)
     return slices.take(first, axis) * (1 - share) + slices.take(first + 1, axis) * share

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.augment.cubic import cubic_weights
 
 _VARIANCE = 151 / 315  # of a cubic B-spline with independent coefficients of variance 1, mean over a cell
 
@@ -42,10 +43,14 @@ def _spline(knots: NDArray[np.float32], axis: int, length: int, cells: int) -> N
     at = (np.arange(length) + 0.5) / length * cells
     first = np.minimum(at.astype(np.int64), cells - 1)
     t = at - first
-    weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
-    along = [1, 1, 1]
-    along[axis] = length
     found = np.zeros((), np.float32)
-    for number, weight in enumerate(weights):
-        found = found + knots.take(first + number, axis) * (weight / 6).astype(np.float32).reshape(along)
+    for number, weight in enumerate(cubic_weights(t)):
+        found = found + knots.take(first + number, axis) * along(weight, axis)
     return found
+
+
+def along(values: NDArray[np.floating], axis: int) -> NDArray[np.float32]:
+    """Numbers (n,) as an array of three axes, n long along one of them, which broadcasts over the others."""
+    shape = [1, 1, 1]
+    shape[axis] = len(values)
+    return values.astype(np.float32).reshape(shape)

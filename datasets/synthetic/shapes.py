@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
 from scanfoundry.datasets.synthetic.kinds import KINDS
-from scanfoundry.datasets.synthetic.noise import log_uniform, smooth_noise, uniform
+from scanfoundry.datasets.synthetic.noise import along, log_uniform, smooth_noise, uniform
 
 BODY = 1  # the label of a body that no shape covers; 0 is the background
 _SHARED = 0.2  # probability that a shape has the label of the one before it, as paired organs have
@@ -84,9 +84,7 @@ def _space(rng: np.random.Generator, shape: Size3D, config: SyntheticConfig) -> 
         moved = np.float32(amount) * smooth_noise(rng, shape, cells)
         reach = max(reach, float(np.abs(moved).max()))
         middles = ((np.arange(shape[axis]) + 0.5) / shape[axis] - 0.5) * sides[axis]
-        along = [1, 1, 1]
-        along[axis] = shape[axis]
-        places[axis] = moved + middles.astype(np.float32).reshape(along)
+        places[axis] = moved + along(middles, axis)
     rough = smooth_noise(rng, shape, cells_of(sides, int(rng.integers(6, 12))))
     return Space(shape, sides, places, reach, rough)
 

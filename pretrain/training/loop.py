@@ -99,13 +99,13 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
                     world.device) as loader:  # fmt: skip
         if found is not None:
             checkpoint.check_same_data(found, loader.manifest_hash)
-        check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], modalities(loader))
+        check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], loader.plan.modalities)
         check_depth(objective, loader.plan.volumes)
         site = Site(
             frozenset({*loader.patients(), *origin.patients, *taught.patients}), frozenset(loader.sites.values())
         )
         probes = Probes(config, encoder, world, site)
-        engine = Engine(objective, config.optimiser, config.engine, world, modalities(loader))
+        engine = Engine(objective, config.optimiser, config.engine, world, loader.plan.modalities)
         monitors = Monitors(config, world)
         if world.is_main:
             claim(config)
@@ -230,11 +230,6 @@ class _Loop:
             self._release(step)
         self.image_logger.write(self.engine, step)
         self.tracker.info(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
-
-
-def modalities(loader: CropLoader) -> list[str]:
-    """The modalities that the sources of a stream have."""
-    return loader.plan.modalities
 
 
 def _continuing(step: int, before: int, now: int) -> str:

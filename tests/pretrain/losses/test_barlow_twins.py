@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gradients import assert_same_with_gradients
 
 from scanfoundry.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, squared_norm, standardised
 
@@ -42,13 +43,6 @@ def naive_mixed(mixed, first, second, partner, share, redundancy):
                 target = share * correlation(first, view, i, j) + (1 - share) * correlation(shuffled, view, i, j)
                 total = total + (correlation(mixed, view, i, j) - target) ** 2
     return 0.5 * redundancy * total
-
-
-def assert_same_with_gradients(ours, plain, inputs):
-    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
-    probe = torch.linspace(0.5, 2, ours.numel(), dtype=torch.float64).view_as(ours)
-    for one, other in zip(*(torch.autograd.grad((x * probe).sum(), inputs) for x in (ours, plain)), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_standardised_equals_the_loop_and_batch_norm():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gradients import assert_same_with_gradients
 
 from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, normalised, nt_xent, pair_weights
 
@@ -64,14 +65,6 @@ def naive_moco(queries, keys, temperature, same):
             total = total - 2 * temperature * torch.log(positive / (positive + sum(others)))
         losses.append(total)
     return torch.stack(losses)
-
-
-def assert_same_with_gradients(ours, plain, inputs):
-    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
-    probe = torch.linspace(0.5, 2, len(ours), dtype=torch.float64)
-    gradients = [torch.autograd.grad((loss * probe).sum(), inputs, retain_graph=True) for loss in (ours, plain)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("same", SAME)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from gradients import assert_same_with_gradients
 
 from scanfoundry.pretrain.losses.contrastive import dcl, moco_v3, nt_xent
 from scanfoundry.pretrain.losses.positional import position_relations, soft_dcl, soft_moco_v3, soft_nt_xent
@@ -69,14 +70,6 @@ def naive(name, anchors, others, temperature, kernel, bandwidth, views):
             both.append(torch.log(below) - positives / weights)
         losses.append(both[0] + both[1])
     return torch.stack(losses) / 2
-
-
-def assert_same_with_gradients(ours, plain, inputs):
-    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
-    probe = torch.linspace(0.5, 2, len(ours), dtype=torch.float64)
-    gradients = [torch.autograd.grad((loss * probe).sum(), inputs, retain_graph=True) for loss in (ours, plain)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -97,10 +97,11 @@ CODE = """
 import json, os
 from pathlib import Path
 import torch
+from resumed import losses_when_resumed
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.datasets.batch import Batch
-from scanfoundry.pretrain.distributed.world import barrier, join
+from scanfoundry.pretrain.distributed.world import join
 from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
 from scanfoundry.pretrain.objectives.weighted_sum import SumConfig
 from scanfoundry.pretrain.engine.optimiser import OptimiserConfig
@@ -126,25 +127,10 @@ def views(step):
     kinds = ["mr"] * len(names)
     return tuple(Batch(v[rows], valid, torch.arange(16)[rows], names, kinds, kinds, step) for v in voxels)
 
-def weights(e, name):
-    e.save(root / name, {})
-    barrier(world)
-    return {k: v.clone() for k, v in e.weights(root / name).items()}
+def step(e, number):
+    return e.step([views(number)], 1e-4, number / 4).loss
 
-e = engine()
-losses = [e.step([views(step)], 1e-4, step / 4).loss for step in range(2)]
-e.save(root / "middle", {})
-barrier(world)
-losses += [e.step([views(step)], 1e-4, step / 4).loss for step in range(2, 4)]
-straight = weights(e, "straight")
-f = engine()
-f.load(root / "middle")
-again = [f.step([views(step)], 1e-4, step / 4).loss for step in range(2, 4)]
-assert again == losses[2:], (again, losses)
-resumed = weights(f, "resumed")
-assert straight.keys() == resumed.keys()
-different = [k for k in straight if not torch.equal(straight[k], resumed[k])]
-assert not different, different
+losses, straight = losses_when_resumed(engine, step, world, root / "middle")
 encoder = {k.removeprefix("encoder."): v for k, v in straight.items() if k.startswith("encoder.")}
 fresh = build(vit)
 began = {k: v.clone() for k, v in fresh.state_dict().items()}
