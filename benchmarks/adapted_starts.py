@@ -15,8 +15,9 @@ from statistics import mean
 from typing import Any
 
 import whole_network
+from product import run_written
 from record import record
-from whole_network import SEEDS, cells, run, written
+from studies import SEEDS, cells, records_of, spoken, trained
 
 from scanfoundry.datasets.identity import fraction
 from scanfoundry.finetune.config.study import LabelledData
@@ -52,7 +53,8 @@ def kernel_arms(given: Any) -> dict[str, Groups]:
     images = given.data / "busi_breast_ultrasound"
     split = lesion_split(images, given.work)
 
-    def train(name: str, kernel: int, steps: int, seeds: tuple[int, ...], **start: Any) -> Path:
+    def train(name: str, kernel: int, seeds: tuple[int, ...] = SEEDS, **start: Any) -> list[Path]:
+        """The trials of a study."""
         folder: Path = given.work / "kernel" / name
         config = {
             "run_dir": str(folder),
@@ -63,25 +65,26 @@ def kernel_arms(given: Any) -> dict[str, Groups]:
             "shots": [IMAGES],
             "seeds": list(seeds),
             "split": {"file": str(split)},
-            "schedule": {"steps": steps, "warmup_steps": 15, "precision": "float32"},  # depthwise: faster on a CPU
+            "schedule": {
+                "steps": given.steps,
+                "warmup_steps": 15,
+                "precision": "float32",
+            },
             "processes": given.processes,
             "keep_weights": "all",  # those of kernel 3 are started from
             "device": "cpu",
         } | start
-        finish(folder, config, IMAGES, seeds)
-        return folder
+        if not trained(folder, seeds):
+            run_written("finetune", folder, config)
+        return cells(folder, seeds)
 
-    small = train("kernel 3", 3, given.steps, SEEDS)
-    large = train("kernel 5", 5, given.steps, SEEDS)
-    arms = {
-        "scratch, kernel 3": records_of(small, IMAGES),
-        "scratch, kernel 5": records_of(large, IMAGES),
-    }
-    groups: Groups = []
-    for seed, model in zip(SEEDS, cells(small, IMAGES, SEEDS), strict=True):
+    small, large = train("kernel 3", 3), train("kernel 5", 5)
+    enlarged = []
+    for seed, model in zip(SEEDS, small, strict=True):
         start = {"checkpoint": str(model), "adapt": {"kernel": "upkern"}, "compare_scratch": False}
-        groups += records_of(train(f"upkern {seed}", 5, given.steps, (seed,), **start), IMAGES, (seed,))
-    return arms | {"kernel 5, from kernel 3 by upkern": groups}
+        enlarged += train(f"upkern {seed}", 5, (seed,), **start)
+    arms = {"scratch, kernel 3": small, "scratch, kernel 5": large, "kernel 5, from kernel 3 by upkern": enlarged}
+    return {arm: [records_of(cell) for cell in trials] for arm, trials in arms.items()}
 
 
 def lesions(images: Path) -> dict[str, str]:
@@ -104,31 +107,17 @@ def lesion_split(images: Path, work: Path) -> Path:
 
 def dimension_arms(given: Any) -> dict[str, Groups]:
     """Records by arm of the left atria, each at the rate that whole_network.py chose for scratch or for the whole."""
-    tested_on = whole_network.write_split(given.data / whole_network.POOLS["left_atrium"], given.work)
+    whole_network.write_split(given)
     rates = json.loads((given.work / "rates.json").read_text())
     scratch = whole_network.study(given, None, "scratch", rates[f"scratch, {VOLUMES} labels"], VOLUMES, SEEDS)
-    arms = {"scratch": whole_network.test(scratch, given, tested_on)}
+    arms = {"scratch": whole_network.test(scratch, given)}
     start = whole_network.pretrain(given.data, given.work, SLICE_STEPS, 2, slices=True)
     rate = rates[f"encoder and decoder, {VOLUMES} labels"]
     for way in given.ways:
         arm = f"slices by {way}"
         folder = whole_network.study(given, start, arm, rate, VOLUMES, SEEDS, adapt={"dimension": way})
-        arms[arm] = whole_network.test(folder, given, tested_on)
+        arms[arm] = whole_network.test(folder, given)
     return arms
-
-
-def finish(folder: Path, config: dict[str, Any], shots: int, seeds: tuple[int, ...]) -> None:
-    """Train what is missing of a study."""
-    if any(not (cell / "model.safetensors").exists() for cell in cells(folder, shots, seeds)):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        path = folder.parent / "study.yaml"
-        path.write_text(json.dumps(config))  # JSON is YAML
-        run("finetune", path)
-
-
-def records_of(folder: Path, shots: int, seeds: tuple[int, ...] = SEEDS) -> Groups:
-    """The records of the test cases, by seed."""
-    return [json.loads((cell / "cell.json").read_text())["records"] for cell in cells(folder, shots, seeds)]
 
 
 def table(arms: dict[str, Groups], reference: str) -> dict[str, Any]:
@@ -136,10 +125,10 @@ def table(arms: dict[str, Groups], reference: str) -> dict[str, Any]:
     dice = mean_of(lambda each: each["score"])
     rows = []
     for arm, groups in arms.items():
-        row = {"arm": arm, "dice": written(interval(groups, dice, 1000))}
+        row = {"arm": arm, "dice": spoken(interval(groups, dice, 1000))}
         row["by seed"] = [round(mean(each["score"] for each in group), 4) for group in groups]
         if arm != reference:
-            row[f"minus {reference}"] = written(difference(groups, arms[reference], dice, 1000))
+            row[f"minus {reference}"] = spoken(difference(groups, arms[reference], dice, 1000))
         rows.append(row)
     return {"table": rows}
 

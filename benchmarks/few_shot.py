@@ -6,14 +6,11 @@ Cells that are finished in the run folder are not trained again.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from product import run
 from record import record
-
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def main() -> None:
@@ -23,7 +20,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     arguments, words = parser.parse_known_args()
     run_dir = Path(next(word for word in words if word.startswith("run_dir=")).partition("=")[2])
-    subprocess.run([SCANFOUNDRY, "finetune", arguments.recipe, *words], check=True)
+    run("finetune", arguments.recipe, *words)
     results = json.loads((run_dir / "results.json").read_text())
     table = [
         {"arm": row["arm"], "shots": row["shots"], "train_cases": row["train_cases"], **shorten(row["metrics"])}

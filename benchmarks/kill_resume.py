@@ -15,9 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from product import SCANFOUNDRY
 from record import record
-
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 
 
 def steps_done(run_dir: Path) -> int:

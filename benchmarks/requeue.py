@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from product import SCANFOUNDRY
 from record import record
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 MODELS: dict[str, dict[str, Any]] = {
     "stunet_s_spark": {
         "backbone": {"name": "stunet", "size": "S", "strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2},

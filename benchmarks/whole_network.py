@@ -9,8 +9,6 @@ on validation patients. At that rate the other subsets are trained, and only the
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,25 +18,23 @@ from statistics import mean
 from typing import Any
 
 import torch
+from product import run, run_written
 from record import record
+from studies import SEEDS, TEST, TESTED, cells, choosing_split, records_of, spoken, test_model, trained
 
-from scanfoundry.datasets.identity import fraction
+from scanfoundry.finetune.cases.cases import CaseList
 from scanfoundry.finetune.config.study import LabelledData
 from scanfoundry.finetune.config.tasks.segmentation import SegmentationTask
 from scanfoundry.finetune.formats.discover import known_cases
 from scanfoundry.finetune.metrics.intervals import difference, interval
 from scanfoundry.finetune.metrics.weighted import Record, mean_of
-from scanfoundry.finetune.model_file import load_model
 
-SCANFOUNDRY = str(Path(sys.executable).parent / "scanfoundry")
 POOLS = {"left_atrium": "left_atrium_mr", "hippocampus": "msd_task04_hippocampus", "cardiac": "acdc_cardiac_mr"}
 PATIENTS = {"cardiac": "(patient\\d+)"}
 BACKBONE = {"name": "resenc", "features": [16, 32, 64, 128], "blocks": [1, 2, 2, 2], "strides": [[2, 2, 2]] * 3}
 CROP, BATCH = [32, 48, 48], 4  # (D, H, W)
-TEST, VALIDATION = 0.25, 0.4  # patients below the first are tested on, those between choose the rate
 ARMS = {"scratch": [], "encoder": ["encoder"], "encoder and decoder": ["encoder", "decoder"]}
-RATES = {"scratch": (3e-3, 1e-3, 3e-4), "encoder": (3e-3, 1e-3, 3e-4), "encoder and decoder": (3e-3, 1e-3, 3e-4)}
-SHOTS, SEEDS, STEPS = (2, 5), (0, 1, 2), 300  # of the seeds, the first chooses the rate
+RATES, SHOTS, STEPS = (3e-3, 1e-3, 3e-4), (2, 5), 300
 
 
 def main() -> None:
@@ -53,27 +49,20 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     start = pretrain(given.data, given.work, given.steps, given.threads)
-    tested_on = write_split(given.data / POOLS["left_atrium"], given.work)
+    write_split(given)
     starts = {arm: None if arm == "scratch" else start for arm in ARMS}
     chosen = {
-        (arm, shots): choose(
-            [study(given, starts[arm], arm, rate, shots, SEEDS[:1]) for rate in RATES[arm]], RATES[arm]
-        )
+        (arm, shots): choose([study(given, starts[arm], arm, rate, shots, SEEDS[:1]) for rate in RATES])
         for arm in ARMS
         for shots in SHOTS
     }
     (given.work / "rates.json").write_text(json.dumps(named(chosen)))
     records = {
-        (arm, shots): test(study(given, starts[arm], arm, chosen[arm, shots], shots, SEEDS), given, tested_on)
+        (arm, shots): test(study(given, starts[arm], arm, chosen[arm, shots], shots, SEEDS), given)
         for arm in ARMS
         for shots in SHOTS
     }
     record(given.name, {"pre-training": facts_of(start), "rates": named(chosen), **table(records)})
-
-
-def run(*words: object) -> None:
-    """A command of the product."""
-    subprocess.run([SCANFOUNDRY, *map(str, words)], check=True)
 
 
 def pretrain(data: Path, work: Path, steps: int, threads: int, slices: bool = False) -> Path:
@@ -99,29 +88,24 @@ def pretrain(data: Path, work: Path, steps: int, threads: int, slices: bool = Fa
             "threads": threads,
             "checkpoint_every": 200,
         }
-        path = folder.with_suffix(".yaml")
-        path.write_text(json.dumps(config))  # JSON is YAML
-        run("pretrain", path)
+        run_written("pretrain", folder, config)
     return folder
 
 
-def write_split(data: Path, work: Path) -> set[str]:
-    """Write the split file that chooses the rate; the keys of the cases to test on in the end."""
-    found = known_cases(LabelledData(**_data(data)), SegmentationTask())
-    sides: dict[str, list[str]] = {"train": [], "test": []}  # a study tests on the validation patients
-    tested = set()
-    for case in found.cases:
-        place = fraction(case.patient)
-        if place < TEST:
-            tested.add(case.key)
-        else:
-            sides["test" if place < VALIDATION else "train"].append(found.names[case.key])
-    (work / "split_validation.json").write_text(json.dumps(sides))
-    return tested
+def labelled(given: Any) -> dict[str, Any]:
+    """The `data` of a study."""
+    folder = given.data / POOLS["left_atrium"]
+    return {"images": str(folder / "imagesTr"), "labels": str(folder / "labelsTr"), "modality": "mr"}
 
 
-def _data(folder: Path) -> dict[str, Any]:
-    return {"images": folder / "imagesTr", "labels": folder / "labelsTr", "modality": "mr"}
+def found_cases(given: Any) -> CaseList:
+    """All labelled atria."""
+    return known_cases(LabelledData(**labelled(given)), SegmentationTask())
+
+
+def write_split(given: Any) -> None:
+    """Write the split file that chooses the rate."""
+    (given.work / "split_validation.json").write_text(choosing_split(found_cases(given)))
 
 
 def study(given: Any, start: Path | None, arm: str, rate: float, shots: int, seeds: Sequence[int], **more: Any) -> Path:
@@ -136,7 +120,7 @@ def study(given: Any, start: Path | None, arm: str, rate: float, shots: int, see
     config = {
         "run_dir": str(folder),
         "task": {"name": "segmentation", "classes": ["atrium"]},
-        "data": {name: str(value) for name, value in _data(given.data / POOLS["left_atrium"]).items()},
+        "data": labelled(given),
         **origin,
         "plan": {"patch": CROP, "batch": 2},
         "shots": [shots],
@@ -147,49 +131,27 @@ def study(given: Any, start: Path | None, arm: str, rate: float, shots: int, see
         "keep_weights": "all",  # they are tested once the rate is chosen
         "device": "cpu",
     }
-    if any(not (cell / "model.safetensors").exists() for cell in cells(folder, shots, seeds)):
-        path = folder.with_name(f"{folder.name}.yaml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config))
-        run("finetune", path)
+    if not trained(folder, seeds):
+        run_written("finetune", folder, config)
     return folder
 
 
-def cells(folder: Path, shots: int, seeds: Sequence[int]) -> list[Path]:
-    """The folders of a study's trials; each study has one arm."""
-    found = [sorted((folder / "cells").glob(f"*-{shots}-shots-seed{seed}")) for seed in seeds]
-    return [each[0] if each else folder / "missing" for each in found]
-
-
-def choose(studies: Sequence[Path], rates: Sequence[float]) -> float:
+def choose(studies: Sequence[Path]) -> float:
     """The rate of the highest Dice on the validation patients, on the first labelled subset."""
     scores = {}
-    for folder, rate in zip(studies, rates, strict=True):
-        cell = next((folder / "cells").glob(f"*-seed{SEEDS[0]}")) / "cell.json"
-        scores[rate] = mean(each["score"] for each in json.loads(cell.read_text())["records"])
+    for folder, rate in zip(studies, RATES, strict=True):
+        scores[rate] = mean(each["score"] for each in records_of(cells(folder, SEEDS[:1])[0]))
     print(studies[0].name, {rate: round(score, 4) for rate, score in scores.items()}, flush=True)
     return max(scores, key=lambda rate: scores[rate])
 
 
-def test(folder: Path, given: Any, tested_on: set[str]) -> list[list[Record]]:
+def test(folder: Path, given: Any) -> list[list[Record]]:
     """Records of the tested cases, for each seed."""
-    trained = sorted((folder / "cells").iterdir())
-    waiting = [cell for cell in trained if not (cell / "tested.json").exists()]
-    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        list(pool.map(partial(test_one, given.data / POOLS["left_atrium"], tested_on), waiting))
-    return [json.loads((cell / "tested.json").read_text()) for cell in trained]
-
-
-def test_one(data: Path, tested_on: set[str], cell: Path) -> None:
-    """Write the records of one model beside it."""
-    torch.set_num_threads(1)
-    adapter, models = load_model(cell)
-    records = []
-    for case in known_cases(LabelledData(**_data(data)), SegmentationTask()).cases:
-        if case.key in tested_on:
-            sample = adapter.load(case)
-            records.append(adapter.record(case, sample, adapter.predict(models, sample, torch.device("cpu"))))
-    (cell / "tested.json").write_text(json.dumps(records))
+    models = cells(folder, SEEDS)
+    waiting = [cell for cell in models if not (cell / TESTED).exists()]
+    with ProcessPoolExecutor(given.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(partial(test_model, cases=found_cases(given).cases), waiting))
+    return [json.loads((cell / TESTED).read_text()) for cell in models]
 
 
 def table(records: dict[tuple[str, int], list[list[Record]]]) -> dict[str, Any]:
@@ -199,18 +161,13 @@ def table(records: dict[tuple[str, int], list[list[Record]]]) -> dict[str, Any]:
     for (arm, shots), groups in records.items():
         found = interval(groups, dice, 1000)
         seeds = [round(mean(each["score"] for each in group), 4) for group in groups]
-        rows.append({"arm": arm, "labels": shots, "dice": written(found), "by seed": seeds})
+        rows.append({"arm": arm, "labels": shots, "dice": spoken(found), "by seed": seeds})
     pairs = (("encoder", "scratch"), ("encoder and decoder", "scratch"), ("encoder and decoder", "encoder"))
     for one, other in pairs:
         for shots in SHOTS:
             gain = difference(records[one, shots], records[other, shots], dice, 1000)
-            paired.append({"difference": f"{one} minus {other}", "labels": shots, "dice": written(gain)})
+            paired.append({"difference": f"{one} minus {other}", "labels": shots, "dice": spoken(gain)})
     return {"table": rows, "paired": paired}
-
-
-def written(found: Any) -> str:
-    """'value [low, high]'."""
-    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
 def named(chosen: dict[tuple[str, int], float]) -> dict[str, float]:

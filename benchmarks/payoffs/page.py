@@ -6,11 +6,10 @@ from typing import Any
 import matplotlib
 
 from payoffs.tables import SCRATCH
-from payoffs.training import cells
-from payoffs.work import SEEDS, Work
+from payoffs.work import Work
 from scanfoundry.configs.files import write_text
 from scanfoundry.finetune.metrics.intervals import Interval, difference, interval
-from scanfoundry.finetune.model_file import load_model
+from scanfoundry.finetune.metrics.weighted import Record
 
 RESAMPLES = 1000
 
@@ -19,23 +18,22 @@ def results_of(work: Work, task: str) -> dict[str, Any]:
     """Rows (arm, labels, value, difference to scratch) and tries (arm, labels, score by rate) of a task."""
     table, rows, tries = work.tables.tasks[task], [], []
     for shots in table.shots:
-        scratch = work.tested(task, SCRATCH, shots)
+        scratch: list[list[Record]] | None = None
         for arm in [SCRATCH, *table.arms]:
-            scores = work.scores(task, arm, shots)
-            if scores:
-                written = {f"{rate:g}": round(score, 4) for rate, score in scores.items()}
+            found = work.outcome(task, arm, shots)
+            if found.scores:
+                written = {f"{rate:g}": round(score, 4) for rate, score in found.scores.items()}
                 tries.append({"arm": arm, "labels": shots, table.metric: written})
-            groups = work.tested(task, arm, shots)
-            if groups is None:
+            if found.records is None:
                 continue
-            rate = max(scores, key=lambda each: scores[each])
-            cell = cells(work.places.study(task, arm, rate, shots), SEEDS[:1])[0]
-            statistic = load_model(cell)[0].all_metrics()[table.metric]
-            row: dict[str, Any] = {"arm": arm, "labels": shots, "rate": rate}
-            row |= {"value": facts(interval(groups, statistic, RESAMPLES))}
-            row |= {"by subset": [round(float(statistic(group)), 4) for group in groups]}
-            if arm != SCRATCH and scratch is not None:
-                row["minus scratch"] = facts(difference(groups, scratch, statistic, RESAMPLES))
+            statistic = work.statistic(task)
+            row: dict[str, Any] = {"arm": arm, "labels": shots, "rate": found.rate}
+            row |= {"value": facts(interval(found.records, statistic, RESAMPLES))}
+            row |= {"by subset": [round(float(statistic(group)), 4) for group in found.records]}
+            if arm == SCRATCH:
+                scratch = found.records
+            elif scratch is not None:
+                row["minus scratch"] = facts(difference(found.records, scratch, statistic, RESAMPLES))
             rows.append(row)
     return {"metric": table.metric, "rows": rows, "tries": tries}
 

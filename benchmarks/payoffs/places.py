@@ -1,25 +1,21 @@
-"""Where things lie in the working folder; data sets with a folder for each patient; who is on which side."""
+"""Where things lie in the working folder, and data sets with a folder for each patient."""
 
 import csv
 import hashlib
-import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from product import run
+from studies import choosing_split
+
 from payoffs.tables import DataSet, Tables, TaskTable
 from scanfoundry.configs.files import write_text
-from scanfoundry.datasets.identity import fraction
-from scanfoundry.finetune.cases.cases import Case
+from scanfoundry.finetune.cases.cases import CaseList
 from scanfoundry.finetune.config.study import FinetuneConfig, LabelledData
 from scanfoundry.finetune.formats.discover import known_cases
-
-TEST, VALIDATION = 0.25, 0.4  # patients below the first are tested on, those between choose
-COMMAND = str(Path(sys.executable).parent / "scanfoundry")
 
 
 @dataclass(frozen=True)
@@ -75,26 +71,19 @@ class Places:
         patient = {} if regex is None else {"patient_regex": regex}
         return {**where, "modality": table.modality, "key_file": str(self.key), **patient}
 
-    def cases(self, name: str) -> tuple[list[Case], dict[str, str]]:
-        """All labelled cases of a task, and their names by key."""
+    def cases(self, name: str) -> CaseList:
+        """All labelled cases of a task."""
         task = self.tables.tasks[name]
         config = {"run_dir": "unused", "data": {}, "backbone": task.backbone, "task": task.study["task"]}
         parsed = FinetuneConfig.model_validate(config).task
-        found = known_cases(LabelledData(**self.labelled(task)), parsed)
-        return found.cases, found.names
+        return known_cases(LabelledData(**self.labelled(task)), parsed)
 
     def split(self, name: str) -> Path:
         """The split file of the search: it knows nothing of the patients that are tested on in the end."""
         path = self.work / "splits" / f"{name}.json"
         if not path.exists():
-            sides: dict[str, list[str]] = {"train": [], "test": []}
-            cases, names = self.cases(name)
-            for case in cases:
-                place = fraction(case.patient)
-                if place >= TEST:
-                    sides["test" if place < VALIDATION else "train"].append(names[case.key])
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(sides))
+            write_text(path, choosing_split(self.cases(name)))
         return path
 
     def build(self, name: str) -> None:
@@ -102,12 +91,7 @@ class Places:
         regex = self.regex(name)
         patient = [] if regex is None else ["--patient-regex", regex]
         out = ["--out", self.shards(name), "--modality", self.tables.sets[name].modality, "--key-file", self.key]
-        command("data", "build", self.images(name), *out, *patient)
-
-
-def command(*words: object) -> None:
-    """A command of the product; it ends the script where it fails."""
-    subprocess.run([COMMAND, *map(str, words)], check=True)
+        run("data", "build", self.images(name), *out, *patient)
 
 
 def by_patient(folder: Path, table: DataSet, out: Path) -> Path:

@@ -10,7 +10,6 @@ from scanfoundry.configs.base import Config
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.loading import read_yaml
 
-HERE = Path(__file__).parent
 SCRATCH = "scratch"
 
 

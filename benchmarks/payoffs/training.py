@@ -1,25 +1,20 @@
-"""What is run: pre-trainings, and trainings on labelled subsets that are seen on validation patients or tested."""
+"""What is run: pre-trainings, and trainings on labelled subsets that are seen on validation patients."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
+from product import run_written
+from studies import TEST
 
-from payoffs.places import TEST, Places, command
+from payoffs.places import Places
 from payoffs.tables import SCRATCH
-from scanfoundry.datasets.identity import fraction
-from scanfoundry.finetune.metrics.weighted import Record
-from scanfoundry.finetune.model_file import load_model
-from scanfoundry.finetune.tasks.probing import still_features
 
 SMOKE = 4  # steps
 
 
 def pretrain(places: Places, name: str) -> None:
     """Run a pre-training, or go on with it."""
-    run_written(places.start(name), pretrain_config(places, name), "pretrain")
+    run_written("pretrain", places.start(name), pretrain_config(places, name))
 
 
 def pretrain_config(places: Places, name: str) -> dict[str, Any]:
@@ -40,7 +35,7 @@ def pretrain_config(places: Places, name: str) -> dict[str, Any]:
 
 def train(places: Places, task: str, arm: str, rate: float, shots: int, seeds: Sequence[int]) -> None:
     """Train one arm at one rate on the labelled subsets of some seeds; those that are done are not repeated."""
-    run_written(places.study(task, arm, rate, shots), study_config(places, task, arm, rate, shots, seeds), "finetune")
+    run_written("finetune", places.study(task, arm, rate, shots), study_config(places, task, arm, rate, shots, seeds))
 
 
 def study_config(places: Places, task: str, arm: str, rate: float, shots: int, seeds: Sequence[int]) -> dict[str, Any]:
@@ -70,41 +65,3 @@ def study_config(places: Places, task: str, arm: str, rate: float, shots: int, s
         "keep_weights": "all",  # they are tested once the rate is chosen
         **start,
     }
-
-
-def run_written(folder: Path, config: dict[str, Any], what: str) -> None:
-    """Write a configuration beside its run folder, and run it."""
-    path = folder.with_name(f"{folder.name}.yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=1))  # JSON is YAML
-    command(what, path)
-
-
-def cells(folder: Path, seeds: Sequence[int]) -> list[Path]:
-    """The folders of a study's trainings, by seed; the study has one arm and one number of labels."""
-    found = [sorted((folder / "cells").glob(f"*-seed{seed}")) for seed in seeds]
-    return [each[0] if each else folder / "missing" for each in found]
-
-
-def trained(folder: Path, seeds: Sequence[int]) -> bool:
-    """Whether all of these trainings are done."""
-    return all((cell / "cell.json").exists() for cell in cells(folder, seeds))
-
-
-def score_of(cell: Path, metric: str) -> float:
-    """The metric of a training on the validation patients."""
-    records = json.loads((cell / "cell.json").read_text())["records"]
-    return float(load_model(cell)[0].all_metrics()[metric](records))
-
-
-def test(places: Places, task: str, cell: Path) -> list[Record]:
-    """Records of the patients that no choice has seen."""
-    adapter, models = load_model(cell)
-    device, records = torch.device("cpu"), []
-    for case in places.cases(task)[0]:
-        if fraction(case.patient) < TEST:
-            sample = adapter.load(case)
-            if adapter.spec.head != "plain":
-                sample.features = still_features(adapter, models[0].encoder, sample, device)
-            records.append(adapter.record(case, sample, adapter.predict(models, sample, device)))
-    return records

@@ -1,18 +1,34 @@
 """The jobs of the tables: shards, pre-trainings, trainings that choose a rate, and results on tested patients."""
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from studies import SEEDS, TESTED, cells, records_of, test_model, trained
 
 from payoffs.jobs import Job
 from payoffs.places import Places
 from payoffs.tables import SCRATCH
-from payoffs.training import cells, pretrain, score_of, test, train, trained
-from scanfoundry.configs.files import write_text
+from payoffs.training import pretrain, train
+from scanfoundry.finetune.metrics.intervals import Statistic
 from scanfoundry.finetune.metrics.weighted import Record
+from scanfoundry.finetune.model_file import load_model
 
-SEEDS = (0, 1, 2)  # labelled subsets; the first chooses the rate
-TESTED = "tested.json"
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far an arm has come at a number of labels.
+
+    Attributes:
+        scores: by rate, the metric on the validation patients, of the trials that are done.
+        rate: the best one; None while some were not tried.
+        records: of the tested cases, for each labelled subset; None where they are not there yet.
+    """
+
+    scores: dict[float, float]
+    rate: float | None
+    records: list[list[Record]] | None
 
 
 class Work:
@@ -20,6 +36,7 @@ class Work:
 
     def __init__(self, places: Places) -> None:
         self.places, self.tables = places, places.tables
+        self._statistics: dict[str, Statistic] = {}
 
     def jobs(self, only: str = "") -> list[Job]:
         """The results that are wanted, the most informative first.
@@ -73,42 +90,40 @@ class Work:
             f"result {task} {shots}",
             rank,
             minutes * (len(SEEDS) - 1),
-            lambda: self.tested(task, arm, shots) is not None,
+            lambda: self.outcome(task, arm, shots).records is not None,
             partial(self._finish, task, arm, shots),
             tuple(self.trial(task, arm, rate, shots, rank) for rate in rates),
         )
 
     def _finish(self, task: str, arm: str, shots: int) -> None:
-        rate = self.chosen(task, arm, shots)
+        rate = self.outcome(task, arm, shots).rate
         assert rate is not None, "a result needs its trials"
         folder = self.places.study(task, arm, rate, shots)
         if not trained(folder, SEEDS):
             train(self.places, task, arm, rate, shots, SEEDS)
+        cases = self.places.cases(task).cases
         for cell in cells(folder, SEEDS):
             if not (cell / TESTED).exists():
-                write_text(cell / TESTED, json.dumps(test(self.places, task, cell)))
+                test_model(cell, cases)
 
-    def scores(self, task: str, arm: str, shots: int) -> dict[float, float]:
-        """By rate: the metric on the validation patients, of the trials that are done."""
-        table, found = self.tables.tasks[task], {}
-        for rate in self.tables.rates(task, arm):
+    def outcome(self, task: str, arm: str, shots: int) -> Outcome:
+        """What there is of an arm."""
+        rates, scores = self.tables.rates(task, arm), {}
+        for rate in rates:
             folder = self.places.study(task, arm, rate, shots)
             if trained(folder, SEEDS[:1]):
-                found[rate] = score_of(cells(folder, SEEDS[:1])[0], table.metric)
-        return found
+                cell = cells(folder, SEEDS[:1])[0]
+                scores[rate] = float(self.statistic(task, cell)(records_of(cell)))
+        if len(scores) < len(rates):
+            return Outcome(scores, None, None)
+        rate = max(scores, key=lambda each: scores[each])
+        files = [cell / TESTED for cell in cells(self.places.study(task, arm, rate, shots), SEEDS)]
+        there = all(path.exists() for path in files)
+        return Outcome(scores, rate, [json.loads(path.read_text()) for path in files] if there else None)
 
-    def chosen(self, task: str, arm: str, shots: int) -> float | None:
-        """The best rate; None while some were not tried."""
-        scores = self.scores(task, arm, shots)
-        complete = len(scores) == len(self.tables.rates(task, arm))
-        return max(scores, key=lambda rate: scores[rate]) if complete else None
-
-    def tested(self, task: str, arm: str, shots: int) -> list[list[Record]] | None:
-        """Records of the tested cases for each subset; None where they are not there yet."""
-        rate = self.chosen(task, arm, shots)
-        files = self._files(task, arm, rate, shots) if rate is not None else []
-        there = bool(files) and all(path.exists() for path in files)
-        return [json.loads(path.read_text()) for path in files] if there else None
-
-    def _files(self, task: str, arm: str, rate: float, shots: int) -> list[Path]:
-        return [cell / TESTED for cell in cells(self.places.study(task, arm, rate, shots), SEEDS)]
+    def statistic(self, task: str, cell: Path | None = None) -> Statistic:
+        """The metric of a task, which one of its models tells; `cell` has one where none was asked yet."""
+        if task not in self._statistics:
+            assert cell is not None, "no trial of the task was read"
+            self._statistics[task] = load_model(cell)[0].all_metrics()[self.tables.tasks[task].metric]
+        return self._statistics[task]

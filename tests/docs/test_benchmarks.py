@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
-NO_COMMAND = {"timing.py", "record.py", "ours.py"}  # a helper, and one that `loader.py` starts
+NO_COMMAND = {"timing.py", "record.py", "product.py", "studies.py", "ours.py"}  # helpers, and what `loader.py` starts
 
 
 def defined(module: str) -> set[str] | None:
