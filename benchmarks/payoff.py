@@ -1,6 +1,6 @@
 """Does pre-training pay? Tasks, starts and numbers of labels of a table, against training from scratch.
 
-command: python benchmarks/payoff.py DATA WORK [--budget 2h] [--task NAME] [--table FILE] [--smoke] [--page]
+command: python benchmarks/payoff.py DATA WORK [--budget 2h] [--lanes 2] [--task NAME] [--table FILE] [--smoke] [--page]
 What is finished in WORK is never done again, and what was stopped goes on; so it may run for days, a budget at a time.
 The most informative of what is left comes first. Results: results/payoff/<task>.json and docs/payoff.md.
   --smoke  everything with 4 steps, to see that it runs; nothing is written into the project
@@ -8,6 +8,7 @@ The most informative of what is left comes first. Results: results/payoff/<task>
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from payoffs.jobs import Clock, run_all
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--table", type=Path, default=Path(__file__).parent / "payoffs" / "payoff.yaml")
     parser.add_argument("--budget", type=seconds, help="90s, 10min, 2h")
+    parser.add_argument("--lanes", type=int, default=2, help="jobs at a time; each has its share of the cores")
     parser.add_argument("--task", default="", help="this one alone")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--page", action="store_true")
@@ -42,11 +44,13 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     given.work.mkdir(parents=True, exist_ok=True)
-    work = Work(Places(given.data.resolve(), given.work.resolve(), tables, given.smoke))
+    threads = max(1, (os.cpu_count() or 1) // given.lanes)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that jobs start
+    work = Work(Places(given.data.resolve(), given.work.resolve(), tables, threads, given.smoke))
     left = 0
     if not given.page:
         clock = Clock(given.work / "seconds.json")
-        left = run_all(work.jobs(given.task), clock, given.budget, lambda line: print(line, flush=True))
+        left = run_all(work.jobs(given.task), clock, given.budget, lambda line: print(line, flush=True), given.lanes)
     write(work, given.work if given.smoke else None)
     print(f"{left} jobs are left" if left else "everything is done")
 

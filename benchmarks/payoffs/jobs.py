@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +39,9 @@ class Clock:
         known = self.taken.get(job.kind)
         return sorted(known)[len(known) // 2] if known else 60 * job.minutes
 
-    def timed(self, job: Job) -> None:
-        """Run a job and remember how long it took."""
-        started = time.monotonic()
-        job.run()
-        self.taken.setdefault(job.kind, []).append(round(time.monotonic() - started, 1))
+    def took(self, job: Job, seconds: float) -> None:
+        """Remember how long a job took."""
+        self.taken.setdefault(job.kind, []).append(round(seconds, 1))
         write_text(self._path, json.dumps(self.taken))
 
 
@@ -61,7 +60,39 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
     return list(ordered.values())
 
 
-def run_all(jobs: Iterable[Job], clock: Clock, budget: float | None, say: Callable[[str], None]) -> int:
+class _Run:
+    """Jobs on their way: what is left over, what waits, what runs."""
+
+    def __init__(self, jobs: Iterable[Job], clock: Clock, budget: float | None, say: Callable[[str], None]) -> None:
+        self.waiting = [job for job in in_order(jobs) if not job.done()]
+        self.left, self.running = set[str](), dict[Future[float], Job]()
+        self._clock, self._budget, self._say, self._started = clock, budget, say, time.monotonic()
+
+    def next(self) -> Job | None:
+        """The first job that can start now; what cannot start in time is left over, with all that needs it."""
+        held = {job.name for job in [*self.running.values(), *self.waiting]}
+        for job in list(self.waiting):
+            needs = {need.name for need in job.needs}
+            seconds = self._clock.expected(job)
+            spent = time.monotonic() - self._started
+            if needs & self.left or (self._budget is not None and spent + seconds > self._budget):
+                self.left.add(job.name)
+                held.discard(job.name)
+                self.waiting.remove(job)
+            elif not needs & held:
+                self.waiting.remove(job)
+                self._say(f"{job.name} (about {seconds / 60:.0f} min)")
+                return job
+        return None
+
+    def settle(self) -> None:
+        """Wait until a job that runs has ended; its error is raised."""
+        ended, _ = wait(self.running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            self._clock.took(self.running.pop(future), future.result())
+
+
+def run_all(jobs: Iterable[Job], clock: Clock, budget: float | None, say: Callable[[str], None], lanes: int = 1) -> int:
     """Run what is not done yet; with a budget, what still fits into it.
 
     A job that does not fit is passed over with all that needs it, and a cheaper one behind it takes its place.
@@ -71,19 +102,22 @@ def run_all(jobs: Iterable[Job], clock: Clock, budget: float | None, say: Callab
         clock: knows how long jobs take.
         budget: seconds, None for no limit.
         say: takes a line for people.
+        lanes: how many run at a time.
 
     Returns:
         How many jobs are left.
     """
-    started, left = time.monotonic(), set[str]()
-    for job in in_order(jobs):
-        if job.done():
-            continue
-        seconds = clock.expected(job)
-        over = budget is not None and time.monotonic() - started + seconds > budget
-        if over or any(need.name in left for need in job.needs):
-            left.add(job.name)
-            continue
-        say(f"{job.name} (about {seconds / 60:.0f} min)")
-        clock.timed(job)
-    return len(left)
+    state = _Run(jobs, clock, budget, say)
+    with ThreadPoolExecutor(lanes) as pool:
+        while True:
+            while len(state.running) < lanes and (job := state.next()) is not None:
+                state.running[pool.submit(_seconds, job)] = job
+            if not state.running:
+                return len(state.left)
+            state.settle()
+
+
+def _seconds(job: Job) -> float:
+    started = time.monotonic()
+    job.run()
+    return time.monotonic() - started

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import os
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from scanfoundry.finetune.cases.cases import CaseList
 from scanfoundry.finetune.config.study import FinetuneConfig, LabelledData
 from scanfoundry.finetune.formats.discover import known_cases
 
+_MAKING = threading.RLock()  # lanes may want the same copy or split at the same time
+
 
 @dataclass(frozen=True)
 class Places:
@@ -25,6 +28,7 @@ class Places:
     data: Path
     work: Path
     tables: Tables
+    threads: int = 1  # of each job
     smoke: bool = False  # everything with a few steps, to see that it runs
 
     @property
@@ -34,10 +38,11 @@ class Places:
         These are public data sets: the key is no secret, and the same everywhere, so that everybody has the same sides.
         """
         path = self.work / "key"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, hashlib.sha256(b"public benchmark of pre-training").hexdigest())
-            path.chmod(0o600)
+        with _MAKING:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, hashlib.sha256(b"public benchmark of pre-training").hexdigest())
+                path.chmod(0o600)
         return path
 
     def shards(self, name: str) -> Path:
@@ -56,7 +61,10 @@ class Places:
         """The folder of scans; where a table names the patients, a copy with a folder for each of them."""
         table = self.tables.sets[name]
         folder = self.data / table.folder
-        return folder / table.images if table.people is None else by_patient(folder, table, self.work / "sets" / name)
+        if table.people is None:
+            return folder / table.images
+        with _MAKING:
+            return by_patient(folder, table, self.work / "sets" / name)
 
     def regex(self, name: str) -> str | None:
         """What of a path is the patient."""
@@ -81,9 +89,10 @@ class Places:
     def split(self, name: str) -> Path:
         """The split file of the search: it knows nothing of the patients that are tested on in the end."""
         path = self.work / "splits" / f"{name}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, choosing_split(self.cases(name)))
+        with _MAKING:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, choosing_split(self.cases(name)))
         return path
 
     def build(self, name: str) -> None:

@@ -24,7 +24,7 @@ def pretrain_config(places: Places, name: str) -> dict[str, Any]:
     data = {**table.config["data"], "sources": pools + table.config["data"].get("sources", [])}
     if pools:
         data |= {"holdout": TEST}
-    config = {"run_dir": str(folder), "backbone": table.backbone, "checkpoint_every": 200, "threads": 2}
+    config = {"run_dir": str(folder), "backbone": table.backbone, "checkpoint_every": 200, "threads": places.threads}
     config |= {**table.config, "data": data}
     if table.init is not None:
         config |= {"init": str(places.start(table.init))}
@@ -61,7 +61,6 @@ def study_config(places: Places, task: str, arm: str, rate: float, shots: int, s
         "seeds": list(seeds),
         "split": split,
         "schedule": schedule,
-        "processes": min(2, len(seeds)),
         "keep_weights": "all",  # they are tested once the rate is chosen
         **start,
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from studies import SEEDS, TESTED, cells, records_of, test_model, trained
 
 from payoffs.jobs import Job
@@ -102,6 +103,7 @@ class Work:
         if not trained(folder, SEEDS):
             train(self.places, task, arm, rate, shots, SEEDS)
         cases = self.places.cases(task).cases
+        torch.set_num_threads(self.places.threads)  # of this lane's own thread
         for cell in cells(folder, SEEDS):
             if not (cell / TESTED).exists():
                 test_model(cell, cases)

@@ -1,7 +1,9 @@
 """The jobs of `benchmarks/payoff.py`: in which order, within which time, never twice; and its tables."""
 
+import dataclasses
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,34 @@ def test_what_does_not_fit_is_passed_over_with_what_needs_it(payoffs: Any, tmp_p
     assert bench.ran == ["cheap"]
 
 
+def test_lanes_run_side_by_side_and_needs_are_waited_for(payoffs: Any, tmp_path: Path):
+    bench, meeting = Bench(payoffs), threading.Barrier(2)
+
+    def meet(job: Any) -> Any:
+        def run() -> None:
+            meeting.wait(30)  # breaks where the other does not run at the same time
+            job.run()
+
+        return dataclasses.replace(job, run=run)
+
+    first, second = meet(bench.job("first", 0)), meet(bench.job("second", 1))
+    after = bench.job("after", 2, needs=(first, second))
+    clock = payoffs.jobs.Clock(tmp_path / "seconds.json")
+    assert payoffs.jobs.run_all([after, first, second], clock, None, lambda _: None, lanes=2) == 0
+    assert bench.ran[-1] == "after"
+    assert sorted(clock.taken) == ["after", "first", "second"]
+
+
+def test_an_error_of_a_job_is_raised_and_others_end_first(payoffs: Any, tmp_path: Path):
+    bench = Bench(payoffs)
+    broken = dataclasses.replace(bench.job("broken", 0), run=lambda: (_ for _ in ()).throw(OSError("full")))
+    clock = payoffs.jobs.Clock(tmp_path / "seconds.json")
+    with pytest.raises(OSError, match="full"):
+        payoffs.jobs.run_all([broken, bench.job("fine", 1), bench.job("later", 2)], clock, None, lambda _: None, 2)
+    assert "fine" in bench.ran
+    assert "broken" not in clock.taken
+
+
 def test_time_is_learnt_by_kind(payoffs: Any, tmp_path: Path):
     path = tmp_path / "seconds.json"
     path.write_text(json.dumps({"training": [30.0, 20.0, 1000.0]}))
@@ -80,7 +110,7 @@ def test_time_is_learnt_by_kind(payoffs: Any, tmp_path: Path):
     bench = Bench(payoffs)
     assert clock.expected(bench.job("a", 0, minutes=99, kind="training")) == 30
     assert clock.expected(bench.job("b", 0, minutes=99)) == 5940
-    clock.timed(bench.job("c", 0, kind="new"))
+    clock.took(bench.job("c", 0, kind="new"), 1.0)
     assert len(payoffs.jobs.Clock(path).taken["new"]) == 1
 
 
