@@ -118,9 +118,10 @@ def _charts(
             f"{figures.label(results.headline)} by number of labelled patients, with 95% intervals.",
             figures.metric_by_shots(results),
         ),
-        (f"Training loss at {shown.shots} shots, all seeds.", figures.loss_curves(at_best)),
         ("Every test case.", figures.scores_of_cases(by_arm, adapter.report.score.split(" (")[0])),
     ]
+    if any(history.loss for cell in at_best for history in cell.histories):  # a probe in closed form has none
+        charts.insert(1, (f"Training loss at {shown.shots} shots, all seeds.", figures.loss_curves(at_best)))
     charts += adapter.charts(shown.records, by_arm, results.classes)
     if any(history.validation for cell in at_best for history in cell.histories):
         charts.append(

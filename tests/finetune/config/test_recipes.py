@@ -73,6 +73,14 @@ def test_a_linear_probe_is_the_logistic_regression_that_was_fitted():
         assert shares == pytest.approx(logistic(features, labels, patients, features), abs=1e-9)
 
 
+def test_the_report_of_a_fitted_probe_has_no_empty_picture_of_losses(study, slices, checkpoint, recwarn):
+    result = run(study("classification", slices, shots=[4], **given(checkpoint, "linear_probe")))
+    page = (result.run_dir / "report.html").read_text()
+    assert "Every test case." in page
+    assert "Training loss" not in page
+    assert not [str(warning.message) for warning in recwarn if "legend" in str(warning.message)]
+
+
 def test_lora_changes_only_what_it_may_and_leaves_a_plain_model(study, volumes, checkpoint):
     config = study("segmentation", volumes, **given(checkpoint, "lora"), lora={"rank": 2})
     result = run(config)
