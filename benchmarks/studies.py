@@ -16,6 +16,7 @@ from scanfoundry.finetune.tasks.probing import still_features
 TEST, VALIDATION = 0.25, 0.4  # patients below the first are tested on, those between choose
 SEEDS = (0, 1, 2)  # labelled subsets; the first chooses
 TESTED = "tested.json"
+CHOOSING = 200  # validation patients at most: a rate is chosen as well on these as on a thousand
 
 
 def is_tested(case: Case) -> bool:
@@ -25,10 +26,13 @@ def is_tested(case: Case) -> bool:
 
 def choosing_split(found: CaseList) -> str:
     """The split file of studies that choose: they test on the validation patients, and know no others."""
+    between = sorted({fraction(case.patient) for case in found.cases if TEST <= fraction(case.patient) < VALIDATION})
+    choosing = set(between[:CHOOSING])
     sides: dict[str, list[str]] = {"train": [], "test": []}
     for case in found.cases:
-        if not is_tested(case):
-            sides["test" if fraction(case.patient) < VALIDATION else "train"].append(found.names[case.key])
+        share = fraction(case.patient)
+        if share >= VALIDATION or share in choosing:
+            sides["train" if share >= VALIDATION else "test"].append(found.names[case.key])
     return json.dumps(sides)
 
 

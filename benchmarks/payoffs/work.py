@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from studies import SEEDS, TESTED, cells, records_of, test_model, trained
 
+from payoffs.imagenet import ImageNet, probe
 from payoffs.jobs import Job
 from payoffs.places import Places
 from payoffs.tables import SCRATCH
@@ -51,7 +52,8 @@ class Work:
         found = []
         for number, name in enumerate(self.tables.tasks):
             if only in ("", name):
-                for place, arm in enumerate([SCRATCH, *self.tables.tasks[name].arms]):
+                arms = [arm for arm in self.tables.tasks[name].arms if self.places.imagenet or not self.imagenet(arm)]
+                for place, arm in enumerate([SCRATCH, *arms]):
                     for level, shots in enumerate(self.tables.tasks[name].shots):
                         rank = (int(level > 1), int(place > 1), level, number, place)
                         found.append(self.result(name, arm, shots, rank))
@@ -71,7 +73,8 @@ class Work:
 
     def trial(self, task: str, arm: str, rate: float, shots: int, rank: tuple[int, ...]) -> Job:
         """The training of one arm at one rate on the first labelled subset."""
-        needs = () if arm == SCRATCH else (self.start(self.tables.arms[arm].start),)
+        start = None if arm == SCRATCH else self.tables.arms[arm].start
+        needs = () if start is None else (self.start(start),)
         folder, minutes = self.places.study(task, arm, rate, shots), self.tables.tasks[task].minutes
         return Job(
             f"{task}, {shots} labels: {arm} at a rate of {rate:g}",
@@ -86,6 +89,10 @@ class Work:
     def result(self, task: str, arm: str, shots: int, rank: tuple[int, ...]) -> Job:
         """One row of the page: the rate chosen, the other subsets trained at it, all of them tested."""
         rates, minutes = self.tables.rates(task, arm), self.tables.tasks[task].minutes
+        if self.imagenet(arm):
+            needs = (self.result(task, SCRATCH, shots, rank),)  # whose labelled subsets it takes
+            done, run = partial(self._probed, task, arm, shots), partial(self._probe, task, arm, shots)
+            return Job(f"{task}, {shots} labels: {arm}, tested", f"probe {task}", rank, 3, done, run, needs)
         return Job(
             f"{task}, {shots} labels: {arm}, tested",
             f"result {task} {shots}",
@@ -108,8 +115,31 @@ class Work:
             if not (cell / TESTED).exists():
                 test_model(cell, cases)
 
+    def imagenet(self, arm: str) -> bool:
+        """Whether an arm is the probe of ImageNet's features."""
+        return arm != SCRATCH and self.tables.arms[arm].imagenet
+
+    def _subsets(self, task: str, arm: str, shots: int) -> list[Path]:
+        return [self.places.work / "probes" / task / f"{arm}-{shots}-seed{seed}" for seed in SEEDS]
+
+    def _probed(self, task: str, arm: str, shots: int) -> bool:
+        return all((folder / TESTED).exists() for folder in self._subsets(task, arm, shots))
+
+    def _probe(self, task: str, arm: str, shots: int) -> None:
+        rate = self.outcome(task, SCRATCH, shots).rate
+        assert rate is not None, "it needs the trials from scratch"
+        assert self.places.imagenet is not None, "it needs the weights"
+        torch.set_num_threads(self.places.threads)  # of this lane's own thread
+        network, cases = ImageNet(self.places.imagenet), self.places.cases(task).cases
+        trials = cells(self.places.study(task, SCRATCH, rate, shots), SEEDS)
+        for trial, out in zip(trials, self._subsets(task, arm, shots), strict=True):
+            probe(network, trial, cases, out)
+
     def outcome(self, task: str, arm: str, shots: int) -> Outcome:
         """What there is of an arm."""
+        if self.imagenet(arm):
+            files = [folder / TESTED for folder in self._subsets(task, arm, shots)]
+            return Outcome({}, None, _read(files))
         rates, scores = self.tables.rates(task, arm), {}
         for rate in rates:
             folder = self.places.study(task, arm, rate, shots)
@@ -120,8 +150,7 @@ class Work:
             return Outcome(scores, None, None)
         rate = max(scores, key=lambda each: scores[each])
         files = [cell / TESTED for cell in cells(self.places.study(task, arm, rate, shots), SEEDS)]
-        there = all(path.exists() for path in files)
-        return Outcome(scores, rate, [json.loads(path.read_text()) for path in files] if there else None)
+        return Outcome(scores, rate, _read(files))
 
     def statistic(self, task: str, cell: Path | None = None) -> Statistic:
         """The metric of a task, which one of its models tells; `cell` has one where none was asked yet."""
@@ -129,3 +158,7 @@ class Work:
             assert cell is not None, "no trial of the task was read"
             self._statistics[task] = load_model(cell)[0].all_metrics()[self.tables.tasks[task].metric]
         return self._statistics[task]
+
+
+def _read(files: list[Path]) -> list[list[Record]] | None:
+    return [json.loads(path.read_text()) for path in files] if all(path.exists() for path in files) else None

@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def payoffs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The package beside the script, as the script imports it."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import payoffs.imagenet
     import payoffs.jobs
     import payoffs.page
     import payoffs.places
@@ -140,10 +141,13 @@ def test_every_configuration_of_the_tables_is_valid(payoffs: Any, tmp_path: Path
             return self.work / f"{name}.json"
 
     places = Elsewhere(tmp_path, tmp_path, tables)
-    for name in tables.pretrainings:
-        PretrainConfig.model_validate(payoffs.training.pretrain_config(places, name))
+    for name, pretraining in tables.pretrainings.items():
+        if pretraining.task is None:
+            PretrainConfig.model_validate(payoffs.training.pretrain_config(places, name))
+        else:
+            FinetuneConfig.model_validate(payoffs.training.supervised_config(places, name))
     for task, table in tables.tasks.items():
-        for arm in ("scratch", *table.arms):
+        for arm in ("scratch", *(arm for arm in table.arms if not tables.arms[arm].imagenet)):
             FinetuneConfig.model_validate(payoffs.training.study_config(places, task, arm, 1e-3, table.shots[0], [0]))
 
 
@@ -152,7 +156,8 @@ def test_every_configuration_of_the_tables_is_valid(payoffs: Any, tmp_path: Path
     [
         (lambda page: page["tasks"]["a"].update(arms=["nowhere"]), "a: 'nowhere' is not in the tables"),
         (lambda page: page["arms"]["x"].update(start="none"), "x: 'none' is not in the tables"),
-        (lambda page: page["tasks"]["a"].update(backbone={"name": "vit"}), "a: its arm x has another backbone"),
+        (lambda page: page["arms"].update(x={}), "x: it has no start and changes nothing"),
+        (lambda page: page["pretrainings"]["p"].update(task="b"), "p: 'b' is not in the tables"),
     ],
 )
 def test_a_slip_in_the_tables_is_said(payoffs: Any, tmp_path: Path, change: Any, said: str):
