@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -168,10 +169,11 @@ def forked_rank(config: dict[str, Any], environment: dict[str, str]) -> None:
     from scanfoundry.pretrain.training.loop import run as pretrain
 
     os.environ.update(environment)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(os.open(f"{config['run_dir']}-{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     try:
         pretrain(check(PretrainConfig, config, "benchmark"))
     except BaseException:
+        traceback.print_exc()
         os._exit(1)  # it lost the rank that was killed
     os._exit(0)
 
@@ -211,17 +213,20 @@ def killed(config: dict[str, Any], draw: random.Random) -> str | None:
     for rank in ranks:
         rank.join()
     if any(rank.exitcode for rank in ranks):
-        raise SystemExit(f"a run failed by itself: {[rank.exitcode for rank in ranks]}")
+        raise SystemExit(f"a run failed by itself: {Path(f'{run_dir}-0.log').read_text()[-2000:]}")
     return None
 
 
 def kills(shards: Path, folder: Path, wanted: int) -> dict[str, Any]:
     """Kill one run so often, and compare it with one that was left alone."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
     FORKS.set_forkserver_preload(["deepspeed", "scanfoundry.pretrain.training.loop"])
-    small = {"strides": [[2, 2, 2]] * 3 + [[1, 1, 1]] * 2}
-    base = content(shards, folder, "S", 4 * wanted, 2)
-    base |= {"backbone": base["backbone"] | small, "objective": {"name": "spark", "block_3d": [8, 8, 8]}}
-    base["data"] |= {"crop_3d": [8, 8, 8]}
+    folder.mkdir()
+    base = content(shards, folder, "S", 6 * wanted, 2) | {
+        "backbone": {"name": "resenc", "features": [32, 64, 128], "blocks": [1, 1, 1], "strides": [[2, 2, 2]] * 2},
+        "objective": {"name": "mae", "block_3d": [4, 4, 4]},
+    }
+    base["data"] |= {"crop_3d": [16, 16, 16]}
     draw, parts = random.Random(0), {"files": 0, "release": 0, "between": 0}
     while parts["files"] + parts["release"] < wanted:
         part = killed(base | {"run_dir": str(folder / "killed")}, draw)
