@@ -1,6 +1,6 @@
 """A model of a run on many nodes, fed with what was measured on one: data wait, start and resume, checkpoint stall.
 
-command: python benchmarks/cluster_model.py [--nodes 64] [--gpus 8] [--size L] [--crop-cpu-ms 12 49]
+command: python benchmarks/cluster_model.py [--nodes 64] [--gpus 8] [--crop-cpu-ms 12 49]
 
 It simulates the steps of all ranks: workers make crops in drawn times, a rank's batch is ready when its workers have
 made it and there is room in the buffers, and a step begins when the slowest rank has its batch. Start, resume and
@@ -18,19 +18,20 @@ from record import RESULTS, record
 
 PARAMETERS = {"S": 14.6e6, "B": 58.3e6, "L": 440.3e6, "H": 1457e6}  # STU-Net (Huang et al. 2023, table 1)
 TFLOP_128 = {"S": 0.13, "B": 0.51, "L": 3.81, "H": 12.60}  # a forward pass of 128^3, from the same table
+CASES = {"L": 4, "B": 16}  # crops on a GPU
 ASSUMED = {
     "workers": 14,  # processes beside each GPU: 128 cores for 8 GPUs, less one for the rank and one for its threads
-    "crops_on_a_gpu": 4,
     "tflops": 300.0,  # 30% of the bf16 peak of an H100, a fast step: slower ones wait less for data
     "spread": 0.5,  # of the logarithm of a crop's time; scans differ in size
     "slow_reads": 0.002,  # share of crops that wait for the file system
     "slow_read_s": 0.5,
-    "batches_ahead": 4,  # that the buffers hold
+    "batches_ahead": 8,  # `data.ring` begins at 4 and grows to 16
     "file_system_gb_s": 50.0,  # of all nodes together
     "one_client_gb_s": 1.0,  # of one process
     "to_host_gb_s": 10.0,  # GPU to host memory, a fifth of PCIe 5
     "exchange_gb_s": 20.0,  # of an all-reduce across nodes
     "collective_s": 0.002,  # a small one over 512 ranks
+    "gather_s": 0.02,  # of what each has written
     "file_system_call_s": 0.02,  # mkdir, fsync, rename
     "imports_s": 30.0,  # of 512 processes from one file system; 3 s from a local disk
     "rendezvous_s": 15.0,
@@ -55,10 +56,9 @@ def measured() -> dict[str, float]:
     }
 
 
-def data_wait(ranks: int, step_s: float, crop_s: float, steps: int, rng: np.random.Generator) -> float:
-    """Share of the time that the steps wait for data."""
-    rows, crops, ahead = ranks, int(ASSUMED["crops_on_a_gpu"]), int(ASSUMED["batches_ahead"])
-    sigma = ASSUMED["spread"]
+def data_wait(rows: int, crops: int, step_s: float, crop_s: float, steps: int) -> float:
+    """Share of the time that the steps wait for data, of so many ranks with so many crops each."""
+    rng, ahead, sigma = np.random.default_rng(0), int(ASSUMED["batches_ahead"]), ASSUMED["spread"]
     workers = np.zeros((rows, int(ASSUMED["workers"])))  # when each is free
     begins = np.zeros(steps)
     end, waited = 0.0, 0.0
@@ -98,8 +98,8 @@ def checkpoints(ranks: int, parameters: float, step_s: float, every: int, costs:
     copy = held / ASSUMED["to_host_gb_s"] + held * costs["copy_s_per_gb"]
     write = held / rate + held * costs["write_s_per_gb"] + 3 * ASSUMED["file_system_call_s"]
     release = 3 * released * max(costs["write_s_per_gb"], 1 / ASSUMED["one_client_gb_s"])
-    looks = 1 + min(every, int((write + release) / step_s) + 2)  # small collectives while it is in flight
-    stall = copy + ASSUMED["file_system_call_s"] + looks * ASSUMED["collective_s"]
+    # whether all have written is part of a collective that every step has
+    stall = copy + ASSUMED["file_system_call_s"] + ASSUMED["collective_s"] + ASSUMED["gather_s"]
     stall += max(0.0, write + release - every * step_s)  # the next one waits
     return {
         "stall_s": stall, "in_flight_s": write + release, "share": stall / (every * step_s),
@@ -112,23 +112,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=64)
     parser.add_argument("--gpus", type=int, default=8, help="Of a node.")
-    parser.add_argument("--size", default="L", choices=sorted(PARAMETERS))
     parser.add_argument("--every", type=int, default=500, help="Steps between checkpoints.")
     parser.add_argument("--steps", type=int, default=1000, help="That are simulated.")
     parser.add_argument("--crop-cpu-ms", type=float, nargs="*", default=[12, 49], help="Of scans seen once.")
     parser.add_argument("--out", default="cluster_model")
     given = parser.parse_args()
     ranks, costs = given.nodes * given.gpus, measured()
-    # three times the forward pass: SparK's light decoder costs less than the U-Net's that the table has
-    step_s = 3 * TFLOP_128[given.size] * ASSUMED["crops_on_a_gpu"] / ASSUMED["tflops"]
-    crops = {"revisited": costs["crop_revisited_cpu_s"]} | {f"{ms:g} ms": ms / 1e3 for ms in given.crop_cpu_ms}
-    rng = np.random.default_rng(0)
-    result: dict[str, Any] = {
-        "measured": costs, "assumed": ASSUMED, "ranks": ranks, "step_s": step_s,
-        "data_wait": {name: data_wait(ranks, step_s, cost, given.steps, rng) for name, cost in crops.items()},
-        **starts(ranks, 12 * PARAMETERS[given.size] / 1e9, costs),
-        "checkpoint": checkpoints(ranks, PARAMETERS[given.size], step_s, given.every, costs),
-    }  # fmt: skip
+    crop_s = {"revisited": costs["crop_revisited_cpu_s"]} | {f"{ms:g} ms": ms / 1e3 for ms in given.crop_cpu_ms}
+    result: dict[str, Any] = {"measured": costs, "assumed": ASSUMED, "ranks": ranks}
+    for size, crops in CASES.items():
+        # three times the forward pass: SparK's light decoder costs less than the U-Net's that the table has
+        step_s = 3 * TFLOP_128[size] * crops / ASSUMED["tflops"]
+        result[f"STU-Net-{size}, {crops} crops of 128^3 on a GPU"] = {
+            "step_s": step_s,
+            "data_wait": {name: data_wait(ranks, crops, step_s, cost, given.steps) for name, cost in crop_s.items()},
+            **starts(ranks, 12 * PARAMETERS[size] / 1e9, costs),
+            "checkpoint": checkpoints(ranks, PARAMETERS[size], step_s, given.every, costs),
+        }
     print(json.dumps(result, indent=1))
     if given.out:
         record(given.out, result)

@@ -21,7 +21,7 @@ from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.preemption import StopRequest
 from scanfoundry.pretrain.distributed.watchdog import Watchdog, collective_timeout_s
-from scanfoundry.pretrain.distributed.world import World, barrier, join
+from scanfoundry.pretrain.distributed.world import World, barrier, join, largest_of
 from scanfoundry.pretrain.engine.averaged_encoder import add_average, move_average
 from scanfoundry.pretrain.engine.engine import Engine
 from scanfoundry.pretrain.engine.optimiser import learning_rate
@@ -153,8 +153,7 @@ class _Loop:
         while step < self.config.steps and not stopped:
             step = self._step(step, batches)
             self.watchdog.beat(step)
-            self.writer.look()
-            stopped = self.stop.agreed(self.world)
+            stopped = self._agree()
             last = step == self.config.steps
             if stopped or last or step % self.config.checkpoint_every == 0:
                 self._save(step, released=not stopped or last, more=not (stopped or last))
@@ -167,6 +166,12 @@ class _Loop:
         elif stopped:
             self.tracker.info(f"stopped at step {step}; the same command continues from there")
         return RunResult(self.config.run_dir, step, step == self.config.steps, self.stop.signal)
+
+    def _agree(self) -> bool:
+        """Whether all ranks stop, and how far the checkpoint in flight is: one small collective for both."""
+        state, signal = largest_of([self.writer.state(), self.stop.signal or 0], self.world)
+        self.writer.follow(state)
+        return self.stop.heard(signal)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
         started = time.perf_counter()
