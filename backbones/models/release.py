@@ -24,6 +24,7 @@ from scanfoundry.backbones.models.description import (
     read_info,
 )
 from scanfoundry.backbones.models.parts import Parts, from_file, to_file
+from scanfoundry.backbones.models.patients import PatientList
 from scanfoundry.backbones.models.tensor_file import write_tensors
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.backbones.registry import BackboneConfig, build
@@ -47,25 +48,29 @@ class Release:
         return self.parts["encoder"]
 
 
-def save_release(folder: Path, parts: Parts, info: ReleaseInfo, patients: list[str]) -> Path:
+def save_release(folder: Path, parts: Parts, info: ReleaseInfo, patients: Iterable[str] | PatientList) -> Path:
     """Write the weights, `model.json` and `patients.txt` into a folder; gives the weights' path.
 
     Raises:
         ValueError: the weights do not fit `info.backbone`: such a release could not be loaded.
     """
     check_fits(parts, info.backbone)
-    facts = {"format_version": FORMAT_VERSION, "parts": tuple(parts), "patients": len(patients)}
+    seen = PatientList.of(patients)
+    facts = {"format_version": FORMAT_VERSION, "parts": tuple(parts), "patients": seen.count}
 
     def described(weights_sha256: str, patients_sha256: str) -> str:
         sums = {"weights_sha256": weights_sha256, "patients_sha256": patients_sha256}
         return info.model_copy(update={**facts, **sums}).model_dump_json(indent=2)
 
-    write_model(folder, to_file(parts), patients, described)
+    write_model(folder, to_file(parts), seen, described)
     return folder / WEIGHTS
 
 
 def write_model(
-    folder: Path, tensors: dict[str, Tensor], patients: Iterable[str], describe: Callable[[str, str], str]
+    folder: Path,
+    tensors: dict[str, Tensor],
+    patients: Iterable[str] | PatientList,
+    describe: Callable[[str, str], str],
 ) -> None:
     """Write the three files of a model on disk, each whole, so that a kill leaves the old model or a refused mixture.
 
@@ -76,13 +81,14 @@ def write_model(
         describe: the text of `model.json`, from the sha256 of the weights and of the list of patients.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    seen = PatientList.of(patients)
     files = {name: folder / f".{name}.{os.getpid()}.part" for name in (WEIGHTS, PATIENTS, INFO)}
     try:
         for file in files.values():
             make_anew(file)
         write_tensors(files[WEIGHTS], tensors, {"format": "pt"})
-        files[PATIENTS].write_text("".join(f"{patient}\n" for patient in sorted(patients)))
-        files[INFO].write_text(describe(sha256_of(files[WEIGHTS]), sha256_of(files[PATIENTS])) + "\n")
+        files[PATIENTS].write_bytes(seen.text)
+        files[INFO].write_text(describe(sha256_of(files[WEIGHTS]), seen.sha256) + "\n")
         for name, file in files.items():  # model.json last: until then the checksums refuse the mixture
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -90,6 +96,13 @@ def write_model(
     finally:
         for file in files.values():
             file.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed writer of a model left beside it; nobody else may be writing one."""
+    for name in (WEIGHTS, PATIENTS, INFO):
+        for part in folder.glob(f".{name}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def load_release(path: Path) -> Release:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written to a temporary folder, sealed, renamed.
+"""Checkpoints that are whole or not there: written to a temporary folder, sealed, renamed (`seal.py`).
 
 run/checkpoints/step-00000500/
     rank-00000.safetensors ... state.json   see state_files.py
@@ -6,7 +6,6 @@ run/checkpoints/step-00000500/
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,12 +16,10 @@ from isal import isal_zlib
 
 from scanfoundry.backbones.models.tensor_file import Written
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.files import sync_folder
 from scanfoundry.datasets.plan import Position
-from scanfoundry.pretrain.distributed.world import ALONE, World, all_ranks_agree, barrier, gather_objects
-
-SEAL = "complete.json"
-FORMAT = 2  # 1 was DeepSpeed's own, bound to a world size and a stage
+from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
+from scanfoundry.pretrain.checkpoint.seal import FORMAT, SEAL, final_folder, folders
+from scanfoundry.pretrain.distributed.world import ALONE, World, gather_objects
 
 
 def save(
@@ -30,29 +27,15 @@ def save(
 ) -> Path:
     """Let every rank `write` into a temporary folder, then seal and rename it; keep the newest `keep_last`.
 
-    `stream` is the position of the sampling plan and its sources' manifests, kept in the seal for people to read.
+    It returns when all is done. A run writes beside its steps: `CheckpointWriter`, which says the rest.
 
-    Raises UserError on every rank if any could not write (disk full, no permission); older checkpoints stay.
+    Raises:
+        UserError: on every rank if any could not write (disk full, no permission); older checkpoints stay.
     """
-    final, temporary = root / f"step-{step:08d}", root / f".tmp-step-{step:08d}"
-    problem, written = "", []
-    if world.is_main:
-        problem = _attempt(lambda: _make_anew(temporary))
-    if all_ranks_agree(not problem, world):
-        problem = _attempt(lambda: written.extend(write(temporary)))
-    everything = gather_objects(written, world)
-    if all_ranks_agree(not problem, world) and world.is_main:
-        problem = _attempt(lambda: _seal(temporary, final, {"step": step, "stream": stream}, everything))
-    if not all_ranks_agree(not problem, world):
-        if world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        reason = next(text for text in [*gather_objects(problem, world), "unknown"] if text)
-        raise UserError(f"cannot write checkpoint {final}: {reason}; earlier checkpoints are untouched")
-    if world.is_main:
-        for old in _folders(root)[:-keep_last]:
-            shutil.rmtree(old, ignore_errors=True)
-    barrier(world)
-    return final
+    with CheckpointWriter(root, keep_last, world, print) as writer:
+        writer.begin(step, stream, write)
+        writer.wait()
+    return final_folder(root, step)
 
 
 def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None:
@@ -61,13 +44,13 @@ def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None
     Every rank calls it and reads a share of the files. Returns None if there was never one; raises UserError if there
     are some and all are broken.
     """
-    folders = gather_objects(_folders(root), world)[0]
-    for folder in reversed(folders):
+    found = gather_objects(folders(root), world)[0]
+    for folder in reversed(found):
         problems = [problem for problem in gather_objects(examine(folder, world), world) if problem is not None]
         if not problems:
             return folder
         warn(f"checkpoint {folder} is broken ({problems[0]}); trying the one before")
-    if folders:
+    if found:
         raise UserError(f"every checkpoint in {root} is broken; delete that folder to start from the beginning")
     return None
 
@@ -158,36 +141,6 @@ def examine(folder: Path, world: World) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{SEAL} cannot be read"
     return None
-
-
-def _attempt(action: Callable[[], object]) -> str:
-    """What went wrong, in one line; empty if nothing did."""
-    try:
-        action()
-    except OSError as error:
-        return " ".join(str(error.strerror or error).split()) or type(error).__name__
-    return ""
-
-
-def _make_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
-def _seal(temporary: Path, final: Path, content: dict[str, Any], everything: list[list[Written]]) -> None:
-    files = {one.name: {"bytes": one.bytes, "crc32": one.crc32} for each in everything for one in each}
-    with open(temporary / SEAL, "w") as handle:
-        json.dump({"format": FORMAT, **content, "files": files}, handle, indent=1)
-        handle.flush()
-        os.fsync(handle.fileno())
-    sync_folder(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    sync_folder(final.parent)
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.glob("step-*") if p.is_dir())
 
 
 def _crc32(path: Path) -> int:

@@ -2,21 +2,22 @@
 
 rank-00000.safetensors   1-D shards `weight/<name>`, `<state>/<name>`; rank 0 also whole tensors `buffer/<name>`;
                          `rng/<device>` of this rank. Its metadata has {key: start} of the shards.
-state.json               world size, shapes of the parameters, the optimiser's scalars, what the caller adds
+state.json               world size, shapes of the parameters, the optimiser's scalars and the kinds of its states,
+                         what the caller adds
 
 A shard is elements [start, start + its length) of the flattened tensor of its name, so whoever reads asks for the
 elements it needs and never learns how many ranks wrote. Nothing is a pickle.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from scanfoundry.backbones.models.tensor_file import Written, write_blocks, write_tensors
+from scanfoundry.backbones.models.tensor_file import TensorFile, Written, write_blocks, write_tensors
 from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard
 
 STATE = "state.json"
@@ -46,34 +47,52 @@ def write_state(path: Path, state: dict[str, Any]) -> Written:
 class StateFiles:
     """The files of one checkpoint, for reading any range of any tensor of any rank's; a context manager.
 
+    A file is opened when something is asked for that those that are open do not have.
+
+    Args:
+        folder: of the checkpoint.
+        rank: of the reader, which tries the files of the same part of the world first.
+        ranks: how many there are.
+
     Raises:
-        RuntimeError: a tensor, or a part of one, is missing.
+        RuntimeError: a file is no rank's file; a tensor, or a part of one, is missing.
+        OSError: a file cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rank: int = 0, ranks: int = 1) -> None:
         self.folder = folder
         self.state: dict[str, Any] = json.loads((folder / STATE).read_text())
-        self._files = [_open(folder / rank_file(rank)) for rank in range(self.state["world_size"])]
-        self._places: dict[str, list[tuple[int, int, Any]]] = {}
-        for file in self._files:
-            starts = json.loads(file.metadata()["starts"])
-            for key, start in starts.items():
-                self._places.setdefault(key, []).append((start, file.get_slice(key).get_shape()[0], file))
+        self.writers: int = self.state["world_size"]
+        here = (rank + 0.5) * self.writers / ranks
+        self._closed = sorted(range(self.writers), key=lambda number: (abs(number + 0.5 - here), number))
+        self._files: dict[int, TensorFile] = {}
+        self._places: dict[str, list[tuple[int, int, TensorFile]]] = {}
 
     def kinds(self) -> list[str]:
         """The optimiser's states, such as exp_avg; `weight` is not among them."""
+        if "kinds" in self.state:
+            return list(self.state["kinds"])
+        for number in range(self.writers):  # of a checkpoint from before they were written down
+            self._file(number)
         return sorted({key.split("/", 1)[0] for key in self._places} - {"weight"})
 
     def read(self, kind: str, name: str, start: int, numel: int, out: Tensor) -> None:
         """Copy elements [start, start + numel) of a flattened tensor into `out` (numel,)."""
-        missing = numel
-        for begin, length, file in self._places.get(f"{kind}/{name}", ()):
-            low, high = max(begin, start), min(begin + length, start + numel)
-            if low < high:
-                out[low - start : high - start].copy_(file.get_slice(f"{kind}/{name}")[low - begin : high - begin])
-                missing -= high - low
+        missing = numel - self.read_of(self._files, kind, name, start, numel, out)
+        while missing > 0 and self._closed:
+            missing -= self.read_of([self._closed[0]], kind, name, start, numel, out)
         if missing > 0:
             raise RuntimeError(f"{self.folder} lacks {missing} of {numel} elements of {kind} of {name}")
+
+    def read_of(self, writers: Iterable[int], kind: str, name: str, start: int, numel: int, out: Tensor) -> int:
+        """`read` what the files of some writers have of it; gives how many elements those were."""
+        copied, key, files = 0, f"{kind}/{name}", [self._file(number) for number in list(writers)]
+        for begin, length, file in self._places.get(key, ()):
+            low, high = max(begin, start), min(begin + length, start + numel)
+            if low < high and file in files:
+                file.read(key, low - begin, out[low - start : high - start])
+                copied += high - low
+        return copied
 
     def read_shard(self, kind: str, shard: ParameterShard, out: Tensor) -> None:
         """Copy a shard (numel,) into `out`."""
@@ -93,25 +112,35 @@ class StateFiles:
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers as rank 0 had them."""
-        keys = [key for key in self._files[0].keys() if key.startswith("buffer/")]  # noqa: SIM118 - not a dict
-        return {key.removeprefix("buffer/"): self._files[0].get_tensor(key) for key in keys}
+        return self._group(0, "buffer/")
 
     def rng(self, rank: int) -> dict[str, Tensor]:
         """States of random generators by device; at another world size no rank has one of its own to go back to."""
-        file = self._files[rank % len(self._files)]
-        keys = [key for key in file.keys() if key.startswith("rng/")]  # noqa: SIM118 - not a dict
-        return {key.removeprefix("rng/"): file.get_tensor(key) for key in keys}
+        return self._group(rank % self.writers, "rng/")
+
+    def _group(self, number: int, prefix: str) -> dict[str, Tensor]:
+        file = self._file(number)
+        return {key.removeprefix(prefix): file.tensor(key) for key in file.names() if key.startswith(prefix)}
+
+    def _file(self, number: int) -> TensorFile:
+        if number not in self._files:
+            self._files[number] = file = _open(self.folder / rank_file(number))
+            self._closed.remove(number)
+            for key, start in json.loads(file.metadata["starts"]).items():
+                self._places.setdefault(key, []).append((start, file.shape(key)[0], file))
+        return self._files[number]
 
     def __enter__(self) -> "StateFiles":
         return self
 
     def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
         self._places.clear()
-        self._files.clear()
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> TensorFile:
     try:
-        return safe_open(path, framework="pt").__enter__()
-    except (OSError, SafetensorError) as error:
+        return TensorFile(path)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RuntimeError(f"{path} cannot be read: {error}") from error

@@ -22,6 +22,7 @@ FREE_TO_CHANGE = {
     "steps",
     "checkpoint_every",
     "keep_last",
+    "background_checkpoints",
     "picture_every",
     "monitor_every",
     "monitor_crops",
@@ -51,6 +52,7 @@ class PretrainConfig(Config):
     steps: int = Field(ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep_last: int = Field(default=3, ge=1)
+    background_checkpoints: bool = True  # False: steps wait for them, and the host needs no memory for a copy
     picture_every: int = Field(default=0, ge=0)  # 0: one picture, at the end
     monitor_every: int = Field(default=0, ge=0)  # steps between looks for a collapse; 0: at checkpoints
     monitor_crops: int = Field(default=64, ge=0)  # of each kind that they look at; 0: no monitors

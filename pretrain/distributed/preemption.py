@@ -39,7 +39,10 @@ class StopRequest:
         """Whether any rank was asked to stop, which then all were: the same answer on every rank."""
         from scanfoundry.pretrain.distributed.world import largest
 
-        number = largest(self.signal or 0, world)
+        return self.heard(largest(self.signal or 0, world))
+
+    def heard(self, number: int) -> bool:
+        """Whether to stop, where `number` is the largest signal that any rank got, 0 for none."""
         if number:  # else what was noted meanwhile, while this rank waited for the others, stays for the next time
             self.signal = number
         return number != 0

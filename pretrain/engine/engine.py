@@ -22,6 +22,8 @@ from scanfoundry.backbones.models.tensor_file import Written
 from scanfoundry.configs.base import Config
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.pretrain.checkpoint import model_state
+from scanfoundry.pretrain.checkpoint.host_memory import HostMemory
+from scanfoundry.pretrain.checkpoint.model_state import Snapshot
 from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard, parameter_shards
 from scanfoundry.pretrain.checkpoint.state_files import StateFiles
 from scanfoundry.pretrain.distributed.world import World, all_ranks_agree, sum_over_ranks
@@ -87,7 +89,7 @@ class Engine:
         modalities: Sequence[str] = (),
     ) -> None:
         self.config, self.world, self.modalities = config, world, tuple(modalities)
-        self._stage = config.stage_of(world.size)
+        self._stage, self._memory = config.stage_of(world.size), HostMemory(world.device)
         self._optimiser_config, self._optimiser = optimiser, build_optimiser(objective, optimiser)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
@@ -178,7 +180,18 @@ class Engine:
 
         Gives the files that this rank wrote. Any ZeRO stage and world size can `load` them.
         """
-        return model_state.save(folder, self.objective, self._shards(), self._optimiser.state, extra, self.world)
+        return self.snapshot(extra, copied=False).write(folder)
+
+    def snapshot(self, extra: dict[str, Any], copied: bool = True) -> Snapshot:
+        """What `save` writes, to be written while the training goes on; every rank calls it.
+
+        Args:
+            extra: JSON that `load` returns.
+            copied: into host memory, over the copy of the snapshot before. Else it is written before the next step.
+        """
+        memory = self._memory if copied else None
+        states = self._optimiser.state
+        return model_state.snapshot(self.objective, self._shards(), states, extra, self.world, memory)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read back what `save` wrote, bit for bit at the same world size; returns the `extra`."""

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
+from scanfoundry.backbones.models.release import remove_leftovers
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import Position
 from scanfoundry.pretrain.checkpoint import checkpoint
+from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.preemption import StopRequest
 from scanfoundry.pretrain.distributed.watchdog import Watchdog, collective_timeout_s
-from scanfoundry.pretrain.distributed.world import World, barrier, join
+from scanfoundry.pretrain.distributed.world import World, barrier, join, largest_of
 from scanfoundry.pretrain.engine.averaged_encoder import add_average, move_average
 from scanfoundry.pretrain.engine.engine import Engine
 from scanfoundry.pretrain.engine.optimiser import learning_rate
@@ -28,8 +30,8 @@ from scanfoundry.pretrain.logging.monitors import Monitors
 from scanfoundry.pretrain.logging.tracker import Tracker
 from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
-from scanfoundry.pretrain.training.initialize import Origin, record, start_encoder
-from scanfoundry.pretrain.training.release import write_release
+from scanfoundry.pretrain.training.initialize import record, start_encoder
+from scanfoundry.pretrain.training.release import ReleaseWriter
 from scanfoundry.pretrain.training.run_folder import check_same_run, claim, held
 from scanfoundry.pretrain.training.teachers import bring_teachers, record_teachers, with_teachers
 from scanfoundry.pretrain.views import Views, check_depth, check_views
@@ -85,6 +87,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     root = config.run_dir / "checkpoints"
     if world.is_main:
         checkpoint.clean(root)
+        remove_leftovers(config.run_dir)
     barrier(world)
     found = checkpoint.newest(root, print if world.is_main else _silent, world)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
@@ -122,8 +125,10 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
         for line in (first_line, *loader.messages, *probes.messages):
             tracker.info(line)
         try:
-            return _Loop(config, world, engine, loader, tracker, origin, monitors, probes, stop,
-                         watchdog).advance(step)  # fmt: skip
+            releases = ReleaseWriter(config, engine.objective, loader, origin) if world.is_main else None
+            with CheckpointWriter(root, config.keep_last, world, tracker.info) as writer:
+                return _Loop(config, world, engine, loader, tracker, writer, releases, monitors, probes, stop,
+                             watchdog).advance(step)  # fmt: skip
         finally:
             tracker.close()
 
@@ -132,16 +137,14 @@ class _Loop:
     """The state of a running loop; `advance` is its table of contents."""
 
     def __init__(self, config: PretrainConfig, world: World, engine: Engine, loader: CropLoader,
-                 tracker: Tracker, origin: Origin, monitors: Monitors, probes: Probes,
-                 stop: StopRequest, watchdog: Watchdog) -> None:  # fmt: skip
+                 tracker: Tracker, writer: CheckpointWriter, releases: ReleaseWriter | None, monitors: Monitors,
+                 probes: Probes, stop: StopRequest, watchdog: Watchdog) -> None:  # fmt: skip
         self.config, self.world, self.engine = config, world, engine
-        self.loader, self.tracker, self.origin = loader, tracker, origin
+        self.loader, self.tracker, self.writer, self.releases = loader, tracker, writer, releases
         self.monitors, self.probes, self.stop, self.watchdog = monitors, probes, stop, watchdog
-        self.root = config.run_dir / "checkpoints"
         self.views = Views(config.data, engine.objective.views, engine.objective.clean)
         self.image_logger = ImageLogger(config, world, self.views)
         self.bad_in_a_row = 0
-        self.saved: Path | None = None
 
     def advance(self, step: int) -> RunResult:
         batches = iter(self.loader)
@@ -150,19 +153,25 @@ class _Loop:
         while step < self.config.steps and not stopped:
             step = self._step(step, batches)
             self.watchdog.beat(step)
-            stopped = self.stop.agreed(self.world)
+            stopped = self._agree()
             last = step == self.config.steps
             if stopped or last or step % self.config.checkpoint_every == 0:
-                self._save(step)
-                if not stopped or last:
-                    self._release(step)
+                self._save(step, released=not stopped or last, more=not (stopped or last))
                 self.watchdog.beat(step)
                 stopped = stopped or self.stop.agreed(self.world)
+        self.writer.wait()
+        self.watchdog.beat(step)
         if step == self.config.steps:
             self._finish(step)
         elif stopped:
             self.tracker.info(f"stopped at step {step}; the same command continues from there")
         return RunResult(self.config.run_dir, step, step == self.config.steps, self.stop.signal)
+
+    def _agree(self) -> bool:
+        """Whether all ranks stop, and how far the checkpoint in flight is: one small collective for both."""
+        state, signal = largest_of([self.writer.state(), self.stop.signal or 0], self.world)
+        self.writer.follow(state)
+        return self.stop.heard(signal)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
         started = time.perf_counter()
@@ -206,28 +215,38 @@ class _Loop:
         dump.write_text("\n".join(keys) + "\n")
         self.tracker.info(f"step {step}: the loss is not finite; step skipped, its samples are named in {dump.name}")
         if self.bad_in_a_row >= self.config.max_bad_steps:
+            self.writer.wait()  # all ranks are here, and what is in flight is what to start again from
             raise UserError(
                 f"the loss was not finite in {self.bad_in_a_row} steps in a row (step {step}); "
                 "look at the samples named in the run folder, or start a new run_dir with a lower optimiser.lr "
                 f"and init={self.config.run_dir}"
             )
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, released: bool, more: bool) -> None:
+        """Write the checkpoint of this step, and with it its release: beside the next steps, where `more` come."""
+        self.writer.wait(step)
         parts = self.engine.objective.trained_parts()
-        extra = {"monitors": self.monitors.first, "world_size": self.world.size, "parts": parts}
-        stream = self.loader.state() | {"manifests": self.loader.manifest_hash}
-        keep = self.config.keep_last
-        self.saved = checkpoint.save(self.root, step, stream, lambda f: self.engine.save(f, extra), self.world, keep)
+        extra = {"monitors": dict(self.monitors.first), "world_size": self.world.size, "parts": parts}
+        stream = self.loader.state() | {"manifests": dict(self.loader.manifest_hash)}
+        beside = more and self.config.background_checkpoints
+        snapshot = self.engine.snapshot(extra, copied=beside)
+        self.writer.begin(step, stream, snapshot.write, self._release(step) if released else None)
+        if not beside:
+            self.writer.wait()
 
-    def _release(self, step: int) -> None:
-        if self.world.is_main and self.saved is not None:
-            write_release(self.config, self.engine, self.loader, self.origin, step, self.saved)
-        barrier(self.world)
+    def _release(self, step: int) -> Callable[[Path], object]:
+        def write(saved: Path) -> None:
+            if self.releases is not None:
+                self.releases.write(saved, step)
+
+        return write
 
     def _finish(self, step: int) -> None:
-        if self.saved is None:  # nothing was left to do, but a kill may have come between checkpoint and release
-            self.saved = checkpoint.newest(self.root, _silent, self.world)
-            self._release(step)
+        if self.writer.saved is None:  # nothing was left to do, but a kill may have come between seal and release
+            saved = checkpoint.newest(self.config.run_dir / "checkpoints", _silent, self.world)
+            if saved is not None:
+                self.writer.release(step, saved, self._release(step))
+                self.writer.wait()
         self.image_logger.write(self.engine, step)
         self.tracker.info(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
 

@@ -8,30 +8,58 @@ from torch import Tensor
 
 from scanfoundry.backbones.layers.segmentation import Part
 from scanfoundry.backbones.models.description import RECONSTRUCTION, HeadInfo, ReleaseInfo, SourceRecord
+from scanfoundry.backbones.models.patients import PatientList
 from scanfoundry.backbones.models.release import save_release
 from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.pretrain.checkpoint.state_files import StateFiles
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.engine.averaged_encoder import NAME as AVERAGED
-from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.objectives.protocol import Objective
 from scanfoundry.pretrain.training.initialize import Origin
 
 
-def write_release(
-    config: PretrainConfig, engine: Engine, loader: CropLoader, origin: Origin, step: int, saved: Path
-) -> Path:
-    """Write `model.safetensors`, `model.json` and `patients.txt` into the run folder; `saved` is the checkpoint.
+class ReleaseWriter:
+    """Writes `model.safetensors`, `model.json` and `patients.txt` into the run folder, from a sealed checkpoint.
 
     Averaged weights where the run has `ema`. Whom the weights that the run started from have seen counts as seen,
-    and so do the patients of its teachers; their terms are handed on.
+    and so do the patients of its teachers; their terms are handed on. What does not change in a run is made once.
+
+    Args:
+        config: of the run.
+        objective: what is trained; nothing of it is read after this call.
+        loader: the stream of crops.
+        origin: of the first weights and of the teachers.
     """
-    prefixes = released_prefixes(engine.objective.trained_parts(), config.ema is not None)
-    parts = {part: engine.weights(saved, prefix) for part, prefix in prefixes.items()}
+
+    def __init__(self, config: PretrainConfig, objective: Objective, loader: CropLoader, origin: Origin) -> None:
+        self._folder = config.run_dir
+        self._prefixes = released_prefixes(objective.trained_parts(), config.ema is not None)
+        self._info = _described(config, objective, loader, origin)
+        self._patients = PatientList.of({*loader.patients(), *origin.patients})
+
+    def write(self, saved: Path, step: int) -> Path:
+        """Write the release of a checkpoint.
+
+        It may run beside the training, since it reads nothing but the files of the checkpoint.
+
+        Args:
+            saved: the folder of the checkpoint.
+            step: that it is of.
+
+        Returns:
+            The path of the weights.
+        """
+        with StateFiles(saved) as files:
+            parts = {part: _as_released(prefix, files.weights(prefix)) for part, prefix in self._prefixes.items()}
+        return save_release(self._folder, parts, self._info.model_copy(update={"step": step}), self._patients)
+
+
+def _described(config: PretrainConfig, objective: Objective, loader: CropLoader, origin: Origin) -> ReleaseInfo:
     data = config.data
-    info = ReleaseInfo(
+    return ReleaseInfo(
         backbone=config.backbone,
-        head=HeadInfo(task=RECONSTRUCTION) if "head" in parts else None,
+        head=HeadInfo(task=RECONSTRUCTION) if "head" in objective.trained_parts() else None,
         objective=config.objective.label,
-        step=step,
         averaged=None if config.ema is None else config.ema.momentum,
         intensity=data.intensity.model_dump(mode="json"),
         crop_2d=data.crop_2d,
@@ -47,11 +75,13 @@ def write_release(
         ),
         licence=_joined(config.licence, origin.licence),
         citation=_joined(config.citation, origin.citation),
-        patient_free=not loader.sites and config.init is None and not engine.objective.teachers(),
+        patient_free=not loader.sites and config.init is None and not objective.teachers(),
         versions={name: version(name) for name in ("scanfoundry", "torch", "deepspeed", "timm")},
     )
-    bare = {part: without(prefixes[part], weights) for part, weights in parts.items()}
-    return save_release(config.run_dir, bare, info, sorted({*loader.patients(), *origin.patients}))
+
+
+def _as_released(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in without(prefix, weights).items()}
 
 
 def released_prefixes(trained: Mapping[Part, str], averaged: bool) -> dict[Part, str]:

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scanfoundry.backbones as backbones
+from scanfoundry.backbones.models import patients
 from scanfoundry.backbones.models.description import ReleaseInfo, SourceRecord
-from scanfoundry.backbones.models.release import load_encoder, load_release, save_release
+from scanfoundry.backbones.models.patients import PatientList
+from scanfoundry.backbones.models.release import load_encoder, load_release, remove_leftovers, save_release
 from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.stunet import STUNet, STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
@@ -62,6 +64,23 @@ def test_the_loaded_encoder_computes_the_same_and_trains(tmp_path):
         assert torch.equal(loaded(x)[0], original(x)[0])
     loaded.pooled(x).sum().backward()
     assert loaded.norm.weight.grad is not None
+
+
+def test_a_list_of_patients_is_made_once(tmp_path, encoder, monkeypatch):
+    info = ReleaseInfo(backbone=encoder.config)
+    seen = PatientList.of({"c" * 32, "a" * 32})
+    monkeypatch.setattr(patients, "sorted", None, raising=False)  # from here on nothing is sorted
+    for name in ("one", "two"):
+        save_release(tmp_path / name, {"encoder": encoder.state_dict()}, info, seen)
+        assert load_release(tmp_path / name).patients == ["a" * 32, "c" * 32]
+
+
+def test_what_a_killed_writer_left_goes(folder):
+    kept = sorted(path.name for path in folder.iterdir())
+    (folder / ".model.safetensors.17.part").write_bytes(b"half")
+    (folder / ".notes.17.part").write_text("of somebody else")
+    remove_leftovers(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [".notes.17.part", *kept]
 
 
 def test_loading_moves_no_random_state(folder):

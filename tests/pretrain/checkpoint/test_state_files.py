@@ -55,8 +55,8 @@ def test_a_missing_part_and_a_damaged_file_are_named(tmp_path):
     with StateFiles(tmp_path) as files, pytest.raises(RuntimeError, match="lacks 2 of 5 elements of weight of a"):
         files.weights()
     (tmp_path / rank_file(0)).write_bytes(b"no tensors")
-    with pytest.raises(RuntimeError, match=r"rank-00000\.safetensors cannot be read"):
-        StateFiles(tmp_path)
+    with StateFiles(tmp_path) as files, pytest.raises(RuntimeError, match=r"rank-00000\.safetensors cannot be read"):
+        files.weights()
 
 
 def test_weights_are_read_without_the_optimiser(tmp_path):
