@@ -24,3 +24,21 @@ def to_device(host: Tensor | NDArray[Any], device: torch.device, dtype: torch.dt
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A small tensor of a device on its way to the host, which waits for it only when it is read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host, self._event = tensor, None
+        if tensor.device.type != "cpu":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.Event(tensor.device.type)
+            self._event.record()
+
+    def read(self) -> Tensor:
+        """The tensor on the CPU."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host
