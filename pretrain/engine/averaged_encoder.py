@@ -45,9 +45,13 @@ class AveragedEncoder(Follower):
             self.follow(self.config.at(int(self.updates)), **model)
             self.updates += 1
             return
-        count, skip = self.updates.double(), skipped()
-        self.follow(((1 + count) / (10 + count)).clamp(max=self.config.momentum), **model)
+        skip = skipped()
+        self.follow(self.momentum(self.updates.double()), **model)
         self.updates += 1 if skip is None else ~skip
+
+    def momentum(self, updates: Tensor) -> Tensor:
+        """`EmaConfig.at` on a device; updates () float64."""
+        return ((1 + updates) / (10 + updates)).clamp(max=self.config.momentum)
 
 
 def add_average(objective: Objective, config: EmaConfig | None) -> None:
