@@ -198,7 +198,8 @@ class _Loop:
         done = _Step(step + 1, learning_rate(step, self.config.steps, self.config.optimiser), time.perf_counter())
         step += 1
         views, progress = self._views(done, batches), step / self.config.steps
-        done.pending = self.engine.launch(views, done.lr, progress, self.stop.flags())
+        asked = self.stop.flags() if self.world.size > 1 else ()
+        done.pending = self.engine.launch(views, done.lr, progress, asked)
         done.pending.if_applied(lambda: move_average(self.engine.objective))
         self.open.append(done)
         self._conclude(behind=0 if self._looked_at(step) else self.behind)
@@ -225,7 +226,8 @@ class _Loop:
             done = self.open.popleft()
             assert done.pending is not None
             record = done.pending.read()
-            self.asked_to_stop = self.stop.noted(record.asked) or self.asked_to_stop
+            if record.asked:
+                self.asked_to_stop = self.stop.noted(record.asked) or self.asked_to_stop
             now = time.perf_counter()
             seconds = now - max(done.started, self.concluded)
             self.concluded = now
