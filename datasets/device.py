@@ -34,7 +34,7 @@ class HostCopy:
         if tensor.device.type != "cpu":
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.Event(tensor.device.type)
+            self._event = torch.cuda.Event()
             self._event.record()
 
     def read(self) -> Tensor:

@@ -259,6 +259,8 @@ class CropLoader:
 
     def close(self) -> None:
         """End the workers and free the buffers. Batches that the caller holds stay valid."""
+        if self._ahead_of_device is not None:
+            self._ahead_of_device.close()
         self._prefetcher.close()
         self._pool.close()
         self._buffers.close()

@@ -52,6 +52,12 @@ class CopyAhead:
             current.done.synchronize()  # the ring's memory is filled again once `current.host` is gone
         return current.device.to(self._device)
 
+    def close(self) -> None:
+        """Wait for the copy that is under way, before the ring's memory is given back."""
+        if self._next is not None and self._next.done is not None:
+            self._next.done.synchronize()
+        self._next = None
+
     def _copy(self) -> Copied:
         host = self._crops()
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):

@@ -53,8 +53,10 @@ class Averages:
         assert self._bad is not None, "nothing was added"
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name] for name in names]).flatten()
-        others = to_device(torch.tensor([*asked], dtype=torch.float64), sums.device)
-        table = sum_over_ranks(torch.cat((self._bad.view(1), others, sums)), self._world)
+        parts = [self._bad.view(1), sums]
+        if asked:
+            parts.insert(1, to_device(torch.tensor([*asked], dtype=torch.float64), sums.device))
+        table = sum_over_ranks(torch.cat(parts), self._world)
         return Reduced(names, self._modalities, table)
 
 
