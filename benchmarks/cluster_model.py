@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from record import RESULTS, record
 
+from scanfoundry.pretrain.training.loop import LOOK_EVERY
+
 PARAMETERS = {"S": 14.6e6, "B": 58.3e6, "L": 440.3e6, "H": 1457e6}  # STU-Net (Huang et al. 2023, table 1)
 TFLOP_128 = {"S": 0.13, "B": 0.51, "L": 3.81, "H": 12.60}  # a forward pass of 128^3, from the same table
 CASES = {"L": 4, "B": 16}  # crops on a GPU
@@ -98,8 +100,8 @@ def checkpoints(ranks: int, parameters: float, step_s: float, every: int, costs:
     copy = held / ASSUMED["to_host_gb_s"] + held * costs["copy_s_per_gb"]
     write = held / rate + held * costs["write_s_per_gb"] + 3 * ASSUMED["file_system_call_s"]
     release = 3 * released * max(costs["write_s_per_gb"], 1 / ASSUMED["one_client_gb_s"])
-    # whether all have written is part of a collective that every step has
-    stall = copy + ASSUMED["file_system_call_s"] + ASSUMED["collective_s"] + ASSUMED["gather_s"]
+    looks = 1 + min(every, int((write + release) / step_s) + 2) // LOOK_EVERY  # small collectives while it is in flight
+    stall = copy + ASSUMED["file_system_call_s"] + looks * ASSUMED["collective_s"] + ASSUMED["gather_s"]
     stall += max(0.0, write + release - every * step_s)  # the next one waits
     return {
         "stall_s": stall, "in_flight_s": write + release, "share": stall / (every * step_s),

@@ -14,6 +14,8 @@ from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
+from scanfoundry.datasets.workers.copy_ahead import CopyAhead
+from scanfoundry.datasets.workers.pinning import cuda_pages
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, labels_of, view_of
 from scanfoundry.datasets.workers.worker import FilledBatch, FillTask, ReaderSetup, SourceSetup
 from scanfoundry.datasets.workers.worker_pool import InProcessFiller, WorkerPool
@@ -39,7 +41,8 @@ class CropLoader:
         world_size: how many parts there are.
         micro_batches: batches of equal size that a step is handed out in.
         position: where the stream goes on.
-        device: where batches are cast, normalised, padded and flipped.
+        device: where batches are cast, normalised, padded and flipped. To a GPU they are copied from pinned memory, the
+            next one while the one before it is computed on.
 
     Raises:
         UserError: a source cannot be used, or a batch cannot be divided; while iterating, more scans are damaged than
@@ -57,7 +60,8 @@ class CropLoader:
         device: torch.device | str = "cpu",
     ) -> None:
         self.plan = SamplingPlan(config, seed)
-        self._config, self._rank, self._device = config, rank, device
+        self._config, self._rank, self._device = config, rank, torch.device(device)
+        self._ahead_of_device = CopyAhead(self.crops, self._device) if self._device.type != "cpu" else None
         self._micro, self._shares = micro_batches, micro_batches * world_size
         for kind in self.plan.kinds:
             if kind.batch % self._shares:
@@ -70,6 +74,8 @@ class CropLoader:
             for kind in self.plan.kinds
         ]
         self._buffers = SharedBuffers(max(sizes), config.ring, _GROWTH * config.ring)
+        if self._device.type == "cuda":
+            self._buffers.pin(cuda_pages())
         setup = self._setup(world_size)
         self._pool = (
             WorkerPool(setup, self._buffers, config.workers, config.timeout_s)
@@ -115,7 +121,7 @@ class CropLoader:
         return self
 
     def __next__(self) -> Batch:
-        return self.crops().to(self._device)
+        return self._ahead_of_device() if self._ahead_of_device else self.crops().to(self._device)
 
     def crops(self) -> Crops:
         """The next batch as it lies in shared memory, before it is cast and normalised on the device."""
@@ -220,7 +226,8 @@ class CropLoader:
 
     def state(self) -> dict[str, int]:
         """The position after all whole steps that were handed out, which `Position.of` takes back."""
-        epoch, position = divmod(self._next // self._micro, self.plan.steps_per_epoch)
+        handed_out = self._next - (self._ahead_of_device.waiting if self._ahead_of_device else 0)
+        epoch, position = divmod(handed_out // self._micro, self.plan.steps_per_epoch)
         return {"seed": self.plan.seed, "epoch": epoch, "position": position}
 
     def stats(self) -> dict[str, float]:
@@ -239,7 +246,7 @@ class CropLoader:
     @property
     def messages(self) -> list[str]:
         """What of the sources is left out, in sentences for people."""
-        return self.plan.messages
+        return self.plan.messages + self._buffers.messages
 
     @property
     def sites(self) -> dict[str, str]:
@@ -252,6 +259,8 @@ class CropLoader:
 
     def close(self) -> None:
         """End the workers and free the buffers. Batches that the caller holds stay valid."""
+        if self._ahead_of_device is not None:
+            self._ahead_of_device.close()
         self._prefetcher.close()
         self._pool.close()
         self._buffers.close()

@@ -1,6 +1,7 @@
 """Which blocks of a scan are hidden, and scans as sequences of blocks.
 
-Blocks are counted in d, h, w order (w fastest) everywhere: in the masks, in the patches and in the tokens.
+Blocks are counted in d, h, w order (w fastest) everywhere: in the masks, in the patches and in the tokens. Masks and
+what follows from them are made on the host, where their seeds are: how many blocks are visible must be known there.
 """
 
 import torch

@@ -25,8 +25,8 @@ ORDER = {
     "configs": "errors extras log plugins text base registry geometry files json_file console parsing loading",
     "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc_decoder resenc mednext "
     "registry models transfer foreign pretrained",
-    "datasets": "centres batch identity storage intensity modality processes readers labels discovery shards crop "
-    "augment sampling synthetic plan projection workers loader",
+    "datasets": "centres device batch identity storage intensity modality processes readers labels discovery shards "
+    "crop augment sampling synthetic plan projection workers loader",
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
     "training",
     "finetune": "monai_parts config cases losses plan spec checks formats boxes metrics sample task_parts drawing "

@@ -10,6 +10,7 @@ from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 
 from scanfoundry.datasets.augment.transforms import BIAS_TERMS
+from scanfoundry.datasets.device import to_device
 
 
 def window(voxels: torch.Tensor, width: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -74,17 +75,17 @@ def bias(values: NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
     weights = np.zeros((len(values), 4, 4, 4))
     for number, term in enumerate(BIAS_TERMS):
         weights[(slice(None), *term)] = values[:, 1 + number]
-    strength = torch.from_numpy(values[:, 0]).to(like).view(-1, 1, 1, 1, 1)
-    polynomial = torch.einsum("nabc,da,hb,wc->ndhw", torch.from_numpy(weights).to(like), *bases)[:, None]
+    strength = to_device(values[:, 0], like.device, like.dtype).view(-1, 1, 1, 1, 1)
+    factors = to_device(weights, like.device, like.dtype)
+    polynomial = torch.einsum("nabc,da,hb,wc->ndhw", factors, *bases)[:, None]
     largest = polynomial.abs().amax((2, 3, 4), keepdim=True).clamp(min=1e-6)
     return (polynomial * (strength / largest)).exp_()
 
 
 def _basis(length: int, like: torch.Tensor) -> torch.Tensor:
     """Legendre polynomials of degree 0 to 3 on [-1, 1]: (length, 4); along an axis of one voxel only the constant."""
-    if length == 1:
-        return like.new_tensor([[1.0, 0.0, 0.0, 0.0]])
-    return torch.from_numpy(legvander(np.linspace(-1, 1, length), 3)).to(like)
+    table = np.eye(1, 4) if length == 1 else legvander(np.linspace(-1, 1, length), 3)
+    return to_device(table, like.device, like.dtype)
 
 
 def erase(

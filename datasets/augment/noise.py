@@ -8,6 +8,7 @@ import math
 import torch
 
 from scanfoundry.datasets.augment.smooth import Operators, smoothed
+from scanfoundry.datasets.device import to_device
 
 _CPU_CHUNK = 1 << 20  # normals at a time: what stays in the cache is twice as fast
 
@@ -33,7 +34,7 @@ def hashed(keys: torch.Tensor, count: int) -> torch.Tensor:
 
 def normals(keys: torch.Tensor, count: int) -> torch.Tensor:
     """(n, count) standard normal numbers by Box and Muller; 16 bits of radius, so none is beyond 4.9."""
-    at_once = len(keys) if keys.is_cuda else max(1, _CPU_CHUNK // count)
+    at_once = len(keys) if keys.device.type != "cpu" else max(1, _CPU_CHUNK // count)
     if at_once < len(keys):
         return torch.cat([normals(part, count) for part in keys.split(at_once)])
     bits = hashed(keys, (count + 1) // 2)
@@ -44,7 +45,8 @@ def normals(keys: torch.Tensor, count: int) -> torch.Tensor:
 
 def field(keys: torch.Tensor, like: torch.Tensor, stream: int) -> torch.Tensor:
     """Standard normal noise (n, 1, D, H, W) in the shape of `like`; other streams are independent of it."""
-    keys = keys ^ torch.tensor([0, (stream * 0x9E3779B9) & 0x7FFFFFFF], dtype=torch.int32, device=keys.device)
+    salt = torch.tensor([0, (stream * 0x9E3779B9) & 0x7FFFFFFF], dtype=torch.int32)
+    keys = keys ^ to_device(salt, keys.device)
     return normals(keys, like[0, 0].numel()).view(len(keys), 1, *like.shape[2:])
 
 

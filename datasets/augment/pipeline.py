@@ -13,6 +13,7 @@ from scanfoundry.datasets.augment.config import AugmentConfig
 from scanfoundry.datasets.augment.draw import Drawer, Drawn
 from scanfoundry.datasets.augment.transforms import MAX_HOLES
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _Part:
 
     def column(self, number: int) -> torch.Tensor:
         """One drawn number of each sample: (n, 1, 1, 1, 1)."""
-        return torch.from_numpy(self.values[:, number]).to(self.voxels).view(-1, 1, 1, 1, 1)
+        return to_device(self.values[:, number], self.voxels.device, self.voxels.dtype).view(-1, 1, 1, 1, 1)
 
 
 def _blur(part: _Part) -> torch.Tensor:
@@ -117,14 +118,17 @@ class Augment:
         # The engine's bf16 would round the coordinates and the averages.
         with torch.autocast(device.type, enabled=False):
             low, high = _levels(batch)
-            full = batch.valid.flatten(1).all(1).cpu().numpy()
+            full = _complete(batch.valid, batch.complete)
             depth, height, width = batch.voxels.shape[2:]
             geometry = geometric.plan(drawn, (depth, height, width), self._size(batch))
             voxels, valid = resample.move(batch.voxels, batch.valid, full, low, geometry)
             clean = voxels.clone() if self._clean else None
-            self._intensities(voxels, valid, low, high, batch.modalities, drawn)
+            still = full & resample.stays_complete(geometry, (depth, height, width))
+            full = _complete(valid, still)
+            self._intensities(voxels, valid, full, low, high, batch.modalities, drawn)
         moved = voxels.shape != batch.voxels.shape or bool((geometry.matrices != np.eye(4)).any())
-        made = replace(batch, voxels=voxels, valid=valid, clean=clean, labels=None if moved else batch.labels)
+        labels = None if moved else batch.labels
+        made = replace(batch, voxels=voxels, valid=valid, clean=clean, labels=labels, complete=full)
         return made, torch.from_numpy(geometry.matrices)
 
     def _size(self, batch: Batch) -> Size3D:
@@ -139,6 +143,7 @@ class Augment:
         self,
         voxels: torch.Tensor,
         valid: torch.Tensor,
+        full: NDArray[np.bool_],
         low: torch.Tensor,
         high: torch.Tensor,
         modalities: list[str],
@@ -148,20 +153,20 @@ class Augment:
         touched = np.any([drawn.on[name] for name in _STEPS], axis=0)
         if not touched.any():
             return
-        keys = torch.from_numpy(drawn.keys).to(voxels.device)
-        full = valid.flatten(1).all(1).cpu().numpy()
+        device = voxels.device
+        keys = to_device(drawn.keys, device)
         for name, step in _STEPS.items():
             # Apart, so that a sample's arithmetic does not depend on its neighbours' padding.
             for complete in (True, False):
                 chosen = np.flatnonzero(drawn.on[name] & (full == complete))
                 if chosen.size:
-                    rows = torch.from_numpy(chosen).to(voxels.device)
+                    rows = to_device(chosen, device)
                     mask = None if complete else valid[rows]
                     part = _Part(voxels[rows], mask, low[rows], high[rows], keys[rows], drawn.values[name][chosen])
                     voxels[rows] = step(part)
-        rows = torch.from_numpy(np.flatnonzero(touched)).to(voxels.device)
+        rows = to_device(np.flatnonzero(touched), device)
         result = voxels[rows].maximum(low[rows])
-        is_ct = torch.tensor([modality == "ct" for modality in modalities], device=voxels.device)[rows]
+        is_ct = _is_ct(modalities, device)[rows]
         result = torch.where(is_ct.view(-1, 1, 1, 1, 1), result.clamp(max=1), result)
         voxels[rows] = torch.where(valid[rows], result, low[rows])
 
@@ -170,6 +175,18 @@ def _levels(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Darkest and brightest value of each sample, (B, 1, 1, 1, 1); for CT those of its window."""
     flat = batch.voxels.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
-    is_ct = torch.tensor([modality == "ct" for modality in batch.modalities], device=low.device)
+    is_ct = _is_ct(batch.modalities, low.device)
     low, high = torch.where(is_ct, -1.0, low), torch.where(is_ct, 1.0, high)
     return low.view(-1, 1, 1, 1, 1), high.view(-1, 1, 1, 1, 1)
+
+
+def _is_ct(modalities: list[str], device: torch.device) -> torch.Tensor:
+    return to_device(torch.tensor([modality == "ct" for modality in modalities]), device)
+
+
+def _complete(valid: torch.Tensor, known: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """(B,) bool, whether all of a sample is valid: `known` of it, where the device would have to be asked."""
+    if valid.device.type != "cpu" and known is not None:
+        return known
+    complete: NDArray[np.bool_] = valid.flatten(1).all(1).cpu().numpy()
+    return complete

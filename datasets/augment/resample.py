@@ -9,6 +9,7 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.augment.geometric import Geometry
 from scanfoundry.datasets.augment.smooth import Operators, gaussian, smoothed, through
 from scanfoundry.datasets.crop import overlap
+from scanfoundry.datasets.device import to_device
 
 _COARSE = 1.3  # steps of more voxels than this are low-passed first, against aliasing
 _EDGE = 1e-5
@@ -38,13 +39,13 @@ def move(
         _cut(voxels[number], out[number], geometry, number)
         _cut(valid[number], seen[number], geometry, number)
     # On a CPU three matrix products cost a third of a general interpolation in 3D; in 2D two cost more than it.
-    straight = geometry.straight & (voxels.shape[2] > 1)
+    straight = geometry.straight & (voxels.shape[2] > 1)  # as `stays_complete` takes it
     for kind, resample in ((straight, _resize), (~straight & ~geometry.exact, _turn)):
         for complete in (True, False):
             chosen = np.flatnonzero(kind & (full == complete))
             if not chosen.size:
                 continue
-            rows = torch.from_numpy(chosen).to(voxels.device)
+            rows = to_device(chosen, voxels.device)
             mask = None if complete else valid[rows]
             source = _low_passed(voxels[rows], mask, geometry.matrices[chosen])
             values, inside = resample(source, mask, geometry, chosen)
@@ -94,7 +95,7 @@ def _interpolation(
     """Linear interpolation (n, size, length) of a window along one axis."""
     place = start[:, None] + (np.arange(size) + 0.5) * (side / size)[:, None] - 0.5
     weight = 1 - np.abs(place.clip(0, length - 1)[:, :, None] - np.arange(length))
-    return torch.from_numpy(weight.clip(0)).to(device, torch.float32)
+    return to_device(weight.clip(0), device, torch.float32)
 
 
 def _turn(
@@ -121,18 +122,41 @@ def _low_passed(voxels: torch.Tensor, mask: torch.Tensor | None, matrices: NDArr
 
 def _grid(matrices: NDArray[np.float64], crop: Size3D, size: Size3D, device: torch.device) -> torch.Tensor:
     """Where each voxel of the views lies in the crop: (n, 3, D, H, W) in [-1, 1] inside, ordered w, h, d."""
+    d, h, w = (torch.arange(length, device=device, dtype=torch.float32) - (length - 1) / 2 for length in size)
+    return _places(matrices, crop, size, (d, h, w))
+
+
+def _places(
+    matrices: NDArray[np.float64], crop: Size3D, size: Size3D, axes: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """`_grid` of the voxels of views at these distances (float32) from their middle along D, H, W."""
+    (d, h, w), device = axes, axes[0].device
     scale = 2 / np.array(crop)
     middle = matrices[:, :3, :3] @ ((np.array(size) - 1) / 2) + matrices[:, :3, 3]
-    origin = torch.from_numpy((middle + 0.5) * scale - 1).to(device, torch.float32)
-    steps = torch.from_numpy(matrices[:, :3, :3] * scale[:, None]).to(device, torch.float32)
-    d, h, w = (torch.arange(length, device=device, dtype=torch.float32) - (length - 1) / 2 for length in size)
-    grid = torch.empty((len(matrices), 3, *size), device=device)
+    origin = to_device((middle + 0.5) * scale - 1, device, torch.float32)
+    steps = to_device(matrices[:, :3, :3] * scale[:, None], device, torch.float32)
+    grid = torch.empty((len(matrices), 3, len(d), len(h), len(w)), device=device)
     for axis in range(3):
         plane = (steps[:, axis, 0, None] * d + origin[:, axis, None])[:, :, None] + (steps[:, axis, 1, None] * h)[
             :, None
         ]
         torch.add(plane[..., None], (steps[:, axis, 2, None] * w)[:, None, None], out=grid[:, 2 - axis])
     return grid
+
+
+def stays_complete(geometry: Geometry, crop: Size3D) -> NDArray[np.bool_]:
+    """(B,) bool, whether a view of a crop (D, H, W) that is valid all over is valid all over too.
+
+    A view that is turned is, where its corners lie in the crop: places are sums of rounded terms that rise or fall
+    along each axis, so that the corners, computed by the same operations, are the extremes of all of them.
+    """
+    room = np.array(crop) - np.array(geometry.size)
+    cut = ((geometry.start >= 0) & (geometry.start <= room)).all(1)
+    ends = [(torch.arange(2, dtype=torch.float32) * 2 - 1) * ((length - 1) / 2) for length in geometry.size]
+    corners = _inside(_places(geometry.matrices, crop, geometry.size, (ends[0], ends[1], ends[2])))
+    turned: NDArray[np.bool_] = corners.flatten(1).all(1).numpy()
+    complete: NDArray[np.bool_] = np.where(geometry.exact, cut, turned | (geometry.straight & (crop[0] > 1)))
+    return complete
 
 
 def _inside(grid: torch.Tensor) -> torch.Tensor:

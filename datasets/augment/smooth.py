@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.device import to_device
 
 Operators = list[torch.Tensor | None]  # along D, H, W: (n, out, in), or None where nothing happens in any sample
 _TAIL = 1e-6
@@ -22,7 +23,7 @@ def gaussian(sigma: NDArray[np.float64], shape: Size3D, device: torch.device) ->
 def _gaussian(sigma: NDArray[np.float64], length: int, device: torch.device) -> torch.Tensor | None:
     if length == 1 or not sigma.any():
         return None
-    spread = torch.from_numpy(np.maximum(sigma, 1e-2)).to(device, torch.float32)[:, None, None]
+    spread = to_device(np.maximum(sigma, 1e-2), device, torch.float32)[:, None, None]
     index = torch.arange(length, device=device, dtype=torch.float32)
     weight = torch.exp(-0.5 * ((index[:, None] - index) / spread) ** 2)
     weight = torch.where(weight > _TAIL, weight, 0.0)
@@ -38,7 +39,7 @@ def _coarse(zoom: NDArray[np.float64], length: int, device: torch.device) -> tor
     counts = np.maximum(np.round(length / zoom), 1)  # of coarse voxels
     if (counts == length).all():
         return None
-    count = torch.from_numpy(counts).to(device, torch.float32)[:, None, None]
+    count = to_device(counts, device, torch.float32)[:, None, None]
     size = length / count
     fine = torch.arange(length, device=device, dtype=torch.float32)
     cell = torch.arange(int(counts.max()), device=device, dtype=torch.float32)[:, None]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
+from scanfoundry.datasets.workers.pinning import Pages
 
 
 class SharedBuffers:
@@ -27,6 +28,8 @@ class SharedBuffers:
         self.descriptors: list[int] = []
         self._maps: list[mmap.mmap] = []
         self._free: deque[int] = deque()
+        self._pages: Pages | None = None
+        self.messages: list[str] = []  # for people
         for _ in range(count):
             self._add()
 
@@ -40,6 +43,23 @@ class SharedBuffers:
         self._free.append(len(self.descriptors))
         self.descriptors.append(descriptor)
         self._maps.append(mmap.mmap(descriptor, self.size))
+        self._pin(self._maps[-1])
+
+    def pin(self, pages: Pages) -> None:
+        """Pin the memory of all buffers, also of those to come, so that a device copies from it by itself."""
+        self._pages = pages
+        for memory in self._maps:
+            self._pin(memory)
+
+    def _pin(self, memory: mmap.mmap) -> None:
+        if self._pages is None:
+            return
+        address = np.frombuffer(memory, np.uint8).ctypes.data
+        if not self._pages.pin(address, self.size) and not self.messages:
+            self.messages.append(
+                f"a buffer of {self.size / 2**20:.0f} MB cannot be pinned, so that copies to the GPU wait for it; "
+                "raise the limit of locked memory (ulimit -l), or lower data.ring"
+            )
 
     def acquire(self) -> int | None:
         """A free buffer, or None."""
@@ -69,6 +89,8 @@ class SharedBuffers:
 
     def close(self) -> None:
         """Batches that are still held stay valid; their memory goes with them."""
+        if self._pages is not None:
+            self._pages.unpin_all()
         while self.descriptors:
             os.close(self.descriptors.pop())
         self._maps.clear()

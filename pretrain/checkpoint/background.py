@@ -1,8 +1,8 @@
 """Checkpoints that are written while the training goes on.
 
 What a rank holds is copied into host memory; a thread writes the copy, and on the first rank another one then seals
-the folder and makes the release. No thread takes part in a collective: the ranks agree in the main thread, after each
-step, in the collective by which they agree whether to stop. A file system that hangs is noticed
+the folder and makes the release. No thread takes part in a collective: the ranks agree in the main thread, after every
+few steps while a checkpoint is in flight, where all of them are at the same place. A file system that hangs is noticed
 by the next checkpoint, which waits for the one before it under the watchdog's eyes.
 """
 
@@ -73,7 +73,7 @@ class _Flight:
 class CheckpointWriter:
     """Writes one checkpoint at a time beside the training; a context manager.
 
-    Every rank calls `begin`, `follow` and `wait` at the same places. Whichever of them learns of it raises UserError on
+    Every rank calls `begin`, `look` and `wait` at the same places. Whichever of them learns of it raises UserError on
     all ranks where a rank could not write (disk full, no permission): earlier checkpoints stay. What the release meets
     is raised as the OSError that it is, on all ranks too.
 
@@ -121,30 +121,18 @@ class CheckpointWriter:
         self.wait()
         self._flight = _Flight(step, {}, release, self._on_main(lambda: release(saved)), "release")
 
-    def state(self) -> int:
-        """How far this rank is, for the ranks to agree on the largest; DONE where nothing is in flight."""
-        return DONE if self._flight is None else self._flight.task.state()
-
-    def follow(self, state: int) -> None:
-        """Go on with the next part of what is in flight, or learn that it failed.
-
-        Args:
-            state: the largest `state` of all ranks.
-        """
+    def look(self) -> None:
+        """Learn how far the checkpoint in flight is, if there is one, and go on with its next part."""
         if self._flight is None:
             return
         flight, task = self._flight, self._flight.task
+        state = largest(task.state(), self._world)
         if state == FAILED:
             task.wait()  # what this rank writes, too, must have an end before the folder goes
             self._flight = None
             self._fail(flight.step, flight.part, task.problem)
         if state == DONE:
             self._next(flight)
-
-    def look(self) -> None:
-        """`follow` what the ranks agree on here; a loop that has a collective of its own puts `state` into that."""
-        if self._flight is not None:
-            self.follow(largest(self.state(), self._world))
 
     def wait(self, step: int | None = None) -> None:
         """Wait until nothing is in flight.

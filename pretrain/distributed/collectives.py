@@ -23,7 +23,8 @@ def rank_and_size() -> tuple[int, int]:
 def gathered(x: Tensor) -> Tensor:
     """Stack x (n, ...) of every rank in rank order: (world * n, ...); every rank must have the same n.
 
-    Raises ValueError on every rank where the shapes differ. Integers and booleans pass, without a gradient.
+    Raises ValueError on every rank where the shapes differ, which are compared when a shape is first met: the host
+    waits for that answer. Integers and booleans pass, without a gradient.
     """
     if rank_and_size()[1] == 1:
         return x
@@ -82,8 +83,13 @@ def _all_reduce(x: Tensor) -> Tensor:
     return total
 
 
+_MET: set[tuple[tuple[int, ...], torch.device]] = set()  # shapes that were the same on all ranks
+
+
 def _check_rectangular(x: Tensor) -> None:
     """Shapes that differ would hang or mix up nccl; the sizes are compared through their extremes."""
+    if (tuple(x.shape), x.device) in _MET:
+        return
     own = [len(x), x.numel()]
     bounds = torch.tensor([*own, *(-size for size in own)], device=x.device)
     dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
@@ -93,3 +99,4 @@ def _check_rectangular(x: Tensor) -> None:
             f"gathering over ranks needs as many rows on each: this rank has {tuple(x.shape)}, "
             f"the ranks have {-fewest} to {rows} rows and {-least} to {numel} numbers"
         )
+    _MET.add((tuple(x.shape), x.device))

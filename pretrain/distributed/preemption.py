@@ -5,6 +5,7 @@ inside a handler deadlocks, since ranks get the signal at different places.
 """
 
 import signal
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,22 @@ class StopRequest:
             raise KeyboardInterrupt  # a second Ctrl-C: the person means it
         self.signal = number
 
+    def flags(self) -> list[float]:
+        """For each of `SIGNALS` 1 where this rank was asked by it to stop, to be summed over the ranks."""
+        return [float(self.signal == number) for number in SIGNALS]
+
+    def noted(self, sums: Sequence[float]) -> bool:
+        """Whether any rank was asked to stop, by the sums of all ranks' `flags`."""
+        found = [number for number, count in zip(SIGNALS, sums, strict=True) if count]
+        if found:
+            self.signal = max(found)
+        return bool(found)
+
     def agreed(self, world: "World") -> bool:
         """Whether any rank was asked to stop, which then all were: the same answer on every rank."""
         from scanfoundry.pretrain.distributed.world import largest
 
-        return self.heard(largest(self.signal or 0, world))
-
-    def heard(self, number: int) -> bool:
-        """Whether to stop, where `number` is the largest signal that any rank got, 0 for none."""
+        number = largest(self.signal or 0, world)
         if number:  # else what was noted meanwhile, while this rank waited for the others, stays for the next time
             self.signal = number
         return number != 0

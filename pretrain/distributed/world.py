@@ -72,16 +72,11 @@ def all_ranks_agree(flag: bool, world: World) -> bool:
 
 def largest(number: int, world: World) -> int:
     """The largest `number` of any rank, on every rank."""
-    return largest_of([number], world)[0]
-
-
-def largest_of(numbers: list[int], world: World) -> list[int]:
-    """The largest of any rank for each of the numbers, on every rank, by one collective."""
     if world.size == 1:
-        return numbers
-    values = torch.tensor(numbers, device=world.device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [int(value) for value in values.tolist()]
+        return number
+    value = torch.tensor(number, device=world.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value.item())
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:

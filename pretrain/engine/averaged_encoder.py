@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.base import Config
-from scanfoundry.pretrain.ema import Follower
+from scanfoundry.pretrain.ema import Follower, skipped
 from scanfoundry.pretrain.objectives.protocol import Objective
 
 NAME = "averaged"  # of the submodule, and so of its weights in checkpoints: averaged.encoder.*, averaged.decoder.*
@@ -37,9 +37,21 @@ class AveragedEncoder(Follower):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def move(self, model: Mapping[str, nn.Module]) -> None:
-        """One step towards the model's weights and buffers; on every rank, after a step that was applied."""
-        self.follow(self.config.at(int(self.updates)), **model)
-        self.updates += 1
+        """One step towards the model's weights and buffers; on every rank, after a step that was applied.
+
+        How many there were is read on the host alone: a device computes the momentum itself.
+        """
+        if self.updates.device.type == "cpu":
+            self.follow(self.config.at(int(self.updates)), **model)
+            self.updates += 1
+            return
+        skip = skipped()
+        self.follow(self.momentum(self.updates.double()), **model)
+        self.updates += 1 if skip is None else ~skip
+
+    def momentum(self, updates: Tensor) -> Tensor:
+        """`EmaConfig.at` on a device; updates () float64."""
+        return ((1 + updates) / (10 + updates)).clamp(max=self.config.momentum)
 
 
 def add_average(objective: Objective, config: EmaConfig | None) -> None:

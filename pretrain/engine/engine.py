@@ -10,7 +10,7 @@ per parameter that bf16 weights with fp32 master copies take.
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,10 @@ from scanfoundry.pretrain.checkpoint.host_memory import HostMemory
 from scanfoundry.pretrain.checkpoint.model_state import Snapshot
 from scanfoundry.pretrain.checkpoint.parameter_shards import ParameterShard, parameter_shards
 from scanfoundry.pretrain.checkpoint.state_files import StateFiles
-from scanfoundry.pretrain.distributed.world import World, all_ranks_agree, sum_over_ranks
-from scanfoundry.pretrain.engine import activation_checkpointing
-from scanfoundry.pretrain.engine.averages import Averages
+from scanfoundry.pretrain.distributed.world import World, sum_over_ranks
+from scanfoundry.pretrain.ema import unless
+from scanfoundry.pretrain.engine import acceleration, activation_checkpointing
+from scanfoundry.pretrain.engine.averages import Averages, Reduced
 from scanfoundry.pretrain.engine.lamb import Lamb
 from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, build_optimiser, set_schedule, weight_decay
 from scanfoundry.pretrain.objectives import Objective
@@ -48,6 +49,10 @@ class EngineConfig(Config):
     accumulation: int = Field(default=1, ge=1)
     clip: float = Field(default=1.0, ge=0)  # 0: no clipping
     activation_checkpointing: bool = False  # blocks keep their input alone: less memory, their forward pass twice
+    reduce: Literal["fp32", "bf16"] = "fp32"  # what gradients are sent in; bf16 halves what the network carries
+    compile: bool = False  # blocks by torch.compile; not for 'spark'
+    tf32: bool = True  # float32 products of a GPU by tensor cores, with 10 bits of mantissa
+    autotune: bool = True  # a GPU's convolutions try all kernels once; false: the same kernels at every start
 
     @model_validator(mode="after")
     def _something_to_offload(self) -> "EngineConfig":
@@ -70,7 +75,33 @@ class StepRecord:
 
     loss: float
     metrics: dict[str, float]
-    applied: bool  # False: the loss was not finite somewhere, the weights were left as they were
+    applied: bool  # False: the loss was not finite somewhere, weights and optimiser were left as they were
+    asked: tuple[float, ...] = ()  # what was given to `Engine.launch`, summed over the ranks
+
+
+class PendingStep:
+    """A step that was launched, and may not be done; on a GPU the host goes on to the next one meanwhile."""
+
+    def __init__(self, reduced: Reduced) -> None:
+        self._reduced = reduced
+
+    def if_applied(self, follow: Callable[[], None]) -> None:
+        """Call what moves along with the weights, unless the step was skipped.
+
+        On a GPU it is called in any case, since the host does not know: there `ema_update` leaves things as they are.
+        """
+        skip = self._reduced.skip
+        if skip.device.type != "cpu":
+            with unless(skip):
+                follow()
+        elif not skip:
+            follow()
+
+    def read(self) -> StepRecord:
+        """What the step reports; waits until its forward passes are done."""
+        applied, asked, means = self._reduced.read()
+        loss = means.pop("loss")
+        return StepRecord(loss if applied else float("nan"), means, applied, tuple(asked))
 
 
 class Engine:
@@ -90,11 +121,15 @@ class Engine:
     ) -> None:
         self.config, self.world, self.modalities = config, world, tuple(modalities)
         self._stage, self._memory = config.stage_of(world.size), HostMemory(world.device)
-        self._optimiser_config, self._optimiser = optimiser, build_optimiser(objective, optimiser)
+        fused = world.device.type != "cpu" and not config.offload
+        self._optimiser_config, self._optimiser = optimiser, build_optimiser(objective, optimiser, fused)
         deepspeed = _import_deepspeed(world)
         objective.to(world.device)
+        acceleration.set_kernels(world.device, config.tf32, config.autotune)
         if config.activation_checkpointing:
             activation_checkpointing.apply(objective)
+        if config.compile:
+            acceleration.compile_blocks(objective)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes over the group of `join`
         self._engine, _, _, _ = deepspeed.initialize(
             model=objective,
@@ -114,36 +149,45 @@ class Engine:
         return module
 
     def step(self, batches: Iterable[tuple[Batch, ...]], lr: float, progress: float = 0.0) -> StepRecord:
+        """`launch`, and wait for what it reports."""
+        return self.launch(batches, lr, progress).read()
+
+    def launch(
+        self, batches: Iterable[tuple[Batch, ...]], lr: float, progress: float = 0.0, asked: Sequence[float] = ()
+    ) -> PendingStep:
         """One optimiser step over `accumulation` micro-batches, each as its views, at the learning rate `lr`.
 
-        If a loss is not finite on any rank, no rank changes its weights: the step runs with zero gradients at a
-        learning rate of zero, so that DeepSpeed's own counters stay in step on all ranks.
+        If a loss is not finite on any rank, no rank changes its weights, or what its optimiser has noted: the one
+        reduction of the metrics, before the last backward pass, tells all optimisers. Nothing here waits for a GPU,
+        but for what DeepSpeed itself reads of the norm of the gradients from stage 1 on.
 
         Args:
+            batches: as many as `accumulation`.
+            lr: the learning rate.
             progress: share of the run that is done with this step, for `Objective.after_step`.
+            asked: small numbers that are summed over all ranks along with the metrics.
         """
-        averages = Averages(self.modalities, self.world)
-        finite = True
+        averages, pending = Averages(self.modalities, self.world), None
         self._forget_gradients()
+        set_schedule(self._optimiser, lr, weight_decay(progress, self._optimiser_config))
         for views in batches:
             views = tuple(batch.to(self.world.device) for batch in views)
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 loss, metrics = self._engine(*views)
-            averages.add({"loss": loss.detach(), **metrics}, views[0].modalities)
-            finite = all_ranks_agree(bool(torch.isfinite(loss)), self.world) and finite
-            if not finite:
-                loss = sum((p * 0.0).sum() for p in self.objective.parameters() if p.requires_grad)
+            averages.add(loss, metrics, views[0].modalities)
+            last = self._engine.is_gradient_accumulation_boundary()
+            if last:
+                reduced = averages.reduced(asked)
+                self._optimiser.skip, pending = reduced.skip.float(), PendingStep(reduced)
             self._engine.backward(loss)
             self._fill_gradients()
-            set_schedule(self._optimiser, lr if finite else 0.0, weight_decay(progress, self._optimiser_config))
-            if not finite:
-                self._drop_gradients()
+            if last:
+                self._clip_gradients()
             self._engine.step()
-        if finite:
-            self.objective.after_step(progress)
-        means = averages.means()
-        loss = means.pop("loss")
-        return StepRecord(loss if finite else float("nan"), means, finite)
+        if pending is None:
+            raise ValueError(f"a step takes as many batches as engine.accumulation ({self.config.accumulation})")
+        pending.if_applied(lambda: self.objective.after_step(progress))
+        return pending
 
     def _forget_gradients(self) -> None:
         """Zero what ZeRO 3 keeps of the step before.
@@ -162,10 +206,14 @@ class Engine:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _drop_gradients(self) -> None:
-        for parameter in self.objective.parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
+    def _clip_gradients(self) -> None:
+        """At stage 0, where all ranks have the same gradients: DeepSpeed would have them agree on their norm."""
+        if self._stage > 0 or self.config.clip == 0:
+            return
+        gradients = [each.grad for each in self.objective.parameters() if each.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()
+        factor = (torch.full_like(norm, self.config.clip) / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, factor)
 
     def evaluate(self) -> None:
         """Switch to evaluation mode."""
@@ -195,7 +243,11 @@ class Engine:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read back what `save` wrote, bit for bit at the same world size; returns the `extra`."""
-        return model_state.load(folder, self.objective, self._shards(), self._optimiser.state, self.world)
+        extra = model_state.load(folder, self.objective, self._shards(), self._optimiser.state, self.world)
+        for stepped, state in self._optimiser.state.items():  # kernels of a device count on the device
+            if model_state.STEP in state and stepped.device.type != "cpu":
+                state[model_state.STEP] = state[model_state.STEP].to(stepped.device)
+        return extra
 
     def weights(self, folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
         """The objective's weights of names with `prefix`, in fp32 on the CPU.
@@ -239,8 +291,9 @@ def deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": config.accumulation,
         "train_batch_size": config.accumulation * world.size,
-        "gradient_clipping": config.clip,
+        "gradient_clipping": config.clip if config.stage_of(world.size) > 0 else 0.0,
         "zero_optimization": _zero_config(config, world),
+        **({"communication_data_type": "bf16"} if config.reduce == "bf16" else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its own Adam compiles at the first start
         "steps_per_print": 1_000_000_000,
@@ -250,6 +303,7 @@ def deepspeed_config(config: EngineConfig, world: World) -> dict[str, Any]:
 def _zero_config(config: EngineConfig, world: World) -> dict[str, Any]:
     stage = config.stage_of(world.size)
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    zero |= acceleration.reduction(stage, world.device)
     if stage == 3:  # the default would keep the whole of most models gathered from forward to backward
         zero["stage3_max_reuse_distance"] = BUCKET
     if config.offload:

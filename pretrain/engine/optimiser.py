@@ -8,15 +8,16 @@
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from scanfoundry.backbones.protocol import Family
 from scanfoundry.configs.base import Config
-from scanfoundry.pretrain.engine.lamb import Lamb
+from scanfoundry.pretrain.engine.lamb import Lamb, is_fused, skips
 
 _ADAMW = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.05, "schedule": "cosine"}
 _LAMB = {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.04, "final_weight_decay": 0.2, "schedule": "cosine"}
@@ -77,8 +78,42 @@ def weight_decay(progress: float, config: OptimiserConfig) -> float:
     return config.final_weight_decay + (start - config.final_weight_decay) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """Of the trainable parameters, those with one effective dimension (biases, norms, tokens) are not decayed."""
+class AdamW(torch.optim.AdamW):
+    """torch's, which leaves out a step where `skip` () is not 0; the fused kernel of a device looks at it itself."""
+
+    skip: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step, or none."""
+        if skips(self):
+            return None
+        self.found_inf = self.skip if is_fused(self) else None  # the others refuse it
+        return super().step(closure)
+
+
+class SGD(torch.optim.SGD):
+    """torch's, which leaves out a step as `AdamW` does."""
+
+    skip: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step, or none."""
+        if skips(self):
+            return None
+        self.found_inf = self.skip if is_fused(self) else None
+        return super().step(closure)
+
+
+def build_optimiser(model: nn.Module, config: OptimiserConfig, fused: bool = False) -> AdamW | SGD | Lamb:
+    """Of the trainable parameters, those with one effective dimension (biases, norms, tokens) are not decayed.
+
+    Args:
+        model: the objective.
+        config: filled in.
+        fused: AdamW and SGD in one kernel, which is for a GPU; on a CPU its roundings are others.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for parameter in model.parameters():
@@ -93,9 +128,13 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Op
     lr = config.lr or 0.0
     if config.name == "sgd":
         momentum = config.momentum or 0.0
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
-    kind = Lamb if config.name == "lamb" else torch.optim.AdamW
-    return kind(groups, lr=lr, betas=config.betas or (0.9, 0.95))
+        return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
+    betas = config.betas or (0.9, 0.95)
+    return (
+        Lamb(groups, lr=lr, betas=betas)
+        if config.name == "lamb"
+        else AdamW(groups, lr=lr, betas=betas, fused=fused or None)
+    )
 
 
 def set_schedule(optimiser: Any, lr: float, decay: float) -> None:

@@ -46,6 +46,7 @@ class Calculator:
         }
         sizes = {ours: int(zero[theirs]) for ours, theirs in names.items() if theirs in zero}
         stage, optimiser = engine.stage_of(self.world), self.config.optimiser.name
+        sizes["buffers"] = 2 if zero.get("overlap_comm") else 1
         return Setting(stage, self.world, self.device, optimiser, offload, **sizes)
 
     def _crops(self) -> list[tuple[Size3D, int]]:

@@ -46,6 +46,7 @@ class Setting:
     optimiser: str = "adamw"
     offload: bool = False  # the optimiser's states and partition on the host
     reduce_bucket: int = 500_000_000
+    buffers: int = 1  # of that size at stages 1 and 2: one is filled while the other is reduced
     prefetch_bucket: int = 50_000_000
     max_reuse_distance: int = 1_000_000_000
 
@@ -125,11 +126,12 @@ def _backward(model: Model, setting: Setting, run: Trace, gathered: int) -> int:
         flat = min(whole, FP32 * ALLREDUCE) if setting.world > 1 else 0
         return max(max(done + held for done, held in run.backward), whole + flat)
     owned = _owned(model, setting)
+    buckets = setting.buffers * bucket
     if setting.stage == 1:
-        return bucket + max(max(done + held for done, held in run.backward), whole + owned)
+        return buckets + max(max(done + held for done, held in run.backward), whole + owned)
     if setting.stage == 2:
         shares = ((done // bucket * bucket / whole, held) for done, held in run.backward)
-        return bucket + max(owned, *(round(share * owned) + held for share, held in shares))
+        return buckets + max(owned, *(round(share * owned) + held for share, held in shares))
     left = (min(gathered, FP32 * model.weights - done) + held if gathered else held for done, held in run.backward)
     return max(reduced + reduced // setting.world, *left)
 

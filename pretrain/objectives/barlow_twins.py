@@ -12,6 +12,7 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.losses.barlow_twins import barlow_twins, mixed_regulariser, standardised
 from scanfoundry.pretrain.losses.contrastive import alignment
 from scanfoundry.pretrain.objectives.projector import check_pair_count, mlp, pooled, same_shape
@@ -103,7 +104,7 @@ def mixing(batch: Batch) -> tuple[float, Tensor]:
     """
     share = random.Random(f"share of step {batch.step}").random()
     order = random.Random(f"partners of {batch.seeds.tolist()}").sample(range(len(batch)), len(batch))
-    return share, torch.tensor(order, device=batch.voxels.device)
+    return share, to_device(torch.tensor(order), batch.voxels.device)
 
 
 def mix(views: Sequence[tuple[Tensor, Tensor]], share: float, partner: Tensor) -> tuple[Tensor, Tensor]:

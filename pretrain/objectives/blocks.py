@@ -25,7 +25,7 @@ class BlockObjective(MaskedObjective):
 
     @abstractmethod
     def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
+        """Predicted voxels (B, C, D, H, W), target units, from what the mask (on the host) leaves visible."""
 
     def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """`predict`, cut into blocks."""

@@ -12,6 +12,7 @@ from scanfoundry.backbones.protocol import Encoder, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.ema import Follower, cosine_momentum
 from scanfoundry.pretrain.losses.contrastive import alignment, dcl, dclw, moco_v3, nt_xent
 from scanfoundry.pretrain.losses.positional import Relations, soft_dcl, soft_moco_v3, soft_nt_xent
@@ -178,7 +179,7 @@ def same_scans(*views: Batch) -> Tensor:
     """Ids (B, views) int64 of the scans of each pair, equal on every rank for the same scan of the same source."""
     names = [[f"{source}/{key}" for source, key in zip(view.sources, view.keys, strict=True)] for view in views]
     ids = [[_number(name) for name in column] for column in names]
-    return torch.tensor(ids, dtype=torch.int64, device=views[0].voxels.device).t().contiguous()
+    return to_device(torch.tensor(ids, dtype=torch.int64).t().contiguous(), views[0].voxels.device)
 
 
 def _number(text: str) -> int:

@@ -114,7 +114,7 @@ class DenseContrast(Objective):
         for (part, level), projector in zip(self.maps, self.projectors.values(), strict=True):
             volume = features[part][level]
             grid = (volume.shape[2], volume.shape[3], volume.shape[4])
-            points = draw_points(at_grid(first.labels, grid), first.seeds, self.config.voxels)
+            points = draw_points(at_grid(first.labels, grid), first.seeds, self.config.voxels).on(volume.device)
             known = at_grid(first.valid & second.valid, grid)
             counted = points.counted & points.of(known).squeeze(2)
             one, other = (projector(points.of(half)) for half in volume.chunk(2))

@@ -15,6 +15,7 @@ from scanfoundry.backbones.protocol import TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.losses.gradient_map import gradient_map
 from scanfoundry.pretrain.masking import visible_indices
 from scanfoundry.pretrain.objectives.masked import (
@@ -100,7 +101,8 @@ class TokenMAE(MaskedObjective):
         """
         batch = views[0]
         mask = self.mask(batch)
-        keep, hidden = visible_indices(mask), hidden_indices(mask)
+        device = batch.voxels.device
+        keep, hidden = (to_device(places, device) for places in (visible_indices(mask), hidden_indices(mask)))
         encoded = self.encode(batch.voxels, keep)
         losses: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
@@ -131,12 +133,12 @@ class TokenMAE(MaskedObjective):
 
     def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted patches (B, L, V, C) of the scans (B, C, D, H, W), visible ones among them."""
-        keep = visible_indices(mask)
+        keep = to_device(visible_indices(mask), voxels.device)
         return self.decode(self.decoder, self.encode(voxels, keep), keep, mask, voxels.shape[2] == 1)
 
     def predict_hidden(self, voxels: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
         """Predicted patches (B, n, V, C) that the mask hides."""
-        keep = visible_indices(mask)
+        keep = to_device(visible_indices(mask), voxels.device)
         return self.decode(self.decoder, self.encode(voxels, keep), keep, mask, voxels.shape[2] == 1, hidden)
 
     @torch.no_grad()
@@ -144,7 +146,7 @@ class TokenMAE(MaskedObjective):
         """Scan, visible part and reconstruction; the same of the gradient map where that is predicted."""
         batch = views[0]
         mask = self.mask(batch)
-        keep = visible_indices(mask)
+        keep = to_device(visible_indices(mask), batch.voxels.device)
         encoded = self.encode(batch.voxels, keep)
         shown: dict[str, Tensor] = {}
         for target in self.targets(batch):

@@ -16,6 +16,7 @@ from scanfoundry.backbones.protocol import Encoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.losses.reconstruction import masked_mse, patch_normalise
 from scanfoundry.pretrain.masking import enlarge, patchify, unpatchify
 from scanfoundry.pretrain.objectives.blocks import BlockConfig, BlockObjective
@@ -60,7 +61,7 @@ class UNetMAE(BlockObjective):
 
     def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
-        hidden = enlarge(mask, self.patch(voxels.shape[2] == 1))
+        hidden = enlarge(to_device(mask, voxels.device), self.patch(voxels.shape[2] == 1))
         seen = self.holes(voxels.to(self.head.weight.dtype), hidden)
         return self.head(self.decoder.decode(self.encoder(seen))[0])
 
@@ -82,7 +83,7 @@ class UNetMAE(BlockObjective):
         if self.config.normalise_target:
             patches = patch_normalise(patchify(target, patch), patchify(valid, patch), self.config.target_eps)
             target = unpatchify(patches, (mask.shape[2], mask.shape[3], mask.shape[4]), patch)
-        counted = enlarge(mask, patch) & valid
+        counted = enlarge(to_device(mask, image.device), patch) & valid
         everywhere = torch.ones(len(image), 1, dtype=torch.bool, device=image.device)
         one, other, where = (_one_patch(x) for x in (prediction.to(wide), target, counted))
         return masked_mse(one, other, everywhere, where)

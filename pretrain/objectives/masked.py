@@ -11,6 +11,7 @@ from scanfoundry.backbones.protocol import Encoder, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.losses.reconstruction import patch_statistics, reconstruction_loss
 from scanfoundry.pretrain.masking import block_mask, enlarge, patchify, unpatchify, visible_indices
 from scanfoundry.pretrain.objectives.protocol import Objective
@@ -66,17 +67,21 @@ class MaskedObjective(Objective):
 
     @abstractmethod
     def predict_patches(self, voxels: Tensor, mask: Tensor) -> Tensor:
-        """Predicted patches (B, L, V, C), target units, of scans (B, C, D, H, W), from what the mask leaves visible."""
+        """Predicted patches (B, L, V, C), target units, of scans (B, C, D, H, W), from what the mask leaves visible.
+
+        The mask (B, 1, d, h, w) lies on the host, as `mask` makes it.
+        """
 
     def predict_hidden(self, voxels: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-        """Those of `predict_patches` that the mask hides, (B, n, V, C); hidden (B, n) is `hidden_indices(mask)`."""
+        """Those of `predict_patches` that the mask hides, (B, n, V, C); hidden (B, n) is `hidden_indices(mask)` on
+        the device."""
         return take(self.predict_patches(voxels, mask), hidden)
 
     def forward(self, *views: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss over the valid voxels of the hidden patches; metric `reconstruction` (B,)."""
         batch = views[0]
         mask = self.mask(batch)
-        hidden = hidden_indices(mask)
+        hidden = to_device(hidden_indices(mask), batch.voxels.device)
         prediction = self.predict_hidden(batch.voxels, mask, hidden)
         loss, of_each = self.score(prediction, self.wanted(batch), batch.valid, hidden)
         return loss, {"reconstruction": of_each.detach()}
@@ -98,9 +103,9 @@ class MaskedObjective(Objective):
         )
 
     def mask(self, batch: Batch) -> Tensor:
-        """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
+        """The batch's masks (B, 1, d, h, w) on the host, True where a patch is hidden."""
         self.check_shape(size_of(batch))
-        return block_mask(batch.seeds, self.grid(size_of(batch)), self.config.mask_ratio).to(batch.voxels.device)
+        return block_mask(batch.seeds, self.grid(size_of(batch)), self.config.mask_ratio)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
@@ -122,7 +127,7 @@ class MaskedObjective(Objective):
             mean, std = patch_statistics(patchify(image, patch), patchify(valid, patch), self.config.target_eps)
             prediction = prediction * std + mean
         grid = (mask.shape[2], mask.shape[3], mask.shape[4])
-        hidden = enlarge(mask, patch).expand_as(image)
+        hidden = enlarge(to_device(mask, image.device), patch).expand_as(image)
         picture = torch.where(hidden, unpatchify(prediction, grid, patch), image)
         return Reconstruction(image, seen.masked_fill(hidden, 0), picture, hidden)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.crop import mix, uniforms
+from scanfoundry.datasets.device import to_device
 
 _SALT = 0x9017  # parts these draws from those of augmentation and masks, which have the same seeds
 
@@ -26,9 +27,13 @@ class Points:
     counted: Tensor
 
     def of(self, volume: Tensor) -> Tensor:
-        """The values (B, M, F) of a volume (B, F, d, h, w) at the voxels."""
+        """The values (B, M, F) of a volume (B, F, d, h, w), on the same device, at the voxels."""
         flat = volume.flatten(2)
         return flat.gather(2, self.index.unsqueeze(1).expand(-1, flat.shape[1], -1)).mT
+
+    def on(self, device: torch.device) -> "Points":
+        """The same on a device."""
+        return Points(*(to_device(each, device) for each in (self.index, self.labels, self.counted)))
 
 
 def at_grid(volume: Tensor, grid: Size3D) -> Tensor:
@@ -47,13 +52,13 @@ def draw_points(labels: Tensor, seeds: Tensor, count: int) -> Points:
     is spread over the map. A map of at most `count` voxels is taken whole.
 
     Args:
-        labels: (B, 1, d, h, w) uint8.
+        labels: (B, 1, d, h, w) uint8, on the host: how many labels there are decides on what is drawn.
         seeds: (B,) int64. No global random state is read or moved.
         count: of voxels.
     """
     flat = labels.flatten(1)
     if flat.shape[1] <= count:
-        index = torch.arange(flat.shape[1], device=flat.device).expand(len(flat), -1)
+        index = torch.arange(flat.shape[1]).expand(len(flat), -1)
         return Points(index, flat, torch.ones_like(flat, dtype=torch.bool))
     rows = [_stratified(row, seed, count) for row, seed in zip(flat, seeds.tolist(), strict=True)]
     index = torch.stack(rows)
@@ -66,10 +71,10 @@ def _stratified(labels: Tensor, seed: int, count: int) -> Tensor:
     """Ascending indices (count,) of voxels of a flat label map; those of a small label come more than once."""
     order = labels.argsort(stable=True)
     sizes = labels[order].unique_consecutive(return_counts=True)[1]
-    number = torch.arange(count, device=labels.device)
+    number = torch.arange(count)
     label, turn = number % len(sizes), number // len(sizes)
     turns = label.bincount(minlength=len(sizes))[label]
-    place = torch.from_numpy(uniforms(mix(seed, _SALT), count)).to(labels.device)
+    place = torch.from_numpy(uniforms(mix(seed, _SALT), count))
     within = ((turn + place) / turns * sizes[label]).long().minimum(sizes[label] - 1)
     first = sizes.cumsum(0) - sizes
     return order[first[label] + within].sort().values

@@ -10,6 +10,7 @@ from scanfoundry.configs.base import Config
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.centres import Centres
 from scanfoundry.datasets.crop import mix
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.losses.positional import Kernel, Relations, position_relations
 
 AXES = ("d", "h", "w")
@@ -43,7 +44,8 @@ class PositionsConfig(Config):
         groups = torch.tensor([_groups(view) for view in (first, second)], dtype=torch.int64).t()
         chosen = positions[:, :, [AXES.index(axis) for axis in self.axes]]
         device = first.voxels.device
-        return position_relations(chosen.to(device), groups.to(device), same, self.kernel, self.bandwidth)
+        places, comparable = to_device(chosen, device), to_device(groups, device)
+        return position_relations(places, comparable, same, self.kernel, self.bandwidth)
 
 
 def _centres(view: Batch) -> Centres:

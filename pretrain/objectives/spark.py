@@ -124,7 +124,7 @@ class SparseMasked(BlockObjective):
 
     def predict(self, voxels: Tensor, mask: Tensor) -> Tensor:
         """Predicted voxels (B, C, D, H, W), target units, from the blocks that the mask leaves visible."""
-        blocks = ActiveBlocks(~mask)
+        blocks = ActiveBlocks(~mask, voxels.device)
         voxels = voxels.to(next(self.output_layer().parameters()).dtype)
         features = packed_features(self.encoder, voxels, blocks)
         return self.decode(features, blocks, flat=voxels.shape[2] == 1)

@@ -18,6 +18,7 @@ from scanfoundry.backbones.protocol import Encoder, TokenEncoder
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.device import to_device
 from scanfoundry.pretrain.ema import Follower, cosine_momentum
 from scanfoundry.pretrain.losses.features import weighted_mean
 from scanfoundry.pretrain.masking import block_mask, enlarge, patchify, visible_indices
@@ -82,7 +83,7 @@ class TokenDistillation(Objective):
         """
         batch = views[0]
         mask = self.mask(batch)
-        hidden = hidden_indices(mask)
+        hidden = to_device(hidden_indices(mask), batch.voxels.device)
         wanted = self.targets(batch.voxels)
         given = self.predict(batch.voxels, mask, hidden).to(wanted.dtype)
         distances = self.distance(given, take(wanted, hidden))
@@ -96,14 +97,14 @@ class TokenDistillation(Objective):
         return F.smooth_l1_loss(given, wanted, beta=self.config.beta, reduction="none").mean(-1)
 
     def mask(self, batch: Batch) -> Tensor:
-        """The batch's masks (B, 1, d, h, w) on its device, True where a patch is hidden."""
+        """The batch's masks (B, 1, d, h, w) on the host, True where a patch is hidden."""
         shape = size_of(batch)
         self.check_shape(shape)
-        return block_mask(batch.seeds, self.encoder.grid(shape), self.config.mask_ratio).to(batch.voxels.device)
+        return block_mask(batch.seeds, self.encoder.grid(shape), self.config.mask_ratio)
 
     def predict(self, voxels: Tensor, mask: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Tokens (B, n, F) of the patches `wanted` (B, n), or of all, from those that the mask leaves visible."""
-        keep = visible_indices(mask)
+        keep = to_device(visible_indices(mask), voxels.device)
         encoded = self.encoder.forward_tokens(voxels.to(self.decoder.mask_token.dtype), keep)
         grid = (mask.shape[2], mask.shape[3], mask.shape[4])
         predicted: Tensor = self.decoder(encoded, keep, grid, voxels.shape[2] == 1, wanted)
@@ -138,7 +139,7 @@ class TokenDistillation(Objective):
         far = self.distance(self.predict(voxels, mask).to(wanted.dtype), wanted).view(mask.shape)
         patch = self.encoder.patch(batch.is_2d)
         dark = voxels.amin((1, 2, 3, 4), keepdim=True)
-        visible = torch.where(enlarge(mask, patch), dark, voxels)
+        visible = torch.where(enlarge(to_device(mask, voxels.device), patch), dark, voxels)
         return {"scan": voxels, "scan: visible": visible,
                 "distance": enlarge(far.to(voxels.dtype), patch).expand_as(voxels)}  # fmt: skip
 

@@ -55,6 +55,13 @@ class Probes:
         scans, probe = self._images[key], setup.probe
         return lambda engine: scans.scores(engine, probe)
 
+    def due(self, step: int) -> bool:
+        """Whether it is the turn of any probe."""
+        return any(self._is_due(probe, step) for probe, _ in self._measures)
+
+    def _is_due(self, probe: ProbeConfig, step: int) -> bool:
+        return step % (probe.every or self._config.checkpoint_every) == 0 or step == self._config.steps
+
     def measure(self, engine: Engine, step: int) -> dict[str, float]:
         """`probe/<name>/<metric>` of the probes that `step` is the turn of, and the seconds that each took.
 
@@ -63,8 +70,7 @@ class Probes:
         """
         found: dict[str, float] = {}
         for probe, measure in self._measures:
-            every = probe.every or self._config.checkpoint_every
-            if step % every == 0 or step == self._config.steps:
+            if self._is_due(probe, step):
                 started = time.perf_counter()
                 values = {**measure(engine), "seconds": 0.0}
                 values["seconds"] = round(time.perf_counter() - started, 3)

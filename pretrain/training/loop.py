@@ -2,10 +2,10 @@
 
 import errno
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.preemption import StopRequest
 from scanfoundry.pretrain.distributed.watchdog import Watchdog, collective_timeout_s
-from scanfoundry.pretrain.distributed.world import World, barrier, join, largest_of
+from scanfoundry.pretrain.distributed.world import World, barrier, join
 from scanfoundry.pretrain.engine.averaged_encoder import add_average, move_average
-from scanfoundry.pretrain.engine.engine import Engine
+from scanfoundry.pretrain.engine.engine import Engine, PendingStep
 from scanfoundry.pretrain.engine.optimiser import learning_rate
 from scanfoundry.pretrain.logging.image_logger import ImageLogger
 from scanfoundry.pretrain.logging.monitors import Monitors
@@ -36,6 +36,7 @@ from scanfoundry.pretrain.training.run_folder import check_same_run, claim, held
 from scanfoundry.pretrain.training.teachers import bring_teachers, record_teachers, with_teachers
 from scanfoundry.pretrain.views import Views, check_depth, check_views
 
+LOOK_EVERY = 8  # steps between the looks at a checkpoint in flight, which cost a collective among several ranks
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # a person's to mend
 
 
@@ -133,6 +134,29 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             tracker.close()
 
 
+@dataclass
+class _Step:
+    """A step from when its batches are read until its line is logged.
+
+    Attributes:
+        number: from 1.
+        lr: its learning rate.
+        started: when, by `time.perf_counter`.
+        keys: of its samples on this rank.
+        is_2d: whether they are images.
+        waited: seconds that were spent on reading and on launching views.
+        pending: what it reports, once it was launched.
+    """
+
+    number: int
+    lr: float
+    started: float
+    keys: list[str] = field(default_factory=list)
+    is_2d: bool = False
+    waited: float = 0.0
+    pending: PendingStep | None = None
+
+
 class _Loop:
     """The state of a running loop; `advance` is its table of contents."""
 
@@ -144,6 +168,11 @@ class _Loop:
         self.monitors, self.probes, self.stop, self.watchdog = monitors, probes, stop, watchdog
         self.views = Views(config.data, engine.objective.views, engine.objective.clean)
         self.image_logger = ImageLogger(config, world, self.views)
+        # A GPU is given the next step before the host reads what this one reports.
+        self.behind = 0 if world.device.type == "cpu" else 1
+        self.open: deque[_Step] = deque()  # launched, not logged yet
+        self.concluded = 0.0  # when the last step was
+        self.asked_to_stop = False
         self.bad_in_a_row = 0
 
     def advance(self, step: int) -> RunResult:
@@ -153,8 +182,12 @@ class _Loop:
         while step < self.config.steps and not stopped:
             step = self._step(step, batches)
             self.watchdog.beat(step)
-            stopped = self._agree()
+            stopped = self.stop.agreed(self.world) if self.world.size == 1 else self.asked_to_stop
+            if self.world.size == 1 or step % LOOK_EVERY == 0:
+                self.writer.look()
             last = step == self.config.steps
+            if stopped or last:
+                self._conclude(behind=0)
             if stopped or last or step % self.config.checkpoint_every == 0:
                 self._save(step, released=not stopped or last, more=not (stopped or last))
                 self.watchdog.beat(step)
@@ -167,32 +200,52 @@ class _Loop:
             self.tracker.info(f"stopped at step {step}; the same command continues from there")
         return RunResult(self.config.run_dir, step, step == self.config.steps, self.stop.signal)
 
-    def _agree(self) -> bool:
-        """Whether all ranks stop, and how far the checkpoint in flight is: one small collective for both."""
-        state, signal = largest_of([self.writer.state(), self.stop.signal or 0], self.world)
-        self.writer.follow(state)
-        return self.stop.heard(signal)
-
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
-        started = time.perf_counter()
-        micro = list(islice(batches, self.config.engine.accumulation))
-        views = [self.views(batch) for batch in micro]
-        waited = time.perf_counter() - started
-        lr = learning_rate(step, self.config.steps, self.config.optimiser)
+        done = _Step(step + 1, learning_rate(step, self.config.steps, self.config.optimiser), time.perf_counter())
         step += 1
-        record = self.engine.step(views, lr, progress=step / self.config.steps)
-        if record.applied:
-            move_average(self.engine.objective)
-        seconds = time.perf_counter() - started
-        self._guard(record.applied, step, micro)
-        scans = sum(len(batch.keys) for batch in micro) * self.world.size
-        line: dict[str, Any] = {
-            "step": step, "loss": record.loss, "lr": lr, **record.metrics, "kind": "2d" if micro[0].is_2d else "3d",
-            "samples_per_second": scans / seconds, "data_wait": waited / seconds, "applied": record.applied,
-            "bad_samples": self.loader.stats()["bad_samples"], "memory_gib": _memory_gib(self.world),
-        }  # fmt: skip
-        self._show(step, line)
+        views, progress = self._views(done, batches), step / self.config.steps
+        asked = self.stop.flags() if self.world.size > 1 else ()
+        done.pending = self.engine.launch(views, done.lr, progress, asked)
+        done.pending.if_applied(lambda: move_average(self.engine.objective))
+        self.open.append(done)
+        self._conclude(behind=0 if self._looked_at(step) else self.behind)
         return step
+
+    def _views(self, done: _Step, batches: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:
+        for _ in range(self.config.engine.accumulation):
+            began = time.perf_counter()
+            batch = next(batches)
+            done.keys, done.is_2d = done.keys + batch.keys, batch.is_2d
+            views = self.views(batch)
+            done.waited += time.perf_counter() - began
+            yield views
+
+    def _looked_at(self, step: int) -> bool:
+        """Whether weights are saved, measured or drawn after this step: not those of the next one."""
+        every = self.config.picture_every
+        due = self.monitors.due(step) or self.probes.due(step) or step == self.config.steps
+        return due or step % self.config.checkpoint_every == 0 or bool(every and step % every == 0)
+
+    def _conclude(self, behind: int) -> None:
+        """Read what launched steps report, and log it, but of the last `behind` ones."""
+        while len(self.open) > behind:
+            done = self.open.popleft()
+            assert done.pending is not None
+            record = done.pending.read()
+            if record.asked:
+                self.asked_to_stop = self.stop.noted(record.asked) or self.asked_to_stop
+            now = time.perf_counter()
+            seconds = now - max(done.started, self.concluded)
+            self.concluded = now
+            self._guard(record.applied, done)
+            line: dict[str, Any] = {
+                "step": done.number, "loss": record.loss, "lr": done.lr, **record.metrics,
+                "kind": "2d" if done.is_2d else "3d",
+                "samples_per_second": len(done.keys) * self.world.size / seconds, "data_wait": done.waited / seconds,
+                "applied": record.applied, "bad_samples": self.loader.stats()["bad_samples"],
+                "memory_gib": _memory_gib(self.world),
+            }  # fmt: skip
+            self._show(done.number, line)
 
     def _show(self, step: int, line: dict[str, Any]) -> None:
         """Log a step's line, with the monitors and the picture that it is the turn of."""
@@ -206,13 +259,13 @@ class _Loop:
         write = step % self.config.log_every == 0 or step == self.config.steps or bool(measured)
         self.tracker.log({**line, **measured}, write, picture)
 
-    def _guard(self, applied: bool, step: int, micro: list[Batch]) -> None:
+    def _guard(self, applied: bool, done: _Step) -> None:
         self.bad_in_a_row = 0 if applied else self.bad_in_a_row + 1
         if applied:
             return
-        keys = [key for batch in micro for key in batch.keys]
+        step = done.number
         dump = self.config.run_dir / f"nonfinite-step-{step:08d}-rank-{self.world.rank}.txt"
-        dump.write_text("\n".join(keys) + "\n")
+        dump.write_text("\n".join(done.keys) + "\n")
         self.tracker.info(f"step {step}: the loss is not finite; step skipped, its samples are named in {dump.name}")
         if self.bad_in_a_row >= self.config.max_bad_steps:
             self.writer.wait()  # all ranks are here, and what is in flight is what to start again from

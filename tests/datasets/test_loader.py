@@ -18,6 +18,9 @@ from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, Position
 from scanfoundry.datasets.shards.format import unpack_bits
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
+from scanfoundry.datasets.workers.copy_ahead import CopyAhead
+from scanfoundry.datasets.workers.pinning import Pages
+from scanfoundry.datasets.workers.shared_buffers import SharedBuffers
 from scanfoundry.datasets.workers.worker_pool import WorkerPool
 
 
@@ -107,6 +110,66 @@ def test_resume_from_any_step(data_sets: Path, reference: list[str]) -> None:
         with CropLoader(config(data_sets), seed=3, position=Position.of(states[step], 3)) as loader:
             assert loader.state() == states[step]
             assert stream(loader, 40 - step) == reference[step:]
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_copying_ahead_changes_neither_the_batches_nor_where_the_stream_goes_on(data_sets: Path, micro: int) -> None:
+    states, plain, ahead = [], [], []
+    with CropLoader(config(data_sets), seed=3, micro_batches=micro) as loader:
+        for _ in range(12 * micro):
+            states.append(loader.state())
+            plain.append(digest(next(loader)))
+    with CropLoader(config(data_sets, workers=1), seed=3, micro_batches=micro) as loader:
+        loader._ahead_of_device = CopyAhead(loader.crops, torch.device("cpu"))  # as where the device is a GPU
+        for number in range(12 * micro):
+            assert loader.state() == states[number]
+            ahead.append(digest(next(loader)))
+            assert loader._ahead_of_device.waiting == 1
+    assert ahead == plain
+    with CropLoader(
+        config(data_sets), seed=3, micro_batches=micro, position=Position.of(states[7 * micro], 3)
+    ) as loader:
+        loader._ahead_of_device = CopyAhead(loader.crops, torch.device("cpu"))
+        assert [digest(next(loader)) for _ in range(5 * micro)] == plain[7 * micro :]
+
+
+def test_what_the_host_knows_of_padding_is_what_the_batch_says(data_sets: Path) -> None:
+    with CropLoader(config(data_sets), seed=0) as loader:
+        found = set()
+        for _ in range(12):
+            batch = next(loader)
+            whole = batch.valid.flatten(1).all(1).numpy()
+            assert batch.complete is not None
+            assert np.array_equal(batch.complete, whole)
+            found |= set(whole.tolist())
+        assert found == {True, False}
+
+
+def test_buffers_are_pinned_until_their_memory_is_given_back() -> None:
+    pinned: dict[int, int] = {}
+
+    def register(address: int, size: int) -> int:
+        assert address not in pinned
+        pinned[address] = size
+        return 0
+
+    buffers = SharedBuffers(4096, 2, 3)
+    buffers.pin(Pages(register, lambda address: pinned.pop(address) * 0))
+    held = [buffers.lend(buffers.acquire()) for _ in range(2)]  # type: ignore[arg-type]
+    assert sorted(pinned) == sorted(each.ctypes.data for each in held)
+    buffers.grow()
+    assert len(pinned) == 3
+    assert set(pinned.values()) == {4096}
+    buffers.close()
+    assert (pinned, buffers.messages) == ({}, [])
+
+
+def test_memory_that_cannot_be_pinned_is_told_once() -> None:
+    buffers = SharedBuffers(2**20, 3, 3)
+    buffers.pin(Pages(lambda address, size: 2, lambda address: pytest.fail("it was never pinned")))
+    assert len(buffers.messages) == 1
+    assert "1 MB cannot be pinned" in buffers.messages[0]
+    buffers.close()
 
 
 @pytest.mark.parametrize(("world", "micro"), [(2, 1), (1, 2), (2, 2)])

@@ -11,6 +11,7 @@ from scanfoundry.datasets.augment.config import AugmentConfig
 from scanfoundry.datasets.augment.draw import Drawer
 from scanfoundry.datasets.augment.geometric import plan
 from scanfoundry.datasets.augment.pipeline import Augment
+from scanfoundry.datasets.augment.resample import stays_complete
 
 
 def of(**switches) -> AugmentConfig:
@@ -186,3 +187,18 @@ def test_any_shape_gives_a_view_of_the_size_asked_for(make_batch, shape, size, p
         low = -1.0 if number == 0 else batch.voxels[number].min()
         assert (result.voxels[number][~result.valid[number]] == low).all()
     assert torch.isfinite(matrices).all()
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 20, 24), None), ((9, 12, 10), None), ((9, 12, 10), (7, 12, 14))])
+@pytest.mark.parametrize("switches", [{}, {"affine": {"scale": (0.8, 1.6)}}, {"crop": {}}, {"quarter_turn": {}}])
+def test_the_host_knows_which_views_of_whole_crops_are_whole(make_batch, shape, size, switches):
+    """A GPU is not asked: corners, by the same operations, say what all voxels would."""
+    config = of(**switches, **({} if size is None else {"size_3d": size}))
+    batch = make_batch(["mr"] * 40, shape)
+    view, _ = Augment(config).located(batch)
+    drawn = Drawer(config)(batch.seeds.tolist(), batch.modalities, 0)
+    told = stays_complete(plan(drawn, shape, tuple(view.voxels.shape[2:])), shape)
+    whole = view.valid.flatten(1).all(1).numpy()
+    assert np.array_equal(told, whole)
+    if "affine" in switches:
+        assert set(whole.tolist()) >= {False}

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from scanfoundry.backbones.models.release import check_fits, load_release
 from scanfoundry.configs.errors import UserError
 from scanfoundry.pretrain.config.run import PretrainConfig
-from scanfoundry.pretrain.training.loop import run
+from scanfoundry.pretrain.training.loop import _Loop, run
 
 
 def config(folder, **changes):
@@ -78,3 +78,30 @@ def test_weights_that_began_elsewhere_do_not_count_as_free_of_patients(tmp_path,
     assert len(second.patients) == 12
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("mixed", "second"))
     assert {key for key in before if not key.startswith("head.")} == after.keys()
+
+
+def test_a_step_that_is_read_when_the_next_is_launched_is_logged_the_same(tmp_path, monkeypatch):
+    """As on a GPU: looks at the weights, checkpoints and the end wait for what is open."""
+    given = {"steps": 7, "checkpoint_every": 4, "picture_every": 3, "monitor_every": 5}
+    assert run(config(tmp_path / "at_once", **given)).complete
+    ahead: list[int] = []
+    began = _Loop.__init__
+
+    def behind(loop, *words):
+        began(loop, *words)
+        loop.behind = 1
+        launch = loop.engine.launch
+        loop.engine.launch = lambda *given: ahead.append(len(loop.open)) or launch(*given)
+
+    monkeypatch.setattr(_Loop, "__init__", behind)
+    assert run(config(tmp_path / "later", **given)).complete
+    assert ahead == [0, 1, 1, 0, 0, 0, 0]  # a picture (3, 6), a checkpoint (4) and monitors (5) leave nothing open
+    one, other = (tmp_path / name for name in ("at_once", "later"))
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    timing = ("samples_per_second", "data_wait", "memory_gib")
+    lines = [
+        [{k: v for k, v in json.loads(line).items() if k not in timing} for line in each]
+        for each in ((folder / "metrics.jsonl").read_text().splitlines() for folder in (one, other))
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 7
