@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.storage.locks import NoLock, exclusive
+from scanfoundry.datasets.storage.locks import NoFlock, NoLock, exclusive
 
 LOCK = ".lock"
 # Files that a folder may hold before a run begins in it: a configuration, a log, what a killed writer left.
@@ -21,7 +21,7 @@ def take(run_dir: Path, stack: ExitStack, patience: float) -> str:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(exclusive(run_dir / LOCK, patience))
-    except NoLock as error:
+    except (NoLock, NoFlock) as error:
         return str(error)
     except UserError:
         return f"{run_dir} is in use by {_holder(run_dir)}; end that run, or choose another run_dir"

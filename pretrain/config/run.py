@@ -31,6 +31,10 @@ FREE_TO_CHANGE = {
     "run_dir",
     "threads",
     "step_timeout_s",
+    "max_bad_steps",
+    "device",
+    "licence",
+    "citation",
 }
 
 

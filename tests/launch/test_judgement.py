@@ -110,6 +110,12 @@ def test_the_users_own_variables_win_over_defaults_and_the_sites_over_both(monke
     assert exports(ClusterConfig(), None)["PYTHONSAFEPATH"] == "1"
 
 
+def test_the_cores_of_a_task_beat_the_threads_of_the_login_node(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert exports(ClusterConfig(cpus_per_task=12), None)["OMP_NUM_THREADS"] == "12"
+    assert exports(ClusterConfig(cpus_per_task=12, env={"OMP_NUM_THREADS": "6"}), None)["OMP_NUM_THREADS"] == "6"
+
+
 def test_a_job_finds_the_plug_ins_by_paths_of_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCANFOUNDRY_PLUGINS", "toy.py:/other/toy2.py")
