@@ -39,8 +39,8 @@ class NoFlock(UserError):
 def no_flock(folder: Path, error: OSError) -> NoFlock:
     """The error for a folder of a file system without locks: who mounts it can mend that, or another disk is taken."""
     return NoFlock(
-        f"{folder} lies on a file system without flock ({error.strerror}): mount Lustre with '-o flock' and NFS without "
-        "'nolock', or take another disk (run_dir; cache.folder for shards; SCANFOUNDRY_MODELS for models)"
+        f"{folder} lies on a file system without flock ({error.strerror}): mount Lustre with '-o flock' and NFS "
+        "without 'nolock', or take another disk (run_dir; cache.folder for shards; SCANFOUNDRY_MODELS for models)"
     )
 
 

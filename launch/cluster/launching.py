@@ -1,4 +1,4 @@
-"""`scanfoundry launch CONFIG`: resolve every run, check all, submit, and wait where asked to."""
+"""`scanfoundry launch CONFIG`: resolve every run, or every trial of a study, check all, submit, wait."""
 
 import os
 import shutil
@@ -8,25 +8,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.loading import check, find, load, read_yaml
+from scanfoundry.configs.loading import check, find, load, read_yaml, recipes
 from scanfoundry.launch.cluster import source_copy, sweep
 from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord, job_folders
 from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format, check_plain_folder
 from scanfoundry.launch.cluster.overview import is_active
+from scanfoundry.launch.cluster.preflight import check_runs, prepare_study
 from scanfoundry.launch.cluster.wait import wait_for
 
 if TYPE_CHECKING:
+    from scanfoundry.finetune.config.study import FinetuneConfig
     from scanfoundry.pretrain.config.run import PretrainConfig
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is about to be submitted. parent: the run folder, or the folder of a sweep's runs."""
+    """What is about to be submitted, job by job.
+
+    parent: the run folder, or the folder of a sweep's runs or of a study's trials.
+    configs: the configuration of each job.
+    members: what tells the jobs apart.
+    trials: of a study, the trial of each job.
+    """
 
     parent: Path
-    configs: list["PretrainConfig"]
+    configs: list["PretrainConfig"] | list["FinetuneConfig"]
     members: list[sweep.SweepRun]
     stamp: str
+    trials: tuple[str, ...] = ()
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """Where each job works: a run folder, or the folder of a trial in that of its study."""
+        if self.trials:
+            return [self.parent / member.name for member in self.members]
+        return [config.run_dir for config in self.configs]
 
     @property
     def logs(self) -> Path:
@@ -35,16 +51,16 @@ class Plan:
 
     @property
     def folders(self) -> list[JobFolder]:
-        """A job folder in each run folder."""
-        return [JobFolder(config.run_dir / "jobs" / self.stamp) for config in self.configs]
+        """A job folder in each of `run_dirs`."""
+        return [JobFolder(run_dir / "jobs" / self.stamp) for run_dir in self.run_dirs]
 
 
 def launch_command(source: str, words: list[str], cluster: str, asked: dict[str, Any], defaults: str | None,
-                   wait: bool | None, dry_run: bool, take_snapshot: bool) -> int:  # fmt: skip
+                   wait: bool | None, dry_run: bool, take_snapshot: bool, look: bool = True) -> int:  # fmt: skip
     """Check every run of a command, then submit them, and wait where that is asked for.
 
     Args:
-        source: a pre-training YAML file or a recipe's name.
+        source: a YAML file or a recipe's name, of a pre-training or of a fine-tuning study.
         words: overrides `key=value`; `key=a,b` makes a sweep.
         cluster: 'slurm' or 'local'.
         asked: options of the job that were typed; they win over `defaults`.
@@ -52,6 +68,7 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
         wait: whether to wait for the end; None: only for a job on this machine.
         dry_run: show what would be submitted and what memory it needs; write nothing.
         take_snapshot: run a copy of the code as it is now.
+        look: check data, divisibility and free space before anything is submitted.
 
     Returns:
         The exit code: 0 if all is submitted or complete, else that of a job that failed.
@@ -62,9 +79,9 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
     base = read_yaml(find(defaults, "cluster")) if defaults else {}
     config = check(ClusterConfig, {**base, **asked}, "launch options")
     check_own_format(cluster, config)
-    plan = make_plan(source, words)
-    for one in plan.configs:
-        check_plain_folder(one.run_dir, cluster, take_snapshot)
+    plan = study_plan(source, words, config) if is_study(source) else make_plan(source, words)
+    for run_dir in (plan.parent, *plan.run_dirs):
+        check_plain_folder(run_dir, cluster, take_snapshot)
     if dry_run:
         _show(plan, cluster, config, take_snapshot)
         return 0
@@ -78,6 +95,10 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
                     f"job {other.record().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
                     "ends it, or choose another run_dir"
                 )
+    if plan.trials:
+        prepare_study(plan.configs[0], look)
+    elif look:
+        check_runs(plan.configs, config)
     return _submit(plan, cluster, config, wait, take_snapshot)
 
 
@@ -98,26 +119,61 @@ def make_plan(source: str, words: list[str]) -> Plan:
         configs.append(check(PretrainConfig, content, source))
         check_same_run(configs[-1])
     parent = configs[0].run_dir.parent if members[0].name else configs[0].run_dir
-    return Plan(parent, configs, members, time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}")
+    return Plan(parent, configs, members, _stamp())
+
+
+def study_plan(source: str, words: list[str], cluster: ClusterConfig) -> Plan:
+    """One job for each trial of a fine-tuning study.
+
+    Raises:
+        UserError: the configuration is wrong, its folder holds something else, or a trial cannot be run as asked.
+    """
+    from scanfoundry.finetune.config.study import FinetuneConfig
+    from scanfoundry.finetune.study.prepare import trial_names
+    from scanfoundry.finetune.study.run_folder import check_same_study
+    from scanfoundry.finetune.study.trial import TRIALS
+
+    if cluster.tasks > 1:
+        raise UserError("a trial of a study is one process: leave out --nodes and --tasks-per-node")
+    config = load(FinetuneConfig, source, "finetune", words)
+    config = config.model_copy(update={"run_dir": config.run_dir.absolute()})
+    check_same_study(config)
+    names = tuple(name.folder for name in trial_names(config))
+    members = [sweep.SweepRun(f"{TRIALS}/{name}", ()) for name in names]
+    return Plan(config.run_dir, [config] * len(names), members, _stamp(), names)
+
+
+def _stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}"
+
+
+def is_study(source: str) -> bool:
+    """Whether a file or a recipe is of a fine-tuning study; what is of neither kind counts as a pre-training."""
+    if not Path(source).is_file():
+        return source not in recipes("pretrain") and source in recipes("finetune")
+    content = read_yaml(Path(source))
+    return "task" in content and "objective" not in content
 
 
 def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_snapshot: bool) -> int:
     from scanfoundry.launch.cluster.submit import submit
 
     folders, contents = plan.folders, [one.model_dump(mode="json") for one in plan.configs]
+    runs = list(zip(folders, plan.run_dirs, plan.configs, strict=True))
     try:
         plan.logs.mkdir(parents=True, exist_ok=True)
         code = plan.logs / "code" if take_snapshot else None
         digest = source_copy.take(code) if code else None
-        if len(folders) > 1:
+        if plan.members[0].name:
             sweep.write(plan.parent, plan.members)
-        for folder, one in zip(folders, plan.configs, strict=True):
-            folder.write_record(_job_record(plan, cluster, config, one, digest))
+        for folder, run_dir, one in runs:
+            folder.write_record(_job_record(plan, cluster, config, run_dir, getattr(one, "steps", 0), digest))
         worst, step = 0, 1 if cluster == "local" else len(folders)
         for i in range(0, len(folders), step):  # this machine takes one after another, SLURM all at once
-            ids = submit(cluster, contents[i : i + step], folders[i : i + step], config, plan.logs, code)
-            for job_id, one in zip(ids, plan.configs[i:], strict=False):
-                print(f"job {job_id}; run folder {one.run_dir}; log {plan.logs / f'{job_id}_0_log.out'}", flush=True)
+            part = slice(i, i + step)
+            ids = submit(cluster, contents[part], folders[part], config, plan.logs, code, plan.trials[part])
+            for job_id, run_dir in zip(ids, plan.run_dirs[i:], strict=False):
+                print(f"job {job_id}; run folder {run_dir}; log {plan.logs / f'{job_id}_0_log.out'}", flush=True)
             if wait:
                 worst = max([worst, *(wait_for(folder) for folder in folders[i : i + step])])
     except (OSError, RuntimeError) as error:
@@ -132,10 +188,10 @@ def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_sn
 
 
 def _job_record(
-    plan: Plan, cluster: str, config: ClusterConfig, run: "PretrainConfig", digest: str | None
+    plan: Plan, cluster: str, config: ClusterConfig, run_dir: Path, steps: int, digest: str | None
 ) -> JobRecord:
     return JobRecord(
-        cluster=cluster, run_dir=str(run.run_dir), logs=str(plan.logs), tasks=config.tasks, steps=run.steps,
+        cluster=cluster, run_dir=str(run_dir), logs=str(plan.logs), tasks=config.tasks, steps=steps,
         host=os.uname().nodename, submitted=time.time(), timeout_min=config.timeout_min,
         signal_delay_s=config.signal_delay_s, max_requeues=config.max_requeues,
         max_crash_requeues=config.max_crash_requeues, code=digest,
@@ -149,11 +205,11 @@ def _show(plan: Plan, cluster: str, config: ClusterConfig, take_snapshot: bool) 
     from scanfoundry.launch.cluster.dry_run import describe
     from scanfoundry.launch.cluster.submit import script
 
-    for member, run in zip(plan.members, plan.configs, strict=True):
-        print(f"run folder {run.run_dir}" + (f" ({' '.join(member.words)})" if member.name else ""))
+    for member, run_dir in zip(plan.members, plan.run_dirs, strict=True):
+        print(f"run folder {run_dir}" + (f" ({' '.join(member.words)})" if member.words else ""))
     print("\njob:\n" + yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False).rstrip())
     if cluster == "slurm":
         print("\nsbatch script:\n" + script(config, plan.logs, plan.logs / "code" if take_snapshot else None,
                                             len(plan.configs)).rstrip())  # fmt: skip
-    for member, run in zip(plan.members, plan.configs, strict=True):
+    for member, run in zip(plan.members, [] if plan.trials else plan.configs, strict=not plan.trials):
         print("\n" + "\n".join([*([member.name] if member.name else []), *describe(run, config)]))

@@ -95,7 +95,7 @@ def claim(config: PretrainConfig) -> None:
 
 
 def _fixed(content: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
-    """What decides the numbers: `accumulation`, beside a global batch that is fixed, only where samples are compared."""
+    """What decides the numbers; `accumulation`, at an equal global batch, only where samples are compared."""
     kept = {key: _comparable(value) for key, value in content.items() if key not in FREE_TO_CHANGE}
     if not config.objective.compares_samples and isinstance(kept.get("engine"), dict):
         kept["engine"].pop("accumulation", None)

@@ -55,6 +55,28 @@ def test_a_lost_rank_is_requeued_a_second_one_without_progress_ends_the_job(job,
     assert [note["life"] for note in job.notes()] == ["12-0", "12-1"]
 
 
+LOG = "{folder}/12_0_log.out"
+CANCELLED = "slurmstepd-n1: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-30T19:37:39 ***"
+LOST = "srun: error: n1: task 0: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=12.0\n" + CANCELLED
+OVER = "slurmstepd-n1: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-30T19:37:39 DUE TO TIME LIMIT ***"
+
+
+@pytest.mark.parametrize(("log", "called"), [(CANCELLED, True), (LOST, False), (OVER, False), ("", False)])
+def test_a_cancelled_step_is_called_that_and_a_lost_rank_is_not(job, monkeypatch, tmp_path, log: str, called: bool):
+    Path(LOG.format(folder=job.path)).write_text(f"{CANCELLED}\nscanfoundry: job 12: an earlier life\n{log}\n")
+    heard = live(job, monkeypatch, tmp_path, "exit 137")
+    assert "requeue 12" in heard
+    assert ("`scancel 12.0` ended its step" in heard) == called
+    assert ("memory runs out" in heard) != called
+
+
+def test_the_next_start_waits_for_storage_that_is_away(job, monkeypatch, tmp_path):
+    job.write_end("12-0", 0, "unreachable", "Stale file handle")
+    heard = live(job, monkeypatch, tmp_path, "exit 74")
+    assert heard.splitlines()[:2] == ["requeue 12", "update JobId=12 StartTime=now+60"]
+    assert "Stale file handle" in heard
+
+
 def test_a_mistake_and_a_cancel_are_not_requeued(job, monkeypatch, tmp_path):
     job.write_end("12-0", 0, "final", "lower optimiser.lr")
     heard = live(job, monkeypatch, tmp_path, "exit 2")
