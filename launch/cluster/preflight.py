@@ -111,7 +111,8 @@ def bytes_of_checkpoints(config: "PretrainConfig") -> int:
 
 
 def _check_packages(config: "PretrainConfig") -> None:
-    check_installed("deepspeed", *(["wandb"] if config.wandb.mode != "off" else []))
+    asked = {"wandb": config.wandb.mode != "off", "tensorboard": config.tensorboard}
+    check_installed("deepspeed", *(name for name, wanted in asked.items() if wanted))
 
 
 def _check_start(config: "PretrainConfig") -> None:

@@ -43,11 +43,10 @@ def run_trial_task(content: dict[str, Any], trial: str, job: JobFolder, life: st
 
 
 def _run(content: dict[str, Any], trial: str, job: JobFolder, life: str) -> dict[str, Any]:
-    from scanfoundry.configs.loading import check
     from scanfoundry.finetune.config.study import FinetuneConfig
     from scanfoundry.finetune.run_alone import run_alone
 
-    report = run_alone(check(FinetuneConfig, content, "job"), trial)
+    report = run_alone(FinetuneConfig.model_validate(content), trial)
     if report is not None:
         logger.info("all trials are finished; the report is %s", report)
     job.write_end(life, 0, "complete")

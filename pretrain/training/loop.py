@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.extras import check_installed
+from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import Position
@@ -25,7 +27,9 @@ from scanfoundry.pretrain.engine.engine import Engine
 from scanfoundry.pretrain.engine.optimiser import learning_rate
 from scanfoundry.pretrain.logging.image_logger import ImageLogger
 from scanfoundry.pretrain.logging.monitors import Monitors
+from scanfoundry.pretrain.logging.step_profiler import StepProfiler, part
 from scanfoundry.pretrain.logging.tracker import Tracker
+from scanfoundry.pretrain.logging.utilisation import Utilisation
 from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 from scanfoundry.pretrain.training.initialize import Origin, record, start_encoder
@@ -63,6 +67,7 @@ def run(
 
     stop: handlers that stand already. hung: is told, in one sentence, that the watchdog is about to end the process.
     """
+    check_installed(*(["tensorboard"] if config.tensorboard else []))
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest())
         world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
@@ -118,7 +123,8 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             monitors.first = state["monitors"]
             first_line = _continuing(step, state["world_size"], world.size)
         settings = config.model_dump(mode="json")
-        tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
+        tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main,
+                          config.tensorboard)  # fmt: skip
         for line in (first_line, *loader.messages, *probes.messages):
             tracker.info(line)
         try:
@@ -140,6 +146,7 @@ class _Loop:
         self.root = config.run_dir / "checkpoints"
         self.views = Views(config.data, engine.objective.views, engine.objective.clean)
         self.image_logger = ImageLogger(config, world, self.views)
+        self.utilisation = Utilisation(config, world, loader.plan.kinds)
         self.bad_in_a_row = 0
         self.saved: Path | None = None
 
@@ -147,8 +154,10 @@ class _Loop:
         batches = iter(self.loader)
         self.engine.train()
         stopped = self.stop.agreed(self.world)  # the signal may have come while the run was starting
+        profiler = StepProfiler(self.config.profile, self.config.run_dir, self.world, self.tracker.info, step)
         while step < self.config.steps and not stopped:
             step = self._step(step, batches)
+            profiler.step(step)
             self.watchdog.beat(step)
             stopped = self.stop.agreed(self.world)
             last = step == self.config.steps
@@ -158,6 +167,7 @@ class _Loop:
                     self._release(step)
                 self.watchdog.beat(step)
                 stopped = stopped or self.stop.agreed(self.world)
+        profiler.close()
         if step == self.config.steps:
             self._finish(step)
         elif stopped:
@@ -166,12 +176,14 @@ class _Loop:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> int:
         started = time.perf_counter()
-        micro = list(islice(batches, self.config.engine.accumulation))
-        views = [self.views(batch) for batch in micro]
+        with part("data"):
+            micro = list(islice(batches, self.config.engine.accumulation))
+            views = [self.views(batch) for batch in micro]
         waited = time.perf_counter() - started
         lr = learning_rate(step, self.config.steps, self.config.optimiser)
         step += 1
-        record = self.engine.step(views, lr, progress=step / self.config.steps)
+        with part("step"):
+            record = self.engine.step(views, lr, progress=step / self.config.steps)
         if record.applied:
             move_average(self.engine.objective)
         seconds = time.perf_counter() - started
@@ -181,6 +193,7 @@ class _Loop:
             "step": step, "loss": record.loss, "lr": lr, **record.metrics, "kind": "2d" if micro[0].is_2d else "3d",
             "samples_per_second": scans / seconds, "data_wait": waited / seconds, "applied": record.applied,
             "bad_samples": self.loader.stats()["bad_samples"], "memory_gib": _memory_gib(self.world),
+            **self.utilisation.of_step(size_of(micro[0]), seconds),
         }  # fmt: skip
         self._show(step, line)
         return step
@@ -242,6 +255,12 @@ def _memory_gib(world: World) -> float:
     import resource
 
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+def size_of(batch: Batch) -> Size3D:
+    """(D, H, W) of a batch's crops, as they were loaded."""
+    depth, height, width = batch.voxels.shape[2:]
+    return depth, height, width
 
 
 def _silent(text: str) -> None:
