@@ -127,7 +127,7 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
     if cluster == "local":
         jobs = [_Local(logs, job, config, code).submit(call) for job, call in zip(folders, calls, strict=True)]
     else:
-        executor = submitit.SlurmExecutor(logs, max_num_timeout=1_000_000)
+        executor = submitit.SlurmExecutor(logs, max_num_timeout=1_000_000, python=config.python)
         executor.update_parameters(**_slurm(config, logs, code))
         # The variables of a job that we may be in are not those of the new one; what sbatch says comes in its error.
         with submitit.helpers.clean_env(), contextlib.redirect_stderr(io.StringIO()):
@@ -139,7 +139,7 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
 
 def script(config: ClusterConfig, logs: Path, code: Path | None, jobs: int) -> str:
     """The sbatch script that `submit` would hand to SLURM, word for word."""
-    command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    command = f"{config.python or PYTHON} -u -m submitit.core._submit {shlex.quote(str(logs))}"
     several = {"map_count": jobs} if jobs > 1 else {}
     asked = {**_slurm(config, logs, code), **several}
     return str(sbatch_string(command=command, folder=logs, **asked))

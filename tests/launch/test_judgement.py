@@ -125,6 +125,19 @@ def test_the_script_says_what_was_asked_and_nothing_secret(job, monkeypatch, tmp
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
+def test_tasks_may_run_in_a_container_and_what_asks_slurm_does_not(job):
+    command = "apptainer exec --nv /images/scanfoundry.sif python"
+    text = script(ClusterConfig(python=command), job.path, None, 1)
+    (task,) = [line for line in text.splitlines() if line.startswith("srun")]
+    assert f"{command} -u -m submitit.core._submit" in task
+    assert text.count(command) == 1
+    assert f"{sys.executable} -m scanfoundry.launch.cluster.after_failure" in text
+    with pytest.raises(UserError, match="line break"):
+        check(ClusterConfig, {"python": "python\nrm"}, "launch options")
+    with pytest.raises(UserError, match="cannot follow python"):
+        check_own_format("local", ClusterConfig(python=command))
+
+
 def test_the_users_own_variables_win_over_defaults_and_the_sites_over_both(monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     assert exports(ClusterConfig(), None)["NCCL_DEBUG"] == "INFO"
