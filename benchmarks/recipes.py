@@ -13,7 +13,6 @@ import time
 from record import record
 
 from scanfoundry.configs.loading import load
-from scanfoundry.launch.cluster.options import ClusterConfig
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.logging.device_peaks import peak_tflops
 from scanfoundry.pretrain.memory.estimate import Calculator
@@ -39,23 +38,37 @@ TYPED = {
 }
 
 
-def row(name: str, size: str) -> dict:
+class Remembering(Calculator):
+    """Several sizes of one recipe have the same batch on a GPU, whose pass is traced once."""
+
+    def __init__(self, config: PretrainConfig, world: int, traces: dict) -> None:
+        super().__init__(config, world, "cuda")
+        self._known = traces
+
+    def _trace_once(self, crop, samples, checkpointing):
+        key = crop, samples, checkpointing
+        if key not in self._known:
+            self._known[key] = super()._trace_once(crop, samples, checkpointing)
+        return self._known[key]
+
+
+def row(name: str, size: str, traces: dict, operations: dict) -> dict:
     """Memory, rate and time of one recipe on so many GPUs."""
     words = TYPED[name].get(size, "").split()
     config, world = load(PretrainConfig, name, "pretrain", words), SIZES[size]
-    ClusterConfig(nodes=max(1, world // 8), tasks_per_node=min(world, 8), gpus_per_node=min(world, 8))
-    calculator = Calculator(config, world, "cuda")
-    memory = {on: calculator.usage(checkpointing=on).peak / 1e9 for on in (False, True)}
+    calculator = Remembering(config, world, traces)
     rate, kinds, seconds = {}, calculator.crops(), 0.0
     for crop, samples in kinds:
-        operations = flops(config, crop, samples) / samples
-        rate["2d" if crop[0] == 1 else "3d"] = PEAK * 1e12 * ASSUMED[config.backbone.family] / operations
-        batch = config.data.batch_2d if crop[0] == 1 else config.data.batch_3d
-        seconds += config.steps / len(kinds) * batch / world / rate["2d" if crop[0] == 1 else "3d"]
+        if crop not in operations:
+            operations[crop] = flops(config, crop, samples) / samples
+        kind, batch = ("2d", config.data.batch_2d) if crop[0] == 1 else ("3d", config.data.batch_3d)
+        rate[kind] = PEAK * 1e12 * ASSUMED[config.backbone.family] / operations[crop]
+        seconds += config.steps / len(kinds) * batch / world / rate[kind]  # kinds take turns
     return {
         "recipe": name, "gpus": world, "typed": " ".join(words), "parameters": calculator.model.trainable,
         "crops_on_a_gpu": {str(crop): samples for crop, samples in kinds},
-        "memory_gb": round(memory[False], 1), "memory_gb_checkpointing": round(memory[True], 1),
+        "memory_gb": round(calculator.usage().peak / 1e9, 1),
+        "gflop_of_a_crop": {str(crop): round(operations[crop] / 1e9) for crop, _ in kinds},
         "crops_per_second_of_a_gpu": {kind: round(value, 2) for kind, value in rate.items()},
         "days": round(seconds / 86400, 2),
     }  # fmt: skip
@@ -69,8 +82,9 @@ def main() -> None:
     options = parser.parse_args()
     rows, began = [], time.process_time()
     for name in options.recipes:
+        traces, operations = {}, {}
         for size in SIZES:
-            rows.append(row(name, size))
+            rows.append(row(name, size, traces, operations))
             print(rows[-1], flush=True)
     if options.out:
         assumed = {"peak_tflops": PEAK, "share_of_peak_assumed": ASSUMED}

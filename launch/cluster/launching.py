@@ -3,56 +3,18 @@
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.configs.loading import check, find, load, read_yaml, recipes
+from scanfoundry.configs.loading import check, find, read_yaml
 from scanfoundry.launch.cluster import source_copy, sweep
-from scanfoundry.launch.cluster.job_folder import JobFolder, JobRecord, job_folders
+from scanfoundry.launch.cluster.job_folder import JobRecord, job_folders
 from scanfoundry.launch.cluster.options import ClusterConfig, check_own_format, check_plain_folder
 from scanfoundry.launch.cluster.overview import is_active
+from scanfoundry.launch.cluster.planning import Plan, is_study, make_plan, study_plan
 from scanfoundry.launch.cluster.preflight import check_runs, prepare_study
 from scanfoundry.launch.cluster.wait import wait_for
-
-if TYPE_CHECKING:
-    from scanfoundry.finetune.config.study import FinetuneConfig
-    from scanfoundry.pretrain.config.run import PretrainConfig
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is about to be submitted, job by job.
-
-    parent: the run folder, or the folder of a sweep's runs or of a study's trials.
-    configs: the configuration of each job.
-    members: what tells the jobs apart.
-    trials: of a study, the trial of each job.
-    """
-
-    parent: Path
-    configs: list["PretrainConfig"] | list["FinetuneConfig"]
-    members: list[sweep.SweepRun]
-    stamp: str
-    trials: tuple[str, ...] = ()
-
-    @property
-    def run_dirs(self) -> list[Path]:
-        """Where each job works: a run folder, or the folder of a trial in that of its study."""
-        if self.trials:
-            return [self.parent / member.name for member in self.members]
-        return [config.run_dir for config in self.configs]
-
-    @property
-    def logs(self) -> Path:
-        """submitit's folder: scripts, logs, the snapshot. A new one each time, since job ids come again."""
-        return self.parent / "jobs" / self.stamp
-
-    @property
-    def folders(self) -> list[JobFolder]:
-        """A job folder in each of `run_dirs`."""
-        return [JobFolder(run_dir / "jobs" / self.stamp) for run_dir in self.run_dirs]
 
 
 def launch_command(source: str, words: list[str], cluster: str, asked: dict[str, Any], defaults: str | None,
@@ -86,7 +48,7 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
         _show(plan, cluster, config, take_snapshot)
         return 0
     wait = cluster == "local" if wait is None else wait
-    if cluster == "local" and len(plan.configs) > 1 and not wait:
+    if cluster == "local" and len(plan.members) > 1 and not wait:
         raise UserError("a sweep on this machine runs one job after another and has to be waited for; drop --no-wait")
     for folder in plan.folders:
         for other in job_folders(folder.path.parents[1]):
@@ -95,79 +57,25 @@ def launch_command(source: str, words: list[str], cluster: str, asked: dict[str,
                     f"job {other.record().job_id} is at work in {folder.path.parents[1]}; `scanfoundry launch cancel` "
                     "ends it, or choose another run_dir"
                 )
-    if plan.trials:
-        prepare_study(plan.configs[0], look)
+    if plan.study is not None:
+        prepare_study(plan.study, look)
     elif look:
         check_runs(plan.configs, config)
     return _submit(plan, cluster, config, wait, take_snapshot)
 
 
-def make_plan(source: str, words: list[str]) -> Plan:
-    """Every run, checked: its configuration, and that its folder does not hold another run already."""
-    from scanfoundry.pretrain.config.run import PretrainConfig
-    from scanfoundry.pretrain.training.run_folder import check_same_run
-
-    members = sweep.expand(words)
-    configs = []
-    for member in members:
-        config = load(PretrainConfig, source, "pretrain", list(member.words))
-        content = config.model_dump(mode="json")
-        content["run_dir"] = str(config.run_dir.absolute() / member.name)
-        for one in content["data"]["sources"]:
-            if one["path"] is not None and "://" not in one["path"]:
-                one["path"] = str(Path(one["path"]).absolute())
-        configs.append(check(PretrainConfig, content, source))
-        check_same_run(configs[-1])
-    parent = configs[0].run_dir.parent if members[0].name else configs[0].run_dir
-    return Plan(parent, configs, members, _stamp())
-
-
-def study_plan(source: str, words: list[str], cluster: ClusterConfig) -> Plan:
-    """One job for each trial of a fine-tuning study.
-
-    Raises:
-        UserError: the configuration is wrong, its folder holds something else, or a trial cannot be run as asked.
-    """
-    from scanfoundry.finetune.config.study import FinetuneConfig
-    from scanfoundry.finetune.study.prepare import trial_names
-    from scanfoundry.finetune.study.run_folder import check_same_study
-    from scanfoundry.finetune.study.trial import TRIALS
-
-    if cluster.tasks > 1:
-        raise UserError("a trial of a study is one process: leave out --nodes and --tasks-per-node")
-    config = load(FinetuneConfig, source, "finetune", words)
-    config = config.model_copy(update={"run_dir": config.run_dir.absolute()})
-    check_same_study(config)
-    names = tuple(name.folder for name in trial_names(config))
-    members = [sweep.SweepRun(f"{TRIALS}/{name}", ()) for name in names]
-    return Plan(config.run_dir, [config] * len(names), members, _stamp(), names)
-
-
-def _stamp() -> str:
-    return time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}"
-
-
-def is_study(source: str) -> bool:
-    """Whether a file or a recipe is of a fine-tuning study; what is of neither kind counts as a pre-training."""
-    if not Path(source).is_file():
-        return source not in recipes("pretrain") and source in recipes("finetune")
-    content = read_yaml(Path(source))
-    return "task" in content and "objective" not in content
-
-
 def _submit(plan: Plan, cluster: str, config: ClusterConfig, wait: bool, take_snapshot: bool) -> int:
     from scanfoundry.launch.cluster.submit import submit
 
-    folders, contents = plan.folders, [one.model_dump(mode="json") for one in plan.configs]
-    runs = list(zip(folders, plan.run_dirs, plan.configs, strict=True))
+    folders, contents = plan.folders, plan.contents
     try:
         plan.logs.mkdir(parents=True, exist_ok=True)
         code = plan.logs / "code" if take_snapshot else None
         digest = source_copy.take(code) if code else None
         if plan.members[0].name:
             sweep.write(plan.parent, plan.members)
-        for folder, run_dir, one in runs:
-            folder.write_record(_job_record(plan, cluster, config, run_dir, getattr(one, "steps", 0), digest))
+        for folder, run_dir, steps in zip(folders, plan.run_dirs, plan.steps, strict=True):
+            folder.write_record(_job_record(plan, cluster, config, run_dir, steps, digest))
         worst, step = 0, 1 if cluster == "local" else len(folders)
         for i in range(0, len(folders), step):  # this machine takes one after another, SLURM all at once
             part = slice(i, i + step)
@@ -210,6 +118,6 @@ def _show(plan: Plan, cluster: str, config: ClusterConfig, take_snapshot: bool) 
     print("\njob:\n" + yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False).rstrip())
     if cluster == "slurm":
         print("\nsbatch script:\n" + script(config, plan.logs, plan.logs / "code" if take_snapshot else None,
-                                            len(plan.configs)).rstrip())  # fmt: skip
-    for member, run in zip(plan.members, [] if plan.trials else plan.configs, strict=not plan.trials):
+                                            len(plan.members)).rstrip())  # fmt: skip
+    for member, run in zip(plan.members, plan.configs, strict=False):  # a study has none: nobody estimates its memory
         print("\n" + "\n".join([*([member.name] if member.name else []), *describe(run, config)]))

@@ -131,7 +131,7 @@ def test_a_cancelled_step_is_called_that_and_the_job_goes_on(lab, tools):
     job = job_id(run)
     until(lambda: len(losses(run)) >= 3)
     subprocess.run(["scancel", f"{job}.0"], check=True)
-    until(lambda: any(note["event"] == "end" for note in notes(run)), 60)
+    until(lambda: any(note["event"] == "end" for note in notes(run)))
     assert f"`scancel {job}.0` ended its step" in notes(run)[-1]["reason"]
     until(lambda: notes(run)[-1].get("kind") == "complete")
 
