@@ -20,6 +20,7 @@ from scanfoundry.pretrain.memory.flops import flops
 
 PEAK = peak_tflops("A100", "bf16", False)  # of a GPU of 80 GB
 ASSUMED = {"convolutional": 0.25, "transformer": 0.35}
+PAIR = 2  # crops that operations are counted on: of one there would be no batch statistics
 SIZES = {"gpu_1": 1, "gpu_8": 8, "gpu_16_nodes": 128}
 # What is typed beside the recipe at each size; nothing for the size that the recipe is written for.
 TYPED = {
@@ -60,7 +61,7 @@ def row(name: str, size: str, traces: dict, operations: dict) -> dict:
     rate, kinds, seconds = {}, calculator.crops(), 0.0
     for crop, samples in kinds:
         if crop not in operations:
-            operations[crop] = flops(config, crop, samples) / samples
+            operations[crop] = flops(config, crop, PAIR) / PAIR
         kind, batch = ("2d", config.data.batch_2d) if crop[0] == 1 else ("3d", config.data.batch_3d)
         rate[kind] = PEAK * 1e12 * ASSUMED[config.backbone.family] / operations[crop]
         seconds += config.steps / len(kinds) * batch / world / rate[kind]  # kinds take turns

@@ -132,8 +132,11 @@ def test_a_cancelled_step_is_called_that_and_the_job_goes_on(lab, tools):
     until(lambda: len(losses(run)) >= 3)
     subprocess.run(["scancel", f"{job}.0"], check=True)
     until(lambda: any(note["event"] == "end" for note in notes(run)))
-    assert f"`scancel {job}.0` ended its step" in notes(run)[-1]["reason"]
-    until(lambda: notes(run)[-1].get("kind") == "complete")
+    (end,) = [note for note in notes(run) if note["event"] == "end"]
+    assert f"`scancel {job}.0` ended its step" in end["reason"]
+    until(lambda: len([note for note in notes(run) if note["event"] == "start"]) == 2)
+    assert notes(run)[-1]["step"] == end["step"]
+    subprocess.run(["scancel", job], check=True)
 
 
 def test_a_job_that_waits_is_cancelled_at_once(lab):
