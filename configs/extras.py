@@ -10,6 +10,7 @@ EXTRAS = {
     **dict.fromkeys(("pydicom", "dcm2niix", "pylibjpeg", "openjpeg", "rle", "jpeg_ls", "highdicom"), "dicom"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "s3fs": "s3",
+    "tensorboard": "tensorboard",
     "fire": "dev",
 }
 

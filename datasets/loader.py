@@ -12,6 +12,7 @@ from scanfoundry.datasets.batch import Batch, Crops
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
 from scanfoundry.datasets.shards.reader import DataSet
+from scanfoundry.datasets.storage.faults import FaultText, StorageFault
 from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
 from scanfoundry.datasets.workers.copy_ahead import CopyAhead
@@ -195,7 +196,8 @@ class CropLoader:
             self._bad[draw.stream, draw.row] = reason
         ceiling = self._config.bad_sample_ceiling
         if len(self._bad) > ceiling * self.plan.stored or len(self._bad) == self.plan.stored:
-            raise UserError(
+            kind = StorageFault if isinstance(reason, FaultText) else UserError
+            raise kind(
                 f"{len(self._bad)} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
                 f"{ceiling:g} allows; the last: {reason}"
             )

@@ -14,12 +14,12 @@ from scanfoundry.finetune.study.budget import Budget
 from scanfoundry.finetune.study.claims import CLAIMS
 from scanfoundry.finetune.study.display import StudyDisplay
 from scanfoundry.finetune.study.notes import note_results
-from scanfoundry.finetune.study.prepare import prepare
-from scanfoundry.finetune.study.results import summarise
+from scanfoundry.finetune.study.prepare import Study, prepare
+from scanfoundry.finetune.study.results import Results, summarise
 from scanfoundry.finetune.study.run_folder import check_same_sources, claim, raise_if_unwritable, taken
 from scanfoundry.finetune.study.runner import TrialRunner
 from scanfoundry.finetune.study.sample_cache import SAMPLES
-from scanfoundry.finetune.study.trial import TRIALS
+from scanfoundry.finetune.study.trial import TRIALS, TrialResult
 from scanfoundry.finetune.study.workers import run_in_processes
 from scanfoundry.finetune.training.interrupts import Stop
 
@@ -56,16 +56,27 @@ def run(config: FinetuneConfig) -> RunResult:
             with StudyDisplay(len(study.names)) as display:
                 run_in_processes(study, runner, stop, display)
                 trials = runner.run_all(display)
-            teacher = study.teacher.recorded(config.distil) if study.teacher else None
-            results = summarise(study.config, study.spec, study.sides, study.found, trials, study.checked, teacher)
-            write_json(folder / "results.json", results.model_dump(mode="json"))
-            best = folder / TRIALS / study.best.folder
-            for name in (WEIGHTS, PATIENTS, INFO):
-                write_whole(folder / name, partial(shutil.copyfile, best / name))
-            report = write_report(folder, results, study.best)
-            for name in (SAMPLES, CLAIMS):  # whole scans are nothing to leave in a finished folder
-                shutil.rmtree(folder / name, ignore_errors=True)
+            results, report = finish(study, trials)
         except OSError as error:
             raise_if_unwritable(folder, error)
     note_results(results)
     return RunResult(folder, report, folder / "results.json", folder)
+
+
+def finish(study: Study, trials: list[TrialResult]) -> tuple[Results, Path]:
+    """Write results, report and the best model of a study whose trials are all there; the caller holds its folder.
+
+    Returns:
+        The results, and the path of the report.
+    """
+    config, folder = study.config, study.config.run_dir
+    teacher = study.teacher.recorded(config.distil) if study.teacher else None
+    results = summarise(config, study.spec, study.sides, study.found, trials, study.checked, teacher)
+    write_json(folder / "results.json", results.model_dump(mode="json"))
+    best = folder / TRIALS / study.best.folder
+    for name in (WEIGHTS, PATIENTS, INFO):
+        write_whole(folder / name, partial(shutil.copyfile, best / name))
+    report = write_report(folder, results, study.best)
+    for name in (SAMPLES, CLAIMS):  # whole scans are nothing to leave in a finished folder
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return results, report

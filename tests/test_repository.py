@@ -30,7 +30,8 @@ ORDER = {
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
     "training",
     "finetune": "monai_parts config cases losses plan spec checks formats boxes metrics sample task_parts drawing "
-    "sample_maker task heads inference training tasks released_model model_file study predict export report run_study",
+    "sample_maker task heads inference training tasks released_model model_file study predict export report run_study "
+    "run_alone",
     "launch": "cluster build_summary zoo demo cli",
 }
 

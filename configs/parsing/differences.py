@@ -22,7 +22,18 @@ def first_difference(before: Any, now: Any, key: str = "") -> Difference | None:
             if found is not None:
                 return found
         return None
+    if _sections(before) and _sections(now) and len(before) == len(now):
+        for number, (one, other) in enumerate(zip(before, now, strict=True)):
+            found = first_difference(one, other, f"{key}.{number}")
+            if found is not None:
+                return found
+        return None
     return None if before == now else (key, _plain(before), _plain(now))
+
+
+def _sections(value: Any) -> bool:
+    """Whether a value is a list of sections, such as `data.sources`, whose keys can be named by number."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """How an interrupted build is continued: its parameters, the shards that it finished, and its lock."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from scanfoundry.datasets.shards.finalize import final_path
 from scanfoundry.datasets.shards.format import MANIFEST, Manifest, index_name, parse
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult, result_path
 from scanfoundry.datasets.shards.thumbnail import thumbnails_path
+from scanfoundry.datasets.storage.locks import lock as taken
 from scanfoundry.datasets.storage.locks import open_lock
 
 _BUILD = "build.json"
@@ -62,10 +62,8 @@ def locked(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another build is writing to {out}; wait for it") from error
+        if not taken(lock):
+            raise UserError(f"another build is writing to {out}; wait for it")
         try:
             yield
         finally:

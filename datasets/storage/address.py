@@ -7,6 +7,7 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.storage.faults import StorageFault
 
 _AGAIN = {408, 425, 429}  # and 5xx
 _SIGN_IN = {401, 403}
@@ -16,6 +17,10 @@ class Unavailable(UserError):
     """A file that cannot be had from where it should lie."""
 
     status: int | None = None  # of the server's answer, where that is the reason
+
+
+class Away(Unavailable, StorageFault):
+    """The server did not answer as it should in any attempt: it may be back later."""
 
 
 class Transient(Exception):

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from scanfoundry.datasets.storage.address import Changed, Transient, Unavailable, shown
+from scanfoundry.datasets.storage.address import Away, Changed, Transient, Unavailable, shown
 from scanfoundry.datasets.storage.locks import Stopped, pause
 from scanfoundry.datasets.storage.remote import pieces
 from scanfoundry.datasets.storage.web import Piece, Version
@@ -106,7 +106,7 @@ class Fetch:
             failures = 0 if copy.position >= furthest + _PROGRESS else failures + 1
             furthest = max(furthest, copy.position)
             if failures >= self.attempts:
-                raise Unavailable(f"{shown(self.url)} cannot be fetched in {self.attempts} attempts: {reason}")
+                raise Away(f"{shown(self.url)} cannot be fetched in {self.attempts} attempts: {reason}")
             wait = max(wait, min(_PAUSE[1], _PAUSE[0] * 2 ** max(0, failures - 1)) * _random.uniform(0.5, 1.5))
             wait = min(wait, LONGEST_PAUSE)
             _log.info("%s: %s; again in %.1f s", shown(self.url), reason, wait)

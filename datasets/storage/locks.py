@@ -32,6 +32,18 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
+class NoFlock(UserError):
+    """The file system has no locks."""
+
+
+def no_flock(folder: Path, error: OSError) -> NoFlock:
+    """The error for a folder of a file system without locks: who mounts it can mend that, or another disk is taken."""
+    return NoFlock(
+        f"{folder} lies on a file system without flock ({error.strerror}): mount Lustre with '-o flock' and NFS "
+        "without 'nolock', or take another disk (run_dir; cache.folder for shards; SCANFOUNDRY_MODELS for models)"
+    )
+
+
 def lock(stream: IO[bytes], shared: bool = False, block: bool = False) -> bool:
     """Take the lock of an open file. Closing the file releases it.
 
@@ -44,18 +56,14 @@ def lock(stream: IO[bytes], shared: bool = False, block: bool = False) -> bool:
         False where another process has it.
 
     Raises:
-        UserError: the file system knows no locks.
+        NoFlock: the file system has none.
     """
     try:
         fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if block else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
-        folder = Path(stream.name).parent
-        raise UserError(
-            f"{folder} lies on a file system without locks ({error.strerror}); set cache.folder (shards) or "
-            "SCANFOUNDRY_MODELS (models) to another disk"
-        ) from error
+        raise no_flock(Path(stream.name).parent, error) from error
     return True
 
 

@@ -2,11 +2,12 @@
 
 import os
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.storage.locks import NoLock, exclusive
+from scanfoundry.datasets.storage.locks import NoFlock, NoLock, exclusive, lock, open_lock
 
 LOCK = ".lock"
 # Files that a folder may hold before a run begins in it: a configuration, a log, what a killed writer left.
@@ -21,7 +22,7 @@ def take(run_dir: Path, stack: ExitStack, patience: float) -> str:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = stack.enter_context(exclusive(run_dir / LOCK, patience))
-    except NoLock as error:
+    except (NoLock, NoFlock) as error:
         return str(error)
     except UserError:
         return f"{run_dir} is in use by {_holder(run_dir)}; end that run, or choose another run_dir"
@@ -30,6 +31,24 @@ def take(run_dir: Path, stack: ExitStack, patience: float) -> str:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     return ""
+
+
+@contextmanager
+def shared(run_dir: Path) -> Iterator[None]:
+    """Work in a run folder beside others that do so, on other machines too; whoever takes it alone waits for all.
+
+    Raises:
+        UserError: somebody has it alone, or it cannot be locked or written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open_lock(run_dir / LOCK)
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {run_dir}: {error.strerror}") from error
+    with file:
+        if not lock(file, shared=True):
+            raise UserError(f"{run_dir} is in use by {_holder(run_dir)}; end that run, or choose another run_dir")
+        yield
 
 
 def _holder(run_dir: Path) -> str:

@@ -22,6 +22,7 @@ from scanfoundry.datasets.sampling.excluded import read_excluded
 from scanfoundry.datasets.sampling.pairs import aligned
 from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
 from scanfoundry.datasets.shards.reader import BadSample, ShardReader
+from scanfoundry.datasets.storage.faults import reason_of
 from scanfoundry.datasets.storage.store import Store, Unavailable
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
 from scanfoundry.datasets.synthetic.draw import draw_scan
@@ -153,7 +154,7 @@ class CropReader:
                 try:
                     self._crop(batch, position, reader)
                 except (BadSample, ValueError) as error:
-                    bad[position] = str(error)
+                    bad[position] = reason_of(error)
                 except (LookupError, ArithmeticError) as error:
                     bad[position] = f"shard {reader.name}: its index is damaged ({type(error).__name__}: {error})"
                 self._used(reader)
@@ -198,7 +199,7 @@ class CropReader:
                 reader = self._reader(draw.source, draw.shard)
             except Unavailable as error:
                 readers.append(None)
-                bad[position] = str(error)
+                bad[position] = reason_of(error)
                 continue
             readers.append(reader)
             entry = reader.entries[draw.sample]

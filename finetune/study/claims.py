@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.storage.locks import NoLock, exclusive
+from scanfoundry.datasets.storage.locks import NoFlock, NoLock, exclusive
 
 CLAIMS = "claims"  # the folder in a run folder
 
@@ -21,7 +21,7 @@ def claimed(run_dir: Path, trial: str) -> Iterator[bool]:
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder / f"{trial}.lock", 0.0))
-        except NoLock:
+        except (NoLock, NoFlock):
             raise
         except UserError:  # another process has it
             yield False

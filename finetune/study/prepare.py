@@ -28,6 +28,25 @@ from scanfoundry.finetune.study.trial import TrialName
 from scanfoundry.finetune.training.layers import check_layers
 
 
+def trial_names(config: FinetuneConfig) -> list[TrialName]:
+    """All trials of a study, in the order they run."""
+    return [TrialName(arm, k, seed) for k in config.shots for seed in config.seeds for arm in config.arms]
+
+
+def check_lists(config: FinetuneConfig) -> None:
+    """Check what can be checked without reading a scan: checkpoints, teacher, lists of cases, and the split.
+
+    Raises:
+        UserError: what would end the study as it starts.
+    """
+    releases = read_releases(config)
+    read_teacher(config.distil)
+    found = known_cases(config.data, config.task)
+    with found.mistakes.instead():
+        split(found, config.split, [patient for each in releases.values() for patient in each.patients])
+    found.mistakes.raise_if_any()
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything settled before the first step of training."""
@@ -43,8 +62,7 @@ class Study:
     @property
     def names(self) -> list[TrialName]:
         """All trials, in the order they run."""
-        c = self.config
-        return [TrialName(arm, k, seed) for k in c.shots for seed in c.seeds for arm in c.arms]
+        return trial_names(self.config)
 
     def start_of(self, arm: Arm) -> Start | None:
         """What an arm starts from; None from scratch."""

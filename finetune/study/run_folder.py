@@ -28,18 +28,23 @@ PATIENCE = 3.0  # seconds that a study waits for one that is about to end
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # a person's to mend
 
 
+class InUse(UserError):
+    """Another process is at work in the run folder."""
+
+
 @contextmanager
 def taken(config: FinetuneConfig) -> Iterator[None]:
     """Hold the run folder for as long as the context lasts.
 
     Raises:
-        UserError: it is of something else or of another configuration, or it is in use.
+        InUse: somebody else has it, or it cannot be locked.
+        UserError: it is of something else or of another configuration.
     """
     check_same_study(config)
     fresh = not config.run_dir.exists()
     with ExitStack() as stack:
         if problem := take(config.run_dir, stack, PATIENCE):
-            raise UserError(problem)
+            raise InUse(problem)
         check_same_study(config)  # whoever was at work may just have ended
         for leftover in config.run_dir.glob("**/.*.part"):
             leftover.unlink(missing_ok=True)  # of a writer that was killed

@@ -106,6 +106,23 @@ class TrialRunner:
                             self._budget.done()
                         self._over(trial.name, result, display)
 
+    def run_named(self, name: TrialName, display: ShowsStudy) -> None:
+        """Run one trial, unless it is finished or another process runs it.
+
+        Raises:
+            Stopped: as `run_all`.
+        """
+        trial = self.trial(name)
+        with claimed(self._study.config.run_dir, name.folder) as ours:
+            if ours and trial.finished() is None:
+                self._over(name, self._run(trial, self._cache(display), display), display)
+
+    def finished(self) -> list[TrialResult] | None:
+        """The results of all trials, in their order; None while one is missing."""
+        found = [self.trial(name).finished() for name in self._study.names]
+        results = [result for result in found if result is not None]
+        return results if len(results) == len(found) else None
+
     def _over(self, name: TrialName, result: TrialResult, display: ShowsStudy) -> None:
         """A trial is finished: a signal that came too late to save it ends the study here."""
         display.finished(name.folder, result)

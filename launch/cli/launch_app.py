@@ -21,14 +21,16 @@ class _SubmitsUnknownWords(TyperGroup):
 launch_app = typer.Typer(
     cls=_SubmitsUnknownWords,
     no_args_is_help=True,
-    help="Pre-train on SLURM, or as several processes here: `scanfoundry launch CONFIG [OPTIONS] [KEY=VALUE]...`",
+    help="Pre-train or fine-tune on SLURM, or as processes here: `scanfoundry launch CONFIG [OPTIONS] [KEY=VALUE]...`",
 )
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder, or the folder of a sweep.")]
 
 
 @launch_app.command(SUBMIT)
 def submit(
-    config: Annotated[str, typer.Argument(help="A pre-training YAML file or a recipe's name.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file or a recipe's name; the trials of a fine-tuning study are an array.")
+    ],
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides; KEY=A,B,C makes a sweep, one run for each."),
@@ -52,6 +54,7 @@ def submit(
     wait: Annotated[bool | None, typer.Option(help="Wait for the end; the default is to wait only for local.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the job and its memory; submit nothing.")] = False,
     snapshot: Annotated[bool, typer.Option(help="Run a copy of the code as it is now, also when requeued.")] = True,
+    check: Annotated[bool, typer.Option(help="Look at data, batch and free space before a job is queued.")] = True,
 ) -> None:
     """Submit a run, or with KEY=A,B,C a sweep. The word `submit` may be left out."""
     from scanfoundry.launch.cluster.launching import launch_command
@@ -63,7 +66,7 @@ def submit(
         "array_parallelism": array_parallelism,
     }  # fmt: skip
     asked = {key: value for key, value in asked.items() if value is not None}
-    raise typer.Exit(launch_command(config, words or [], cluster, asked, defaults, wait, dry_run, snapshot))
+    raise typer.Exit(launch_command(config, words or [], cluster, asked, defaults, wait, dry_run, snapshot, check))
 
 
 @launch_app.command()

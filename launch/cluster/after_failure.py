@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,13 +19,16 @@ from pathlib import Path
 
 from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import printable
-from scanfoundry.launch.cluster.job_folder import JobFolder, newest_step
+from scanfoundry.launch.cluster.job_folder import End, JobFolder, newest_step
 from scanfoundry.launch.cluster.policy import Verdict, combine_ends, decide
 from scanfoundry.launch.cluster.slurm import ENDED_BY_SLURM, job_state
 
 logger = logging.getLogger(__name__)
 
 ENDING_S = 20.0  # within which SLURM ends a job that was cancelled
+TAIL = 1 << 16  # bytes of a log in which the end of a life is looked for
+STEP_CANCELLED = re.compile(r"\*\*\* STEP (\d+\.\d+) ON \S+ CANCELLED AT \S+ \*\*\*")  # but not DUE TO TIME LIMIT
+ENDED_BY_SRUN = "Terminating StepId="
 ARRAY_INDEX = "members.json"  # in submitit's folder: the job folder of each index of an array
 
 
@@ -42,11 +46,41 @@ def judge(job: JobFolder, life: str, code: int) -> Verdict:
     """Judge the life that just ended, and write the verdict down."""
     facts = job.record()
     end = combine_ends(job.ends(life), facts.tasks, code, job.is_cancelled, newest_step(Path(facts.run_dir)))
+    if end.kind == "crashed" and (step := cancelled_step(job)):
+        reason = f"`scancel {step}` ended its step, not the job; `scanfoundry launch cancel` ends it for good"
+        end = End(end.kind, end.step, reason)
     verdict = decide(job.past(), end, facts)
     with contextlib.suppress(OSError):  # a full disk must not keep the verdict from SLURM
         job.note("end", life=life, code=code, kind=end.kind, step=end.step, reason=verdict.reason,
                  action=verdict.action)  # fmt: skip
     return verdict
+
+
+def cancelled_step(job: JobFolder) -> str:
+    """The step of the life that ended, `12.0`, if somebody cancelled it, by what SLURM wrote into the log; else ''.
+
+    SLURM ends such a step by KILL, as the system does a process when memory runs out. After a lost rank it writes the
+    same line, if any, but only behind the one on which srun ends the others.
+    """
+    facts = job.record()
+    for line in _lines_of_this_life(Path(facts.logs) / f"{facts.job_id}_0_log.out", f"job {facts.job_id}: "):
+        if ENDED_BY_SRUN in line:
+            return ""
+        if found := STEP_CANCELLED.search(line):
+            return found[1]
+    return ""
+
+
+def _lines_of_this_life(log: Path, verdict: str) -> list[str]:
+    """The end of a log, from the line on that the shell wrote after the life before (`_log`)."""
+    try:
+        with open(log, "rb") as handle:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL))
+            lines = handle.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    last = max((number for number, line in enumerate(lines) if verdict in line), default=-1)
+    return lines[last + 1 :]
 
 
 @shown_log()
@@ -86,6 +120,9 @@ def apply_verdict(job: JobFolder, number: str, code: int) -> int:
         asked = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True)
         if asked.returncode:
             _log(number, f"SLURM would not requeue it: {asked.stderr.strip()}")
+        elif verdict.wait_s:
+            start = f"StartTime=now+{verdict.wait_s}"
+            subprocess.run(["scontrol", "update", f"JobId={number}", start], capture_output=True)
         return code or 1
     if job.is_cancelled:
         subprocess.run(["scancel", number], capture_output=True)

@@ -18,10 +18,11 @@ DEFAULTS = {
 def exports(config: ClusterConfig, code: Path | None) -> dict[str, str]:
     """What the job's shell sets: the site's `env`, threads, and the defaults where the user has nothing of his own.
 
+    The threads are `cpus_per_task`, whatever OMP_NUM_THREADS the submitting shell has: login nodes often set it to 1.
     code: the folder with the snapshot; its packages win over every installed one.
     """
-    found = {"OMP_NUM_THREADS": str(config.cpus_per_task), **DEFAULTS}
-    found = {name: os.environ.get(name, value) for name, value in found.items()} | config.env
+    found = {name: os.environ.get(name, value) for name, value in DEFAULTS.items()}
+    found |= {"OMP_NUM_THREADS": str(config.cpus_per_task)} | config.env
     if named := os.environ.get(VARIABLE):  # also where a site's scheduler takes no environment along
         found.setdefault(VARIABLE, os.pathsep.join(os.path.abspath(path) for path in named.split(os.pathsep) if path))
     if code is not None:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from scanfoundry.configs.files import write_text
 
-Kind = Literal["complete", "final", "interrupted", "stopped", "crashed", "cancelled"]
-EXIT = {"complete": 0, "final": 2, "interrupted": 130, "stopped": 75, "crashed": 70, "cancelled": 75}
+Kind = Literal["complete", "final", "interrupted", "stopped", "crashed", "unreachable", "cancelled"]
+EXIT = {"complete": 0, "final": 2, "interrupted": 130, "stopped": 75, "crashed": 70, "unreachable": 74, "cancelled": 75}
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,12 @@ class JobFolder:
 
 
 def newest_step(run_dir: Path) -> int:
-    """The step of the newest checkpoint folder, which gets its name when it is complete; 0 without one."""
+    """The step of the newest checkpoint folder, which gets its name when it is complete; 0 without one.
+
+    In the folder of a study's trial, the number of its newest snapshot: `progress/<part>-<number>-<checksum>`.
+    """
     steps = [path.name.removeprefix("step-") for path in (run_dir / "checkpoints").glob("step-*")]
+    steps += [path.name.split("-")[-2] for path in (run_dir / "progress").glob("*-*-*.safetensors")]
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 

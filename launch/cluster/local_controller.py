@@ -44,7 +44,14 @@ class Controller:
                 log.close()
             if verdict.action == "end":
                 return verdict.code
+            self._pause(verdict.wait_s)
             life += 1
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next life; not once the job is cancelled, which that life then says."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.job.is_cancelled:
+            time.sleep(0.05)
 
     def _log(self, facts: JobRecord, rank: int) -> TextIO:
         return open(Path(facts.logs) / f"{self.number}_{rank}_log.out", "a")

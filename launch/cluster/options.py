@@ -29,6 +29,8 @@ class ClusterConfig(Config):
     max_requeues: starts in a row that come to no new checkpoint, whatever ended them. max_crash_requeues: the same of
     lost ranks, crashes and hangs.
     sbatch: further options of sbatch by their long names, `{exclusive: true, mail-type: FAIL, gres: "gpu:a100:8"}`.
+    python: the command that starts Python for the tasks, where that is another than the submitting one, in a container:
+    `apptainer exec --nv scanfoundry.sif python`. What runs beside the tasks, and asks SLURM, stays the submitting one.
     env: variables of the job, such as NCCL_SOCKET_IFNAME; no secrets, since they are written into the job's script.
     """
 
@@ -49,9 +51,10 @@ class ClusterConfig(Config):
     array_parallelism: int = Field(default=16, ge=1)  # of a sweep's runs at the same time
     sbatch: dict[str, str | int | bool] = {}
     env: dict[str, str] = {}
+    python: str | None = None
     setup: tuple[str, ...] = ()  # shell lines that run before python starts
 
-    @field_validator("partition", "account", "qos", "constraint")
+    @field_validator("partition", "account", "qos", "constraint", "python")
     @classmethod
     def _one_line(cls, value: str | None) -> str | None:
         return None if value is None else one_line(value)

@@ -7,16 +7,20 @@ from scanfoundry.launch.cluster.job_folder import EXIT, End, JobRecord, Kind
 
 SIGNAL_EXITS = {128 + number for number in (10, 12, 15)}  # USR1, USR2, TERM before the task could listen
 HUNG = 128 + 14  # ALRM: pretrain/distributed/watchdog.py
-ORDER: tuple[Kind, ...] = ("final", "interrupted", "crashed", "stopped", "complete")  # of ranks that differ
+# Of ranks that differ: the cause before what follows from it.
+ORDER: tuple[Kind, ...] = ("final", "interrupted", "unreachable", "crashed", "stopped", "complete")
+BROKEN = ("crashed", "unreachable")  # lives that are bounded by `max_crash_requeues`
+AWAY_S = (60, 300, 1200)  # seconds before the first, second, third start after storage was away; servers take minutes
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do, the sentence for the log, and the exit code if it is the end."""
+    """What to do, the sentence for the log, and the exit code if it is the end; `wait_s` before the next start."""
 
     action: Literal["requeue", "end"]
     reason: str
     code: int = 0
+    wait_s: int = 0
 
 
 def combine_ends(ends: dict[int, dict[str, str]], tasks: int, code: int, cancelled: bool, step: int) -> End:
@@ -31,8 +35,8 @@ def combine_ends(ends: dict[int, dict[str, str]], tasks: int, code: int, cancell
         return End("complete", step)
     if cancelled:
         return End("cancelled", step, "cancelled by `scanfoundry launch cancel`")
-    if kind == "crashed":
-        return End("crashed", step, reasons["crashed"] + _ranks_without_word(ends, tasks))
+    if kind in BROKEN:
+        return End(kind, step, reasons[kind] + _ranks_without_word(ends, tasks))
     if kind == "stopped":
         return End("stopped", step, reasons["stopped"])
     if code == EXIT["final"] and not ends:
@@ -67,11 +71,14 @@ def decide(past: list[End], end: End, facts: JobRecord) -> Verdict:
             break
         stuck.append(one.kind)
     where = f"step {end.step}" if end.step else "no checkpoint at all"
-    if end.kind == "crashed" and stuck.count("crashed") >= facts.max_crash_requeues:
-        lost = stuck.count("crashed") + 1
+    broken = sum(kind in BROKEN for kind in stuck)
+    if end.kind in BROKEN and broken >= facts.max_crash_requeues:
+        lost = broken + 1
         return Verdict("end", f"not started again: ended {lost} times with its newest checkpoint at {where}, "
                               f"the last time because {end.reason}", 1)  # fmt: skip
     if len(stuck) >= facts.max_requeues:
         return Verdict("end", f"not started again: {len(stuck) + 1} starts in a row came to no new checkpoint "
                               f"({where}); give it more time, or lower checkpoint_every", 1)  # fmt: skip
-    return Verdict("requeue", f"{end.reason or end.kind}; to be continued from {where}")
+    wait_s = AWAY_S[min(stuck.count("unreachable"), len(AWAY_S) - 1)] if end.kind == "unreachable" else 0
+    when = f" in {wait_s // 60} minutes" if wait_s > 60 else " in a minute" if wait_s else ""
+    return Verdict("requeue", f"{end.reason or end.kind}; to be continued from {where}{when}", wait_s=wait_s)

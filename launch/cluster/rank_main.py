@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import guarded, printable
+from scanfoundry.datasets.storage.faults import is_storage_fault
 from scanfoundry.launch.cluster.job_folder import EXIT, JobFolder, Kind, newest_step
 from scanfoundry.pretrain.distributed.preemption import StopRequest
 
@@ -53,19 +54,23 @@ def run_rank(content: dict[str, Any], job: JobFolder, info: RankInfo) -> dict[st
     info.export(job)
     with StopRequest() as stop:
         if job.is_cancelled:
-            _leave(job, info, "cancelled", "the job was cancelled before this start")
+            leave(job, info.life, info.rank, "cancelled", "the job was cancelled before this start")
         if info.rank == 0:
             job.note("start", life=info.life, step=newest_step(Path(content["run_dir"])), host=os.uname().nodename)
         try:
             return _pretrain(content, job, info, stop)
         except UserError as error:
-            _leave(job, info, "final", " ".join(str(error).split()))
+            # What worked up to a checkpoint and is gone now may come back; before that it is a mistake.
+            away = is_storage_fault(error) and _has_checkpoint(content)
+            leave(job, info.life, info.rank, "unreachable" if away else "final", " ".join(str(error).split()))
         except KeyboardInterrupt:
-            _leave(job, info, "interrupted", "interrupted")
+            leave(job, info.life, info.rank, "interrupted", "interrupted")
         except Exception as error:
             traceback.print_exc()
             first = " ".join(str(error).split())[:LONGEST]
-            _leave(job, info, "crashed", f"rank {info.rank}: {type(error).__name__}: {first}")
+            away = isinstance(error, OSError) and is_storage_fault(error) and _has_checkpoint(content)
+            kind: Kind = "unreachable" if away else "crashed"
+            leave(job, info.life, info.rank, kind, f"rank {info.rank}: {type(error).__name__}: {first}")
 
 
 def _pretrain(content: dict[str, Any], job: JobFolder, info: RankInfo, stop: StopRequest) -> dict[str, Any]:
@@ -73,7 +78,8 @@ def _pretrain(content: dict[str, Any], job: JobFolder, info: RankInfo, stop: Sto
 
     from scanfoundry.configs.loading import check
     from scanfoundry.pretrain.config.run import PretrainConfig
-    from scanfoundry.pretrain.distributed.world import barrier, join, leave
+    from scanfoundry.pretrain.distributed.world import barrier, join
+    from scanfoundry.pretrain.distributed.world import leave as leave_group
     from scanfoundry.pretrain.training.loop import run
 
     config = check(PretrainConfig, content, "job")
@@ -85,17 +91,26 @@ def _pretrain(content: dict[str, Any], job: JobFolder, info: RankInfo, stop: Sto
         job.write_end(info.life, info.rank, kind, f"stopped and saved at step {result.step}")
         barrier(world)
         _exit(EXIT[kind])
-    leave(world)
+    leave_group(world)
     gc.collect()
     job.write_end(info.life, info.rank, "complete")
     return {"run_dir": str(result.run_dir), "step": result.step}
 
 
-def _leave(job: JobFolder, info: RankInfo, kind: Kind, reason: str) -> NoReturn:
+def _has_checkpoint(content: dict[str, Any]) -> bool:
+    """Whether the run has come to a checkpoint; where nobody can tell, its folder is away too, which then was there."""
+    try:
+        os.stat(content["run_dir"])
+        return newest_step(Path(content["run_dir"])) > 0
+    except OSError:
+        return True
+
+
+def leave(job: JobFolder, life: str, rank: int, kind: Kind, reason: str) -> NoReturn:
     """Say how it ended and end at once: peers may hang in a collective, which the interpreter would wait for."""
     logger.error("%s", printable(reason))
     with contextlib.suppress(OSError):  # a full disk, which is a reason too: the exit code says the same
-        job.write_end(info.life, info.rank, kind, reason)
+        job.write_end(life, rank, kind, reason)
     _exit(EXIT[kind])
 
 

@@ -25,6 +25,7 @@ from scanfoundry.launch.cluster.environment import export_lines, exports
 from scanfoundry.launch.cluster.job_folder import JobFolder
 from scanfoundry.launch.cluster.options import ClusterConfig
 from scanfoundry.launch.cluster.rank_main import RankInfo, run_rank
+from scanfoundry.launch.cluster.trial_main import run_trial_task
 
 PYTHON = shlex.quote(sys.executable)
 
@@ -38,18 +39,39 @@ class PretrainJob:
     def __call__(self) -> dict[str, Any]:
         """Pre-train as this task's rank."""
         task = submitit.JobEnvironment()
-        number = os.environ.get("SLURM_JOB_ID") or task.job_id
-        restart = os.environ.get("SCANFOUNDRY_LIFE" if task.cluster == "local" else "SLURM_RESTART_COUNT") or "0"
         info = RankInfo(
             rank=task.global_rank, size=task.num_tasks, local_rank=task.local_rank,
             local_size=task.num_tasks // task.num_nodes,
-            main_host="127.0.0.1" if task.cluster == "local" else task.hostnames[0], life=f"{number}-{restart}",
+            main_host="127.0.0.1" if task.cluster == "local" else task.hostnames[0], life=_life(),
         )  # fmt: skip
         return run_rank(self.content, JobFolder(Path(self.folder)), info)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """For a signal in the moment between submitit's handler and ours: nothing was begun yet."""
         return submitit.helpers.DelayedSubmission(PretrainJob(self.content, Path(self.folder)))
+
+
+class TrialJob:
+    """The same for one trial of a fine-tuning study: a single process."""
+
+    def __init__(self, content: dict[str, Any], trial: str, folder: Path) -> None:
+        self.content, self.trial, self.folder = content, trial, str(folder)
+
+    def __call__(self) -> dict[str, Any]:
+        """Run the trial, or what is left of it."""
+        return run_trial_task(self.content, self.trial, JobFolder(Path(self.folder)), _life())
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """As that of a `PretrainJob`."""
+        return submitit.helpers.DelayedSubmission(TrialJob(self.content, self.trial, Path(self.folder)))
+
+
+def _life() -> str:
+    """The name of this start of the job, the same for all its tasks."""
+    task = submitit.JobEnvironment()
+    number = os.environ.get("SLURM_JOB_ID") or task.job_id
+    restart = os.environ.get("SCANFOUNDRY_LIFE" if task.cluster == "local" else "SLURM_RESTART_COUNT") or "0"
+    return f"{number}-{restart}"
 
 
 class _Local(submitit.LocalExecutor):
@@ -77,7 +99,7 @@ class _Local(submitit.LocalExecutor):
 
 
 def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[JobFolder], config: ClusterConfig,
-           logs: Path, code: Path | None) -> list[str]:  # fmt: skip
+           logs: Path, code: Path | None, trials: Sequence[str] = ()) -> list[str]:  # fmt: skip
     """Submit one job per configuration; on SLURM several are one array.
 
     Args:
@@ -87,6 +109,7 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
         config: what each job asks for.
         logs: submitit's folder.
         code: the folder with the copy of the code that runs; None: the installed package.
+        trials: of a fine-tuning study, the trial that each job runs; a job without one is a pre-training.
 
     Returns:
         The job ids, which are written into the job folders too.
@@ -94,12 +117,17 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
     Raises:
         OSError, RuntimeError: the scheduler refuses.
     """
-    calls = [PretrainJob(content, folder.path) for content, folder in zip(contents, folders, strict=True)]
+    calls: list[PretrainJob] | list[TrialJob]
+    if trials:
+        each = zip(contents, trials, folders, strict=True)
+        calls = [TrialJob(content, trial, folder.path) for content, trial, folder in each]
+    else:
+        calls = [PretrainJob(content, folder.path) for content, folder in zip(contents, folders, strict=True)]
     write_array_index(logs, [folder.path for folder in folders])
     if cluster == "local":
         jobs = [_Local(logs, job, config, code).submit(call) for job, call in zip(folders, calls, strict=True)]
     else:
-        executor = submitit.SlurmExecutor(logs, max_num_timeout=1_000_000)
+        executor = submitit.SlurmExecutor(logs, max_num_timeout=1_000_000, python=config.python)
         executor.update_parameters(**_slurm(config, logs, code))
         # The variables of a job that we may be in are not those of the new one; what sbatch says comes in its error.
         with submitit.helpers.clean_env(), contextlib.redirect_stderr(io.StringIO()):
@@ -111,7 +139,7 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
 
 def script(config: ClusterConfig, logs: Path, code: Path | None, jobs: int) -> str:
     """The sbatch script that `submit` would hand to SLURM, word for word."""
-    command = f"{PYTHON} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    command = f"{config.python or PYTHON} -u -m submitit.core._submit {shlex.quote(str(logs))}"
     several = {"map_count": jobs} if jobs > 1 else {}
     asked = {**_slurm(config, logs, code), **several}
     return str(sbatch_string(command=command, folder=logs, **asked))

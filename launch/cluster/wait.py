@@ -57,7 +57,8 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
 def _report_end(job: JobFolder, kind: str, reason: str, asked: int) -> int:
     facts = job.record()
     if kind == "complete":
-        print(f"complete: step {newest_step(Path(facts.run_dir))} in {facts.run_dir}")
+        what = f"step {newest_step(Path(facts.run_dir))} in {facts.run_dir}" if facts.steps else facts.run_dir
+        print(f"complete: {what}")
         return 0
     logger.error("job %s ended: %s", facts.job_id, reason)
     logger.error("its log is %s", Path(facts.logs) / f"{facts.job_id}_0_log.out")

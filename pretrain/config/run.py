@@ -10,6 +10,7 @@ from scanfoundry.backbones.transfer.adapt import AdaptConfig
 from scanfoundry.configs.base import Config, Seed
 from scanfoundry.datasets.plan import DataConfig
 from scanfoundry.pretrain.config.probes import ProbeConfigs
+from scanfoundry.pretrain.config.profile import ProfileConfig
 from scanfoundry.pretrain.config.wandb import WandbConfig
 from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig
 from scanfoundry.pretrain.engine.engine import EngineConfig
@@ -29,9 +30,16 @@ FREE_TO_CHANGE = {
     "probes",
     "log_every",
     "wandb",
+    "tensorboard",
+    "profile",
+    "peak_tflops",
     "run_dir",
     "threads",
     "step_timeout_s",
+    "max_bad_steps",
+    "device",
+    "licence",
+    "citation",
 }
 
 
@@ -63,6 +71,11 @@ class PretrainConfig(Config):
     step_timeout_s: float = Field(default=1800, gt=0)  # a rank that finishes no step for so long ends, with its stacks
     device: Literal["auto", "cpu", "cuda"] = "auto"
     wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False  # the same numbers as event files in the run folder; needs scanfoundry[tensorboard]
+    profile: ProfileConfig | None = None  # a trace of some steps; {} for the default ones
+    peak_tflops: float | None = Field(
+        default=None, gt=0
+    )  # of one device at the run's precision, for MFU; None: by name
     licence: str | None = None  # of the data, recorded beside the released weights
     citation: str | None = None
 

@@ -6,6 +6,8 @@ for: after the averaging it is that of the loss on the concatenated batch. A pla
 `all_gather` in a loss gives 1 / world of it, or that of the own rows alone (lightly issue 1977).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +15,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class _Group:
+    alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process counts as the only one: for a pass that others do not make."""
+    before, _Group.alone = _Group.alone, True
+    try:
+        yield
+    finally:
+        _Group.alone = before
+
+
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """This process's rank and the number of ranks; (0, 1) without a process group, and `alone`."""
+    if _Group.alone or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 

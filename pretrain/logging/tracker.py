@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` always, wandb when asked for, a progress bar or plain lines for people.
+"""Where a run's numbers go: `metrics.jsonl` always, wandb and TensorBoard if asked for, a bar or plain lines.
 
 wandb runs in a process of its own that follows `metrics.jsonl`: a network that hangs, a server that refuses, a wandb
 that dies or blocks its interpreter at exit cannot hold up a step, and what it has not sent it can read again.
@@ -16,16 +16,17 @@ from typing import Any, BinaryIO
 from scanfoundry.pretrain.config.wandb import WandbConfig
 from scanfoundry.pretrain.logging.display import Display
 from scanfoundry.pretrain.logging.metrics_file import MetricsFile
+from scanfoundry.pretrain.logging.tensorboard import TensorBoardFiles
 from scanfoundry.pretrain.logging.wandb_process import WandbProcess, without_secrets
 
 POLL_S = 0.5  # between looks at metrics.jsonl
 
 
 class Tracker:
-    """Metrics file, wandb and display in one; on other ranks than the first it does nothing."""
+    """Metrics file, wandb, TensorBoard and display in one; on other ranks than the first it does nothing."""
 
     def __init__(self, run_dir: Path, config: WandbConfig, settings: dict[str, Any], resumed: int, steps: int,
-                 active: bool) -> None:  # fmt: skip
+                 active: bool, tensorboard: bool = False) -> None:  # fmt: skip
         self._active, self._run_dir = active, run_dir
         if not active:
             return
@@ -39,6 +40,7 @@ class Tracker:
                 "run_dir": str(run_dir), **config.model_dump(include={"project", "name", "start_s", "finish_s"}),
             }  # fmt: skip
             self._wandb = WandbProcess(job, run_dir, self.info)
+        self._tensorboard = TensorBoardFiles(run_dir, path, settings, self.info) if tensorboard else None
 
     def log(self, record: dict[str, Any], write: bool, picture: Path | None = None) -> None:
         """Show the record; store it, with the place of the picture in the run folder, where `write` says so."""
@@ -62,6 +64,8 @@ class Tracker:
             self._file.close()
             if self._wandb is not None:
                 self._wandb.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
             self._display.close()
 
 

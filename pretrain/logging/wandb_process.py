@@ -33,7 +33,7 @@ class WandbProcess:
 
     def __init__(self, job: dict[str, Any], run_dir: Path, log: Callable[[str], None]) -> None:
         self._log, self._run_dir = log, run_dir
-        self._job = {**job, "settings": _shown(job["settings"]), "id": _identity(run_dir / "wandb_id.txt")}
+        self._job = {**job, "settings": without_paths(job["settings"]), "id": _identity(run_dir / "wandb_id.txt")}
         self._process: subprocess.Popen[bytes] | None = None
         self._life = -1
         self._start(job["mode"])
@@ -139,12 +139,12 @@ def without_secrets(text: str) -> str:
     return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\")]+", lambda found: shown(found[0]), line)
 
 
-def _shown(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """Settings as they may leave the site: of a path its last part, of an address no user, password or signature."""
     if isinstance(value, dict):
-        return {key: _shown(item) for key, item in value.items()}
+        return {key: without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_shown(item) for item in value]
+        return [without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     if is_url(value) and not value.lower().startswith("file:"):

@@ -32,7 +32,7 @@ class Calculator:
         if offload is None:
             offload = engine.offload
         setting = self._setting(engine.zero_stage if stage is None else stage, offload)
-        passes = [self._trace(crop, samples, checkpointing) for crop, samples in self._crops()]
+        passes = [self._trace(crop, samples, checkpointing) for crop, samples in self.crops()]
         return usage(self.model, setting, passes, self._loaded(passes))
 
     def _setting(self, stage: int, offload: bool) -> Setting:
@@ -49,7 +49,7 @@ class Calculator:
         sizes["buffers"] = 2 if zero.get("overlap_comm") else 1
         return Setting(stage, self.world, self.device, optimiser, offload, **sizes)
 
-    def _crops(self) -> list[tuple[Size3D, int]]:
+    def crops(self) -> list[tuple[Size3D, int]]:
         """(crop, crops of it on a rank) of each kind that the run may see."""
         data = self.config.data
         kinds: list[tuple[Size3D, int, str]] = []
@@ -72,7 +72,7 @@ class Calculator:
         pairs = 2 if data.positives in ("crops", "study") else 1
         loaded = [
             run.inputs + pairs * samples * crop[0] * crop[1] * crop[2] * (FP32 * data.channels + 1)
-            for run, (crop, samples) in zip(passes, self._crops(), strict=True)
+            for run, (crop, samples) in zip(passes, self.crops(), strict=True)
         ]
         return self.config.engine.accumulation * max(loaded)
 

@@ -87,8 +87,7 @@ def trace(
     if checkpointing:
         activation_checkpointing.apply(objective)
     with mode:
-        shapes = (view_shapes(config.data, crop, i)[0] for i in range(objective.views))
-        views = tuple(_view(config, shape, samples, objective) for shape in shapes)
+        views = fake_views(config, objective, crop, samples)
     bf16 = config.engine.precision == "bf16"
     tally = _Tally([*objective.parameters(), *objective.buffers()])
     for parameter in objective.parameters():
@@ -103,6 +102,12 @@ def trace(
     given = (tensor for view in views for tensor in (view.voxels, view.valid, view.clean) if tensor is not None)
     inputs = sum(tensor.untyped_storage().nbytes() for tensor in given)
     return Trace(inputs, tally.forward, tuple(tally.backward.items()))
+
+
+def fake_views(config: PretrainConfig, objective: Objective, crop: Size3D, samples: int) -> tuple[Batch, ...]:
+    """The views of `samples` crops (D, H, W) that the objective takes; to be called in its mode."""
+    shapes = (view_shapes(config.data, crop, i)[0] for i in range(objective.views))
+    return tuple(_view(config, shape, samples, objective) for shape in shapes)
 
 
 def _view(config: PretrainConfig, shape: Size3D, samples: int, objective: Objective) -> Batch:

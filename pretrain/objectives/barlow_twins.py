@@ -39,6 +39,11 @@ class BarlowTwinsConfig(ObjectiveOptions):
             raise ValueError("mixed_warmup needs `mixed`, the weight of the mixed-sample term")
         return self
 
+    @property
+    def compares_samples(self) -> bool:
+        """It does: with the other samples of a micro-batch, on all ranks."""
+        return True
+
     def build(self, encoder: Encoder) -> "BarlowTwins":
         """The objective on an encoder."""
         return BarlowTwins(self, encoder)

@@ -70,6 +70,11 @@ class ContrastiveConfig(ObjectiveOptions):
             raise ValueError("positions are for the losses 'nt_xent', 'dcl', 'moco_v3'; remove them, or choose one")
         return self
 
+    @property
+    def compares_samples(self) -> bool:
+        """It does: with the other samples of a micro-batch, on all ranks."""
+        return True
+
     def build(self, encoder: Encoder) -> "Contrastive":
         """The objective on an encoder.
 

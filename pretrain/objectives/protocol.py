@@ -86,6 +86,11 @@ class ObjectiveOptions(Config):
         """How `model.json` names it."""
         return self.name
 
+    @property
+    def compares_samples(self) -> bool:
+        """Whether the loss of a sample depends on those that it is seen with, and so on `engine.accumulation`."""
+        return False
+
     @abstractmethod
     def build(self, encoder: Encoder) -> Objective:
         """The objective on an encoder.

@@ -42,6 +42,11 @@ class SumConfig(ObjectiveOptions):
         """Its terms: '1 mae + 0.5 contrastive'."""
         return " + ".join(f"{term.weight:g} {term.objective.label}" for term in self.terms)
 
+    @property
+    def compares_samples(self) -> bool:
+        """Whether any of its terms does."""
+        return any(term.objective.compares_samples for term in self.terms)
+
     @model_validator(mode="after")
     def _names_differ(self) -> "SumConfig":
         titles = [term.title for term in self.terms]

@@ -13,6 +13,8 @@ import torch
 
 from scanfoundry.backbones.models.release import remove_leftovers
 from scanfoundry.configs.errors import UserError
+from scanfoundry.configs.extras import check_installed
+from scanfoundry.configs.geometry import Size3D
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import Position
@@ -27,7 +29,9 @@ from scanfoundry.pretrain.engine.engine import Engine, PendingStep
 from scanfoundry.pretrain.engine.optimiser import learning_rate
 from scanfoundry.pretrain.logging.image_logger import ImageLogger
 from scanfoundry.pretrain.logging.monitors import Monitors
+from scanfoundry.pretrain.logging.step_profiler import StepProfiler, part
 from scanfoundry.pretrain.logging.tracker import Tracker
+from scanfoundry.pretrain.logging.utilisation import Utilisation
 from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 from scanfoundry.pretrain.training.initialize import record, start_encoder
@@ -66,6 +70,7 @@ def run(
 
     stop: handlers that stand already. hung: is told, in one sentence, that the watchdog is about to end the process.
     """
+    check_installed(*(["tensorboard"] if config.tensorboard else []))
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest())
         world = join(config.device, config.threads, collective_timeout_s(config.step_timeout_s))
@@ -122,7 +127,8 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             monitors.first = state["monitors"]
             first_line = _continuing(step, state["world_size"], world.size)
         settings = config.model_dump(mode="json")
-        tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main)
+        tracker = Tracker(config.run_dir, config.wandb, settings, step, config.steps, world.is_main,
+                          config.tensorboard)  # fmt: skip
         for line in (first_line, *loader.messages, *probes.messages):
             tracker.info(line)
         try:
@@ -144,6 +150,7 @@ class _Step:
         started: when, by `time.perf_counter`.
         keys: of its samples on this rank.
         is_2d: whether they are images.
+        size: (D, H, W) of their crops, as they were loaded.
         waited: seconds that were spent on reading and on launching views.
         pending: what it reports, once it was launched.
     """
@@ -153,6 +160,7 @@ class _Step:
     started: float
     keys: list[str] = field(default_factory=list)
     is_2d: bool = False
+    size: Size3D = (1, 1, 1)
     waited: float = 0.0
     pending: PendingStep | None = None
 
@@ -173,14 +181,17 @@ class _Loop:
         self.open: deque[_Step] = deque()  # launched, not logged yet
         self.concluded = 0.0  # when the last step was
         self.asked_to_stop = False
+        self.utilisation = Utilisation(config, world, loader.plan.kinds)
         self.bad_in_a_row = 0
 
     def advance(self, step: int) -> RunResult:
         batches = iter(self.loader)
         self.engine.train()
         stopped = self.stop.agreed(self.world)  # the signal may have come while the run was starting
+        profiler = StepProfiler(self.config.profile, self.config.run_dir, self.world, self.tracker.info, step)
         while step < self.config.steps and not stopped:
             step = self._step(step, batches)
+            profiler.step(step)
             self.watchdog.beat(step)
             stopped = self.stop.agreed(self.world) if self.world.size == 1 else self.asked_to_stop
             if self.world.size == 1 or step % LOOK_EVERY == 0:
@@ -192,6 +203,7 @@ class _Loop:
                 self._save(step, released=not stopped or last, more=not (stopped or last))
                 self.watchdog.beat(step)
                 stopped = stopped or self.stop.agreed(self.world)
+        profiler.close()
         self.writer.wait()
         self.watchdog.beat(step)
         if step == self.config.steps:
@@ -205,7 +217,8 @@ class _Loop:
         step += 1
         views, progress = self._views(done, batches), step / self.config.steps
         asked = self.stop.flags() if self.world.size > 1 else ()
-        done.pending = self.engine.launch(views, done.lr, progress, asked)
+        with part("step"):
+            done.pending = self.engine.launch(views, done.lr, progress, asked)
         done.pending.if_applied(lambda: move_average(self.engine.objective))
         self.open.append(done)
         self._conclude(behind=0 if self._looked_at(step) else self.behind)
@@ -214,9 +227,10 @@ class _Loop:
     def _views(self, done: _Step, batches: Iterator[Batch]) -> Iterator[tuple[Batch, ...]]:
         for _ in range(self.config.engine.accumulation):
             began = time.perf_counter()
-            batch = next(batches)
-            done.keys, done.is_2d = done.keys + batch.keys, batch.is_2d
-            views = self.views(batch)
+            with part("data"):
+                batch = next(batches)
+                views = self.views(batch)
+            done.keys, done.is_2d, done.size = done.keys + batch.keys, batch.is_2d, size_of(batch)
             done.waited += time.perf_counter() - began
             yield views
 
@@ -243,7 +257,7 @@ class _Loop:
                 "kind": "2d" if done.is_2d else "3d",
                 "samples_per_second": len(done.keys) * self.world.size / seconds, "data_wait": done.waited / seconds,
                 "applied": record.applied, "bad_samples": self.loader.stats()["bad_samples"],
-                "memory_gib": _memory_gib(self.world),
+                "memory_gib": _memory_gib(self.world), **self.utilisation.of_step(done.size, seconds),
             }  # fmt: skip
             self._show(done.number, line)
 
@@ -314,6 +328,12 @@ def _memory_gib(world: World) -> float:
     import resource
 
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
+
+
+def size_of(batch: Batch) -> Size3D:
+    """(D, H, W) of a batch's crops, as they were loaded."""
+    depth, height, width = batch.voxels.shape[2:]
+    return depth, height, width
 
 
 def _silent(text: str) -> None:

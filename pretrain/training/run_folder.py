@@ -10,13 +10,15 @@ import yaml
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_text
 from scanfoundry.configs.loading import read_yaml
+from scanfoundry.configs.parsing.differences import first_difference
 from scanfoundry.datasets.storage.run_folder import HARMLESS, LOCK, names_in, take
 from scanfoundry.pretrain.config.run import FREE_TO_CHANGE, PretrainConfig
 from scanfoundry.pretrain.distributed.world import World, gather_objects
 
-INDIFFERENT = {"workers", "ring", "path", "zero_stage", "offload", "activation_checkpointing"}
-
-
+# Of any section: what changes the speed or the place of the same numbers, or how long somebody waits for them.
+INDIFFERENT = {"workers", "ring", "path", "zero_stage", "offload", "activation_checkpointing", "cache", "timeout_s",
+               "bad_sample_ceiling"}  # fmt: skip
+ACCUMULATION = "engine.accumulation"
 PATIENCE = 60.0  # seconds that a run waits for the one before it to end: a requeued job may start while that one dies
 
 
@@ -42,14 +44,15 @@ def check_same_run(config: PretrainConfig) -> None:
     path = config.run_dir / "config.yaml"
     if not path.exists() or not any((config.run_dir / "checkpoints").glob("step-*")):
         return
-    mine, theirs = config.model_dump(mode="json"), read_yaml(path)
-    known = _with_new_keys(theirs)
-    for key in sorted(set(mine) - FREE_TO_CHANGE):
-        if _comparable(mine[key]) != _comparable(known.get(key)):
-            raise UserError(
-                f"{config.run_dir} holds a run with another '{key}' ({theirs.get(key)}); "
-                "choose a new run_dir or restore the old value"
-            )
+    known, mine = _with_new_keys(read_yaml(path)), config.model_dump(mode="json")
+    found = first_difference(_fixed(known, config), _fixed(mine, config))
+    if found is not None:
+        key, before, now = found
+        why = ": its loss compares the samples of a micro-batch" if key == ACCUMULATION else ""
+        raise UserError(
+            f"{config.run_dir} holds a run with {key}={before}, not {now}{why}; "
+            "choose a new run_dir, or restore the old value"
+        )
 
 
 def _with_new_keys(content: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +92,14 @@ def claim(config: PretrainConfig) -> None:
         write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     except OSError as error:
         raise UserError(f"cannot write to the run folder {config.run_dir}: {error.strerror}") from error
+
+
+def _fixed(content: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
+    """What decides the numbers; `accumulation`, at an equal global batch, only where samples are compared."""
+    kept = {key: _comparable(value) for key, value in content.items() if key not in FREE_TO_CHANGE}
+    if not config.objective.compares_samples and isinstance(kept.get("engine"), dict):
+        kept["engine"].pop("accumulation", None)
+    return kept
 
 
 def _comparable(value: Any) -> Any:

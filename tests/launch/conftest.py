@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import warm
 import yaml
+from PIL import Image
 
 
 class Lab:
@@ -30,6 +32,27 @@ class Lab:
                 "crop_2d": [16, 16], "crop_3d": [8, 16, 16], "batch_2d": 4, "batch_3d": 2, "workers": 0,
             },
             "engine": {"zero_stage": 1}, "optimiser": {"lr": 1e-3, "warmup_steps": 2},
+        } | changes  # fmt: skip
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    def study(self, name: str, **changes) -> Path:
+        """A configuration file of a classification with two trials, and the images for it."""
+        rng, images = np.random.default_rng(0), self.folder / "images"
+        images.mkdir(exist_ok=True)
+        lines = ["id,class"]
+        for number in range(24):
+            grey = rng.normal(90 + 60 * (number % 2), 10, (32, 32)).clip(0, 255)
+            Image.fromarray(grey.astype(np.uint8)).save(images / f"s{number:02d}.png")
+            lines.append(f"s{number:02d},{'bright' if number % 2 else 'dark'}")
+        (self.folder / "labels.csv").write_text("\n".join(lines) + "\n")
+        content = {
+            "run_dir": str(self.folder / name), "task": {"name": "classification"}, "seeds": [0, 1], "shots": [2],
+            "data": {"images": str(images), "labels": str(self.folder / "labels.csv"), "modality": "us"},
+            "backbone": {"name": "resenc", "features": [8, 16], "blocks": [1, 1], "strides": [[2, 2, 2]]},
+            "split": {"test_fraction": 0.3}, "schedule": {"steps": 3, "warmup_steps": 1}, "plan": {"batch": 2},
+            "bootstrap": 20, "worst_cases": 2, "device": "cpu",
         } | changes  # fmt: skip
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(content))

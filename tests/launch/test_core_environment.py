@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("configs", "backbones", "datasets", "pretrain", "finetune", "launch")
 LEFT_OUT = {"deepspeed", "wandb", "submitit", "webdataset", "pydicom", "dcm2niix", "highdicom", "pylibjpeg", "onnx",
-            "onnxscript", "onnxruntime", "s3fs"}  # fmt: skip
+            "onnxscript", "onnxruntime", "s3fs", "tensorboard"}  # fmt: skip
 
 
 def closure(requirements: list[str]) -> dict[str, Distribution]:
@@ -117,7 +117,7 @@ def test_the_environment_has_no_extra(python):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("extra", ["pretrain", "dicom", "s3", "onnx"])
+@pytest.mark.parametrize("extra", ["pretrain", "dicom", "s3", "onnx", "tensorboard"])
 def test_every_package_of_an_extra_is_known_to_the_command_line(extra):
     known = {module for module, of in EXTRAS.items() if of == extra}
     listed = {canonicalize_name(Requirement(text).name) for text in PROJECT["optional-dependencies"][extra]}

@@ -55,6 +55,28 @@ def test_a_lost_rank_is_requeued_a_second_one_without_progress_ends_the_job(job,
     assert [note["life"] for note in job.notes()] == ["12-0", "12-1"]
 
 
+LOG = "{folder}/12_0_log.out"
+CANCELLED = "slurmstepd-n1: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-30T19:37:39 ***"
+LOST = "srun: error: n1: task 0: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=12.0\n" + CANCELLED
+OVER = "slurmstepd-n1: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-30T19:37:39 DUE TO TIME LIMIT ***"
+
+
+@pytest.mark.parametrize(("log", "called"), [(CANCELLED, True), (LOST, False), (OVER, False), ("", False)])
+def test_a_cancelled_step_is_called_that_and_a_lost_rank_is_not(job, monkeypatch, tmp_path, log: str, called: bool):
+    Path(LOG.format(folder=job.path)).write_text(f"{CANCELLED}\nscanfoundry: job 12: an earlier life\n{log}\n")
+    heard = live(job, monkeypatch, tmp_path, "exit 137")
+    assert "requeue 12" in heard
+    assert ("`scancel 12.0` ended its step" in heard) == called
+    assert ("memory runs out" in heard) != called
+
+
+def test_the_next_start_waits_for_storage_that_is_away(job, monkeypatch, tmp_path):
+    job.write_end("12-0", 0, "unreachable", "Stale file handle")
+    heard = live(job, monkeypatch, tmp_path, "exit 74")
+    assert heard.splitlines()[:2] == ["requeue 12", "update JobId=12 StartTime=now+60"]
+    assert "Stale file handle" in heard
+
+
 def test_a_mistake_and_a_cancel_are_not_requeued(job, monkeypatch, tmp_path):
     job.write_end("12-0", 0, "final", "lower optimiser.lr")
     heard = live(job, monkeypatch, tmp_path, "exit 2")
@@ -103,11 +125,30 @@ def test_the_script_says_what_was_asked_and_nothing_secret(job, monkeypatch, tmp
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
+def test_tasks_may_run_in_a_container_and_what_asks_slurm_does_not(job):
+    command = "apptainer exec --nv /images/scanfoundry.sif python"
+    text = script(ClusterConfig(python=command), job.path, None, 1)
+    (task,) = [line for line in text.splitlines() if line.startswith("srun")]
+    assert f"{command} -u -m submitit.core._submit" in task
+    assert text.count(command) == 1
+    assert f"{sys.executable} -m scanfoundry.launch.cluster.after_failure" in text
+    with pytest.raises(UserError, match="line break"):
+        check(ClusterConfig, {"python": "python\nrm"}, "launch options")
+    with pytest.raises(UserError, match="cannot follow python"):
+        check_own_format("local", ClusterConfig(python=command))
+
+
 def test_the_users_own_variables_win_over_defaults_and_the_sites_over_both(monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     assert exports(ClusterConfig(), None)["NCCL_DEBUG"] == "INFO"
     assert exports(ClusterConfig(env={"NCCL_DEBUG": "TRACE"}), None)["NCCL_DEBUG"] == "TRACE"
     assert exports(ClusterConfig(), None)["PYTHONSAFEPATH"] == "1"
+
+
+def test_the_cores_of_a_task_beat_the_threads_of_the_login_node(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert exports(ClusterConfig(cpus_per_task=12), None)["OMP_NUM_THREADS"] == "12"
+    assert exports(ClusterConfig(cpus_per_task=12, env={"OMP_NUM_THREADS": "6"}), None)["OMP_NUM_THREADS"] == "6"
 
 
 def test_a_job_finds_the_plug_ins_by_paths_of_any_folder(monkeypatch, tmp_path):

@@ -84,6 +84,10 @@ def test_a_mistake_is_final(lab, tools):
     words = [f"data.sources.0.path={lab.folder / 'nowhere'}", "--cluster", "local", "--tasks-per-node", "2"]
     said = lab.launch(lab.config("run"), *words, code=2)
     assert "nowhere" in said
+    assert "--no-check" in said
+    assert not (lab.folder / "run").exists()  # nothing was queued
+    said = lab.launch(lab.config("run"), *words, "--no-check", code=2)
+    assert "nowhere" in said
     assert [note["kind"] for note in notes(lab.folder / "run") if note["event"] == "end"] == ["final"]
 
 

@@ -1,5 +1,7 @@
 """Nothing is written through what has a lock's or a draft's name but is a link, a pipe or a folder."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from scanfoundry.configs.files import write_bytes, write_text
 from scanfoundry.datasets.shards.resume import locked
 from scanfoundry.datasets.storage.cache import Cache, CacheConfig
 from scanfoundry.datasets.storage.locks import NoLock, exclusive, open_lock
+from scanfoundry.finetune.study.claims import claimed
 from scanfoundry.pretrain.distributed.world import ALONE
 from scanfoundry.pretrain.training.run_folder import held
 
@@ -51,6 +54,22 @@ def test_a_lock_that_is_none_is_named_and_left(tmp_path: Path, precious: Path, k
     assert precious.read_bytes() == PRECIOUS
     assert not (tmp_path / "nothing").exists()
     assert (tmp_path / "build" / ".lock").exists() == (kind != "dead link")
+
+
+def test_a_file_system_without_flock_is_called_that(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    said = "without flock .*No locks available.*-o flock"
+    with pytest.raises(UserError, match=said), held(tmp_path / "run", ALONE, 1):
+        pass
+    with pytest.raises(UserError, match=said), locked(tmp_path / "build"):
+        pass
+    with pytest.raises(UserError, match=said), claimed(tmp_path / "study", "one"):
+        pass
+    with pytest.raises(UserError, match=said):
+        Cache(CacheConfig(folder=tmp_path / "cache")).hold("a" * 64, 3, lambda stream: stream.write(b"abc"), "a shard")
 
 
 def test_a_lock_keeps_what_is_in_it_and_can_be_taken_again(tmp_path: Path) -> None:

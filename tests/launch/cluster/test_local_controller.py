@@ -53,6 +53,12 @@ def start(tmp_path: Path, task: str, facts: JobRecord) -> tuple[JobFolder, "subp
     return job, subprocess.Popen([sys.executable, "-c", controller, str(job.path), command])
 
 
+AWAY = """
+job.write_end(life, rank, "unreachable", "the data are away")
+sys.exit(74)
+"""
+
+
 def ends(job: JobFolder) -> list[str]:
     return [note["kind"] for note in job.notes() if note["event"] == "end"]
 
@@ -72,6 +78,17 @@ def test_who_survives_a_lost_rank_and_ignores_term_is_killed(tmp_path):
     assert time.monotonic() - started < 50
     assert ends(job) == ["crashed", "crashed"]
     assert "signal 9" in job.notes()[-1]["reason"]
+
+
+def test_a_cancel_ends_the_wait_for_storage(tmp_path):
+    job, process = start(tmp_path, AWAY, replace(FACTS, tasks=1))
+    while not ends(job):
+        time.sleep(0.05)
+    time.sleep(1)
+    assert process.poll() is None  # it waits a minute
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert job.is_cancelled
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])

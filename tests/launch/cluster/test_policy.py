@@ -27,6 +27,7 @@ def said(*kinds: str) -> dict[int, dict[str, str]]:
         (said("stopped", "stopped"), 75, True, "cancelled"),
         (said("final"), 137, False, "final"),  # the survivors of a mistake are killed
         (said("crashed"), 143, False, "crashed"),
+        (said("crashed", "unreachable"), 74, False, "unreachable"),  # the cause, and whom it took along
         (said("interrupted", "interrupted"), 130, False, "interrupted"),
         ({}, 137, False, "crashed"),
         ({}, HUNG, False, "crashed"),
@@ -66,6 +67,19 @@ def test_crashes_without_a_new_checkpoint_are_bounded():
     assert "step 5" in verdict.reason
     assert decide(past, End("crashed", 6, "killed"), FACTS).action == "requeue"  # progress
     assert decide(past, End("stopped", 5), FACTS).action == "requeue"  # preempted, which is nobody's fault
+
+
+def test_storage_that_is_away_is_waited_for_longer_each_time_and_not_for_ever():
+    past: list[End] = []
+    for wait_s in (60, 300, 1200):
+        verdict = decide(past, End("unreachable", 5, "stale file handle"), FACTS)
+        assert (verdict.action, verdict.wait_s) == ("requeue", wait_s)
+        past.append(End("unreachable", 5))
+    assert "stale file handle; to be continued from step 5 in 20 minutes" in verdict.reason
+    assert decide(past, End("unreachable", 5, "stale"), FACTS).action == "end"
+    assert decide(past, End("unreachable", 6), FACTS).wait_s == 60  # it came to a new checkpoint in between
+    assert decide([End("crashed", 5)] * 2, End("crashed", 5), FACTS).wait_s == 0
+    assert decide([End("crashed", 5)] * 2 + past[:1], End("crashed", 5), FACTS).action == "end"  # bounded together
 
 
 def test_preemptions_between_crashes_do_not_hide_them():

@@ -90,7 +90,7 @@ def test_a_sweep_is_one_array_a_mistake_ends_alone_and_a_cancelled_run_stays_end
     sweep = lab.folder / "sweep"
     config = lab.config("sweep", steps=500, checkpoint_every=1000, monitor_crops=0)
     path = lab.shards["mr"]
-    said = lab.launch(config, f"data.sources.0.path={path},{lab.folder / 'nowhere'}", "--time", "10")
+    said = lab.launch(config, f"data.sources.0.path={path},{lab.folder / 'nowhere'}", "--time", "10", "--no-check")
     good, bad = [Path(line.split("run folder ")[1].split(";")[0]) for line in said.splitlines()]
     ids = [job_id(good), job_id(bad)]
     assert ids == [f"{ids[0].split('_')[0]}_{i}" for i in range(2)]
@@ -111,6 +111,32 @@ def test_a_sweep_is_one_array_a_mistake_ends_alone_and_a_cancelled_run_stays_end
     subprocess.run(["scontrol", "requeue", ids[0]], capture_output=True)  # somebody insists
     until(lambda: "JobState=CANCELLED" in scontrol(ids[0]), 60)
     assert len(losses(good)) == step
+
+
+def test_the_trials_of_a_study_are_an_array_and_the_last_writes_the_report(lab, tools):
+    _, notes, until, _ = tools
+    said = lab.launch(lab.study("study"), "--time", "10", "--wait")
+    trials = [Path(line.split("run folder ")[1].split(";")[0]) for line in said.splitlines() if "run folder" in line]
+    ids = [job_id(trial) for trial in trials]
+    assert ids == [f"{ids[0].split('_')[0]}_{i}" for i in range(2)]
+    assert [notes(trial)[-1]["kind"] for trial in trials] == ["complete"] * 2
+    assert (lab.folder / "study" / "report.html").exists()
+    until(lambda: lab.launch("status", lab.folder / "study").count("COMPLETED") == 2, 30)
+
+
+def test_a_cancelled_step_is_called_that_and_the_job_goes_on(lab, tools):
+    losses, notes, until, _ = tools
+    run = lab.folder / "run"
+    lab.launch(lab.config("run"), "--time", "10")
+    job = job_id(run)
+    until(lambda: len(losses(run)) >= 3)
+    subprocess.run(["scancel", f"{job}.0"], check=True)
+    until(lambda: any(note["event"] == "end" for note in notes(run)))
+    (end,) = [note for note in notes(run) if note["event"] == "end"]
+    assert f"`scancel {job}.0` ended its step" in end["reason"]
+    until(lambda: len([note for note in notes(run) if note["event"] == "start"]) == 2)
+    assert notes(run)[-1]["step"] == end["step"]
+    subprocess.run(["scancel", job], check=True)
 
 
 def test_a_job_that_waits_is_cancelled_at_once(lab):

@@ -190,4 +190,4 @@ def test_a_run_releases_the_average_survives_a_kill_and_computes_the_same_losses
     refused = start(tmp_path / "killed.yaml", runs["killed"] | {"ema": {"momentum": 0.6}})
     _, errors = refused.communicate(timeout=60)
     assert refused.returncode == 2
-    assert "another 'ema'" in errors
+    assert "ema.momentum=0.5, not 0.6" in errors

@@ -224,15 +224,46 @@ def test_a_folder_with_another_run_is_refused(tmp_path, tiny_shards):
     older["objective"].pop("decoder")  # of a version that did not have the key: its default is what was computed
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(older))
     check_same_run(check(PretrainConfig, first, "test"))
-    with pytest.raises(UserError, match="another 'objective'"):
+    with pytest.raises(UserError, match=r"objective\.mask_ratio="):
         check_same_run(check(PretrainConfig, first | {"objective": first["objective"] | {"mask_ratio": 0.5}}, "test"))
     moved = first["data"] | {"workers": 2, "sources": [s | {"path": "moved"} for s in first["data"]["sources"]]}
     check_same_run(check(PretrainConfig, first | {"steps": 20, "data": moved}, "test"))
-    for key, value in {"seed": 4, "optimiser": {"lr": 1e-2}, "data": first["data"] | {"batch_2d": 8}}.items():
-        with pytest.raises(UserError, match=f"another '{key}'"):
+    twice = [s | {"weight": 2.0} for s in first["data"]["sources"]]
+    for key, value, said in (
+        ("seed", 4, "seed=3, not 4"),
+        ("optimiser", {"lr": 1e-2}, r"optimiser\.lr="),
+        ("data", first["data"] | {"batch_2d": 8}, r"data\.batch_2d=\d+, not 8"),
+        ("data", first["data"] | {"sources": twice}, r"data\.sources\.0\.weight=1\.0, not 2\.0"),
+    ):
+        with pytest.raises(UserError, match=said):
             check_same_run(check(PretrainConfig, first | {key: value, "steps": 100}, "test"))
     (tmp_path / "run" / "checkpoints" / "step-00000002").rmdir()
     check_same_run(check(PretrainConfig, first | {"seed": 4}, "test"))  # nothing would be lost
+
+
+def test_what_computes_the_same_may_change_between_starts(tmp_path, tiny_shards):
+    first = content(tiny_shards, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(
+        yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json"))
+    )
+    data = first["data"] | {"cache": {"gb": 3, "timeout_s": 5}, "timeout_s": 7, "bad_sample_ceiling": 0.5}
+    others = {"device": "cpu", "licence": "CC0", "citation": "we", "step_timeout_s": 9, "max_bad_steps": 3}
+    engine = first.get("engine", {}) | {"accumulation": 2}
+    check_same_run(check(PretrainConfig, first | others | {"data": data, "engine": engine}, "test"))
+
+
+def test_accumulation_stays_where_the_loss_compares_samples(tmp_path, tiny_shards):
+    contrast = {"name": "contrastive", "projector_hidden": 8}
+    terms = [{"objective": {"name": "mae"}}, {"objective": contrast, "weight": 0.1}]
+    for number, objective in enumerate((contrast, {"name": "sum", "terms": terms})):
+        run = tmp_path / str(number)
+        first = content(tiny_shards, run) | {"objective": objective}
+        (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+        (run / "config.yaml").write_text(yaml.safe_dump(check(PretrainConfig, first, "").model_dump(mode="json")))
+        other = first | {"engine": first.get("engine", {}) | {"accumulation": 2}}
+        with pytest.raises(UserError, match=r"engine\.accumulation=1, not 2: its loss compares"):
+            check_same_run(check(PretrainConfig, other, "test"))
 
 
 def test_shards_that_changed_under_a_checkpoint_are_refused(tmp_path):
@@ -320,5 +351,5 @@ def test_a_run_of_before_a_key_was_there_goes_on(tmp_path, tiny_shards):
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(written))
     check_same_run(given)
-    with pytest.raises(UserError, match="another 'seed'"):
+    with pytest.raises(UserError, match="seed="):
         check_same_run(given.model_copy(update={"seed": 7}))

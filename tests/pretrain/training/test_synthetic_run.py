@@ -57,7 +57,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bytes(tmp_path):
     assert (release.patients, release.info.patient_free, release.info.sites) == ([], True, frozenset())
     (source,) = release.info.sources
     assert (source.name, source.synthetic, len(source.manifest_sha256)) == ("shapes", True, 64)
-    with pytest.raises(UserError, match="another 'data'"):
+    with pytest.raises(UserError, match=r"data\.sources\.0\.synthetic\."):
         run(config(other, data={"sources": [{"name": "shapes", "synthetic": {"scans": 8, "body": 0.1}}]}))
 
 
