@@ -89,9 +89,7 @@ def worker(connection: Connection) -> Callable[[Portion | Group], Iterator[Any]]
     return lambda task: iter([task.run()])
 
 
-def _surveyed(
-    root: Path, files: Collection[str], workers: int, progress: Progress, kept: Path, share: float
-) -> Found:
+def _surveyed(root: Path, files: Collection[str], workers: int, progress: Progress, kept: Path, share: float) -> Found:
     """What `find_dicom` returns, without all headers in this process."""
     sources, none = [], []
     pieces: dict[int, list[Piece]] = defaultdict(list)
@@ -127,8 +125,6 @@ def _answers(pool: Sequence[Worker], tasks: Iterable[T]) -> Iterator[tuple[T, An
         for each in ready(busy):
             task, reply = busy.pop(each), each.receive()
             if isinstance(reply, WorkerDied):
-                raise UserError(
-                    f"a process that reads DICOM headers in {task.place} died (exit status {reply.status})"
-                )
+                raise UserError(f"a process that reads DICOM headers in {task.place} died (exit status {reply.status})")
             idle.append(each)
             yield task, reply

@@ -189,12 +189,18 @@ def _planned(
     )
 
 
-def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
+def shard_name(number: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int, first: int = 0) -> list[ShardPlan]:
     """Assign sources to shards, in their order.
 
     Args:
         sources: sorted, as `find_sources` returns them.
         shard_bytes: about so many bytes of source files make up a shard; it holds `MAX_SOURCES` sources at most.
+        first: number of the first shard.
 
     Returns:
         At least one plan; with no sources, one without any.
@@ -204,9 +210,9 @@ def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int) -> list[Sh
     size = 0
     for each in sources:
         if current and (size + each.source.size > shard_bytes or len(current) == MAX_SOURCES):
-            plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
+            plans.append(ShardPlan(shard_name(first + len(plans)), current))
             current, size = [], 0
         current.append(each)
         size += each.source.size
-    plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
+    plans.append(ShardPlan(shard_name(first + len(plans)), current))
     return plans

@@ -19,7 +19,6 @@ from scanfoundry.datasets.labels import Box, Labels
 from scanfoundry.datasets.shards.encode import restore, single_block, summed
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
-    SAMPLES,
     LabelRecord,
     Manifest,
     Member,
@@ -93,8 +92,8 @@ class DataSet:
         Raises:
             UserError: the table cannot be read or is damaged.
         """
-        content = self.store.small(SAMPLES, self.manifest.samples_sha256)
-        name = self.store.shown(SAMPLES)
+        content = self.store.small(self.manifest.samples, self.manifest.samples_sha256)
+        name = self.store.shown(self.manifest.samples)
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
 
     def index(self, shard: ShardRecord) -> ShardIndex:

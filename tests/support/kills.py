@@ -1,0 +1,37 @@
+"""Processes that die at a chosen step of what they write."""
+
+import os
+from collections.abc import Callable
+
+STEPS = ("link", "replace", "unlink", "rmdir", "mkdir", "fsync")
+
+
+def dies_at(number: int, work: Callable[[], object]) -> bool:
+    """Does `work` in a forked process that ends as by SIGKILL before its step `number`; True where it came so far."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    steps = 0
+
+    def counted(step: Callable) -> Callable:
+        def call(*given: object, **named: object) -> object:
+            nonlocal steps
+            if steps == number:
+                os._exit(9)
+            steps += 1
+            return step(*given, **named)
+
+        return call
+
+    try:
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def worker_that_dies(connection: object) -> Callable[[object], object]:
+    """Factory of a worker process that ends at its first task."""
+    return lambda task: os._exit(7)
