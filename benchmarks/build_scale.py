@@ -3,6 +3,8 @@
 command: python benchmarks/build_scale.py --before OTHER/.venv/bin/python --work runs/scale --slices 20000
 Survey: CPU milliseconds a slice and peak memory of the process that surveys, with one worker, again after a restart.
 Its files are sparse: a header as scanners write it, and a hole for the pixels. Two sizes say whether it is linear.
+Names: memory of the process that surveys for the names of a million slices and their sources, without any file.
+Append: CPU of 5% more images beside that of the build, both without what a process costs that builds one image.
 Bookkeeping: CPU seconds for shards that finish one after the other, with the report and the check at each of them.
 Each round runs both checkouts in turn, in processes of their own; the figures are medians of the rounds.
 """
@@ -55,6 +57,55 @@ for number in range(shards):
         progress.report()
     progress.add(name, ShardResult(record=record, paths=["a/b"] * sources, sources=sources, quarantine=[]))
 print(json.dumps({"cpu_s": time.process_time() - began}))
+"""
+NAMES = """
+import json, sys
+from pathlib import Path
+from scanfoundry.datasets.readers import Source
+from scanfoundry.datasets.readers.listing import FileListing, packed_names
+slices, each = int(sys.argv[1]), 250
+listing, root = FileListing(), Path("in")
+for series in range(slices // each):
+    folder = f"patient{series // 4:06d}/series{series:06d}"
+    listing.add_folder(root, folder, [f"IM{place:05d}.dcm" for place in range(each)])
+sources = []
+for series in range(slices // each):
+    folder = f"patient{series // 4:06d}/series{series:06d}"
+    names = packed_names([f"{folder}/IM{place:05d}.dcm" for place in range(each)])
+    sources.append(Source(root, "dicom-volume", f"1.2.3.{series} 512x512x1 ct", names, 1, 1, "P", "1.2.3"))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(json.dumps({"files": len(listing), "sources": len(sources), "peak_mb": int(peak) / 1024}))
+"""
+APPEND = """
+import json, resource, sys
+from pathlib import Path
+import numpy as np
+from scanfoundry.datasets.shards.build import BuildOptions, append, build
+work, images = Path(sys.argv[1]), int(sys.argv[2])
+rng = np.random.default_rng(0)
+for folder, count in (("old", images), ("new", images // 20)):
+    (work / folder).mkdir(parents=True)
+    for number in range(count):
+        np.save(work / folder / f"{folder}{number}.npy", rng.integers(0, 255, (64, 64)).astype(np.uint8))
+options = BuildOptions(key_file=work / "key", workers=1, shard_mb=1)
+def cpu():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+taken = {}
+(work / "few").mkdir()
+np.save(work / "few" / "few.npy", rng.integers(0, 255, (64, 64)).astype(np.uint8))
+jobs = {  # the first pays for imports, the second is what a process costs whatever it builds
+    "warm": lambda: build([work / "few"], work / "few out", options),
+    "one_image_s": lambda: build([work / "few"], work / "few again", options),
+    "build_s": lambda: build([work / "old"], work / "out", options),
+    "append_s": lambda: append([work / "new"], work / "out", options),
+}
+for name, job in jobs.items():
+    before = cpu()
+    job()
+    taken[name] = cpu() - before
+fixed = taken["one_image_s"]
+print(json.dumps({**taken, "share": (taken["append_s"] - fixed) / (taken["build_s"] - fixed)}))
 """
 
 
@@ -150,6 +201,8 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[5000, 20000])
     parser.add_argument("--shards", type=int, nargs="+", default=[1000, 2000])
     parser.add_argument("--shards-after", type=int, default=1_000_000, help="of this checkout alone")
+    parser.add_argument("--names", type=int, default=1_000_000, help="of slices, which are no files: memory alone")
+    parser.add_argument("--images", type=int, nargs="*", default=[2000], help="of a build, to which 5%% are appended")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     given = parser.parse_args()
@@ -163,6 +216,14 @@ def main() -> None:
             side: medians([measured(python, LEDGER, str(shards)) for _ in range(given.rounds)])
             for side, python in pythons.items()
         }
+    if given.names:
+        result[f"names of {given.names} slices"] = measured(sys.executable, NAMES, str(given.names))
+    for images in given.images:
+        taken = []
+        for _ in range(given.rounds):
+            shutil.rmtree(given.work / "append", ignore_errors=True)
+            taken.append(measured(sys.executable, APPEND, given.work / "append", str(images)))
+        result[f"append of 5% to {images} images"] = medians(taken)
     if given.shards_after:
         result[f"ledger of {given.shards_after} shards"] = measured(sys.executable, LEDGER, str(given.shards_after))
     print(json.dumps(result, indent=1))

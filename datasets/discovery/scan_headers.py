@@ -55,7 +55,7 @@ def find_dicom(
     if len(files) <= PORTION:
         return _at_once(root, files)
     with nullcontext(kept) if kept is not None else scratch_folder() as folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it names patients
         return _surveyed(root, files, workers, progress, folder, share)
 
 

@@ -83,6 +83,20 @@ class DataSet:
             return self.store.folder
         raise UserError(f"{self.store.shown('')} is not on local disk: copy it there first")
 
+    def earlier_manifests(self) -> dict[str, str]:
+        """The files of the manifests that it had before scans were appended, by their sha256.
+
+        Raises:
+            UserError: one of them cannot be read or is damaged.
+        """
+        found: dict[str, str] = {}
+        parent = self.manifest.parent
+        while parent is not None:
+            found[parent.sha256] = parent.file
+            content = self.store.small(parent.file, parent.sha256)
+            parent = parse(Manifest, content, self.store.shown(parent.file)).parent
+        return found
+
     def samples(self) -> NDArray[np.void]:
         """The table of all scans, one row for each.
 

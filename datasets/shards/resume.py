@@ -88,7 +88,10 @@ def locked(out: Path, part: Part | None = None) -> Iterator[None]:
         with open_lock(out / f"{_PART_LOCK}{part.number}-of-{part.count}") as own:
             if not _taken(own, out):
                 raise UserError(f"another process is building part {part} of {out}; wait for it")
-            yield  # the files of the locks stay for the merge: other parts may hold them
+            yield
+            if (out / MANIFEST).exists():  # nothing is written any more; else other parts may hold the locks
+                for path in (Path(own.name), out / _LOCK):
+                    path.unlink(missing_ok=True)
 
 
 def _taken(lock: IO[bytes], out: Path, shared: bool = False) -> bool:

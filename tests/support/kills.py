@@ -1,7 +1,9 @@
 """Processes that die at a chosen step of what they write."""
 
 import os
+import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 
 STEPS = ("link", "replace", "unlink", "rmdir", "mkdir", "fsync")
 
@@ -24,10 +26,14 @@ def dies_at(number: int, work: Callable[[], object]) -> bool:
         return call
 
     try:
+        # The process that forks workers is up, and is its parent's to wait for.
+        forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
         for name in STEPS:
             setattr(os, name, counted(getattr(os, name)))
         work()
         os._exit(0)
+    except BaseException:  # what failed before the step is shown with the test that waited for it
+        traceback.print_exc()
     finally:
         os._exit(1)
 

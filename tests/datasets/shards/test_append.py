@@ -133,6 +133,22 @@ def test_what_is_stored_is_not_read_again(
     assert check(out).scans == 18
 
 
+def test_the_data_set_of_before_is_at_hand(old: Path, grown: Path, tmp_path: Path) -> None:
+    """A run that was trained on it can go on: a folder of links, with the old manifest in place of the new one."""
+    assert DataSet(old).earlier_manifests() == {}
+    ((digest, file),) = DataSet(grown).earlier_manifests().items()
+    assert digest == DataSet(old).manifest_hash
+    for path in grown.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").symlink_to(grown / file)
+    again = DataSet(tmp_path)
+    assert again.manifest_hash == digest
+    assert np.array_equal(again.samples(), DataSet(old).samples())
+    config = DataConfig(sources=[SourceConfig(name="x", path=grown)], crop_2d=(8, 8), workers=0)
+    assert SamplingPlan(config, 0).earlier_manifests() == {"x": {digest: file}}
+
+
 def test_killed_at_every_step(
     old: Path, grown: Path, inputs: Path, settings: BuildOptions, tmp_path: Path, contents: Callable
 ) -> None:

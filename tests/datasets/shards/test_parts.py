@@ -74,6 +74,9 @@ def test_parts_of_one_folder(
     assert contents(out) == contents(whole)
     assert check(out).duplicates == 0
     assert merge([out], out).scans == 28  # once more does nothing
+    late = build_part([inputs], out, settings, PARTS[0])
+    assert late.resumed_shards == late.shards
+    assert contents(out) == contents(whole)
     assert build([inputs], out, settings).scans == 28
 
 

@@ -25,9 +25,7 @@ def inputs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_scripts_build_the_data_set(
-    inputs: Path, tmp_path: Path, fixed_key: Callable[[str], Path]
-) -> None:
+def test_the_scripts_build_the_data_set(inputs: Path, tmp_path: Path, fixed_key: Callable[[str], Path]) -> None:
     key = fixed_key("array")
     words = [str(inputs), "--key-file", str(key), "--shard-mb", "1", "--max-bad", "0.2"]
     config = ClusterConfig(cpus_per_task=1, partition="short", memory_gb=2, sbatch={"exclusive": True})
