@@ -5,7 +5,8 @@ Survey: CPU milliseconds a slice and peak memory of the process that surveys, wi
 Its files are sparse: a header as scanners write it, and a hole for the pixels. Two sizes say whether it is linear.
 Names: memory of the process that surveys for the names of a million slices and their sources, without any file.
 Append: CPU of 5% more images beside that of the build, both without what a process costs that builds one image.
-Bookkeeping: CPU seconds for shards that finish one after the other, with the report and the check at each of them.
+Bookkeeping: CPU seconds for shards that finish one after the other, with the report and the check at each of them, and
+milliseconds a shard of a restart that finds them finished.
 Each round runs both checkouts in turn, in processes of their own; the figures are medians of the rounds.
 """
 
@@ -57,6 +58,26 @@ for number in range(shards):
         progress.report()
     progress.add(name, ShardResult(record=record, paths=["a/b"] * sources, sources=sources, quarantine=[]))
 print(json.dumps({"cpu_s": time.process_time() - began}))
+"""
+RESUME = """
+import json, sys, time
+from pathlib import Path
+from scanfoundry.datasets.shards.build_progress import BuildProgress
+from scanfoundry.datasets.shards.format import ShardRecord, to_json
+from scanfoundry.datasets.shards.resume import finished_shards
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
+out, shards, sources = Path(sys.argv[1]), int(sys.argv[2]), 4
+(out / PARTIAL).mkdir(parents=True)
+names = [f"shard-{number:06d}.tar" for number in range(shards)]
+for name in names:
+    record = ShardRecord(name=name, bytes=1, sha256="0" * 64, index_sha256="0" * 64, samples=sources, modalities={})
+    result = ShardResult(record=record, paths=["a/b"] * sources, sources=sources, quarantine=[])
+    (out / PARTIAL / f"{name}.json").write_bytes(to_json(result))
+    for end in (".thumbnails.npy", ".final.json"):
+        (out / PARTIAL / f"{name}{end}").touch()
+began = time.process_time()
+progress = BuildProgress(out, shards * sources, 0.1, finished_shards(out, names), [], lambda *told: None)
+print(json.dumps({"found": len(progress.shards), "ms_a_shard": 1000 * (time.process_time() - began) / shards}))
 """
 NAMES = """
 import json, sys
@@ -216,6 +237,8 @@ def main() -> None:
             side: medians([measured(python, LEDGER, str(shards)) for _ in range(given.rounds)])
             for side, python in pythons.items()
         }
+        shutil.rmtree(given.work / "resume", ignore_errors=True)
+        result[f"restart behind {shards} shards"] = measured(sys.executable, RESUME, given.work / "resume", str(shards))
     if given.names:
         result[f"names of {given.names} slices"] = measured(sys.executable, NAMES, str(given.names))
     for images in given.images:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scanfoundry.datasets.discovery.quarantine import count, read_quarantine
+from scanfoundry.datasets.discovery.sources import PlannedSource, shown
 from scanfoundry.datasets.readers import plain_suffix
 from scanfoundry.datasets.shards.build_plan import BuildPlan
 from scanfoundry.datasets.shards.format import NEAR_DUPLICATES, Manifest
@@ -79,17 +80,14 @@ def by_suffix(paths: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(plain_suffix(path) for path in paths).items()))
 
 
-def notes_on_large(sizes: Sequence[tuple[str, int]], shard_bytes: int) -> list[str]:
-    """A note on sources that are larger than a shard should be, as (path, bytes)."""
-    large = sorted(((size, path) for path, size in sizes if size > shard_bytes), reverse=True)
+def notes_on_large(sources: Sequence[PlannedSource], shard_bytes: int) -> list[str]:
+    """A note on sources that are larger than a shard should be."""
+    large = [each.source for each in sources if each.source.size > shard_bytes]
     if not large:
         return []
-    size, path = large[0]
+    largest = max(large, key=lambda source: (source.size, source.relative))
     several = "1 scan fills a shard by itself" if len(large) == 1 else f"{len(large)} scans fill a shard each"
-    return [
-        f"{several} (the largest: {path}, {size / 2**20:.0f} MiB): a crop of it opens that shard alone; "
-        "a larger --shard-mb keeps shards alike"
-    ]
+    return [f"{several}: {shown(largest.relative)} has {largest.size / 2**20:.3g} MiB; --shard-mb may be larger"]
 
 
 def _notes_on_greys(complete: Manifest) -> list[str]:

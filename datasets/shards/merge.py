@@ -16,7 +16,7 @@ from scanfoundry.datasets.shards.build_progress import BuildProgress
 from scanfoundry.datasets.shards.build_summary import BuildSummary, summary_of
 from scanfoundry.datasets.shards.finalize import complete_build, final_path
 from scanfoundry.datasets.shards.format import MANIFEST, SOURCES, Manifest, index_name, parse
-from scanfoundry.datasets.shards.resume import BUILD, finished_shards, locked, part_of, same
+from scanfoundry.datasets.shards.resume import BUILD, clear_killed, finished_shards, locked, part_of, same
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, result_path
 from scanfoundry.datasets.shards.thumbnail import thumbnails_path
 
@@ -31,6 +31,9 @@ def merge(folders: Sequence[Path], out: Path, max_bad: float = 0.10, progress: P
         out: folder of the data set: one of `folders`, or a new one.
         max_bad: share of all sources that may be refused.
         progress: called with what is done, how much of it, and of how much.
+
+    Returns:
+        Counts of what was stored and of what was left out.
 
     Raises:
         UserError: a shard is missing, the parts are of different builds, or more sources were refused.
@@ -51,6 +54,7 @@ def merge(folders: Sequence[Path], out: Path, max_bad: float = 0.10, progress: P
             same(out, manifest.parameters, parameters)
             shutil.rmtree(out / PARTIAL, ignore_errors=True)
             return summary_of(out, plan, manifest, plan.shards)
+        clear_killed(out)
         for folder in others:
             _gather(folder, out, plan)
         done = BuildProgress(

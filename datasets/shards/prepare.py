@@ -8,7 +8,7 @@ from typing import Any
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.quarantine import Quarantined
 from scanfoundry.datasets.discovery.scan_headers import find_dicom
-from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan, assign_shards, find_sources, shown
+from scanfoundry.datasets.discovery.sources import PlannedSource, ShardPlan, assign_shards, find_sources
 from scanfoundry.datasets.identity import site_key
 from scanfoundry.datasets.labels.label_index import open_labels
 from scanfoundry.datasets.labels.tables.table import Columns
@@ -86,25 +86,20 @@ class PreparedBuild:
             find_frame_folders if options.frames else None,
         )
         _check_any(inputs, sources, none)
-        notes: list[str] = []
+        unused = len(label_index.unused([each.source.relative for each in sources]))
+        notes = [*label_index.notes, *(f"{number} {reason}" for reason, number in label_index.left_out.items())]
         if parent is not None:
             found, sources = len(sources), parent.new(sources)
-            notes = [f"{found - len(sources)} of them were in it already", _NEAR] if sources else [_NOTHING]
-        shard_bytes = int(options.shard_mb * 2**20)
-        first = 0 if parent is None else parent.next_shard
+            notes = [f"{found - len(sources)} of them were in it already", _NEAR, *notes] if sources else [_NOTHING]
+        shard_bytes, first = int(options.shard_mb * 2**20), 0 if parent is None else parent.next_shard
         shards = assign_shards(sources, shard_bytes, first)
         plan = BuildPlan(
             first=first,
             shards=len(shards),
             sources=len(sources),
             source_bytes=sum(each.source.size for each in sources),
-            unused_labels=len(label_index.unused([each.source.relative for each in sources])),
-            notes=[
-                *notes,
-                *label_index.notes,
-                *(f"{number} {reason}" for reason, number in label_index.left_out.items()),
-                *notes_on_large([(shown(each.source.relative), each.source.size) for each in sources], shard_bytes),
-            ],
+            unused_labels=unused,
+            notes=[*notes, *notes_on_large(sources, shard_bytes)],
             none=none,
         )
         return cls(out, options, key, sources, shards, plan, parameters_of(options.model_dump(), sources, key), report)

@@ -157,14 +157,12 @@ def _prepare(
     """The partial folder of a build: what it was begun with, and nothing of a killed process."""
     begun = {**parameters, "modified": str(max(each.source.modified for each in sources))}
     partial = out / PARTIAL
-    own = set(part_of(plan.names, part))
     (partial / (part.folder if part else "")).mkdir(parents=True, exist_ok=True)
     if part is None:
-        clear(partial)
-        _clear_drafts([out, partial], None)
+        clear_killed(out)
     else:
         clear(partial / part.folder)
-        _clear_drafts([out, partial], own)
+        _clear_drafts([out, partial], set(part_of(plan.names, part)))
     if not (partial / BUILD).exists():
         write_shared(partial / BUILD, json.dumps(begun, indent=1).encode())
     same(out, json.loads((partial / BUILD).read_text(encoding="utf-8")), begun)
@@ -172,6 +170,12 @@ def _prepare(
         write_shared(partial / SOURCES, source_bytes(source_rows(sources)))
     if not (partial / PLAN).exists():
         write_shared(partial / PLAN, plan.model_dump_json().encode())
+
+
+def clear_killed(out: Path) -> None:
+    """Remove what killed processes have half written, where no other process builds in the folder `out`."""
+    clear(out / PARTIAL)
+    _clear_drafts([out, out / PARTIAL], None)
 
 
 def _clear_drafts(folders: Sequence[Path], own: set[str] | None) -> None:
@@ -202,6 +206,7 @@ _MEANING = {
 
 
 def same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """UserError where a build was begun with another value of a parameter than now; the text names it."""
     for name, value in now.items():
         if before.get(name) != value:
             shown = f": {before.get(name)} then, {value} now" if "_" not in name and name != "site" else ""

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset  # noqa: F401 (imported here, so that no forked child has to)
-from kills import dies_at
+from kills import dies_at, write_here
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.shards import prepare
 from scanfoundry.datasets.shards.build import BuildOptions, build, build_part
 from scanfoundry.datasets.shards.build_plan import Part
 from scanfoundry.datasets.shards.check import check
@@ -98,10 +99,12 @@ def test_parts_of_folders_of_their_own(
 
 
 def test_killed_at_many_steps_it_ends_with_the_same_bytes(
-    inputs: Path, settings: BuildOptions, whole: Path, tmp_path: Path, contents: Callable
-) -> None:
+    inputs: Path, settings: BuildOptions, whole: Path, tmp_path: Path, contents: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(prepare, "run_tasks", write_here)
     out, kills = tmp_path / "out", 0
-    for part, steps in zip(PARTS, [(0, 1, 3, 9), (2, 6, 14), (5, 8), (4, 12)], strict=True):
+    for part, steps in zip(PARTS, [(0, 1, 3, 9, 20, 31), (2, 6, 14, 27), (5, 8, 16), (4, 12, 23)], strict=True):
         for step in steps:
             kills += dies_at(step, lambda: build_part([inputs], out, settings, part))  # noqa: B023 (called at once)
         build_part([inputs], out, settings, part)
@@ -158,4 +161,4 @@ def test_a_scan_that_fills_a_shard_is_said(inputs: Path, settings: BuildOptions,
     np.save(tmp_path / "large.npy", np.arange(120 * 90, dtype=np.uint8).reshape(120, 90))
     summary = build([inputs, tmp_path / "large.npy"], tmp_path / "out", settings)
     (note,) = [note for note in summary.notes if "fills a shard" in note]
-    assert note.startswith("1 scan fills a shard by itself (the largest: large.npy, 0 MiB)")
+    assert note == "1 scan fills a shard by itself: large.npy has 0.0104 MiB; --shard-mb may be larger"
