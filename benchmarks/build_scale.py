@@ -215,16 +215,17 @@ def survey(pythons: dict[str, str], work: Path, slices: int, rounds: int) -> dic
 
 
 def main() -> None:
-    """Measure what is asked for and write results/build_scale.json."""
+    """Measure what is asked for and write it to the folder of results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--before", help="the other checkout's .venv/bin/python")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--slices", type=int, nargs="+", default=[5000, 20000])
-    parser.add_argument("--shards", type=int, nargs="+", default=[1000, 2000])
+    parser.add_argument("--slices", type=int, nargs="*", default=[5000, 20000])
+    parser.add_argument("--shards", type=int, nargs="*", default=[1000, 2000])
     parser.add_argument("--shards-after", type=int, default=1_000_000, help="of this checkout alone")
     parser.add_argument("--names", type=int, default=1_000_000, help="of slices, which are no files: memory alone")
     parser.add_argument("--images", type=int, nargs="*", default=[2000], help="of a build, to which 5%% are appended")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="build_scale", help="of the file of results")
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -251,7 +252,7 @@ def main() -> None:
         result[f"ledger of {given.shards_after} shards"] = measured(sys.executable, LEDGER, str(given.shards_after))
     print(json.dumps(result, indent=1))
     if not given.dry:
-        record("build_scale", result)
+        record(given.name, result)
 
 
 if __name__ == "__main__":

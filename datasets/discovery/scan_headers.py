@@ -13,6 +13,7 @@ from scanfoundry.datasets.discovery.quarantine import Quarantined
 from scanfoundry.datasets.discovery.sources import regular_files, shown
 from scanfoundry.datasets.discovery.survey import PORTION, Found, Group, Piece, Portion, lines_of, portions
 from scanfoundry.datasets.processes import Progress, Worker, WorkerDied, ready
+from scanfoundry.datasets.readers import Source
 from scanfoundry.datasets.readers.scratch import scratch_folder
 
 _FACTORY = "scanfoundry.datasets.discovery.scan_headers:worker"
@@ -91,7 +92,8 @@ def worker(connection: Connection) -> Callable[[Portion | Group], Iterator[Any]]
 
 def _surveyed(root: Path, files: Collection[str], workers: int, progress: Progress, kept: Path, share: float) -> Found:
     """What `find_dicom` returns, without all headers in this process."""
-    sources, none = [], []
+    sources: list[Source] = []
+    none: list[Quarantined] = []
     pieces: dict[int, list[Piece]] = defaultdict(list)
     read = 0
     pool = [Worker(_FACTORY) for _ in range(min(workers, -(-len(files) // PORTION)))]

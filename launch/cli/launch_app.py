@@ -87,26 +87,27 @@ def data_build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; submit nothing.")] = False,
 ) -> None:
     """Build shards on SLURM: an array of parts, and a job that merges them when all are done."""
-    from scanfoundry.launch.cluster.data_build import data_build_command
+    from scanfoundry.launch.cluster.data_build import BuildWords, data_build_command
 
+    read = _options_of(words)
     asked = {
         "cpus_per_task": cpus_per_task, "memory_gb": memory_gb, "partition": partition, "account": account,
         "qos": qos, "constraint": constraint, "timeout_min": time, "array_parallelism": array_parallelism,
     }  # fmt: skip
-    _check_words(words)
     given = {key: value for key, value in asked.items() if value is not None}
-    data_build_command(words, out, parts, given, defaults, dry_run)
+    data_build_command(BuildWords(words, read["workers"], read["max_bad"]), out, parts, given, defaults, dry_run)
 
 
-def _check_words(words: list[str]) -> None:
-    """An error at once where `data build` would not take the words, and not in each of the jobs."""
+def _options_of(words: list[str]) -> dict[str, Any]:
+    """The options of `data build` in the words: an error comes at once, and not in each of the jobs."""
     from scanfoundry.configs.errors import UserError
     from scanfoundry.launch.cli.data_app import data_app
 
     build: Any = typer.main.get_command(data_app)
-    given = build.commands["build"].make_context("data build", [*words, "--out", "."]).params
-    if given["part"] is not None or given["append"] or words.count("--out"):
+    given: dict[str, Any] = build.commands["build"].make_context("data build", ["--out", "", *words]).params
+    if given["part"] is not None or given["append"] or given["out"] != Path():
         raise UserError("--part, --append and --out are not for data build here: the jobs give them themselves")
+    return given
 
 
 @launch_app.command()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,22 @@ _REQUEUE = """requeue() {{
 trap requeue USR2"""
 
 
+@dataclass(frozen=True)
+class BuildWords:
+    """Inputs and options of `data build`, but for `--out` and `--part`, as they were typed; and two of them, read."""
+
+    words: Sequence[str]
+    workers: int | None = None
+    max_bad: float = 0.10
+
+
 def data_build_command(
-    words: Sequence[str], out: Path, parts: int, asked: dict[str, Any], defaults: str | None, dry_run: bool
+    given: BuildWords, out: Path, parts: int, asked: dict[str, Any], defaults: str | None, dry_run: bool
 ) -> None:
     """Submit the parts of a build, and their merge behind them.
 
     Args:
-        words: inputs and options of `data build`, but for `--out` and `--part`.
+        given: what is to be built.
         out: folder of the data set, on a disk that all nodes see.
         parts: how many.
         asked: options of the jobs that were typed; they win over `defaults`.
@@ -46,7 +56,7 @@ def data_build_command(
     logs = out.absolute().with_name(f"{out.name}-jobs") / (
         time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid() % 10000:04d}"
     )
-    build, merge = scripts(words, out.absolute(), parts, config, logs)
+    build, merge = scripts(given, out.absolute(), parts, config, logs)
     if dry_run:
         print(f"{build}\n{merge}", end="")
         return
@@ -58,14 +68,13 @@ def data_build_command(
     print(f"job {array}: {parts} parts; job {last} merges them into {out}; logs in {logs}")
 
 
-def scripts(words: Sequence[str], out: Path, parts: int, config: ClusterConfig, logs: Path) -> tuple[str, str]:
+def scripts(given: BuildWords, out: Path, parts: int, config: ClusterConfig, logs: Path) -> tuple[str, str]:
     """The scripts of the array and of the merge."""
-    words = [*words, "--out", str(out)]
-    if "--workers" not in words:
+    words = [*given.words, "--out", str(out)]
+    if given.workers is None:
         words += ["--workers", str(config.cpus_per_task)]
     build = f"{_COMMAND} data build {shlex.join(words)} --part $SLURM_ARRAY_TASK_ID/{parts}"
-    ceiling = words[words.index("--max-bad") : words.index("--max-bad") + 2] if "--max-bad" in words else []
-    merge = f"{_COMMAND} data merge {shlex.join([str(out), *ceiling])}"
+    merge = f"{_COMMAND} data merge {shlex.join([str(out), '--max-bad', f'{given.max_bad:g}'])}"
     array = {"array": f"1-{parts}%{config.array_parallelism}", "output": f"{logs}/part-%a.out"}
     return _script(build, array, config), _script(merge, {"output": f"{logs}/merge.out"}, config)
 

@@ -1,5 +1,6 @@
 """A build in parts, merged, equals one build of everything byte for byte, wherever it is killed."""
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from scanfoundry.datasets.shards.merge import merge
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.shards.resume import locked
 
+FORK = multiprocessing.get_context("fork")
 PARTS = [Part(number, 4) for number in (3, 1, 4, 2)]
 
 
@@ -114,6 +116,23 @@ def test_killed_at_many_steps_it_ends_with_the_same_bytes(
     assert contents(out) == contents(whole)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     assert kills >= 20
+
+
+def test_parts_at_the_same_time(
+    inputs: Path, settings: BuildOptions, whole: Path, tmp_path: Path, contents: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Processes that begin together in one folder, which none of them has made yet."""
+    monkeypatch.setattr(prepare, "run_tasks", write_here)
+    out = tmp_path / "out"
+    processes = [FORK.Process(target=build_part, args=([inputs], out, settings, part)) for part in PARTS]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    merge([out], out)
+    assert contents(out) == contents(whole)
 
 
 def test_a_build_without_parts_completes_those_that_are_there(
