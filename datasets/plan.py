@@ -337,6 +337,11 @@ class SamplingPlan:
             )
         return found
 
+    def earlier_manifests(self) -> dict[str, dict[str, str]]:
+        """For each source that scans were appended to, the files of its earlier manifests by their sha256."""
+        named = zip(self.config.sources, self.data, strict=True)
+        return {source.name: data.earlier_manifests() for source, data in named if isinstance(data, DataSet)}
+
     def patients(self) -> list[str]:
         """Sorted hashes of all patients that may be sampled."""
         return sorted(self._patients)

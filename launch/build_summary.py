@@ -1,7 +1,7 @@
 """What a build did, in words for the terminal."""
 
 from scanfoundry.configs.text import printable
-from scanfoundry.datasets.shards.build import BuildSummary
+from scanfoundry.datasets.shards.build_summary import BuildSummary, PartSummary
 
 
 def describe_build(summary: BuildSummary) -> str:
@@ -26,4 +26,16 @@ def describe_build(summary: BuildSummary) -> str:
         text += "; look at " + ", ".join(f"{count} {name}" for name, count in summary.warnings.items())
     if summary.ignored:
         text += "; no scans: " + ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
+    return "\n  ".join(printable(line) for line in [text, *summary.notes])
+
+
+def describe_part(summary: PartSummary) -> str:
+    """One line for people: what a part did, and what comes next."""
+    text = (
+        f"{summary.out}: part {summary.part}: {summary.shards} of {summary.all_shards} shards, "
+        f"{summary.sources} sources"
+    )
+    if summary.resumed_shards:
+        text += f"; {summary.resumed_shards} of them were there already"
+    text += "; when all parts are done, 'scanfoundry data merge' makes a data set of them"
     return "\n  ".join(printable(line) for line in [text, *summary.notes])

@@ -1,29 +1,34 @@
 """Finds the DICOM among the files of a build: worker processes read headers, then files are grouped to series."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.discovery.quarantine import Quarantined, QuarantineKind
-from scanfoundry.datasets.discovery.sources import shown
+from scanfoundry.datasets.discovery.quarantine import Quarantined
+from scanfoundry.datasets.discovery.sources import regular_files, shown
+from scanfoundry.datasets.discovery.survey import PORTION, Found, Group, Piece, Portion, lines_of, portions
 from scanfoundry.datasets.processes import Progress, Worker, WorkerDied, ready
 from scanfoundry.datasets.readers import Source
-
-if TYPE_CHECKING:
-    from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
+from scanfoundry.datasets.readers.scratch import scratch_folder
 
 _FACTORY = "scanfoundry.datasets.discovery.scan_headers:worker"
+T = TypeVar("T", Portion, Group)
 _ENDINGS = (".dcm", ".dicom", ".ima")
-_PORTION = 500  # files that a worker is told at a time; fewer are read in this process
 
 
 def find_dicom(
-    root: Path, files: Sequence[str], workers: int, progress: Progress
-) -> tuple[list[Source], list[Quarantined]]:
+    root: Path,
+    files: Collection[str],
+    workers: int,
+    progress: Progress,
+    kept: Path | None = None,
+    share: float = 0.0,
+) -> Found:
     """Find the DICOM sources among files.
 
     Args:
@@ -31,6 +36,9 @@ def find_dicom(
         files: paths below it, '/' between parts.
         workers: processes that read headers, where there are many files.
         progress: called with what is done, how much of it, and of how much.
+        kept: folder for what was read of many files, so that the next call does not read it again; None: a temporary
+            one. It names paths and patients.
+        share: where in the files to begin, from 0 to 1: several processes that share `kept` begin apart.
 
     Returns:
         The sources, and a line for each file that is of none, with the reason.
@@ -39,19 +47,28 @@ def find_dicom(
         UserError: a worker process died.
         ModuleNotFoundError: pydicom is not installed, and one of the files may be DICOM.
     """
-    paths = [root / relative for relative in files]
-    if find_spec("pydicom") is None and not any(_may_be_dicom(path) for path in paths):
-        return [], [Quarantined(path=shown(relative), reason="not DICOM", kind="skipped") for relative in files]
+    if find_spec("pydicom") is None:
+        none: list[Quarantined] = []
+        regular = regular_files(((root, relative) for relative in files), none)
+        if not any(_may_be_dicom(root / relative) for _, relative in regular):
+            skipped = (Quarantined(path=shown(name), reason="not DICOM", kind="skipped") for _, name in regular)
+            return [], [*none, *skipped]
+    if len(files) <= PORTION:
+        return _at_once(root, files)
+    with nullcontext(kept) if kept is not None else scratch_folder() as folder:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it names patients
+        return _surveyed(root, files, workers, progress, folder, share)
+
+
+def _at_once(root: Path, files: Iterable[str]) -> Found:
     # Here: pydicom takes a third of a second to import, which a build without DICOM need not wait for.
     from scanfoundry.datasets.readers.dicom.grouping import group
     from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
 
-    headers = scan_headers(paths) if len(paths) <= _PORTION else _parallel(paths, workers, progress)
-    sources, refusals = group(headers, root)
-    none = [
-        Quarantined(path=shown(path), reason=reason, kind=cast(QuarantineKind, kind)) for path, reason, kind in refusals
-    ]
-    return sources, none
+    none: list[Quarantined] = []
+    regular = regular_files(((root, relative) for relative in files), none)
+    sources, refusals = group(scan_headers(root / relative for _, relative in regular), root)
+    return sources, [*none, *lines_of(refusals)]
 
 
 def _may_be_dicom(path: Path) -> bool:
@@ -68,38 +85,48 @@ def _may_be_dicom(path: Path) -> bool:
     return path.suffix.lower() in _ENDINGS or head[128:] == b"DICM" or head[:2] in groups
 
 
-def worker(connection: Connection) -> Callable[[list[Path]], Iterator[list["FileHeader"]]]:
+def worker(connection: Connection) -> Callable[[Portion | Group], Iterator[Any]]:
     """Factory for `processes.Worker`."""
-    from scanfoundry.datasets.readers.dicom.headers.parse import scan_headers
-
-    return lambda paths: iter([scan_headers(paths)])
+    return lambda task: iter([task.run()])
 
 
-def _parallel(paths: Sequence[Path], workers: int, progress: Progress) -> list["FileHeader"]:
-    portions = [list(paths[begin : begin + _PORTION]) for begin in range(0, len(paths), _PORTION)]
-    pending = deque(range(len(portions)))
-    found: dict[int, list[Any]] = {}
-    busy: dict[Worker, int] = {}
-    pool = [Worker(_FACTORY) for _ in range(min(workers, len(portions)))]
+def _surveyed(root: Path, files: Collection[str], workers: int, progress: Progress, kept: Path, share: float) -> Found:
+    """What `find_dicom` returns, without all headers in this process."""
+    sources: list[Source] = []
+    none: list[Quarantined] = []
+    pieces: dict[int, list[Piece]] = defaultdict(list)
+    read = 0
+    pool = [Worker(_FACTORY) for _ in range(min(workers, -(-len(files) // PORTION)))]
     try:
-        for each in pool:
-            _hand(each, pending, portions, busy)
-        while busy:
-            for each in ready(busy):
-                number, reply = busy.pop(each), each.receive()
-                if isinstance(reply, WorkerDied):
-                    first = portions[number][0].parent
-                    raise UserError(f"a process that reads DICOM headers in {first} died (exit status {reply.status})")
-                found[number] = reply
-                progress("reading headers", sum(map(len, found.values())), len(paths))
-                _hand(each, pending, portions, busy)
+        for portion, (lines, found) in _answers(pool, portions(root, files, kept, share)):
+            none += lines
+            for part, piece in found.items():
+                pieces[part].append(piece)
+            read += len(portion.names)
+            progress("reading headers", read, len(files))
+        groups = [Group(root, tuple(sorted(each)), kept) for _, each in sorted(pieces.items())]
+        first = int(share * len(groups))
+        for _, (grouped, lines) in _answers(pool, [*groups[first:], *groups[:first]]):
+            sources += grouped
+            none += lines
     finally:
         for each in pool:
             each.close()
-    return [one for number in range(len(portions)) for one in found[number]]
+    return sorted(sources, key=lambda source: source.relative), none
 
 
-def _hand(each: Worker, pending: deque[int], portions: list[list[Path]], busy: dict[Worker, int]) -> None:
-    if pending:
-        busy[each] = pending.popleft()
-        each.send(portions[busy[each]])
+def _answers(pool: Sequence[Worker], tasks: Iterable[T]) -> Iterator[tuple[T, Any]]:
+    """Each task with what a worker answers, as they come."""
+    pending, busy, idle = iter(tasks), dict[Worker, T](), list(pool)
+    while True:
+        while idle and (task := next(pending, None)) is not None:
+            busy[idle[-1]] = task
+            idle.pop().send(task)
+        if not busy:
+            return
+        for each in ready(busy):
+            task, reply = busy.pop(each), each.receive()
+            if isinstance(reply, WorkerDied):
+                raise UserError(f"a process that reads DICOM headers in {task.place} died (exit status {reply.status})")
+            idle.append(each)
+            yield task, reply

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from scanfoundry.datasets.identity import keyed_hash, patient_of
 from scanfoundry.datasets.labels import LabelRef
 from scanfoundry.datasets.labels.label_index import LabelIndex
 from scanfoundry.datasets.labels.pairing.study import shared_studies, studies_of
-from scanfoundry.datasets.readers import Source, file_source, find_files
+from scanfoundry.datasets.readers import Source, file_source, list_files
 
 MAX_SOURCES = 512  # in a shard, whatever their size
 NO_FILE_OF_IT = "no file of this data set: neither a scan by its name nor DICOM by its content"
@@ -22,7 +22,7 @@ NO_FILE_OF_IT = "no file of this data set: neither a scan by its name nor DICOM 
 File = tuple[Path, str]  # root, path relative to it
 
 # Finds the DICOM among files of one root: its sources, and those files that are none, with the reason.
-DicomFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[Quarantined]]]
+DicomFinder = Callable[[Path, Collection[str]], tuple[list[Source], list[Quarantined]]]
 FrameFinder = Callable[[Path, Sequence[str]], tuple[list[Source], list[str]]]
 
 
@@ -77,9 +77,9 @@ def find_sources(
             collide, and a series may lie in parts in both.
     """
     none: list[Quarantined] = []
-    files, others = find_files(inputs)
+    files, others = list_files(inputs)
     label_index.claim(files, len(others))
-    files, others = (_scan_files(each, label_index, none) for each in (files, others))
+    files = [(root, name) for root, name in regular_files(files, none) if not _is_mask(root, name, label_index)]
     sources: list[Source] = []
     if find_frames is not None:
         for root in sorted({root for root, _ in files}):
@@ -87,10 +87,11 @@ def find_sources(
             sources += videos
             files = [file for file in files if file[0] != root] + [(root, relative) for relative in single]
     sources += [file_source(root, relative) for root, relative in files]
-    taken = {(source.root, name) for source in sources for name in source.files}  # a header's voxels
-    others = [file for file in others if file not in taken]
-    for root in sorted({root for root, _ in others}):
-        dicom, rest = find_dicom(root, [relative for each, relative in others if each == root])
+    taken = {(source.root, name) for source in sources for name in source.files[1:]}  # a header's voxels
+    if taken or label_index.claimed:
+        others = others.kept(lambda root, name: (root, name) not in taken and not _is_mask(root, name, label_index))
+    for root in others.roots():
+        dicom, rest = find_dicom(root, others.below(root))
         sources += dicom
         none += [_as_labels(each, root, label_index) for each in rest]
     studies = studies_of([source.relative for source in sources if source.study is None])
@@ -125,17 +126,11 @@ def _as_labels(each: Quarantined, root: Path, label_index: LabelIndex) -> Quaran
     return each.model_copy(update={"reason": "labels of this data set, no scan" if labels else NO_FILE_OF_IT})
 
 
-def _scan_files(files: Sequence[File], label_index: LabelIndex, none: list[Quarantined]) -> list[File]:
-    """The regular files that are no masks."""
-    opened = regular_files(files, none)
-    if not label_index.claimed:
-        return opened
-    return [
-        (root, relative) for root, relative in opened if label_index.real.of(root, relative) not in label_index.claimed
-    ]
+def _is_mask(root: Path, relative: str, label_index: LabelIndex) -> bool:
+    return bool(label_index.claimed) and label_index.real.of(root, relative) in label_index.claimed
 
 
-def regular_files(files: Sequence[File], none: list[Quarantined], kind: QuarantineKind = "skipped") -> list[File]:
+def regular_files(files: Iterable[File], none: list[Quarantined], kind: QuarantineKind = "skipped") -> list[File]:
     """The regular files among `files`.
 
     Args:
@@ -164,7 +159,7 @@ def _with_own_identities(sources: Sequence[Source]) -> list[Source]:
     """Give the second of two sources of one identity a number, whatever damaged headers say."""
     seen = Counter[tuple[Path, str]]()
     apart: list[Source] = []
-    for source in sorted(sources, key=lambda source: source.files):
+    for source in sorted(sources, key=lambda source: source.relative):
         number = seen[source.root, source.identity]
         seen[source.root, source.identity] += 1
         apart.append(replace(source, identity=f"{source.identity}\n{number}") if number else source)
@@ -194,12 +189,18 @@ def _planned(
     )
 
 
-def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int) -> list[ShardPlan]:
+def shard_name(number: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int, first: int = 0) -> list[ShardPlan]:
     """Assign sources to shards, in their order.
 
     Args:
         sources: sorted, as `find_sources` returns them.
         shard_bytes: about so many bytes of source files make up a shard; it holds `MAX_SOURCES` sources at most.
+        first: number of the first shard.
 
     Returns:
         At least one plan; with no sources, one without any.
@@ -209,9 +210,9 @@ def assign_shards(sources: Sequence[PlannedSource], shard_bytes: int) -> list[Sh
     size = 0
     for each in sources:
         if current and (size + each.source.size > shard_bytes or len(current) == MAX_SOURCES):
-            plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
+            plans.append(ShardPlan(shard_name(first + len(plans)), current))
             current, size = [], 0
         current.append(each)
         size += each.source.size
-    plans.append(ShardPlan(f"shard-{len(plans):06d}.tar", current))
+    plans.append(ShardPlan(shard_name(first + len(plans)), current))
     return plans

@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.readers.companions import header_beside
 from scanfoundry.datasets.readers.formats import SUFFIXES, UNREAD, FileFormat, formats, function_of, suffix_of
 from scanfoundry.datasets.readers.geometry import check_spacing
+from scanfoundry.datasets.readers.listing import FileListing
 from scanfoundry.datasets.readers.paths import cases_of, split_pattern
 from scanfoundry.datasets.readers.scan import NothingToStore, ReadError, Scan, Source
 
@@ -16,6 +17,7 @@ __all__ = [
     "SUFFIXES",
     "UNREAD",
     "FileFormat",
+    "FileListing",
     "NothingToStore",
     "ReadError",
     "Scan",
@@ -23,6 +25,7 @@ __all__ = [
     "file_source",
     "find_files",
     "find_scans",
+    "list_files",
     "plain_suffix",
     "read",
     "scans_of",
@@ -113,22 +116,37 @@ def find_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], list[tup
     Raises:
         UserError: an input is missing.
     """
+    found, others = list_files(inputs)
+    return found, _sorted(set(others))
+
+
+def list_files(inputs: Sequence[Path]) -> tuple[list[tuple[Path, str]], FileListing]:
+    """The same as `find_files`, with the files without a reader's suffix, of which there may be millions, packed."""
     found: set[tuple[Path, str]] = set()
-    others: set[tuple[Path, str]] = set()
+    others = FileListing()
+
+    def add(root: Path, relatives: Iterable[str]) -> None:
+        for relative in relatives:
+            if suffix_of(relative) in SUFFIXES:
+                found.add((root, relative))
+            else:
+                others.add(root, relative)
+
     for given in inputs:
         path = Path(given)
         if path.is_file():
-            candidates = [(path.parent, header_beside(path.parent, path.name) or path.name)]
+            add(path.parent, [header_beside(path.parent, path.name) or path.name])
         elif path.is_dir():
-            candidates = [(path, relative) for relative in _walk(path)]
+            for folder, names in _walk(path):
+                known = {name for name in names if suffix_of(name) in SUFFIXES}
+                found.update((path, _joined(folder, name)) for name in known)
+                others.add_folder(path, folder, [name for name in names if name not in known])
         elif (pattern := split_pattern(path)) is not None and pattern[0].is_dir():
-            root = pattern[0]
-            candidates = [(root, relative) for relative in cases_of(pattern[1], _walk(root)).values()]
+            below = (_joined(folder, name) for folder, names in _walk(pattern[0]) for name in names)
+            add(pattern[0], cases_of(pattern[1], below).values())
         else:
             raise UserError(f"input '{given}' does not exist")
-        for root, relative in candidates:
-            (found if suffix_of(relative) in SUFFIXES else others).add((root, relative))
-    return _sorted(found), _sorted(others)
+    return _sorted(found), others
 
 
 def _sorted(files: set[tuple[Path, str]]) -> list[tuple[Path, str]]:
@@ -145,19 +163,27 @@ def find_scans(inputs: Sequence[Path]) -> list[tuple[Path, str]]:
     return find_files(inputs)[0]
 
 
-def _walk(root: Path) -> list[str]:
-    relatives: list[str] = []
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below `root` ('' for itself) with the names in it; one that cannot be listed comes as a name."""
     seen: set[tuple[int, int]] = set()
+    closed: list[str] = []
 
-    def closed(error: OSError) -> None:
-        relatives.append(Path(error.filename).relative_to(root).as_posix())
+    def note(error: OSError) -> None:
+        closed.append(Path(error.filename).relative_to(root).as_posix())
 
-    for folder, folders, files in os.walk(root, onerror=closed, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=note, followlinks=True):
         identity = os.stat(folder)
         if (identity.st_dev, identity.st_ino) in seen:
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relatives += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-    return relatives
+        below = Path(folder).relative_to(root).as_posix()
+        yield "" if below == "." else below, [name for name in files if not name.startswith(".")]
+    for name in closed:
+        above, _, last = name.rpartition("/")
+        yield above, [last]

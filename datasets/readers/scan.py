@@ -1,5 +1,6 @@
 """A scan in memory, where it came from, and the one exception of a file that cannot become one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,8 @@ class Source:
         root: folder of the input.
         kind: name of the format in `readers.formats`.
         identity: what makes it that scan wherever it lies, the relative path or a DICOM UID. It is only ever hashed.
-        files: relative to `root`, '/' between the parts. The first one names the source to people.
+        files: relative to `root`, '/' between the parts. The first one names the source to people. Those of a long
+            series are packed: see `listing.PackedNames`.
         size: bytes of all files.
         modified: time of the newest file, ns.
         patient: whom the header says the scan is of; None where it does not, and the path decides.
@@ -36,7 +38,7 @@ class Source:
     root: Path
     kind: str
     identity: str
-    files: tuple[str, ...]
+    files: Sequence[str]
     size: int
     modified: int
     patient: str | None = None

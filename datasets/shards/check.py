@@ -20,7 +20,6 @@ from scanfoundry.configs.files import sha256_of
 from scanfoundry.datasets.shards.contact_sheet import draw_contact_sheet
 from scanfoundry.datasets.shards.format import (
     INDEX_KEY,
-    NEAR_DUPLICATES,
     Member,
     NearDuplicateRecord,
     SampleEntry,
@@ -30,8 +29,9 @@ from scanfoundry.datasets.shards.format import (
 )
 from scanfoundry.datasets.shards.near_list import count_scans, read_near_duplicates
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
+from scanfoundry.datasets.shards.source_table import read_source_table
 from scanfoundry.datasets.shards.summary import ModalityReport, Summary
-from scanfoundry.datasets.shards.table import differs, rows_of
+from scanfoundry.datasets.shards.table import differs, found_later, rows_of
 from scanfoundry.datasets.shards.writer import content_hash
 
 
@@ -68,11 +68,13 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     """
     data = DataSet(folder)
     table = data.samples()
-    summary, also, keys = Summary(), set[str](), list[str]()
+    later = {patient for patients in data.manifest.later.values() for patient in patients}
+    summary, also, keys = Summary(), set(later), list[str]()
+    summary.patients |= later
     for number, shard in enumerate(data.manifest.shards):
         entries = check_shard(data.folder, shard)
         also.update(*(entry.also for entry in entries))
-        _check_rows(data, number, entries, table[table["shard"] == number])
+        _check_rows(data, number, entries, table[table["shard"] == number], len(keys))
         summary.add(entries)
         keys += [entry.key for entry in entries]
     found = {name: report.scans for name, report in summary.modalities().items()}
@@ -93,6 +95,8 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     if len(summary.keys) < summary.scans:
         raise UserError(f"{folder}: two scans have the same key; build the data set again")
     _check_near_duplicates(data, keys)
+    if manifest.sources is not None:
+        read_source_table(data)
     if contact_sheet is not None:
         draw_contact_sheet(data, contact_sheet)
     return CheckReport(
@@ -110,14 +114,14 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     )
 
 
-def _check_rows(data: DataSet, number: int, entries: list[SampleEntry], rows: NDArray[np.void]) -> None:
+def _check_rows(data: DataSet, number: int, entries: list[SampleEntry], rows: NDArray[np.void], first: int) -> None:
     shard, names = data.manifest.shards[number], sorted(data.manifest.modalities)
     counts = Counter(entry.modality for entry in entries)
     if counts != shard.modalities or not counts.keys() <= set(names):
         raise UserError(
             f"{data.folder}: shard {shard.name} holds other modalities than the manifest says; build it again"
         )
-    if differs(rows, rows_of(number, entries, names)):
+    if differs(rows, found_later(rows_of(number, entries, names), first, data.manifest.later)):
         raise UserError(f"{data.folder}: the table of its scans differs from shard {shard.name}; build it again")
 
 
@@ -128,7 +132,7 @@ def _check_near_duplicates(data: DataSet, keys: list[str]) -> None:
         return
     named = all((keys[line.row], keys[line.kept_row]) == (line.key, line.kept_key) for line in found)
     if not named or count_scans(found) != (record.scans, record.others):
-        raise UserError(f"{data.folder}: {NEAR_DUPLICATES} names other scans than the shards hold; build it again")
+        raise UserError(f"{data.folder}: {record.file} names other scans than the shards hold; build it again")
 
 
 def check_shard(folder: Path, shard: ShardRecord) -> list[SampleEntry]:

@@ -24,10 +24,14 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A scan that is left out, and the one that it equals."""
+    """A scan that is left out, and the one that it equals: None where an earlier build stored that.
 
-    twin: SampleId
+    `labels_lost`: it has labels, which a shard of before does not take over.
+    """
+
+    twin: SampleId | None
     labels_differ: bool
+    labels_lost: bool = False
 
 
 def find_duplicates(walk: Walk) -> dict[SampleId, Kept | Dropped]:
@@ -63,7 +67,7 @@ def _of_group(group: Sequence[tuple[SampleId, SampleEntry]]) -> dict[SampleId, K
         group, key=lambda each: (count_labels(each[1]), len(each[1].facts), tuple(-number for number in each[0]))
     )
     also = sorted({entry.patient for _, entry in group} - {kept.patient})
-    differ = {each: _differ(kept, entry) for each, entry in group}
+    differ = {each: labels_differ(kept, entry) for each, entry in group}
     decisions: dict[SampleId, Kept | Dropped] = {
         each: Dropped(place, differ[each]) for each, _ in group if each != place
     }
@@ -78,7 +82,7 @@ def count_labels(entry: SampleEntry) -> int:
     return found + (entry.mask is not None)
 
 
-def _differ(one: SampleEntry, other: SampleEntry) -> bool:
+def labels_differ(one: SampleEntry, other: SampleEntry) -> bool:
     """True where both are labelled, and not alike."""
     if not (count_labels(one) and count_labels(other)):
         return False

@@ -1,11 +1,10 @@
 """The end of a build: shards without duplicates are moved into place, then the table and the manifest are written."""
 
-import hashlib
 import os
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,21 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import write_bytes
-from scanfoundry.datasets.discovery.quarantine import Quarantined
-from scanfoundry.datasets.shards.duplicates import Dropped, Kept, SampleId, find_duplicates
+from scanfoundry.datasets.discovery.quarantine import Quarantined, write_quarantine
+from scanfoundry.datasets.shards.build_plan import BuildPlan
+from scanfoundry.datasets.shards.build_progress import BuildProgress, all_lines, read_result
+from scanfoundry.datasets.shards.duplicates import (
+    Dropped,
+    Kept,
+    SampleId,
+    Walk,
+    count_labels,
+    find_duplicates,
+    labels_differ,
+)
 from scanfoundry.datasets.shards.encode import Codec, Encoded
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
-    SAMPLES,
-    VERSION,
     FinalShard,
     Manifest,
     Member,
@@ -31,13 +38,14 @@ from scanfoundry.datasets.shards.format import (
     parse,
     to_json,
 )
-from scanfoundry.datasets.shards.near_list import NearDuplicateFinder, write_near_duplicates
+from scanfoundry.datasets.shards.parent import Parent
 from scanfoundry.datasets.shards.reader import read_index
-from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
-from scanfoundry.datasets.shards.table import rows_of, to_bytes
+from scanfoundry.datasets.shards.shard_worker import PARTIAL
+from scanfoundry.datasets.shards.tables import ShardSums, write_tables
 from scanfoundry.datasets.shards.thumbnail import read_thumbnails, thumbnails_path
 from scanfoundry.datasets.shards.writer import ShardWriter
 
+_OPEN = 256  # results of shards that are held to name the files of duplicates
 Decisions = dict[SampleId, Kept | Dropped]
 
 
@@ -47,7 +55,7 @@ def final_path(out: Path, shard: str) -> Path:
 
 
 def finalize(
-    out: Path, parameters: dict[str, Any], results: Sequence[ShardResult], codec: Codec
+    out: Path, parameters: dict[str, Any], names: Sequence[str], codec: Codec, parent: Parent | None = None
 ) -> tuple[Manifest, list[Quarantined]]:
     """Move the shards of the partial folder into `out`, without scans that others repeat voxel by voxel.
 
@@ -56,8 +64,9 @@ def finalize(
     Args:
         out: folder of the data set.
         parameters: what its bytes depend on, for the manifest.
-        results: of all shards, in their order.
+        names: of all shards, in order.
         codec: of frames that are written anew.
+        parent: the data set in `out` that the shards are appended to.
 
     Returns:
         The manifest, not written yet, and one line of quarantine.jsonl for each duplicate.
@@ -65,45 +74,59 @@ def finalize(
     Raises:
         UserError: a shard in the partial folder is damaged.
     """
-    written = [result for result in results if result.record is not None]
+    results = (read_result(out, name) for name in names)
+    written = [result.record for result in results if result.record is not None]
     decisions = find_duplicates(lambda: _walk(out, written))
+    later: dict[int, list[str]] = {}
+    if parent is not None:
+        later = _drop_stored(parent, lambda: _walk(out, written), decisions)
     shards = [
-        record for number, result in enumerate(written) if (record := _place(out, number, result, decisions, codec))
+        final for number, record in enumerate(written) if (final := _place(out, number, record, decisions, codec))
     ]
-    modalities = sum((Counter(shard.modalities) for shard in shards), Counter[str]())
-    patients: set[str] = set()
-    also: set[str] = set()
-    warnings, greys = Counter[str](), Counter[str]()
-    rows, finder = [], NearDuplicateFinder()
-    for number, shard in enumerate(shards):
-        entries = read_index(out, shard).samples
-        rows.append(rows_of(number, entries, sorted(modalities)))
-        finder.add(entries)
-        patients.update(entry.patient for entry in entries)
-        also.update(*(entry.also for entry in entries))
-        warnings.update(warning for entry in entries for warning in entry.warnings)
-        greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
-    near = finder.find(
+    sums = _summed(out, shards)
+    near = sums.finder.find(
         lambda: (entry for shard in shards for entry in read_index(out, shard).samples),
         lambda: _thumbnails(out, written, decisions),
     )
-    table = to_bytes(np.concatenate(rows))
-    write_bytes(out / SAMPLES, table)
-    manifest = Manifest(
-        version=VERSION,
-        tool=f"scanfoundry {version('scanfoundry')}",
-        parameters=parameters,
-        scans=sum(shard.samples for shard in shards),
-        patients=len(patients | also),
-        also=sorted(also),
-        modalities=dict(sorted(modalities.items())),
-        warnings=dict(sorted(warnings.items())),
-        greys=dict(sorted(greys.items())),
-        samples_sha256=hashlib.sha256(table).hexdigest(),
-        near_duplicates=write_near_duplicates(out, near),
-        shards=shards,
-    )
-    return manifest, list(_lines(written, decisions))
+    manifest = write_tables(out, parameters, shards, sums, near, parent, later)
+    return manifest, list(_lines(out, written, decisions))
+
+
+def _drop_stored(parent: Parent, walk: Walk, decisions: Decisions) -> dict[int, list[str]]:
+    """Decide that scans which the parent holds are left out; returns, by its rows, the patients who are new there."""
+    later: dict[int, set[str]] = defaultdict(set)
+    for place, (entry, row, stored) in parent.twins(walk()).items():
+        decisions[place] = Dropped(None, labels_differ(stored, entry), count_labels(entry) > 0)
+        later[row] |= {entry.patient} - set(stored.all_patients())
+    return {row: sorted(patients) for row, patients in sorted(later.items()) if patients}
+
+
+def _summed(out: Path, shards: Sequence[ShardRecord]) -> ShardSums:
+    sums = ShardSums()
+    for shard in shards:
+        sums.add(read_index(out, shard).samples)
+    return sums
+
+
+def complete_build(
+    out: Path, parameters: dict[str, Any], plan: BuildPlan, done: BuildProgress, parent: Parent | None = None
+) -> Manifest:
+    """Make a data set of the finished shards of a build, and remove its partial folder.
+
+    Args:
+        out: folder of the data set.
+        parameters: what its bytes depend on.
+        plan: of the build.
+        done: all its shards.
+        parent: the data set in `out` that they are appended to.
+
+    Returns:
+        The manifest, which is written.
+    """
+    manifest, duplicates = finalize(out, parameters, plan.names, parameters["codec"], parent)
+    write_quarantine(out, all_lines(out, [*done.quarantine(), *duplicates]))
+    write_manifest(out, manifest)
+    return manifest
 
 
 def write_manifest(out: Path, manifest: Manifest) -> None:
@@ -112,34 +135,37 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
     shutil.rmtree(out / PARTIAL)
 
 
-def _walk(out: Path, results: Sequence[ShardResult]) -> Iterator[tuple[SampleId, SampleEntry]]:
-    for number, result in enumerate(results):
-        if result.record is not None:
-            for sample, entry in enumerate(read_index(out / PARTIAL, result.record).samples):
-                yield (number, sample), entry
+def _walk(out: Path, records: Sequence[ShardRecord]) -> Iterator[tuple[SampleId, SampleEntry]]:
+    for number, record in enumerate(records):
+        for sample, entry in enumerate(read_index(out / PARTIAL, record).samples):
+            yield (number, sample), entry
 
 
-def _thumbnails(out: Path, results: Sequence[ShardResult], decisions: Decisions) -> Iterator[NDArray[np.int8]]:
+def _thumbnails(out: Path, records: Sequence[ShardRecord], decisions: Decisions) -> Iterator[NDArray[np.int8]]:
     """The descriptors of the scans that stay, shard by shard."""
-    for number, result in enumerate(results):
-        assert result.record is not None
-        samples = range(result.record.samples)
+    for number, record in enumerate(records):
+        samples = range(record.samples)
         stay = [sample for sample in samples if not isinstance(decisions.get((number, sample)), Dropped)]
-        yield read_thumbnails(thumbnails_path(out / PARTIAL, result.record.name), len(samples))[stay]
+        yield read_thumbnails(thumbnails_path(out / PARTIAL, record.name), len(samples))[stay]
 
 
-def _lines(results: Sequence[ShardResult], decisions: Decisions) -> Iterator[Quarantined]:
+def _lines(out: Path, records: Sequence[ShardRecord], decisions: Decisions) -> Iterator[Quarantined]:
+    @lru_cache(_OPEN)
+    def paths(shard: int) -> list[str]:
+        return read_result(out, records[shard].name).paths
+
     for (shard, sample), decision in decisions.items():
         if isinstance(decision, Dropped):
-            twin = results[decision.twin[0]].paths[decision.twin[1]]
+            place = decision.twin
+            twin = "a scan that was stored before" if place is None else paths(place[0])[place[1]]
             reason = f"has the same voxels as {twin}" + ("; their labels differ" if decision.labels_differ else "")
-            yield Quarantined(path=results[shard].paths[sample], kind="duplicate", reason=reason)
+            if decision.labels_lost:
+                reason += "; its labels are not taken over"
+            yield Quarantined(path=paths(shard)[sample], kind="duplicate", reason=reason)
 
 
-def _place(out: Path, number: int, result: ShardResult, decisions: Decisions, codec: Codec) -> ShardRecord | None:
+def _place(out: Path, number: int, record: ShardRecord, decisions: Decisions, codec: Codec) -> ShardRecord | None:
     """One shard into `out`; its record there, None where nothing of it is left."""
-    record = result.record
-    assert record is not None
     done = final_path(out, record.name)
     if done.exists():
         return parse(FinalShard, done.read_bytes(), str(done)).record

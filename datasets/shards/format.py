@@ -4,6 +4,7 @@ A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc
 `<key>.mask.b2nd` where it has a mask; the last member, `__index__/index.json`, holds the same bytes as the file
 `<shard>.idx.json` beside the tar. A data set is a folder of shards with one `manifest.json` and one `samples.npy`,
 which says of each scan what the sampling plan needs, so that a million scans are planned without their indices.
+Where scans were appended, the manifest names the newest tables, `samples-000001.npy` and so on, and its parent.
 """
 
 import base64
@@ -24,6 +25,7 @@ INDEX_KEY = "__index__/index"
 MANIFEST = "manifest.json"
 SAMPLES = "samples.npy"
 NEAR_DUPLICATES = "near_duplicates.csv"
+SOURCES = "sources.npy"
 
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Dtype = Annotated[str, Field(pattern=r"^(u?int(8|16|32|64)|float(16|32|64))$")]
@@ -140,23 +142,55 @@ class FinalShard(_Record):
 class NearDuplicateRecord(_Record):
     """What is known of `near_duplicates.csv`: see `near_list`."""
 
+    file: Annotated[str, Field(pattern=r"^near_duplicates(-[0-9]{6})?\.csv$")] = NEAR_DUPLICATES
     scans: NotNegativeInt  # that it would leave out
     others: NotNegativeInt  # of these, scans that resemble one of another patient
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class SourcesRecord(_Record):
+    """The table of what was read, see `source_table`."""
+
+    file: Annotated[str, Field(pattern=r"^sources(-[0-9]{6})?\.npy$")] = SOURCES
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ParentRecord(_Record):
+    """The manifest that a data set had before scans were appended; its shards are the first ones, as they were."""
+
+    file: Annotated[str, Field(pattern=r"^manifest-[0-9]{6}\.json$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scans: Size
+    shards: Size
+
+
 class Manifest(_Record):
+    """What a data set holds.
+
+    Attributes:
+        also: patients under whom only duplicates were found, or duplicates too.
+        later: patients under whom the voxels of a row were found again by an append, which leaves its shard as it is.
+        greys: masks by how they were drawn, see `labels.Labels`.
+        samples: the file of the table.
+        near_duplicates: None of a build from before they were looked for; `sources` likewise.
+        parent: None of a build that appended to no other one.
+    """
+
     version: Literal[2]
     tool: str
     parameters: dict[str, Any]
     scans: Size
     patients: Size
-    also: list[Hash] = []  # patients under whom only duplicates were found, or duplicates too
+    also: list[Hash] = []
+    later: dict[NotNegativeInt, list[Hash]] = {}
     modalities: dict[str, Size]
     warnings: dict[str, Size] = {}
-    greys: dict[str, Size] = {}  # masks by how they were drawn, see `labels.Labels`
+    greys: dict[str, Size] = {}
+    samples: Annotated[str, Field(pattern=r"^samples(-[0-9]{6})?\.npy$")] = SAMPLES
     samples_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    near_duplicates: NearDuplicateRecord | None = None  # of a build from before they were looked for
+    near_duplicates: NearDuplicateRecord | None = None
+    sources: SourcesRecord | None = None
+    parent: ParentRecord | None = None
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
 
 

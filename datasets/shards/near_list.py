@@ -120,7 +120,9 @@ def _chosen(thumbnails: Thumbnails, chosen: NDArray[np.bool_], size: int) -> NDA
     return table
 
 
-def write_near_duplicates(out: Path, found: Sequence[NearDuplicate]) -> NearDuplicateRecord:
+def write_near_duplicates(
+    out: Path, found: Sequence[NearDuplicate], file: str = NEAR_DUPLICATES
+) -> NearDuplicateRecord:
     """Write the file into the folder `out`; returns what the manifest says of it."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -129,9 +131,9 @@ def write_near_duplicates(out: Path, found: Sequence[NearDuplicate]) -> NearDupl
         key, kept_key, correlation, same, row, kept_row = astuple(line)
         writer.writerow([key, kept_key, f"{correlation:.3f}", "yes" if same else "no", row, kept_row])
     content = stream.getvalue().encode()
-    write_bytes(out / NEAR_DUPLICATES, content)
+    write_bytes(out / file, content)
     scans, others = count_scans(found)
-    return NearDuplicateRecord(scans=scans, others=others, sha256=hashlib.sha256(content).hexdigest())
+    return NearDuplicateRecord(file=file, scans=scans, others=others, sha256=hashlib.sha256(content).hexdigest())
 
 
 def count_scans(found: Iterable[NearDuplicate]) -> tuple[int, int]:
@@ -149,7 +151,7 @@ def read_near_duplicates(data: DataSet) -> list[NearDuplicate] | None:
     record = data.manifest.near_duplicates
     if record is None:
         return None
-    content = data.store.small(NEAR_DUPLICATES, record.sha256)
+    content = data.store.small(record.file, record.sha256)
     head, *lines = content.decode("ascii", "replace").splitlines() or [""]
     cells = [_LINE.fullmatch(line) for line in lines]
     found = [
@@ -160,5 +162,5 @@ def read_near_duplicates(data: DataSet) -> list[NearDuplicate] | None:
     rows = sum(shard.samples for shard in data.manifest.shards)
     within = all(max(line.row, line.kept_row) < rows and line.row != line.kept_row for line in found)
     if head != ",".join(_COLUMNS) or len(found) < len(lines) or not within:
-        raise UserError(f"{data.store.shown(NEAR_DUPLICATES)} is damaged; copy or build it again")
+        raise UserError(f"{data.store.shown(record.file)} is damaged; copy or build it again")
     return found

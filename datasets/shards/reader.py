@@ -19,7 +19,6 @@ from scanfoundry.datasets.labels import Box, Labels
 from scanfoundry.datasets.shards.encode import restore, single_block, summed
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
-    SAMPLES,
     LabelRecord,
     Manifest,
     Member,
@@ -84,6 +83,20 @@ class DataSet:
             return self.store.folder
         raise UserError(f"{self.store.shown('')} is not on local disk: copy it there first")
 
+    def earlier_manifests(self) -> dict[str, str]:
+        """The files of the manifests that it had before scans were appended, by their sha256.
+
+        Raises:
+            UserError: one of them cannot be read or is damaged.
+        """
+        found: dict[str, str] = {}
+        parent = self.manifest.parent
+        while parent is not None:
+            found[parent.sha256] = parent.file
+            content = self.store.small(parent.file, parent.sha256)
+            parent = parse(Manifest, content, self.store.shown(parent.file)).parent
+        return found
+
     def samples(self) -> NDArray[np.void]:
         """The table of all scans, one row for each.
 
@@ -93,8 +106,8 @@ class DataSet:
         Raises:
             UserError: the table cannot be read or is damaged.
         """
-        content = self.store.small(SAMPLES, self.manifest.samples_sha256)
-        name = self.store.shown(SAMPLES)
+        content = self.store.small(self.manifest.samples, self.manifest.samples_sha256)
+        name = self.store.shown(self.manifest.samples)
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
 
     def index(self, shard: ShardRecord) -> ShardIndex:

@@ -25,6 +25,7 @@ from scanfoundry.datasets.shards.thumbnail import thumbnails_path, write_thumbna
 from scanfoundry.datasets.shards.writer import ShardWriter, record_of
 
 PARTIAL = ".partial"  # in the data set's folder: shards and what is known of them, until the build is complete
+SURVEY = "survey"  # in the partial folder: what was read of DICOM headers
 
 
 class ShardResult(BaseModel):
@@ -46,6 +47,7 @@ class ShardTask:
     modality: str
     codec: Codec
     deadly: dict[int, str] = field(default_factory=dict)  # sources that processes died of, and how
+    scratch: str = ""  # folder below the partial one for what is converted for a moment
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
         A `SourceStarted` before each source, and the `ShardResult` at the end.
     """
     # What is converted for a moment lies there too: the next start clears it, should this one be killed.
-    with kept_below(task.out / PARTIAL), ShardWriter(task.out / PARTIAL / task.plan.name, task.codec) as writer:
+    with (
+        kept_below(task.out / PARTIAL / task.scratch),
+        ShardWriter(task.out / PARTIAL / task.plan.name, task.codec) as writer,
+    ):
         store = _SourceWriter(task, writer)
         for number, planned in enumerate(task.plan.sources):
             yield SourceStarted(number)

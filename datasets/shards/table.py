@@ -1,7 +1,7 @@
 """`samples.npy`: one row per scan with what the sampling plan needs, so that it need not read every index."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.lib import format as npy
@@ -44,6 +44,15 @@ def rows_of(shard: int, entries: Iterable[SampleEntry], modalities: list[str]) -
         for sample, entry in enumerate(entries)
     ]
     return np.array(rows, ROW)
+
+
+def found_later(rows: NDArray[np.void], first: int, later: Mapping[int, Sequence[str]]) -> NDArray[np.void]:
+    """The rows from number `first` on, with the patients under whom an append found their voxels again."""
+    changed = rows.copy()
+    for row, patients in later.items():
+        if first <= row < first + len(rows):
+            changed["least"][row - first] = min([changed["least"][row - first], *map(fraction, patients)])
+    return changed
 
 
 def differs(rows: NDArray[np.void], expected: NDArray[np.void]) -> bool:

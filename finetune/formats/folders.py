@@ -139,7 +139,7 @@ def scans_below(root: Path, data: LabelledData, book: LabelIndex, found: Gathere
         raise UserError(f"no readable scan (NIfTI, DICOM, PNG, ...) in the folder of images '{root}'")
     found.refused = {each.path: each.reason for each in none if each.kind == "refused"}
     found.drop("files that cannot be read", len(found.refused))
-    return {each.source.relative: each for each in sorted(planned, key=lambda each: each.source.files)}
+    return {each.source.relative: each for each in sorted(planned, key=lambda each: each.source.relative)}
 
 
 def grouped(scans: Scans, book: LabelIndex, mistakes: Mistakes) -> tuple[dict[str, dict[int, PlannedSource]], int]:

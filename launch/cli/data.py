@@ -1,5 +1,7 @@
 """`scanfoundry data build` and `data check`: options in, lines and exit code out."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ from scanfoundry.configs.errors import UserError, UserErrors
 from scanfoundry.configs.extras import check_installed
 
 
-def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
+def build_command(inputs: list[Path], out: Path, part: str | None = None, append: bool = False, **options: Any) -> None:
     """Build shards with a progress bar and print the summary."""
     check_installed("webdataset")
     from pydantic import ValidationError
 
     from scanfoundry.configs.parsing.checking import explain
-    from scanfoundry.datasets.shards.build import BuildOptions, build
-    from scanfoundry.launch.build_summary import describe_build
+    from scanfoundry.datasets.shards import build as builds
+    from scanfoundry.datasets.shards.build import BuildOptions
+    from scanfoundry.datasets.shards.build_plan import Part
+    from scanfoundry.launch.build_summary import describe_build, describe_part
 
     columns = options.get("label_columns") or []  # --label-columns age,sex is two of them
     options["label_columns"] = [name for words in columns for name in words.split(",") if name.strip()]
@@ -27,16 +31,38 @@ def build_command(inputs: list[Path], out: Path, **options: Any) -> None:
         found = [f"--{line.replace('_', '-', line.partition(':')[0].count('_'))}" for line in
                  explain(BuildOptions, error)]  # fmt: skip
         raise UserErrors("the options", found) if len(found) > 1 else UserError(found[0]) from error
+    which = None if part is None else Part.of(part)
+    if which is not None and append:
+        raise UserError("--part and --append exclude each other: an append is one process tree")
+    with _progress_bar() as progress:
+        if which is not None:
+            text = describe_part(builds.build_part(inputs, out, checked, which, progress))
+        else:
+            text = describe_build((builds.append if append else builds.build)(inputs, out, checked, progress))
+    print(text)
+
+
+def merge_command(folders: list[Path], out: Path | None, max_bad: float) -> None:
+    """Merge the parts of a build and print the summary."""
+    check_installed("webdataset")
+    from scanfoundry.datasets.shards.merge import merge
+    from scanfoundry.launch.build_summary import describe_build
+
+    if out is None and len(folders) > 1:
+        raise UserError("several folders of parts are merged into a new one: give it as --out")
+    with _progress_bar() as progress:
+        summary = merge(folders, out or folders[0], max_bad, progress)
+    print(describe_build(summary))
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, and the function that moves it."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("building", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        summary = build(inputs, out, checked, progress)
-    print(describe_build(summary))
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 def check_command(folder: Path, contact_sheet: Path | None) -> None:

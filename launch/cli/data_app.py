@@ -42,6 +42,12 @@ def data_build(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; the default is one per core.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable scans that is too many.")] = 0.10,
     codec: Annotated[str, typer.Option(help="zstd (small) or lz4hc (fast).")] = "zstd",
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="One part of N, here or on another machine; then 'data merge'.")
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add new scans to the data set in --out; its shards stay as they are.")
+    ] = False,
 ) -> None:
     """Turn folders of scans into de-identified shards; continues a killed build."""
     from scanfoundry.launch.cli.data import build_command
@@ -50,8 +56,20 @@ def data_build(
         inputs, out, modality=modality, labels=labels, label_columns=label_columns,
         allow_identifying=allow_identifying, masks=masks, boxes_from_masks=boxes_from_masks, frames=frames,
         patient_regex=patient_regex, key_file=key_file, shard_mb=shard_mb, workers=workers, max_bad=max_bad,
-        codec=codec,
+        codec=codec, part=part, append=append,
     )  # fmt: skip
+
+
+@data_app.command("merge")
+def data_merge(
+    folders: Annotated[list[Path], typer.Argument(help="The --out of all parts: one folder that they share, or each.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the data set, where the parts do not share one.")] = None,
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable scans that is too many.")] = 0.10,
+) -> None:
+    """Make one data set of the parts of a build: the same bytes as one build of everything."""
+    from scanfoundry.launch.cli.data import merge_command
+
+    merge_command(folders, out, max_bad)
 
 
 @data_app.command("check")

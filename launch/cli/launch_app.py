@@ -69,6 +69,50 @@ def submit(
     raise typer.Exit(launch_command(config, words or [], cluster, asked, defaults, wait, dry_run, snapshot, check))
 
 
+@launch_app.command("data-build")
+def data_build(
+    words: Annotated[
+        list[str], typer.Argument(metavar="INPUTS...", help="Of `data build`; behind '--' its options too.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the data set, on a disk that all nodes see.")],
+    parts: Annotated[int, typer.Option(min=1, help="Jobs of the array.")],
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Processes of a part.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="Memory of a part.")] = None,
+    partition: Annotated[str | None, typer.Option()] = None,
+    account: Annotated[str | None, typer.Option()] = None,
+    qos: Annotated[str | None, typer.Option()] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features that the nodes must have.")] = None,
+    time: Annotated[int | None, typer.Option(min=1, help="Minutes; a part goes on after its limit.")] = None,
+    array_parallelism: Annotated[int | None, typer.Option(min=1, help="Parts at the same time.")] = None,
+    defaults: Annotated[
+        str | None, typer.Option(help="Cluster defaults: a YAML file or a name in configs/cluster.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; submit nothing.")] = False,
+) -> None:
+    """Build shards on SLURM: an array of parts, and a job that merges them when all are done."""
+    from scanfoundry.launch.cluster.data_build import BuildWords, data_build_command
+
+    read = _options_of(words)
+    asked = {
+        "cpus_per_task": cpus_per_task, "memory_gb": memory_gb, "partition": partition, "account": account,
+        "qos": qos, "constraint": constraint, "timeout_min": time, "array_parallelism": array_parallelism,
+    }  # fmt: skip
+    given = {key: value for key, value in asked.items() if value is not None}
+    data_build_command(BuildWords(words, read["workers"], read["max_bad"]), out, parts, given, defaults, dry_run)
+
+
+def _options_of(words: list[str]) -> dict[str, Any]:
+    """The options of `data build` in the words: an error comes at once, and not in each of the jobs."""
+    from scanfoundry.configs.errors import UserError
+    from scanfoundry.launch.cli.data_app import data_app
+
+    build: Any = typer.main.get_command(data_app)
+    given: dict[str, Any] = build.commands["build"].make_context("data build", ["--out", "", *words]).params
+    if given["part"] is not None or given["append"] or given["out"] != Path():
+        raise UserError("--part, --append and --out are not for data build here: the jobs give them themselves")
+    return given
+
+
 @launch_app.command()
 def status(
     run_dir: RunDir, all_jobs: Annotated[bool, typer.Option("--all", help="Also earlier submissions.")] = False

@@ -107,7 +107,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
                     world.device) as loader:  # fmt: skip
         if found is not None:
-            checkpoint.check_same_data(found, loader.manifest_hash)
+            checkpoint.check_same_data(found, loader.manifest_hash, loader.plan.earlier_manifests())
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], loader.plan.modalities)
         check_depth(objective, loader.plan.volumes)
         site = Site(

@@ -268,7 +268,7 @@ def test_planted_strings_do_not_travel(ward: Path, key_file: Path, tmp_path: Pat
     assert (summary.scans, summary.quarantined, summary.ignored) == (9, {}, {})
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json", "near_duplicates.csv", "quarantine.jsonl", "samples.npy", "shard-000000.idx.json",
-        "shard-000000.tar",
+        "shard-000000.tar", "sources.npy",
     ]  # fmt: skip
     assert not leaks(tmp_path / "out", telling(ward))
     # The header's other facts do: an empty shard would pass too.

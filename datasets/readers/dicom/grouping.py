@@ -13,6 +13,7 @@ from scanfoundry.datasets.readers.dicom.headers.sop_classes import CT, MR, MULTI
 from scanfoundry.datasets.readers.dicom.pixels.integrity import files_to_read
 from scanfoundry.datasets.readers.dicom.series.grid import SAME_DIRECTION
 from scanfoundry.datasets.readers.dicom.series.planes import is_mosaic
+from scanfoundry.datasets.readers.listing import packed_names
 from scanfoundry.datasets.readers.scan import Source
 
 Refusal = tuple[str, str, str]  # relative path, reason, 'skipped' (nothing to store) or 'refused'
@@ -51,7 +52,7 @@ def group(headers: Iterable[FileHeader], root: Path) -> tuple[list[Source], list
     sources: list[Source] = []
     for members in _series(kept):
         sources += _sources(members, root)
-    return sorted(sources, key=lambda source: source.files), sorted(refusals)
+    return sorted(sources, key=lambda source: source.relative), sorted(refusals)
 
 
 def _why_not(file: FileHeader) -> tuple[str, str]:
@@ -148,7 +149,7 @@ def _put(clusters: list[list[FileHeader]], file: FileHeader) -> None:
 
 def _source(files: list[FileHeader], root: Path, kind: str) -> Source:
     first = files[0]
-    names = tuple(_relative(file, root) for file in files)
+    names = packed_names([_relative(file, root) for file in files])
     if kind == "dicom-volume" and len(files) > 1:
         direction = [round(number, 3) + 0.0 for number in first.orientation or ()]
         which = first.series or min(file.sop for file in files)

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset  # noqa: F401 (imported here, so that no forked child has to)
+from kills import dies_at
 
 from scanfoundry.configs.errors import UserError
-from scanfoundry.datasets.shards import build as build_module
+from scanfoundry.datasets.shards import finalize as finalize_module
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.datasets.shards.check import check
 from scanfoundry.datasets.shards.reader import DataSet, read_index
-
-STEPS = ("link", "replace", "unlink", "rmdir", "mkdir", "fsync")
 
 
 class Stopped(Exception):
@@ -59,36 +58,10 @@ def written(inputs: Path, settings: BuildOptions, tmp_path_factory: pytest.TempP
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_module, "finalize", stop)
+        patch.setattr(finalize_module, "finalize", stop)
         with pytest.raises(Stopped):
             build([inputs], out, settings)
     return out
-
-
-def dies_at(number: int, work: Callable[[], object]) -> bool:
-    """Does `work` in a forked process that ends as by SIGKILL before its step `number`; True where it came so far."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    steps = 0
-
-    def counted(step: Callable) -> Callable:
-        def call(*given: object, **named: object) -> object:
-            nonlocal steps
-            if steps == number:
-                os._exit(9)
-            steps += 1
-            return step(*given, **named)
-
-        return call
-
-    try:
-        for name in STEPS:
-            setattr(os, name, counted(getattr(os, name)))
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
 
 
 def test_what_is_built_holds_all_that_can_become_of_a_shard(written: Path, whole: Path) -> None:

@@ -271,6 +271,11 @@ def test_shards_that_changed_under_a_checkpoint_are_refused(tmp_path):
     checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "b"})
     with pytest.raises(UserError, match="source 'us'"):
         checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "c"})
+    grown = {"us": {"x": "manifest-000000.json", "b": "manifest-000001.json"}}
+    with pytest.raises(
+        UserError, match=r"scans were appended to source 'us' .* manifest-000001\.json as manifest\.json"
+    ):
+        checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "c"}, grown)
 
 
 @pytest.mark.parametrize(
