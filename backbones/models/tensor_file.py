@@ -105,7 +105,7 @@ class TensorFile:
         for part in flat.split(_CHUNK):
             direct = part.device.type == "cpu" and part.dtype == dtype
             target = part if direct else torch.empty(part.shape, dtype=dtype)
-            self._fill(memoryview(target.view(torch.uint8).numpy()), place)
+            self._fill(target.view(torch.uint8).numpy().data, place)
             if not direct:
                 part.copy_(target)
             place += part.numel() * dtype.itemsize

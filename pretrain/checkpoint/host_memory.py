@@ -1,6 +1,7 @@
 """The copy of a rank's tensors in host memory that a checkpoint is written from while the training goes on."""
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class HostMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._unlock = weakref.finalize(self, int)  # nothing is locked yet
+        self._unlock: Callable[[], object] = tuple  # nothing is locked yet
 
     def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies of tensors, valid until the next call; whole when the call returns."""
@@ -51,5 +52,5 @@ class HostMemory:
         if self._device.type == "cuda":
             runtime, address = torch.cuda.cudart(), self._buffer.data_ptr()
             if int(runtime.cudaHostRegister(address, total, 0)) == 0:
-                self._unlock = weakref.finalize(self, runtime.cudaHostUnregister, address)
-                self._unlock.atexit = False  # the process gives all back
+                self._unlock = unlock = weakref.finalize(self, runtime.cudaHostUnregister, address)
+                unlock.atexit = False  # the process gives all back

@@ -1,5 +1,6 @@
 """The estimate for a run: its model, its crops and its engine's settings put together."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.engine.engine import deepspeed_config
-from scanfoundry.pretrain.memory.states import FP32, Model, Setting, Usage, usage
+from scanfoundry.pretrain.memory.states import FP32, STATE_BYTES, Model, Setting, Usage, usage
 from scanfoundry.pretrain.memory.trace import Trace, fake_objective, trace
 
 Device = Literal["cpu", "cuda"]
@@ -33,7 +34,15 @@ class Calculator:
             offload = engine.offload
         setting = self._setting(engine.zero_stage if stage is None else stage, offload)
         passes = [self._trace(crop, samples, checkpointing) for crop, samples in self.crops()]
-        return usage(self.model, setting, passes, self._loaded(passes))
+        found = usage(self.model, setting, passes, self._loaded(passes))
+        return replace(found, host=found.host + self._copy())
+
+    def _copy(self) -> int:
+        """Bytes on the host from which a checkpoint is written beside the training."""
+        if not self.config.background_checkpoints:
+            return 0
+        states = STATE_BYTES[self.config.optimiser.name] * self.model.trainable
+        return (FP32 * self.model.weights + states) // self.world + self.model.buffers
 
     def _setting(self, stage: int, offload: bool) -> Setting:
         engine = self.config.engine.model_copy(update={"zero_stage": stage, "offload": offload})

@@ -53,8 +53,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes on a rank: what lies there between steps, by part, and the most in each phase of a step; `host` with
-    offload."""
+    """Bytes on a rank: what lies there between steps, by part, and the most in each phase of a step; `host`: of offload
+    and of the copy that a checkpoint is written from."""
 
     held: dict[str, int]
     forward: int

@@ -7,7 +7,11 @@ import torch
 
 from scanfoundry.backbones.registry import build
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.pretrain.checkpoint import model_state
+from scanfoundry.pretrain.checkpoint.parameter_shards import parameter_shards
 from scanfoundry.pretrain.config.run import PretrainConfig
+from scanfoundry.pretrain.distributed.world import ALONE
+from scanfoundry.pretrain.engine.optimiser import build_optimiser
 from scanfoundry.pretrain.memory.estimate import Calculator, count
 from scanfoundry.pretrain.memory.measured import Allocated
 from scanfoundry.pretrain.memory.states import Model, Setting, usage
@@ -204,6 +208,21 @@ def test_alone_every_stage_is_stage_0_unless_it_offloads():
         assert settings.engine.stage_of(2) == stage
     assert len(peaks) == 1
     assert config(VIT, {"name": "mae"}, [32, 32, 32], 2, zero_stage=2, offload=True).engine.stage_of(1) == 2
+
+
+def test_the_host_has_the_copy_of_a_checkpoint():
+    settings = config(VIT, {"name": "mae"}, [32, 32, 32], 2)
+    objective = settings.objective.build(build(settings.backbone))
+    optimiser = build_optimiser(objective, settings.optimiser)
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    shards = parameter_shards(objective, None, 0, ALONE)
+    copied = model_state.snapshot(objective, shards, optimiser.state, {}, ALONE).tensors
+    numel = sum(each.numel() * each.element_size() for key, each in copied.items() if not key.startswith("rng/"))
+    assert Calculator(settings, 1, "cpu").usage().host == numel
+    waiting = settings.model_copy(update={"background_checkpoints": False})
+    assert Calculator(waiting, 1, "cpu").usage().host == 0
 
 
 TWO = """
