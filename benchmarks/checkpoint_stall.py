@@ -71,9 +71,10 @@ def timed_rank(config: Path, out: Path, seconds: float) -> None:
     from scanfoundry.pretrain.config.run import PretrainConfig
     from scanfoundry.pretrain.distributed.world import join, leave
     from scanfoundry.pretrain.training import loop
+    from scanfoundry.pretrain.training.steps import Steps
 
     times: list[tuple[int, float, float]] = []
-    step_of_loop = loop._Loop._step
+    step_of_loop = Steps._step
 
     def step(self: Any, number: int, batches: Any) -> int:
         began = time.perf_counter()
@@ -81,17 +82,18 @@ def timed_rank(config: Path, out: Path, seconds: float) -> None:
         times.append((done, began, time.perf_counter()))
         return done
 
-    loop._Loop._step = step
-    real, first = loop.Engine.step, []
+    Steps._step = step
+    real, first = loop.Engine.launch, []
 
-    def asleep(self: Any, *given: Any, **named: Any) -> Any:
+    def asleep(self: Any, batches: Any, *given: Any) -> Any:
         if not first:
-            first.append(real(self, *given, **named))
+            first.append(real(self, batches, *given))
         else:
+            list(batches)  # read as ever
             time.sleep(seconds)
         return first[0]
 
-    loop.Engine.step = asleep
+    loop.Engine.launch = asleep
     before = time.process_time()
     loop.run(check(PretrainConfig, yaml.safe_load(config.read_text()), "benchmark"))
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from record import RESULTS, record
 
-from scanfoundry.pretrain.training.loop import LOOK_EVERY
+from scanfoundry.pretrain.training.steps import LOOK_EVERY
 
 PARAMETERS = {"S": 14.6e6, "B": 58.3e6, "L": 440.3e6, "H": 1457e6}  # STU-Net (Huang et al. 2023, table 1)
 TFLOP_128 = {"S": 0.13, "B": 0.51, "L": 3.81, "H": 12.60}  # a forward pass of 128^3, from the same table

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from scanfoundry.backbones.models.release import check_fits, load_release
 from scanfoundry.configs.errors import UserError
 from scanfoundry.pretrain.config.run import PretrainConfig
-from scanfoundry.pretrain.training.loop import _Loop, run
+from scanfoundry.pretrain.training.loop import run
+from scanfoundry.pretrain.training.step_log import StepLog
 
 
 def config(folder, **changes):
@@ -85,15 +86,15 @@ def test_a_step_that_is_read_when_the_next_is_launched_is_logged_the_same(tmp_pa
     given = {"steps": 7, "checkpoint_every": 4, "picture_every": 3, "monitor_every": 5}
     assert run(config(tmp_path / "at_once", **given)).complete
     ahead: list[int] = []
-    began = _Loop.__init__
+    began = StepLog.__init__
 
-    def behind(loop, *words):
-        began(loop, *words)
-        loop.behind = 1
-        launch = loop.engine.launch
-        loop.engine.launch = lambda *given: ahead.append(len(loop.open)) or launch(*given)
+    def behind(log, config, world, engine, *words):
+        began(log, config, world, engine, *words)
+        log._behind = 1
+        launch = engine.launch
+        engine.launch = lambda *given: ahead.append(len(log._open)) or launch(*given)
 
-    monkeypatch.setattr(_Loop, "__init__", behind)
+    monkeypatch.setattr(StepLog, "__init__", behind)
     assert run(config(tmp_path / "later", **given)).complete
     assert ahead == [0, 1, 1, 0, 0, 0, 0]  # a picture (3, 6), a checkpoint (4) and monitors (5) leave nothing open
     one, other = (tmp_path / name for name in ("at_once", "later"))
