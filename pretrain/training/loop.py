@@ -29,7 +29,7 @@ from scanfoundry.pretrain.training.run_folder import check_same_run, claim, held
 from scanfoundry.pretrain.training.step_log import StepLog
 from scanfoundry.pretrain.training.steps import RunResult, Steps
 from scanfoundry.pretrain.training.teachers import bring_teachers, record_teachers, with_teachers
-from scanfoundry.pretrain.views import check_depth, check_views
+from scanfoundry.pretrain.views import Views, check_depth, check_views
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}  # a person's to mend
 
@@ -114,10 +114,10 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
         try:
             releases = ReleaseWriter(config, engine.objective, loader, origin) if world.is_main else None
             with CheckpointWriter(root, config.keep_last, world, tracker.info) as writer:
-                log = StepLog(config, world, engine, loader, tracker, writer, monitors, probes, stop)
-                return Steps(config, world, engine, loader, tracker, writer, releases, log, stop, watchdog).advance(
-                    step
-                )
+                views = Views(config.data, engine.objective.views, engine.objective.clean)
+                log = StepLog(config, world, engine, loader, tracker, writer, monitors, probes, stop, views)
+                steps = Steps(config, world, engine, loader, tracker, writer, releases, log, stop, watchdog, views)
+                return steps.advance(step)
         finally:
             tracker.close()
 
