@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
-
 
 class Pages:
     """Pins memory of this process and lets it go again.
@@ -32,6 +30,8 @@ class Pages:
 
 def cuda_pages() -> Pages:
     """Pages for the GPU of this process."""
+    import torch  # workers, which import what surrounds this, do without it
+
     runtime = torch.cuda.cudart()
     return Pages(
         lambda address, size: int(runtime.cudaHostRegister(address, size, 0)),

@@ -118,6 +118,7 @@ class Lamb(torch.optim.Optimizer):
     def _kept_direction(self, flat: Tensor, group: dict[str, Any], kept: Tensor) -> Tensor:
         """The same without a number that the host reads; the state stays as it is where `kept` is 0."""
         state, (first, second) = self.state[flat], group["betas"]
+        assert flat.grad is not None
         gradient = torch.where(kept > 0, flat.grad, 0.0)
         state["step"] += kept
         step = state["step"].double().clamp(min=1)  # before the first step that counts, nothing is divided by 0
