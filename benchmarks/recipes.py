@@ -59,7 +59,7 @@ def row(name: str, size: str, traces: dict, operations: dict) -> dict:
     config, world = load(PretrainConfig, name, "pretrain", words), SIZES[size]
     calculator = Remembering(config, world, traces)
     rate, kinds, seconds = {}, calculator.crops(), 0.0
-    for crop, samples in kinds:
+    for crop, _ in kinds:
         if crop not in operations:
             operations[crop] = flops(config, crop, PAIR) / PAIR
         kind, batch = ("2d", config.data.batch_2d) if crop[0] == 1 else ("3d", config.data.batch_3d)
