@@ -128,6 +128,12 @@ def lab(tmp_path, tiny_shards) -> Lab:
     return Lab(tmp_path, tiny_shards)
 
 
+@pytest.fixture
+def study_lab(tmp_path) -> Lab:
+    """A lab for fine-tuning studies, without shards."""
+    return Lab(tmp_path, {})
+
+
 @pytest.fixture(scope="session")
 def two_local(tmp_path_factory, tiny_shards) -> Path:
     """The run folder of two processes on this machine that nobody disturbed."""
