@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from scanfoundry.datasets.shards.format import (
 )
 from scanfoundry.datasets.shards.parent import Parent
 from scanfoundry.datasets.shards.reader import read_index
-from scanfoundry.datasets.shards.shard_worker import PARTIAL
+from scanfoundry.datasets.shards.shard_worker import PARTIAL, ShardResult
 from scanfoundry.datasets.shards.tables import ShardSums, write_tables
 from scanfoundry.datasets.shards.thumbnail import read_thumbnails, thumbnails_path
 from scanfoundry.datasets.shards.writer import ShardWriter
@@ -55,7 +55,7 @@ def final_path(out: Path, shard: str) -> Path:
 
 
 def finalize(
-    out: Path, parameters: dict[str, Any], names: Sequence[str], codec: Codec, parent: Parent | None = None
+    out: Path, parameters: dict[str, Any], results: Iterable[ShardResult], codec: Codec, parent: Parent | None = None
 ) -> tuple[Manifest, list[Quarantined]]:
     """Move the shards of the partial folder into `out`, without scans that others repeat voxel by voxel.
 
@@ -64,7 +64,7 @@ def finalize(
     Args:
         out: folder of the data set.
         parameters: what its bytes depend on, for the manifest.
-        names: of all shards, in order.
+        results: of all shards, in order; only what is needed of each is kept.
         codec: of frames that are written anew.
         parent: the data set in `out` that the shards are appended to.
 
@@ -74,7 +74,6 @@ def finalize(
     Raises:
         UserError: a shard in the partial folder is damaged.
     """
-    results = (read_result(out, name) for name in names)
     written = [result.record for result in results if result.record is not None]
     decisions = find_duplicates(lambda: _walk(out, written))
     later: dict[int, list[str]] = {}
@@ -123,7 +122,8 @@ def complete_build(
     Returns:
         The manifest, which is written.
     """
-    manifest, duplicates = finalize(out, parameters, plan.names, parameters["codec"], parent)
+    results = (read_result(out, name) for name in plan.names)
+    manifest, duplicates = finalize(out, parameters, results, parameters["codec"], parent)
     write_quarantine(out, all_lines(out, [*done.quarantine(), *duplicates]))
     write_manifest(out, manifest)
     return manifest

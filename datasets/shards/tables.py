@@ -146,11 +146,14 @@ def _write_near(out: Path, near: Sequence[NearDuplicate], parent: Parent | None)
     return None if before is None else write_near_duplicates(out, [*before, *near], _named(NEAR_DUPLICATES, parent))
 
 
-def _write_sources(out: Path, parent: Parent | None) -> SourcesRecord:
-    """The table of what was read, which lies in the partial folder, behind that of the parent."""
+def _write_sources(out: Path, parent: Parent | None) -> SourcesRecord | None:
+    """The table of what was read, behind that of the parent; None where either is not known."""
     path = out / PARTIAL / SOURCES
-    rows = parse_sources(path.read_bytes(), str(path))
-    before = None if parent is None else read_source_table(parent.data)
-    content = source_bytes(rows if before is None else np.concatenate([before, rows]))
+    tables = [] if parent is None else [read_source_table(parent.data)]
+    tables.append(parse_sources(path.read_bytes(), str(path)) if path.exists() else None)
+    known = [table for table in tables if table is not None]
+    if len(known) < len(tables):
+        return None
+    content = source_bytes(np.concatenate(known))
     write_bytes(out / _named(SOURCES, parent), content)
     return SourcesRecord(file=_named(SOURCES, parent), sha256=hashlib.sha256(content).hexdigest())

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.identity import fraction, keyed_hash, site_key
 from scanfoundry.datasets.plan import DataConfig, SamplingPlan
-from scanfoundry.datasets.shards import build as build_module
+from scanfoundry.datasets.shards import finalize as finalize_module
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.datasets.shards.check import check
 from scanfoundry.datasets.shards.format import MANIFEST, NEAR_DUPLICATES
@@ -111,7 +111,7 @@ def test_the_same_list_after_a_break(
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_module, "finalize", stop)
+        patch.setattr(finalize_module, "finalize", stop)
         with pytest.raises(Stopped):
             build([cohort / "in"], tmp_path / "out", settings)
     drafts = sorted((tmp_path / "out" / ".partial").glob("*.thumbnails.npy"))
