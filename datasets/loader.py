@@ -14,12 +14,12 @@ from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
+from scanfoundry.datasets.workers.caches import SourceLoad, cache_sizes
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, labels_of, view_of
 from scanfoundry.datasets.workers.worker import FilledBatch, FillTask, ReaderSetup, SourceSetup
 from scanfoundry.datasets.workers.worker_pool import InProcessFiller, WorkerPool
 
 _GROWTH = 4  # times the configured ring
-_OPEN_SHARDS = 64  # that a worker keeps open
 _AHEAD = 64  # steps whose shards are fetched before they are needed
 _START = Position()
 
@@ -90,23 +90,26 @@ class CropLoader:
     def _setup(self, world_size: int) -> ReaderSetup:
         config = self._config
         sources: list[SourceSetup | SyntheticConfig] = []
-        remote: list[int] = []  # bytes of shards
-        for source, data in zip(config.sources, self.plan.data, strict=True):
+        loads: list[SourceLoad] = []
+        for number, (source, data) in enumerate(zip(config.sources, self.plan.data, strict=True)):
             if not isinstance(data, DataSet):
                 sources.append(data.config)
                 continue
-            sources.append(SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude))
-            remote += [shard.bytes for shard in data.manifest.shards if data.store.remote]
+            shards = data.manifest.shards
+            sources.append(SourceSetup(data.store, shards, source.flip_axes, source.exclude))
+            in_use = sum(stream.visits.in_use for stream in self.plan.streams if stream.source == number)
+            largest = max(shard.bytes for shard in shards) if data.store.remote else 0
+            loads.append(SourceLoad(in_use, data.manifest.scans / len(shards), largest))
         # Half of the cache is for what the workers hold; the other half for what comes next.
         holders = max(1, config.workers) * world_size
-        held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
-        opened = max(1, min(_OPEN_SHARDS, held))
+        self._caches = cache_sizes(loads, config.cache.ahead_bytes, holders, config.workers)
         return ReaderSetup(
             sources,
             config.channels,
             config.foreground,
             config.intensity,
-            opened,
+            self._caches.indices,
+            self._caches.open_shards,
             config.min_overlap,
             self.plan.labelled,
         )
@@ -238,8 +241,8 @@ class CropLoader:
 
     @property
     def messages(self) -> list[str]:
-        """What of the sources is left out, in sentences for people."""
-        return self.plan.messages
+        """What of the sources is left out, and what is kept in memory and open, in sentences for people."""
+        return [*self.plan.messages, *(self._caches.messages(self._config.workers) if self.plan.stored else [])]
 
     @property
     def sites(self) -> dict[str, str]:

@@ -29,10 +29,12 @@ from scanfoundry.datasets.shards.format import (
     index_name,
     parse,
 )
+from scanfoundry.datasets.shards.index import EntryCache, ShardEntries, parse_index
 from scanfoundry.datasets.shards.table import parse_table
 from scanfoundry.datasets.storage.store import CacheConfig, FolderStore, Store, Unavailable
 
 _OPEN_SCANS = 4  # kept open: consecutive crops are often of the same scan
+_ENTRIES = 256  # kept parsed by a reader that shares them with no other
 _WHOLE = 1 << 18  # bytes of a member that is read at once; of a larger one, only what a crop touches is
 Region = tuple[slice, slice, slice]  # of D, H, W
 
@@ -128,11 +130,7 @@ def read_index(where: Path | Store, shard: ShardRecord) -> ShardIndex:
     """
     store = where if isinstance(where, Store) else FolderStore(where)
     name = index_name(shard.name)
-    index = parse(ShardIndex, store.small(name, shard.index_sha256), store.shown(name))
-    if len(index.samples) != shard.samples:
-        found = f"{len(index.samples)} scans instead of {shard.samples}"
-        raise UserError(f"{store.shown(name)} holds {found}; copy or build it again")
-    return index
+    return parse_index(store.small(name, shard.index_sha256), shard, store.shown(name))
 
 
 class ShardReader:
@@ -141,15 +139,16 @@ class ShardReader:
     Args:
         where: the folder or store that the shard lies in.
         shard: its record in the manifest.
+        cache: for parsed entries; None: one of its own.
 
     Raises:
         UserError: the index of the shard cannot be read or is damaged.
     """
 
-    def __init__(self, where: Path | Store, shard: ShardRecord) -> None:
+    def __init__(self, where: Path | Store, shard: ShardRecord, cache: EntryCache | None = None) -> None:
         self._store = where if isinstance(where, Store) else FolderStore(where)
         self.shard, self.name = shard, self._store.shown(shard.name)
-        self.entries = read_index(self._store, shard).samples
+        self.entries = ShardEntries(self._store, shard, cache or EntryCache(_ENTRIES))
         self._verified = bytearray(len(self.entries))
         self._open: OrderedDict[int, blosc2.NDArray] = OrderedDict()
         self._stream: BinaryIO | None = None  # of the one file that everything is read from, whatever its name becomes
@@ -263,8 +262,9 @@ class ShardReader:
         return self._stream.fileno()
 
     def close(self) -> None:
-        """Close the shard's file. A file in a cache may then be deleted."""
+        """Close the shard's files. A file in a cache may then be deleted."""
         self._open.clear()
+        self.entries.close()
         if self._stream is not None:
             self._map = None
             self._stream.close()

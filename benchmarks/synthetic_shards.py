@@ -1,0 +1,60 @@
+"""Data sets of noise for measurements of the loader, written without a build."""
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scanfoundry.datasets.readers.scan import Scan
+from scanfoundry.datasets.shards.encode import Codec
+from scanfoundry.datasets.shards.finalize import PARTIAL, write_manifest
+from scanfoundry.datasets.shards.format import SAMPLES, Manifest, ShardRecord, index_name
+from scanfoundry.datasets.shards.index import parse_index
+from scanfoundry.datasets.shards.table import rows_of, to_bytes
+from scanfoundry.datasets.shards.writer import ShardWriter
+
+MODALITY = "xr"
+
+
+def data_set(folder: Path, shards: int, scans: int, side: int) -> Path:
+    """A data set of `shards` shards of `scans` images of `side` x `side` voxels; made once."""
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 256, (1, 1, side, side), np.uint8) for _ in range(shards * scans))
+    return write(folder, ([next(images) for _ in range(scans)] for _ in range(shards)), "zstd")
+
+
+def write(folder: Path, shards: Iterable[list[NDArray]], codec: Codec) -> Path:
+    """A data set of scans (C, D, H, W), a list for each shard; made once. Each scan is a patient of its own."""
+    if (folder / "manifest.json").exists():
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / PARTIAL).mkdir(parents=True)
+    records, rows, patients = list[ShardRecord](), list[NDArray](), 0
+    for number, voxels in enumerate(shards):
+        with ShardWriter(folder / f"shard-{number:06d}.tar", codec) as writer:
+            for each in voxels:
+                patient = hashlib.sha256(str(patients).encode()).hexdigest()[:32]
+                writer.add(Scan(each, (1.0, 1.0, 1.0)), f"scan-{patients}", MODALITY, patient)
+                patients += 1
+        assert writer.record is not None
+        records.append(writer.record)
+        name = index_name(writer.record.name)
+        entries = parse_index((folder / name).read_bytes(), writer.record, name).samples
+        rows.append(rows_of(number, entries, [MODALITY]))
+    table = to_bytes(np.concatenate(rows))
+    (folder / SAMPLES).write_bytes(table)
+    manifest = Manifest(
+        version=2,
+        tool="benchmark",
+        parameters={},
+        scans=patients,
+        patients=patients,
+        modalities={MODALITY: patients},
+        samples_sha256=hashlib.sha256(table).hexdigest(),
+        shards=records,
+    )
+    write_manifest(folder, manifest)
+    return folder
