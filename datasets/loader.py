@@ -11,6 +11,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch, Crops
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
+from scanfoundry.datasets.shards.hashes import Hashes
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
@@ -40,6 +41,7 @@ class CropLoader:
         micro_batches: batches of equal size that a step is handed out in.
         position: where the stream goes on.
         device: where batches are cast, normalised, padded and flipped.
+        plan: of these sources and this seed, where there is one already; to make one takes time and memory.
 
     Raises:
         UserError: a source cannot be used, or a batch cannot be divided; while iterating, more scans are damaged than
@@ -55,8 +57,9 @@ class CropLoader:
         micro_batches: int = 1,
         position: Position = _START,
         device: torch.device | str = "cpu",
+        plan: SamplingPlan | None = None,
     ) -> None:
-        self.plan = SamplingPlan(config, seed)
+        self.plan = plan or SamplingPlan(config, seed)
         self._config, self._rank, self._device = config, rank, device
         self._micro, self._shares = micro_batches, micro_batches * world_size
         for kind in self.plan.kinds:
@@ -248,6 +251,11 @@ class CropLoader:
     def sites(self) -> dict[str, str]:
         """Fingerprint of the key that each source's patients are hashed with, by the name of a source that has any."""
         return self.plan.sites
+
+    @property
+    def hashes(self) -> Hashes:
+        """What `patients` gives, in little memory."""
+        return self.plan.hashes
 
     def patients(self) -> list[str]:
         """Sorted hashes of the patients that the stream may hold."""

@@ -30,7 +30,7 @@ from scanfoundry.datasets.shards.format import (
     parse,
 )
 from scanfoundry.datasets.shards.index import EntryCache, ShardEntries, parse_index
-from scanfoundry.datasets.shards.table import parse_table
+from scanfoundry.datasets.shards.table import parse_table, table_blocks
 from scanfoundry.datasets.storage.store import CacheConfig, FolderStore, Store, Unavailable
 
 _OPEN_SCANS = 4  # kept open: consecutive crops are often of the same scan
@@ -98,6 +98,16 @@ class DataSet:
         content = self.store.small(SAMPLES, self.manifest.samples_sha256)
         name = self.store.shown(SAMPLES)
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
+
+    def sample_blocks(self) -> Iterator[NDArray[np.void]]:
+        """The rows of `samples`, some thousand at a time.
+
+        Raises:
+            UserError: as `samples`; of damage perhaps after the last block alone.
+        """
+        manifest, name = self.manifest, self.store.shown(SAMPLES)
+        with self.store.stream(SAMPLES, manifest.samples_sha256) as stream:
+            yield from table_blocks(stream, name, manifest.shards, len(manifest.modalities), manifest.samples_sha256)
 
     def index(self, shard: ShardRecord) -> ShardIndex:
         """The index of one shard, checked against the manifest.

@@ -15,6 +15,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import Position
+from scanfoundry.datasets.shards.hashes import Hashes
 from scanfoundry.pretrain.checkpoint import checkpoint
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.preemption import StopRequest
@@ -101,12 +102,11 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             checkpoint.check_same_data(found, loader.manifest_hash)
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], loader.plan.modalities)
         check_depth(objective, loader.plan.volumes)
-        site = Site(
-            frozenset({*loader.patients(), *origin.patients, *taught.patients}), frozenset(loader.sites.values())
-        )
+        seen = Hashes([loader.hashes.halves()], {*origin.patients, *taught.patients})
+        site = Site(seen, frozenset(loader.sites.values()))
         probes = Probes(config, encoder, world, site)
         engine = Engine(objective, config.optimiser, config.engine, world, loader.plan.modalities)
-        monitors = Monitors(config, world)
+        monitors = Monitors(config, world, loader.plan)
         if world.is_main:
             claim(config)
             record(config, origin)
@@ -139,7 +139,7 @@ class _Loop:
         self.monitors, self.probes, self.stop, self.watchdog = monitors, probes, stop, watchdog
         self.root = config.run_dir / "checkpoints"
         self.views = Views(config.data, engine.objective.views, engine.objective.clean)
-        self.image_logger = ImageLogger(config, world, self.views)
+        self.image_logger = ImageLogger(config, world, loader.plan, self.views)
         self.bad_in_a_row = 0
         self.saved: Path | None = None
 
