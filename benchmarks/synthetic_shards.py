@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scanfoundry.datasets.readers.scan import Scan
 from scanfoundry.datasets.shards.encode import Codec
 from scanfoundry.datasets.shards.finalize import PARTIAL, write_manifest
-from scanfoundry.datasets.shards.format import SAMPLES, Manifest, ShardRecord, index_name
-from scanfoundry.datasets.shards.index import parse_index
+from scanfoundry.datasets.shards.format import SAMPLES, Manifest, ShardIndex, ShardRecord, index_name, parse
 from scanfoundry.datasets.shards.table import rows_of, to_bytes
 from scanfoundry.datasets.shards.writer import ShardWriter
 
@@ -42,7 +41,7 @@ def write(folder: Path, shards: Iterable[list[NDArray]], codec: Codec) -> Path:
         assert writer.record is not None
         records.append(writer.record)
         name = index_name(writer.record.name)
-        entries = parse_index((folder / name).read_bytes(), writer.record, name).samples
+        entries = parse(ShardIndex, (folder / name).read_bytes(), name).samples
         rows.append(rows_of(number, entries, [MODALITY]))
     table = to_bytes(np.concatenate(rows))
     (folder / SAMPLES).write_bytes(table)
