@@ -265,8 +265,10 @@ class SamplingPlan:
     def _rows_of(self, number: int) -> list["_SourceRows"]:
         """A source's scans by crop shape (volumes, images) and, where these are balanced, by modality."""
         config, source, data = self.config, self.config.sources[number], self.data[number]
-        table = read_columns(data, config.holdout, config.positives == "study")
-        if isinstance(data, DataSet) and config.positives == "study" and not len(table.study):
+        stored, studies = isinstance(data, DataSet), config.positives == "study"
+        rows = sum(shard.samples for shard in data.manifest.shards) if isinstance(data, DataSet) else None
+        table = read_columns(data.sample_blocks(), rows, config.holdout, stored, studies)
+        if isinstance(data, DataSet) and studies and not len(table.study):
             where = data.store.shown("")
             raise UserError(
                 f"data.positives 'study': {where} was built before studies were kept; build it into a new folder"

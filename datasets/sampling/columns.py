@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scanfoundry.datasets.shards.hashes import HALVES, halves_of
-from scanfoundry.datasets.shards.reader import DataSet
-from scanfoundry.datasets.synthetic.source import SyntheticSource
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,23 @@ class Columns:
         return Columns(*(column[chosen] if len(column) else column for column in columns))
 
 
-def read_columns(data: DataSet | SyntheticSource, holdout: float, studies: bool) -> Columns:
+def read_columns(
+    blocks: Iterator[NDArray[np.void]], rows: int | None, holdout: float, patients: bool, studies: bool
+) -> Columns:
     """The columns of a source.
 
     Args:
-        data: the source.
+        blocks: of its table, in the order of its rows.
+        rows: in all blocks together; None: the first block is all.
         holdout: share of patients that are held out.
-        studies: whether to keep them, where the data set has them.
+        patients: whether it has any.
+        studies: whether to keep them, where the table has them.
 
     Raises:
         UserError: the table cannot be read or is damaged.
     """
-    drawn = isinstance(data, SyntheticSource)
-    blocks = iter([data.samples()]) if isinstance(data, SyntheticSource) else data.sample_blocks()
     first = next(blocks)
-    rows = len(first) if isinstance(data, SyntheticSource) else sum(shard.samples for shard in data.manifest.shards)
+    rows = len(first) if rows is None else rows
     keep_studies = studies and "study" in (first.dtype.names or ())
     found = Columns(
         np.empty(rows, np.uint32),
@@ -66,22 +67,17 @@ def read_columns(data: DataSet | SyntheticSource, holdout: float, studies: bool)
         np.empty(rows, bool),
         np.empty(rows, np.uint16),
         np.empty(rows, bool),
-        np.empty(0 if drawn else rows, HALVES),
+        np.empty(rows if patients else 0, HALVES),
         np.empty(rows if keep_studies else 0, "S32"),
     )
     begin = 0
-    for block in _chain(first, blocks):
+    for block in chain([first], blocks):
         part = slice(begin, begin := begin + len(block))
         found.shard[part], found.sample[part] = block["shard"], block["sample"]
         found.flat[part], found.modality[part] = block["flat"], block["modality"]
         found.held_out[part] = block["least"] < holdout
-        if len(found.patient):
+        if patients:
             found.patient[part] = halves_of(block["patient"])
-        if len(found.study):
+        if keep_studies:
             found.study[part] = block["study"]
     return found
-
-
-def _chain(first: NDArray[np.void], rest: Iterator[NDArray[np.void]]) -> Iterator[NDArray[np.void]]:
-    yield first
-    yield from rest
