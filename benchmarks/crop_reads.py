@@ -5,7 +5,7 @@ Volumes of 128 x 512 x 512 int16: smooth shapes, the noise of a CT, and one valu
 compress as CT does. Crops of 96^3. `first`: every crop out of a scan that the process has not
 touched; `again`: scans that it has. `cold`: first, and the file dropped from the page cache before (by fadvise), with
 the bytes that the disk delivered. Bytes are those of reads from the shard, or of the scans that were mapped and
-checked. NAMESPACE: as in many_sources.py; it gets shards without tables of blocks, as it wrote them.
+checked. NAMESPACE: as in many_sources.py; it gets the same scans in shards without tables of blocks, as it wrote them.
 """
 
 import argparse
@@ -87,18 +87,28 @@ def build(out: str, codec: str, count: int) -> None:
     write(Path(out), ([scan(int(number)) for number in part] for part in numbers), codec)
 
 
+def without_tables(folder: str, out: str) -> None:
+    """The same shards as versions wrote them that knew no tables of blocks."""
+    from synthetic_shards import copy_without_tables
+
+    copy_without_tables(Path(folder), Path(out))
+
+
 def main() -> None:
     """Each codec, by each version, in turn."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--count", type=int, default=4, help="scans")
+    parser.add_argument("--codecs", nargs="+", default=["zstd", "lz4hc"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--visits", type=int, default=3)
     parser.add_argument("--one", nargs="+", help="what a child process does")
     given = parser.parse_args()
     if given.one and given.one[0] == "build":
         return build(given.one[1], given.one[2], int(given.one[3]))
+    if given.one and given.one[0] == "without":
+        return without_tables(*given.one[1:])
     if given.one:
         return print(json.dumps(measure(given.one[1], given.visits, given.one[0] == "cold")))
     versions = {"now": os.environ.get("PYTHONPATH", "")} | ({"before": str(given.before)} if given.before else {})
@@ -110,10 +120,11 @@ def main() -> None:
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     found: dict[str, list[dict[str, float]]] = {}
-    for codec in ("zstd", "lz4hc"):
-        folders = {version: given.work / f"{version}-{codec}" for version in versions}
-        for version, folder in folders.items():
-            child(version, "build", str(folder), codec, str(given.count))
+    for codec in given.codecs:
+        folders = {version: given.work / f"{'tables' if version == 'now' else 'plain'}-{codec}" for version in versions}
+        child("now", "build", str(given.work / f"tables-{codec}"), codec, str(given.count))
+        if given.before:
+            child("now", "without", str(folders["now"]), str(folders["before"]))
         for _ in range(given.rounds):
             for how in ("warm", "cold"):
                 for version, folder in folders.items():

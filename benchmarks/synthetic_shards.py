@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scanfoundry.datasets.readers.scan import Scan
+from scanfoundry.datasets.shards import writer as writer_module
 from scanfoundry.datasets.shards.encode import Codec
 from scanfoundry.datasets.shards.finalize import PARTIAL, write_manifest
 from scanfoundry.datasets.shards.format import SAMPLES, Manifest, ShardIndex, ShardRecord, index_name, parse
+from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.shards.table import rows_of, to_bytes
 from scanfoundry.datasets.shards.writer import ShardWriter
 
@@ -57,3 +59,23 @@ def write(folder: Path, shards: Iterable[list[NDArray]], codec: Codec) -> Path:
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def copy_without_tables(folder: Path, out: Path) -> None:
+    """A copy of a data set of one shard or more, its large scans without tables of blocks; made once."""
+    if (out / "manifest.json").exists():
+        return
+    writer_module.block_table = lambda payload: None
+    shutil.rmtree(out, ignore_errors=True)
+    (out / PARTIAL).mkdir(parents=True)
+    data, records = DataSet(folder), list[ShardRecord]()
+    for shard in data.manifest.shards:
+        content = (folder / shard.name).read_bytes()
+        with ShardWriter(out / shard.name, "zstd") as writer:
+            for entry in data.index(shard).samples:
+                payload = content[entry.offset : entry.offset + entry.length]
+                writer.append(entry.scan_facts(), payload, entry.content, None)
+        assert writer.record is not None
+        records.append(writer.record)
+    shutil.copy(folder / SAMPLES, out / SAMPLES)
+    write_manifest(out, data.manifest.model_copy(update={"shards": records}))

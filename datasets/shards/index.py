@@ -30,11 +30,14 @@ class EntryCache:
 
     Args:
         most: entries that are kept.
+
+    Attributes:
+        entries: by a number that `register` begins.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._entries: OrderedDict[int, SampleEntry] = OrderedDict()
+        self.entries: OrderedDict[int, SampleEntry] = OrderedDict()
         self._indices = 0
 
     def register(self) -> int:
@@ -42,18 +45,11 @@ class EntryCache:
         self._indices += 1
         return self._indices << 32
 
-    def get(self, place: int) -> SampleEntry | None:
-        """An entry, if it is there."""
-        entry = self._entries.get(place)
-        if entry is not None:
-            self._entries.move_to_end(place)
-        return entry
-
     def put(self, place: int, entry: SampleEntry) -> None:
-        """Keep an entry, in place of the one that was used longest ago."""
-        self._entries[place] = entry
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
+        """Keep an entry, in place of the one that was parsed longest ago."""
+        self.entries[place] = entry
+        if len(self.entries) > self._most:
+            self.entries.popitem(last=False)
 
 
 class ShardEntries(Sequence[SampleEntry]):
@@ -73,7 +69,7 @@ class ShardEntries(Sequence[SampleEntry]):
         self._store, self._shard, self._cache = store, shard, cache
         self._file, self._name = index_name(shard.name), store.shown(index_name(shard.name))
         self._first = cache.register()
-        self._last: tuple[int | None, SampleEntry | None] = (None, None)  # one crop asks some times
+        self._known = cache.entries  # looked up some times for each crop
         self._content: bytes | None = store.small(self._file, shard.index_sha256)
         self._stream: BinaryIO | None = None
         self._whole: list[SampleEntry] | None = None
@@ -97,19 +93,17 @@ class ShardEntries(Sequence[SampleEntry]):
     def __getitem__(self, number: slice) -> list[SampleEntry]: ...
 
     def __getitem__(self, number: int | slice) -> SampleEntry | list[SampleEntry]:
-        last, entry = self._last
-        if last == number and entry is not None:
-            return entry
+        if isinstance(number, int) and (known := self._known.get(self._first + number)) is not None:
+            return known
         if self._whole is not None:
             return self._whole[number]
         if isinstance(number, slice):
             return [self[each] for each in range(*number.indices(len(self)))]
         number = range(len(self))[number]  # IndexError, and negative ones count from the end
-        entry = self._cache.get(self._first + number)
+        entry = self._known.get(self._first + number)
         if entry is None:
             entry = parse(SampleEntry, self._text(number), self._name)
             self._cache.put(self._first + number, entry)
-        self._last = number, entry
         return entry
 
     def __iter__(self) -> Iterator[SampleEntry]:
