@@ -88,6 +88,9 @@ class CropLoader:
         self._tasks: dict[int, FillTask] = {}  # under way or filled, not handed out yet
         self._filled: dict[int, FilledBatch] = {}
         self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
+        # Crops, by their seeds, of scans that are damaged where these lie. What is drawn of such a scan must not depend
+        # on which of its crops came before, since a run that continues does not know.
+        self._bad_crops: dict[tuple[int, int, int], str] = {}
         self._waited = 0.0
 
     def _setup(self, world_size: int) -> ReaderSetup:
@@ -173,13 +176,13 @@ class CropLoader:
         readable: list[Draw] = []
         for wanted in draws:
             draw = wanted
-            while (draw.stream, draw.row) in self._bad:
+            while (draw.stream, draw.row) in self._bad or (draw.stream, draw.row, draw.seed) in self._bad_crops:
                 draw = self.plan.replacement(draw)
                 if draw.row == wanted.row:  # once around
                     source, rows = self._config.sources[draw.source].name, self.plan.streams[draw.stream].visits.rows
                     raise UserError(
                         f"source '{source}': none of {rows} scans of one kind can be read; the last: "
-                        f"{self._bad[draw.stream, draw.row]}"
+                        f"{next(reversed((self._bad | self._bad_crops).values()))}"
                     )
             readable.append(draw)
         partners = [self.plan.partner(draw, self._bad) for draw in readable] if self.plan.paired else []
@@ -192,15 +195,22 @@ class CropLoader:
         task = self._tasks[filled.number]
         for position, reason in filled.bad.items():
             draw = task.draws[position]
-            self._bad[draw.stream, draw.row] = reason
-        ceiling = self._config.bad_sample_ceiling
-        if len(self._bad) > ceiling * self.plan.stored or len(self._bad) == self.plan.stored:
+            if position in filled.elsewhere and not task.paired:
+                self._bad_crops[draw.stream, draw.row, draw.seed] = reason
+            else:
+                self._bad[draw.stream, draw.row] = reason
+        ceiling, count = self._config.bad_sample_ceiling, self._bad_samples()
+        if count > ceiling * self.plan.stored or count == self.plan.stored:
             raise UserError(
-                f"{len(self._bad)} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
+                f"{count} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
                 f"{ceiling:g} allows; the last: {reason}"
             )
         first = task.draws[: len(task.draws) // 2] if task.paired else task.draws
         self._submit(replace(task, draws=self._readable(first)))
+
+    def _bad_samples(self) -> int:
+        """Scans that cannot be read, or not everywhere."""
+        return len(self._bad.keys() | {crop[:2] for crop in self._bad_crops})
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)
@@ -232,7 +242,7 @@ class CropLoader:
     def stats(self) -> dict[str, float]:
         """Scans that could not be read, workers that were replaced, and the seconds that the caller has waited."""
         return {
-            "bad_samples": len(self._bad),
+            "bad_samples": self._bad_samples(),
             "respawned_workers": self._pool.respawned,
             "wait_seconds": self._waited,
         }

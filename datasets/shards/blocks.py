@@ -26,6 +26,10 @@ _GAP = 1 << 15  # bytes between blocks that are read along with them: cheaper th
 Fetch = Callable[[int, int], bytes]  # of a payload: begin, length
 
 
+class DamagedBlock(ValueError):
+    """A block is not the one whose checksum was taken."""
+
+
 @dataclass(frozen=True)
 class BlockTable:
     """The blocks of one payload.
@@ -134,7 +138,8 @@ def read_region(table: BlockTable, shape: Shape, region: Sequence[slice], fetch:
         out: of the region's shape, and of the dtype of the numbers in the payload.
 
     Raises:
-        ValueError: a block that is touched is not the one whose checksum was taken.
+        DamagedBlock: a block that is touched is not the one whose checksum was taken.
+        ValueError: the table does not fit the payload.
     """
     parts = _parts(table, shape, region)
     wanted = [(part.chunk, block) for part in parts for block in part.blocks if table.places[1, part.chunk, block]]
@@ -208,7 +213,7 @@ def _fetched(table: BlockTable, wanted: Sequence[tuple[int, int]], fetch: Fetch)
             begin = int(begins[each]) - low
             part = content[begin : begin + int(lengths[each])]
             if crc32(part) != sums[each]:
-                raise ValueError("its checksum does not fit")
+                raise DamagedBlock("its checksum does not fit")
             held[wanted[each]] = part
     return held
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.labels import Box, Labels
-from scanfoundry.datasets.shards.blocks import WHOLE, BlockTable, parse_blocks, read_region
+from scanfoundry.datasets.shards.blocks import WHOLE, BlockTable, DamagedBlock, parse_blocks, read_region
 from scanfoundry.datasets.shards.encode import restore, single_block, summed
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
@@ -42,6 +42,10 @@ Region = tuple[slice, slice, slice]  # of D, H, W
 
 class BadSample(Exception):
     """A scan in a shard that cannot be read. The text names the shard and the reason."""
+
+
+class BadCrop(BadSample):
+    """A crop of a large scan that touches damage. Crops elsewhere in the scan can be read."""
 
 
 class DataSet:
@@ -253,7 +257,8 @@ class ShardReader:
             if isinstance(error, UserError) and not isinstance(error, Unavailable):
                 raise
             reason = " ".join(str(error).split())
-            raise BadSample(f"shard {self.name}, scan {entry.key}: {reason}") from error
+            kind = BadCrop if isinstance(error, DamagedBlock) else BadSample
+            raise kind(f"shard {self.name}, scan {entry.key}: {reason}") from error
 
     def _stored(self, number: int, region: Region | None) -> NDArray:
         entry = self.entries[number]

@@ -22,7 +22,7 @@ from scanfoundry.datasets.sampling.excluded import read_excluded
 from scanfoundry.datasets.sampling.pairs import aligned
 from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
 from scanfoundry.datasets.shards.index import EntryCache
-from scanfoundry.datasets.shards.reader import BadSample, ShardReader
+from scanfoundry.datasets.shards.reader import BadCrop, BadSample, ShardReader
 from scanfoundry.datasets.storage.store import Store, Unavailable
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
 from scanfoundry.datasets.synthetic.draw import draw_scan
@@ -80,6 +80,7 @@ class FilledBatch:
 
     Attributes:
         bad: reasons by position in the batch. Where there are any, the buffer is not to be used.
+        elsewhere: positions of those among them whose scans can be read elsewhere.
         excluded: the buffer holds bits of exclusion behind the voxels.
     """
 
@@ -93,6 +94,7 @@ class FilledBatch:
     centres: Centres
     bad: dict[int, str] = field(default_factory=dict)
     excluded: bool = False
+    elsewhere: set[int] = field(default_factory=set)
 
 
 class CropReader:
@@ -156,6 +158,8 @@ class CropReader:
                     self._crop(batch, position, reader, entry)
                 except (BadSample, ValueError) as error:
                     bad[position] = str(error)
+                    if isinstance(error, BadCrop):
+                        filled.elsewhere.add(position)
                 except (LookupError, ArithmeticError) as error:
                     bad[position] = f"shard {reader.name}: its index is damaged ({type(error).__name__}: {error})"
                 self._used(reader)
