@@ -11,10 +11,12 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.batch import Batch, Crops
 from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.plan import DataConfig, Draw, Position, SamplingPlan
+from scanfoundry.datasets.shards.hashes import Hashes
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.faults import FaultText, StorageFault
 from scanfoundry.datasets.storage.prefetch import Prefetcher, PrefetchRequest
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
+from scanfoundry.datasets.workers.caches import SourceLoad, cache_sizes
 from scanfoundry.datasets.workers.copy_ahead import CopyAhead
 from scanfoundry.datasets.workers.pinning import cuda_pages
 from scanfoundry.datasets.workers.shared_buffers import SharedBuffers, bits_of, buffer_size, labels_of, view_of
@@ -22,7 +24,6 @@ from scanfoundry.datasets.workers.worker import FilledBatch, FillTask, ReaderSet
 from scanfoundry.datasets.workers.worker_pool import InProcessFiller, WorkerPool
 
 _GROWTH = 4  # times the configured ring
-_OPEN_SHARDS = 64  # that a worker keeps open
 _AHEAD = 64  # steps whose shards are fetched before they are needed
 _START = Position()
 
@@ -44,6 +45,7 @@ class CropLoader:
         position: where the stream goes on.
         device: where batches are cast, normalised, padded and flipped. To a GPU they are copied from pinned memory, the
             next one while the one before it is computed on.
+        plan: of these sources and this seed, where there is one already; to make one takes time and memory.
 
     Raises:
         UserError: a source cannot be used, or a batch cannot be divided; while iterating, more scans are damaged than
@@ -59,8 +61,9 @@ class CropLoader:
         micro_batches: int = 1,
         position: Position = _START,
         device: torch.device | str = "cpu",
+        plan: SamplingPlan | None = None,
     ) -> None:
-        self.plan = SamplingPlan(config, seed)
+        self.plan = plan or SamplingPlan(config, seed)
         self._config, self._rank, self._device = config, rank, torch.device(device)
         self._ahead_of_device = CopyAhead(self.crops, self._device) if self._device.type != "cpu" else None
         self._micro, self._shares = micro_batches, micro_batches * world_size
@@ -92,28 +95,34 @@ class CropLoader:
         self._tasks: dict[int, FillTask] = {}  # under way or filled, not handed out yet
         self._filled: dict[int, FilledBatch] = {}
         self._bad: dict[tuple[int, int], str] = {}  # (stream, row): reason
+        # Crops, by their seeds, of scans that are damaged where these lie. What is drawn of such a scan must not depend
+        # on which of its crops came before, since a run that continues does not know.
+        self._bad_crops: dict[tuple[int, int, int], str] = {}
         self._waited = 0.0
 
     def _setup(self, world_size: int) -> ReaderSetup:
         config = self._config
         sources: list[SourceSetup | SyntheticConfig] = []
-        remote: list[int] = []  # bytes of shards
-        for source, data in zip(config.sources, self.plan.data, strict=True):
+        loads: list[SourceLoad] = []
+        for number, (source, data) in enumerate(zip(config.sources, self.plan.data, strict=True)):
             if not isinstance(data, DataSet):
                 sources.append(data.config)
                 continue
-            sources.append(SourceSetup(data.store, data.manifest.shards, source.flip_axes, source.exclude))
-            remote += [shard.bytes for shard in data.manifest.shards if data.store.remote]
+            shards = data.manifest.shards
+            sources.append(SourceSetup(data.store, shards, source.flip_axes, source.exclude))
+            in_use = sum(stream.visits.in_use for stream in self.plan.streams if stream.source == number)
+            largest = max(shard.bytes for shard in shards) if data.store.remote else 0
+            loads.append(SourceLoad(in_use, data.manifest.scans / len(shards), largest))
         # Half of the cache is for what the workers hold; the other half for what comes next.
         holders = max(1, config.workers) * world_size
-        held = int(config.cache.ahead_bytes / (max(remote) * holders)) if remote else _OPEN_SHARDS
-        opened = max(1, min(_OPEN_SHARDS, held))
+        self._caches = cache_sizes(loads, config.cache.ahead_bytes, holders, config.workers)
         return ReaderSetup(
             sources,
             config.channels,
             config.foreground,
             config.intensity,
-            opened,
+            self._caches.indices,
+            self._caches.open_shards,
             config.min_overlap,
             self.plan.labelled,
         )
@@ -174,13 +183,13 @@ class CropLoader:
         readable: list[Draw] = []
         for wanted in draws:
             draw = wanted
-            while (draw.stream, draw.row) in self._bad:
+            while (draw.stream, draw.row) in self._bad or (draw.stream, draw.row, draw.seed) in self._bad_crops:
                 draw = self.plan.replacement(draw)
                 if draw.row == wanted.row:  # once around
                     source, rows = self._config.sources[draw.source].name, self.plan.streams[draw.stream].visits.rows
                     raise UserError(
                         f"source '{source}': none of {rows} scans of one kind can be read; the last: "
-                        f"{self._bad[draw.stream, draw.row]}"
+                        f"{next(reversed((self._bad | self._bad_crops).values()))}"
                     )
             readable.append(draw)
         partners = [self.plan.partner(draw, self._bad) for draw in readable] if self.plan.paired else []
@@ -193,16 +202,23 @@ class CropLoader:
         task = self._tasks[filled.number]
         for position, reason in filled.bad.items():
             draw = task.draws[position]
-            self._bad[draw.stream, draw.row] = reason
-        ceiling = self._config.bad_sample_ceiling
-        if len(self._bad) > ceiling * self.plan.stored or len(self._bad) == self.plan.stored:
+            if position in filled.elsewhere and not task.paired:
+                self._bad_crops[draw.stream, draw.row, draw.seed] = reason
+            else:
+                self._bad[draw.stream, draw.row] = reason
+        ceiling, count = self._config.bad_sample_ceiling, self._bad_samples()
+        if count > ceiling * self.plan.stored or count == self.plan.stored:
             kind = StorageFault if isinstance(reason, FaultText) else UserError
             raise kind(
-                f"{len(self._bad)} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
+                f"{count} of {self.plan.stored} scans cannot be read, more than data.bad_sample_ceiling "
                 f"{ceiling:g} allows; the last: {reason}"
             )
         first = task.draws[: len(task.draws) // 2] if task.paired else task.draws
         self._submit(replace(task, draws=self._readable(first)))
+
+    def _bad_samples(self) -> int:
+        """Scans that cannot be read, or not everywhere."""
+        return len(self._bad.keys() | {crop[:2] for crop in self._bad_crops})
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)
@@ -235,7 +251,7 @@ class CropLoader:
     def stats(self) -> dict[str, float]:
         """Scans that could not be read, workers that were replaced, and the seconds that the caller has waited."""
         return {
-            "bad_samples": len(self._bad),
+            "bad_samples": self._bad_samples(),
             "respawned_workers": self._pool.respawned,
             "wait_seconds": self._waited,
         }
@@ -247,13 +263,19 @@ class CropLoader:
 
     @property
     def messages(self) -> list[str]:
-        """What of the sources is left out, in sentences for people."""
-        return self.plan.messages + self._buffers.messages
+        """What of the sources is left out, and what is kept in memory and open, in sentences for people."""
+        caches = self._caches.messages(self._config.workers) if self.plan.stored else []
+        return [*self.plan.messages, *caches, *self._buffers.messages]
 
     @property
     def sites(self) -> dict[str, str]:
         """Fingerprint of the key that each source's patients are hashed with, by the name of a source that has any."""
         return self.plan.sites
+
+    @property
+    def hashes(self) -> Hashes:
+        """What `patients` gives, in little memory."""
+        return self.plan.hashes
 
     def patients(self) -> list[str]:
         """Sorted hashes of the patients that the stream may hold."""

@@ -21,11 +21,13 @@ from scanfoundry.datasets.crop import mix
 from scanfoundry.datasets.identity import fraction
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.modality import meant
+from scanfoundry.datasets.sampling.columns import Columns, read_columns
 from scanfoundry.datasets.sampling.excluded import Excluded, require
 from scanfoundry.datasets.sampling.left_out import near_duplicates_of
 from scanfoundry.datasets.sampling.mixture import Mixture
 from scanfoundry.datasets.sampling.pairs import StudyPartners
 from scanfoundry.datasets.sampling.shuffle import WindowShuffle
+from scanfoundry.datasets.shards.hashes import Hashes
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.store import CacheConfig
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
@@ -178,7 +180,7 @@ class _SourceRows(NamedTuple):
     source: int
     crop: Size3D
     group: str
-    table: NDArray[np.void]
+    table: Columns
 
 
 class SamplingPlan:
@@ -208,12 +210,15 @@ class SamplingPlan:
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self.volumes = 0  # among the scans, whole or as slices
         self.messages: list[str] = []  # on what is left out, for people
-        self._patients: set[str] = set()
+        self._patients: list[NDArray[np.void]] = []  # of all sources, some of them more than once
+        self._more_patients: set[str] = set()
         self.streams: list[Stream] = []
         kinds: dict[Size3D, list[int]] = {}
         for crop, stream in self._all_streams():
             kinds.setdefault(crop, []).append(len(self.streams))
             self.streams.append(stream)
+        self.hashes = Hashes(self._patients, self._more_patients)  # of all patients that may be sampled
+        self._patients.clear()
         self.scans = sum(stream.visits.rows for stream in self.streams)
         self.stored = sum(s.visits.rows for s in self.streams if isinstance(self.data[s.source], DataSet))
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
@@ -260,27 +265,30 @@ class SamplingPlan:
     def _rows_of(self, number: int) -> list["_SourceRows"]:
         """A source's scans by crop shape (volumes, images) and, where these are balanced, by modality."""
         config, source, data = self.config, self.config.sources[number], self.data[number]
-        table = data.samples()
-        table = table[self._sampled(number, table)]
-        if isinstance(data, DataSet) and config.positives == "study" and "study" not in (table.dtype.names or ()):
+        stored, studies = isinstance(data, DataSet), config.positives == "study"
+        rows = sum(shard.samples for shard in data.manifest.shards) if isinstance(data, DataSet) else None
+        table = read_columns(data.sample_blocks(), rows, config.holdout, stored, studies)
+        if isinstance(data, DataSet) and studies and not len(table.study):
             where = data.store.shown("")
             raise UserError(
                 f"data.positives 'study': {where} was built before studies were kept; build it into a new folder"
             )
+        table = table.rows(self._sampled(number, table))
         crop_2d = None if config.crop_2d is None else (1, *config.crop_2d)
-        flat = table["flat"] | (config.crop_3d is None)
+        flat = table.flat | (config.crop_3d is None)
         self.unused[source.name] = 0 if crop_2d is not None else int(flat.sum())
         found = []
-        for crop, chosen in ((crop_2d, table[flat]), (config.crop_3d, table[~flat])):
-            if crop is None or not chosen.size:
+        for crop, serves in ((crop_2d, flat), (config.crop_3d, ~flat)):
+            if crop is None or not serves.any():
                 continue
-            self.volumes += int((~chosen["flat"]).sum())
-            self._patients.update(patient.decode() for patient in np.unique(chosen["patient"]) if patient)
+            chosen = table.rows(serves)
+            self.volumes += int((~chosen.flat).sum())
+            self._patients.append(chosen.patient)
             if config.balance == "source":
                 found.append(_SourceRows(number, crop, source.name, chosen))
                 continue
-            for each in np.unique(chosen["modality"]):
-                part = chosen[chosen["modality"] == each]
+            for each in np.flatnonzero(np.bincount(chosen.modality)):
+                part = chosen.rows(chosen.modality == each)
                 found.append(_SourceRows(number, crop, data.modalities[each], part))
         if isinstance(data, SyntheticSource):
             return found
@@ -289,18 +297,18 @@ class SamplingPlan:
             if not self.unused[source.name] and source.near_duplicates == "drop":
                 reason = "all are held out, or resemble a scan that is (near_duplicates); lower data.holdout"
             raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
-        self._patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
+        self._more_patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
         return found
 
-    def _sampled(self, number: int, table: NDArray[np.void]) -> NDArray[np.bool_]:
+    def _sampled(self, number: int, table: Columns) -> NDArray[np.bool_]:
         """(rows,) which scans of a source are neither held out nor near-duplicates that it leaves out."""
         source, data = self.config.sources[number], self.data[number]
-        held_out = table["least"] < self.config.holdout
+        held_out = table.held_out
         if source.near_duplicates == "keep" or isinstance(data, SyntheticSource):
             return ~held_out
         left = near_duplicates_of(data, source.name, held_out)
         # Nobody is tested on whose scan is as good as seen: a fine-tuning refuses these patients as well.
-        self._patients.update(patient.decode() for patient in np.unique(table[left.repeats]["patient"]))
+        self._patients.append(table.patient[left.repeats])
         of_held_out = f", {left.leaks.sum()} that resemble scans of held-out patients" if left.leaks.any() else ""
         self.messages.append(
             f"source '{source.name}': left out {left.repeats.sum()} near-duplicates{of_held_out}; "
@@ -311,12 +319,11 @@ class SamplingPlan:
     def _stream(self, rows: "_SourceRows", share: float) -> Stream:
         name = mix(*rows.group.encode()) if self.config.balance == "modality" else 0
         visits = WindowShuffle(
-            np.unique(rows.table["shard"], return_counts=True)[1],
+            _run_lengths(rows.table.shard),
             self.config.window,
             mix(self.seed, 3, rows.source, *rows.crop, name),
         )
-        studies = rows.table["study"] if self.config.positives == "study" else np.empty(0, "S32")
-        return Stream(rows.source, rows.table["shard"], rows.table["sample"], share, visits, studies)
+        return Stream(rows.source, rows.table.shard, rows.table.sample, share, visits, rows.table.study)
 
     def _studies(self) -> dict[int, StudyPartners]:
         found: dict[int, StudyPartners] = {}
@@ -344,7 +351,7 @@ class SamplingPlan:
 
     def patients(self) -> list[str]:
         """Sorted hashes of all patients that may be sampled."""
-        return sorted(self._patients)
+        return list(self.hashes)
 
     def kind(self, step: int) -> StepKind:
         """The kind of step number `step` since the start of the run, the same on all ranks."""
@@ -401,6 +408,12 @@ class SamplingPlan:
     def replacement(self, draw: Draw) -> Draw:
         """The crop in place of one whose scan cannot be read: the same crop of the next scan of its source."""
         return self._draw_at(draw.stream, (draw.row + 1) % self.streams[draw.stream].visits.rows, draw.seed)
+
+
+def _run_lengths(shards: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The rows of each shard that has any; the rows of a shard follow each other."""
+    ends = np.flatnonzero(np.diff(shards)) + 1
+    return np.diff(np.concatenate([[0], ends, [len(shards)]]))
 
 
 def _opened(source: SourceConfig, config: DataConfig) -> DataSet | SyntheticSource:

@@ -22,6 +22,7 @@ class WindowShuffle:
         self._firsts = np.concatenate([[0], np.cumsum(self._sizes)])[:-1]
         self._window, self._seed = window, seed
         self.rows = int(self._sizes.sum())
+        self.in_use = min(window, len(self._sizes))  # shards at a time
         self._of_pass = lru_cache(maxsize=4)(self._make_pass)
         self._of_window = lru_cache(maxsize=8)(self._make_window)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.files import sha256_of
+from scanfoundry.datasets.shards.blocks import block_table
 from scanfoundry.datasets.shards.contact_sheet import draw_contact_sheet
 from scanfoundry.datasets.shards.format import (
     INDEX_KEY,
@@ -171,7 +172,7 @@ def _checked(folder: Path, shard: ShardRecord, stream: BinaryIO) -> list[SampleE
                 reader.read_mask(number)
     except Exception as error:  # damage can take tarfile and the decoders anywhere
         raise UserError(f"shard {path} is damaged: {' '.join(str(error).split())}; build it again") from error
-    count = sum(2 + (entry.mask is not None) for entry in index.samples) + 1
+    count = sum(2 + (entry.mask is not None) + (entry.blocks is not None) for entry in index.samples) + 1
     if len(members) != count:
         raise UserError(f"shard {path} holds {len(members)} members instead of {count}; build it again")
     return index.samples
@@ -195,6 +196,11 @@ def _check_sample(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], ent
     _check_member(tar, members[f"{entry.key}.b2nd"], entry, entry.key)
     if entry.mask is not None:
         _check_member(tar, members[f"{entry.key}.mask.b2nd"], entry.mask, f"{entry.key}.mask")
+    if entry.blocks is not None:
+        _check_member(tar, members[f"{entry.key}.blocks"], entry.blocks, f"{entry.key}.blocks")
+        table = block_table(_payload(tar, members[f"{entry.key}.b2nd"]))
+        if table is None or table.to_bytes() != _payload(tar, members[f"{entry.key}.blocks"]):
+            raise ValueError(f"{entry.key}.blocks is not the table of its scan's blocks")
     if _payload(tar, members[f"{entry.key}.json"]) != to_json(entry.scan_facts()):
         raise ValueError(f"scan {entry.key} has other facts than its index says")
 

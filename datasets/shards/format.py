@@ -1,10 +1,11 @@
 """The shard format: what lies in an index and in a manifest, and where a member lies in a tar.
 
-A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc2 frame), `<key>.json`, and
-`<key>.mask.b2nd` where it has a mask; the last member, `__index__/index.json`, holds the same bytes as the file
-`<shard>.idx.json` beside the tar. A data set is a folder of shards with one `manifest.json` and one `samples.npy`,
-which says of each scan what the sampling plan needs, so that a million scans are planned without their indices.
-Where scans were appended, the manifest names the newest tables, `samples-000001.npy` and so on, and its parent.
+A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc2 frame), `<key>.json`,
+`<key>.mask.b2nd` where it has a mask, and `<key>.blocks` where the scan is large (see `blocks`). The last member,
+`__index__/index.json`, holds the same bytes as the file `<shard>.idx.json` beside the tar. A data set is a folder of
+shards with one `manifest.json` and one `samples.npy`, which says of each scan what the sampling plan needs, so that a
+million scans are planned without their indices. Where scans were appended, the manifest names the newest tables,
+`samples-000001.npy` and so on, and its parent.
 """
 
 import base64
@@ -20,6 +21,7 @@ from scanfoundry.datasets.readers.labels import Greys
 from scanfoundry.datasets.shards.encode import Levels
 
 VERSION: Literal[2] = 2
+WITH_BLOCKS: Literal[3] = 3  # of an index where a scan has a table of blocks, which version 2 did not know
 BLOCK = 512  # of a tar: every header is one, every payload is padded to whole ones
 INDEX_KEY = "__index__/index"
 MANIFEST = "manifest.json"
@@ -106,6 +108,7 @@ class SampleEntry(ScanFacts, Member):
     """A scan in a shard's index: its facts, and where its voxels and its mask lie in the tar."""
 
     mask: MaskMember | None = None
+    blocks: Member | None = None  # the table of its blocks; large scans of builds from before it have none
     content: Hash  # of shape, dtype and voxels: equal for exact duplicates only
 
     def scan_facts(self) -> ScanFacts:
@@ -118,7 +121,7 @@ class SampleEntry(ScanFacts, Member):
 
 
 class ShardIndex(_Record):
-    version: Literal[2]
+    version: Literal[2, 3]
     samples: list[SampleEntry]
 
 
@@ -217,7 +220,9 @@ def parse(model: type[T], content: bytes, name: str) -> T:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         if place == "version":
-            raise UserError(f"{name} has another format version than {VERSION}: build the data set again") from error
+            raise UserError(
+                f"{name} has a format version that this scanfoundry does not read: build the data set again"
+            ) from error
         raise UserError(
             f"{name} is damaged ({place or 'content'}: {first['msg']}); build the data set again"
         ) from error

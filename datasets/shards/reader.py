@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.labels import Box, Labels
+from scanfoundry.datasets.shards.blocks import WHOLE, BlockTable, DamagedBlock, parse_blocks, read_region
 from scanfoundry.datasets.shards.encode import restore, single_block, summed
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
@@ -28,16 +30,21 @@ from scanfoundry.datasets.shards.format import (
     index_name,
     parse,
 )
-from scanfoundry.datasets.shards.table import parse_table
+from scanfoundry.datasets.shards.index import EntryCache, ShardEntries, parse_index
+from scanfoundry.datasets.shards.table import parse_table, table_blocks
 from scanfoundry.datasets.storage.store import CacheConfig, FolderStore, Store, Unavailable
 
 _OPEN_SCANS = 4  # kept open: consecutive crops are often of the same scan
-_WHOLE = 1 << 18  # bytes of a member that is read at once; of a larger one, only what a crop touches is
+_ENTRIES = 256  # kept parsed by a reader that shares them with no other
 Region = tuple[slice, slice, slice]  # of D, H, W
 
 
 class BadSample(Exception):
     """A scan in a shard that cannot be read. The text names the shard and the reason."""
+
+
+class BadCrop(BadSample):
+    """A crop of a large scan that touches damage. Crops elsewhere in the scan can be read."""
 
 
 class DataSet:
@@ -110,6 +117,16 @@ class DataSet:
         name = self.store.shown(self.manifest.samples)
         return parse_table(content, name, self.manifest.shards, len(self.manifest.modalities))
 
+    def sample_blocks(self) -> Iterator[NDArray[np.void]]:
+        """The rows of `samples`, some thousand at a time.
+
+        Raises:
+            UserError: as `samples`; of damage perhaps after the last block alone.
+        """
+        manifest, name = self.manifest, self.store.shown(self.manifest.samples)
+        with self.store.stream(manifest.samples, manifest.samples_sha256) as stream:
+            yield from table_blocks(stream, name, manifest.shards, len(manifest.modalities), manifest.samples_sha256)
+
     def index(self, shard: ShardRecord) -> ShardIndex:
         """The index of one shard, checked against the manifest.
 
@@ -141,30 +158,31 @@ def read_index(where: Path | Store, shard: ShardRecord) -> ShardIndex:
     """
     store = where if isinstance(where, Store) else FolderStore(where)
     name = index_name(shard.name)
-    index = parse(ShardIndex, store.small(name, shard.index_sha256), store.shown(name))
-    if len(index.samples) != shard.samples:
-        found = f"{len(index.samples)} scans instead of {shard.samples}"
-        raise UserError(f"{store.shown(name)} holds {found}; copy or build it again")
-    return index
+    return parse_index(store.small(name, shard.index_sha256), shard, store.shown(name))
 
 
 class ShardReader:
-    """Reads parts of the scans of one shard. The checksum of a scan is verified when the scan is first touched.
+    """Reads parts of the scans of one shard.
+
+    Of a large scan, the blocks that a crop touches are read, and the checksum of each is verified. Where it has no
+    table of blocks, as in older builds, the scan is verified as a whole when it is first touched, and mapped.
 
     Args:
         where: the folder or store that the shard lies in.
         shard: its record in the manifest.
+        cache: for parsed entries; None: one of its own.
 
     Raises:
         UserError: the index of the shard cannot be read or is damaged.
     """
 
-    def __init__(self, where: Path | Store, shard: ShardRecord) -> None:
+    def __init__(self, where: Path | Store, shard: ShardRecord, cache: EntryCache | None = None) -> None:
         self._store = where if isinstance(where, Store) else FolderStore(where)
         self.shard, self.name = shard, self._store.shown(shard.name)
-        self.entries = read_index(self._store, shard).samples
+        self.entries = ShardEntries(self._store, shard, cache or EntryCache(_ENTRIES))
         self._verified = bytearray(len(self.entries))
         self._open: OrderedDict[int, blosc2.NDArray] = OrderedDict()
+        self._tables: OrderedDict[int, BlockTable] = OrderedDict()
         self._stream: BinaryIO | None = None  # of the one file that everything is read from, whatever its name becomes
         self._map: memoryview | None = None  # of the same file
         self._state: tuple[int, ...] = ()  # in which it was when scans were verified
@@ -201,7 +219,9 @@ class ShardReader:
         with self._as_bad_sample(entry):
             plain = entry.levels is None and entry.stored == entry.dtype and not entry.rows
             plain = plain and out.dtype == entry.dtype and out.flags.c_contiguous
-            if plain and entry.length > _WHOLE:
+            if plain and entry.blocks is not None:
+                self._read_blocks(entry, number, region, out)
+            elif plain and entry.length > WHOLE:
                 start, stop = zip(*((part.start, part.stop) for part in region), strict=True)
                 self._array(number).get_slice_numpy(out, ((0, *start), (entry.shape[0], *stop)))
             elif plain and out.shape == entry.shape:
@@ -250,15 +270,40 @@ class ShardReader:
             if isinstance(error, UserError) and not isinstance(error, Unavailable):
                 raise
             reason = " ".join(str(error).split())
-            raise BadSample(f"shard {self.name}, scan {entry.key}: {reason}") from error
+            kind = BadCrop if isinstance(error, DamagedBlock) else BadSample
+            raise kind(f"shard {self.name}, scan {entry.key}: {reason}") from error
 
     def _stored(self, number: int, region: Region | None) -> NDArray:
         entry = self.entries[number]
-        if entry.length <= _WHOLE or entry.rows:
+        if entry.length <= WHOLE or entry.rows:
             array = _frame_of(self._payload(entry), entry.shape, entry.stored, entry.rows)
+        elif entry.blocks is not None and region is not None:
+            sizes = [part.stop - part.start for part in region]
+            numbers = np.empty((entry.shape[0], *sizes), entry.stored)
+            self._read_blocks(entry, number, region, numbers)
+            return numbers
         else:
             array = self._array(number)
         return array[:] if region is None else array[(slice(None), *region)]
+
+    def _read_blocks(self, entry: SampleEntry, number: int, region: Region, out: NDArray) -> None:
+        """Read a region of a scan that has a table of blocks into an array of the dtype of its numbers."""
+        assert entry.blocks is not None
+        table = self._tables.get(number)
+        if table is None:
+            content = self._payload(entry.blocks)
+            table = parse_blocks(content, entry.shape, entry.stored, entry.length)
+            self._tables[number] = table
+            if len(self._tables) > _OPEN_SCANS:
+                self._tables.popitem(last=False)
+        whole = slice(0, entry.shape[0]), *region
+        read_region(table, entry.shape, whole, partial(self._bytes, entry.offset), out)
+
+    def _bytes(self, offset: int, begin: int, length: int) -> bytes:
+        content = os.pread(self._descriptor(), length, offset + begin)
+        if len(content) != length:
+            raise ValueError("the shard's size has changed")
+        return content
 
     def _payload(self, member: Member) -> bytes:
         """The bytes of a member, verified. Read rather than mapped: a file that was cut is an error, not a SIGBUS."""
@@ -276,8 +321,10 @@ class ShardReader:
         return self._stream.fileno()
 
     def close(self) -> None:
-        """Close the shard's file. A file in a cache may then be deleted."""
+        """Close the shard's files. A file in a cache may then be deleted."""
         self._open.clear()
+        self._tables.clear()
+        self.entries.close()
         if self._stream is not None:
             self._map = None
             self._stream.close()

@@ -14,15 +14,18 @@ from scanfoundry.datasets.intensity import normalisable, statistics
 from scanfoundry.datasets.labels import Labels
 from scanfoundry.datasets.readers.labels import Greys
 from scanfoundry.datasets.readers.scan import FACTS, ReadError, Scan
+from scanfoundry.datasets.shards.blocks import WHOLE, block_table
 from scanfoundry.datasets.shards.encode import Codec, Encoded, encode
 from scanfoundry.datasets.shards.foreground import foreground_bitmap
 from scanfoundry.datasets.shards.format import (
     BLOCK,
     INDEX_KEY,
     VERSION,
+    WITH_BLOCKS,
     BoxRecord,
     LabelRecord,
     MaskMember,
+    Member,
     SampleEntry,
     ScanFacts,
     ShardIndex,
@@ -135,26 +138,31 @@ class ShardWriter:
     def append(self, facts: ScanFacts, payload: bytes, content: str, mask: EncodedMask | None) -> None:
         """Appends an encoded scan, the hash of its voxels, and its encoded mask with what is known of its values."""
         description = to_json(facts)
-        members = {"__key__": facts.key, "b2nd": payload, "json": description}
+        members = {"b2nd": payload, "json": description}  # TarWriter writes them in the order of their names
         offset = self._position + BLOCK
-        self._position = offset + padded(len(payload)) + BLOCK + padded(len(description))
-        member = None
+        self._position = offset + padded(len(payload))
+        blocks = member = None
+        if len(payload) > WHOLE and not facts.rows and (table := block_table(payload)) is not None:
+            members["blocks"] = table.to_bytes()
+            blocks = self._place(members["blocks"])
+        self._position += BLOCK + padded(len(description))
         if mask is not None:
             encoded, dtype, greys = mask
             members["mask.b2nd"] = encoded.payload
+            place = self._place(encoded.payload)
             member = MaskMember(
-                offset=self._position + BLOCK,
-                length=len(encoded.payload),
-                crc32=crc32(encoded.payload),
-                dtype=dtype,
-                stored=encoded.stored,
-                rows=encoded.rows,
-                greys=greys,
+                **place.model_dump(), dtype=dtype, stored=encoded.stored, rows=encoded.rows, greys=greys
             )
-            self._position += BLOCK + padded(len(encoded.payload))
-        self._tar.write(members)
-        place = {"offset": offset, "length": len(payload), "crc32": crc32(payload)}
-        self._entries.append(SampleEntry(**{**facts.model_dump(), **place, "content": content, "mask": member}))
+        self._tar.write({"__key__": facts.key, **members})
+        own = {"offset": offset, "length": len(payload), "crc32": crc32(payload)}
+        more = {"content": content, "mask": member, "blocks": blocks}
+        self._entries.append(SampleEntry(**{**facts.model_dump(), **own, **more}))
+
+    def _place(self, content: bytes) -> Member:
+        """Where the next member of the tar lies, which has this content."""
+        place = Member(offset=self._position + BLOCK, length=len(content), crc32=crc32(content))
+        self._position += BLOCK + padded(len(content))
+        return place
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -168,7 +176,8 @@ class ShardWriter:
             self._draft.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        index = to_json(ShardIndex(version=VERSION, samples=self._entries))
+        version = WITH_BLOCKS if any(entry.blocks is not None for entry in self._entries) else VERSION
+        index = to_json(ShardIndex(version=version, samples=self._entries))
         self._tar.write({"__key__": INDEX_KEY, "json": index})
         self._tar.close()
         self._stream.flush()

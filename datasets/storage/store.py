@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from scanfoundry.configs.errors import UserError
@@ -69,6 +69,18 @@ class Store(ABC):
             Unavailable: the file cannot be had, or has another content.
         """
 
+    def stream(self, name: str, sha256: str) -> BinaryIO:
+        """What `small` reads, to be read piece by piece. The caller compares the sum of what is read.
+
+        Args:
+            name: of the file.
+            sha256: of its content.
+
+        Raises:
+            Unavailable: the file cannot be had.
+        """
+        return io.BytesIO(self.small(name, sha256))
+
     @abstractmethod
     def shown(self, name: str) -> str:
         """The name of a file in a message. Of a URL it holds neither user, password nor query."""
@@ -107,6 +119,12 @@ class FolderStore(Store):
                 f"{self.shown(name)} is damaged (its sha256 is not the manifest's); copy or build it again"
             )
         return content
+
+    def stream(self, name: str, sha256: str) -> BinaryIO:
+        try:
+            return open(self.folder / name, "rb")
+        except OSError as error:
+            raise Unavailable(f"{self.shown(name)} cannot be read: {error.strerror}; copy or build it again") from error
 
     def shown(self, name: str) -> str:
         return str(self.folder / name)

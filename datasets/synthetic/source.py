@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,10 @@ class SyntheticSource:
         self._flat = [flat for flat, wanted in ((True, images), (False, volumes)) if wanted]
         content = {"version": VERSION, **config.model_dump(mode="json")}
         self.manifest_hash = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def sample_blocks(self) -> Iterator[NDArray[np.void]]:
+        """The rows of `samples`, at once: there are few."""
+        return iter([self.samples()])
 
     def samples(self) -> NDArray[np.void]:
         """A row for each scan of a pass, as many images as volumes where it serves both.

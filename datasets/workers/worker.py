@@ -21,15 +21,15 @@ from scanfoundry.datasets.processes import Handler
 from scanfoundry.datasets.sampling.excluded import read_excluded
 from scanfoundry.datasets.sampling.pairs import aligned
 from scanfoundry.datasets.shards.format import SampleEntry, ShardRecord, unpack_bits
-from scanfoundry.datasets.shards.reader import BadSample, ShardReader
+from scanfoundry.datasets.shards.index import EntryCache
+from scanfoundry.datasets.shards.reader import BadCrop, BadSample, ShardReader
 from scanfoundry.datasets.storage.faults import reason_of
 from scanfoundry.datasets.storage.store import Store, Unavailable
 from scanfoundry.datasets.synthetic.config import SyntheticConfig
 from scanfoundry.datasets.synthetic.draw import draw_scan
 from scanfoundry.datasets.synthetic.source import MODALITY
+from scanfoundry.datasets.workers.caches import ENTRIES, raise_file_limit
 from scanfoundry.datasets.workers.shared_buffers import DTYPES, bits_of, labels_of, view_of
-
-_INDICES = 64  # of shards, that a process keeps
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class ReaderSetup:
     channels: int
     foreground: float
     intensity: IntensityConfig
+    indices: int  # of shards, that a worker keeps
     open_shards: int  # that a worker keeps open
     min_overlap: float = 0.0  # of two crops of one scan
     labelled: bool = False  # batches come with label maps
@@ -80,6 +81,7 @@ class FilledBatch:
 
     Attributes:
         bad: reasons by position in the batch. Where there are any, the buffer is not to be used.
+        elsewhere: positions of those among them whose scans can be read elsewhere.
         excluded: the buffer holds bits of exclusion behind the voxels.
     """
 
@@ -93,6 +95,7 @@ class FilledBatch:
     centres: Centres
     bad: dict[int, str] = field(default_factory=dict)
     excluded: bool = False
+    elsewhere: set[int] = field(default_factory=set)
 
 
 class CropReader:
@@ -100,6 +103,7 @@ class CropReader:
 
     def __init__(self, setup: ReaderSetup) -> None:
         self._setup = setup
+        self._entries = EntryCache(ENTRIES)
         self._readers: OrderedDict[tuple[int, int], ShardReader] = OrderedDict()
         self._opened: OrderedDict[ShardReader, None] = OrderedDict()  # those with an open file
 
@@ -112,12 +116,12 @@ class CropReader:
         place = (source, shard)
         if place not in self._readers:
             chosen = self._stored(source)
-            self._readers[place] = ShardReader(chosen.store, chosen.shards[shard])
+            self._readers[place] = ShardReader(chosen.store, chosen.shards[shard], self._entries)
         self._readers.move_to_end(place)
         return self._readers[place]
 
     def _used(self, reader: ShardReader) -> None:
-        """Closes files that were used longest ago, so that few are held in a cache of remote shards."""
+        """Closes files that were used longest ago, so that no more are open than may be."""
         self._opened[reader] = None
         self._opened.move_to_end(reader)
         while len(self._opened) > self._setup.open_shards:
@@ -125,7 +129,7 @@ class CropReader:
 
     def _forget(self) -> None:
         """Lets go of indices that were used longest ago; between batches, since a batch holds its readers."""
-        while len(self._readers) > _INDICES:
+        while len(self._readers) > self._setup.indices:
             reader = self._readers.popitem(last=False)[1]
             self._opened.pop(reader, None)
             reader.close()
@@ -133,7 +137,7 @@ class CropReader:
     def fill(self, task: FillTask, buffer: NDArray[np.uint8]) -> FilledBatch:
         """Fills `buffer` with the crops of `task`."""
         count = len(task.draws)
-        dtype, readers, bad = self._open_readers(task)
+        dtype, readers, entries, bad = self._open_readers(task)
         filled = FilledBatch(
             task.number,
             dtype,
@@ -146,15 +150,17 @@ class CropReader:
             bad=bad,
         )
         voxels = view_of(buffer, dtype, task.crop, count, self._setup.channels)
-        batch = _BatchInProgress(task, readers, [None] * count, buffer, voxels, filled)
+        batch = _BatchInProgress(task, entries, [None] * count, buffer, voxels, filled)
         self._draw(batch)
         for position in batch.order():
-            reader = readers[position]
-            if reader is not None:
+            reader, entry = readers[position], entries[position]
+            if reader is not None and entry is not None:
                 try:
-                    self._crop(batch, position, reader)
+                    self._crop(batch, position, reader, entry)
                 except (BadSample, ValueError) as error:
                     bad[position] = reason_of(error)
+                    if isinstance(error, BadCrop):
+                        filled.elsewhere.add(position)
                 except (LookupError, ArithmeticError) as error:
                     bad[position] = f"shard {reader.name}: its index is damaged ({type(error).__name__}: {error})"
                 self._used(reader)
@@ -182,12 +188,15 @@ class CropReader:
                 # One name for both: they are scans of one study, and so no negatives of each other.
                 filled.keys[row], filled.modalities[row] = f"{seed:016x}", MODALITY
 
-    def _open_readers(self, task: FillTask) -> tuple[str, list[ShardReader | None], dict[int, str]]:
-        """The dtype that holds all of the batch, the opened shards, and those that could not be opened.
+    def _open_readers(
+        self, task: FillTask
+    ) -> tuple[str, list[ShardReader | None], list[SampleEntry | None], dict[int, str]]:
+        """The dtype that holds all of the batch, the opened shards, their entries, and what could not be opened.
 
         A drawn scan has no shard.
         """
         readers: list[ShardReader | None] = []
+        entries: list[SampleEntry | None] = [None] * len(task.draws)
         bad: dict[int, str] = {}
         dtypes = set()
         for position, draw in enumerate(task.draws):
@@ -197,21 +206,20 @@ class CropReader:
                 continue
             try:
                 reader = self._reader(draw.source, draw.shard)
+                entries[position] = entry = reader.entries[draw.sample]
             except Unavailable as error:
                 readers.append(None)
                 bad[position] = reason_of(error)
                 continue
             readers.append(reader)
-            entry = reader.entries[draw.sample]
             # Colour that becomes grey has fractions.
             mixed = entry.shape[0] > self._setup.channels
             dtypes.add("float32" if mixed or entry.dtype not in DTYPES else entry.dtype)
-        return dtypes.pop() if len(dtypes) == 1 else "float32", readers, bad
+        return dtypes.pop() if len(dtypes) == 1 else "float32", readers, entries, bad
 
-    def _crop(self, batch: "_BatchInProgress", position: int, reader: ShardReader) -> None:
+    def _crop(self, batch: "_BatchInProgress", position: int, reader: ShardReader, entry: SampleEntry) -> None:
         """Writes one crop into the buffer, and what is to know of it; BadSample where it cannot be read."""
         setup, draw, filled = self._setup, batch.task.draws[position], batch.filled
-        entry = reader.entries[draw.sample]
         where = self._place(batch, position, entry)
         if where is None:
             return
@@ -242,11 +250,11 @@ class CropReader:
         scan, axes = entry.shape[1:], self._stored(draw.source).flip_axes
         number = position - len(task.draws) // 2
         if task.paired and number >= 0:
-            first, reader, partner = batch.places[number], batch.readers[number], task.draws[number]
-            if first is None or reader is None:
+            first, other, partner = batch.places[number], batch.entries[number], task.draws[number]
+            if first is None or other is None:
                 return None
             if draw[2:5] != partner[2:5]:
-                if aligned(reader.entries[partner.sample], entry):
+                if aligned(other, entry):
                     return first
             elif setup.min_overlap:
                 return near(first, draw.seed, scan, task.crop, setup.min_overlap, axes)
@@ -259,7 +267,7 @@ class _BatchInProgress:
     """A task while it is worked on."""
 
     task: FillTask
-    readers: list[ShardReader | None]
+    entries: list[SampleEntry | None]
     places: list[CropPlacement | None]  # of the crops that are done
     buffer: NDArray[np.uint8]
     voxels: NDArray  # (B, C, D, H, W), in the buffer
@@ -287,6 +295,7 @@ class _BatchInProgress:
 def worker(connection: Connection) -> Handler:
     """Factory for `processes.Worker`."""
     blosc2.set_nthreads(1)
+    raise_file_limit()
     reader = CropReader(connection.recv())
     buffers: dict[int, NDArray[np.uint8]] = {}
 

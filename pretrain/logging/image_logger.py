@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.plan import SamplingPlan
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.engine.engine import Engine
@@ -18,9 +19,9 @@ from scanfoundry.pretrain.views import Views
 class ImageLogger:
     """Draws the first batch of each kind in the stream, whose views and masks are fixed by their seeds."""
 
-    def __init__(self, config: PretrainConfig, world: World, views: Views) -> None:
+    def __init__(self, config: PretrainConfig, world: World, plan: SamplingPlan, views: Views) -> None:
         self._folder = config.run_dir / "pictures"
-        self._config, self._world, self._views = config, world, views
+        self._config, self._world, self._plan, self._views = config, world, plan, views
         self._batches: list[Batch] | None = None
 
     def write(self, engine: Engine, step: int) -> Path | None:
@@ -30,7 +31,7 @@ class ImageLogger:
             The file, on the first rank; None on the others.
         """
         if self._batches is None:
-            self._batches = [first for first, *_ in first_batches(self._config, self._world, crops=1)]
+            self._batches = [first for first, *_ in first_batches(self._config, self._world, self._plan, crops=1)]
         engine.evaluate()
         with torch.no_grad():
             shown = [_show(engine.objective, self._views(batch.to(self._world.device))) for batch in self._batches]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scanfoundry.datasets.batch import Batch
+from scanfoundry.datasets.plan import SamplingPlan
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.collectives import gathered
 from scanfoundry.pretrain.distributed.world import World
@@ -43,8 +44,8 @@ class Monitors:
     first: the effective ranks that the run began with, by key; the loop keeps them in its checkpoints.
     """
 
-    def __init__(self, config: PretrainConfig, world: World) -> None:
-        self._config, self._world = config, world
+    def __init__(self, config: PretrainConfig, world: World, plan: SamplingPlan) -> None:
+        self._config, self._world, self._plan = config, world, plan
         self._batches: list[list[Batch]] | None = None
         self._collapsed: set[str] = set()
         self.first: dict[str, float] = {}
@@ -61,7 +62,7 @@ class Monitors:
         stay as they are.
         """
         if self._batches is None:
-            self._batches = first_batches(self._config, self._world, self._config.monitor_crops)
+            self._batches = first_batches(self._config, self._world, self._plan, self._config.monitor_crops)
         engine.evaluate()
         found: dict[str, float] = {}
         for batches in self._batches:

@@ -1,7 +1,7 @@
 """The start of a probe: its scans chosen, everything that can be wrong with them checked, their crops read."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ HELD = 4  # every so many training patients are those that a segmentation probe 
 class Site:
     """What a run knows of patients: hashes of those it trains on, and fingerprints of the keys of these hashes."""
 
-    seen: frozenset[str]
+    seen: Container[str]
     keys: frozenset[str]
 
 
@@ -63,7 +63,7 @@ class ProbeSetup:
 
     def _transductive(self, site: Site) -> Iterable[str]:
         test, name = set(self.chosen.patients(test=True)), title(self.probe)
-        if seen := test & site.seen:
+        if seen := {patient for patient in test if patient in site.seen}:
             yield (
                 f"probe '{name}': {len(seen)} of {len(test)} test patients are pre-trained on, without labels; its "
                 "numbers are not those of unseen patients (data.holdout keeps patients out)"

@@ -11,6 +11,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.extras import check_installed
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import Position
+from scanfoundry.datasets.shards.hashes import Hashes
 from scanfoundry.pretrain.checkpoint import checkpoint
 from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
 from scanfoundry.pretrain.config.run import PretrainConfig
@@ -90,12 +91,11 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
             checkpoint.check_same_data(found, loader.manifest_hash, loader.plan.earlier_manifests())
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], loader.plan.modalities)
         check_depth(objective, loader.plan.volumes)
-        site = Site(
-            frozenset({*loader.patients(), *origin.patients, *taught.patients}), frozenset(loader.sites.values())
-        )
+        seen = Hashes([loader.hashes.halves()], {*origin.patients, *taught.patients})
+        site = Site(seen, frozenset(loader.sites.values()))
         probes = Probes(config, encoder, world, site)
         engine = Engine(objective, config.optimiser, config.engine, world, loader.plan.modalities)
-        monitors = Monitors(config, world)
+        monitors = Monitors(config, world, loader.plan)
         if world.is_main:
             claim(config)
             record(config, origin)

@@ -60,7 +60,7 @@ class StepLog:
                  writer: CheckpointWriter, monitors: Monitors, probes: Probes, stop: StopRequest,
                  views: Views) -> None:  # fmt: skip
         self.monitors, self.asked_to_stop = monitors, False
-        self.image_logger = ImageLogger(config, world, views)
+        self.image_logger = ImageLogger(config, world, loader.plan, views)
         self._config, self._world, self._engine, self._loader = config, world, engine, loader
         self._tracker, self._writer, self._probes, self._stop = tracker, writer, probes, stop
         # A GPU is given the next step before the host reads what this one reports.

@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from scanfoundry.configs.loading import check
+from scanfoundry.datasets.plan import SamplingPlan
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.logging.first_batches import first_batches
 from scanfoundry.pretrain.logging.monitors import Monitors, rankme, spread
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def plan_of(given: PretrainConfig) -> SamplingPlan:
+    return SamplingPlan(given.data, given.seed)
 
 
 def naive_rankme(features):
@@ -86,27 +91,30 @@ def test_the_fixed_crops_are_the_same_at_any_world_size(tiny_shards, tmp_path):
     """Whole steps of the stream, and as many batches on every rank."""
     for engine in ({}, {"accumulation": 2}):
         given = config(tiny_shards, tmp_path, engine=engine)
-        whole = first_batches(given, ALONE, 10)
+        whole = first_batches(given, ALONE, plan_of(given), 10)
         assert [batches[0].is_2d for batches in whole] == [True, False]
         assert [sum(map(len, batches)) for batches in whole] == [12, 10]
         if engine:
             continue
-        parts = [first_batches(given, World(rank, 2, rank, 2, torch.device("cpu")), 10) for rank in (0, 1)]
+        parts = [
+            first_batches(given, World(rank, 2, rank, 2, torch.device("cpu")), plan_of(given), 10) for rank in (0, 1)
+        ]
         for kind, batches in enumerate(whole):
             assert len(parts[0][kind]) == len(parts[1][kind]) == len(batches)
             for number, batch in enumerate(batches):
                 halves = [part[kind][number] for part in parts]
                 assert torch.equal(batch.voxels, torch.cat([half.voxels for half in halves]))
-    few = first_batches(config(tiny_shards, tmp_path), ALONE, 1)
+    few = first_batches(config(tiny_shards, tmp_path), ALONE, plan_of(config(tiny_shards, tmp_path)), 1)
     assert [len(batches) for batches in few] == [1, 1]
     paired = config(tiny_shards, tmp_path)
     paired = paired.model_copy(update={"data": paired.data.model_copy(update={"positives": "crops"})})
-    assert [sum(map(len, batches)) for batches in first_batches(paired, ALONE, 10)] == [24, 20]
+    assert [sum(map(len, batches)) for batches in first_batches(paired, ALONE, plan_of(paired), 10)] == [24, 20]
 
 
 def test_they_are_due_at_checkpoints_or_every_so_often_and_at_the_end(tiny_shards, tmp_path):
     def due(**changes):
-        monitors = Monitors(config(tiny_shards, tmp_path, **changes), ALONE)
+        given = config(tiny_shards, tmp_path, **changes)
+        monitors = Monitors(given, ALONE, plan_of(given))
         return [step for step in range(1, 11) if monitors.due(step)]
 
     assert due() == [4, 8, 10]
@@ -115,7 +123,8 @@ def test_they_are_due_at_checkpoints_or_every_so_often_and_at_the_end(tiny_shard
 
 
 def test_a_collapse_is_said_once_and_again_after_a_recovery(tiny_shards, tmp_path):
-    monitors = Monitors(config(tiny_shards, tmp_path), ALONE)
+    given = config(tiny_shards, tmp_path)
+    monitors = Monitors(given, ALONE, plan_of(given))
     assert monitors.warnings({"rankme_2d": 60.0, "feature_std_2d": 0.1}) == []
     assert monitors.warnings({"rankme_2d": 3.1}) == []
     (said,) = monitors.warnings({"rankme_2d": 2.9, "rankme_3d": 5.0})
@@ -132,6 +141,7 @@ from pathlib import Path
 import torch
 from scanfoundry.configs.loading import check
 from scanfoundry.pretrain.distributed import rng
+from scanfoundry.datasets.plan import SamplingPlan
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World, join
 from scanfoundry.pretrain.engine.engine import Engine, EngineConfig
@@ -144,7 +154,7 @@ for stage in (0, 3):
     torch.manual_seed(0)
     objective = config.objective.build(build(config.backbone))
     engine = Engine(objective, config.optimiser, EngineConfig(zero_stage=stage), world)
-    monitors = Monitors(config, world)
+    monitors = Monitors(config, world, SamplingPlan(config.data, config.seed))
     before = torch.get_rng_state()
     engine.train()
     one, other = monitors.measure(engine), monitors.measure(engine)
