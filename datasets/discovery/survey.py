@@ -184,8 +184,10 @@ def _row_of(header: "FileHeader", name: str) -> list[Any]:
 def _header_of(row: Sequence[Any], root: Path) -> "FileHeader":
     from scanfoundry.datasets.readers.dicom.headers.file_header import FileHeader
 
-    values = [tuple(value) if isinstance(value, list) else value for value in row[1:]]
-    return FileHeader(root / row[0], **dict(zip(_names(), values, strict=True)))
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in zip(_names(), row[1:], strict=True)
+    }
+    return FileHeader(root / row[0], **values)
 
 
 def _packed_head(head: dict[str, Any]) -> bytes:

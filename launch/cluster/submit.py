@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,14 @@ def submit(cluster: str, contents: Sequence[dict[str, Any]], folders: Sequence[J
     Raises:
         OSError, RuntimeError: the scheduler refuses.
     """
-    calls: list[PretrainJob] | list[TrialJob]
+    calls: list[Callable[[], Any]]
     if trials:
         each = zip(contents, trials, folders, strict=True)
         calls = [TrialJob(content, trial, folder.path) for content, trial, folder in each]
     else:
         calls = [PretrainJob(content, folder.path) for content, folder in zip(contents, folders, strict=True)]
     write_array_index(logs, [folder.path for folder in folders])
+    jobs: list[submitit.Job[Any]]
     if cluster == "local":
         jobs = [_Local(logs, job, config, code).submit(call) for job, call in zip(folders, calls, strict=True)]
     else:
