@@ -21,11 +21,13 @@ from scanfoundry.datasets.shards.blocks import block_table
 from scanfoundry.datasets.shards.contact_sheet import draw_contact_sheet
 from scanfoundry.datasets.shards.format import (
     INDEX_KEY,
+    Manifest,
     Member,
     NearDuplicateRecord,
     SampleEntry,
     ShardRecord,
     index_name,
+    parse,
     to_json,
 )
 from scanfoundry.datasets.shards.near_list import count_scans, read_near_duplicates
@@ -96,6 +98,7 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
     if len(summary.keys) < summary.scans:
         raise UserError(f"{folder}: two scans have the same key; build the data set again")
     _check_near_duplicates(data, keys)
+    _check_parent(data)
     if manifest.sources is not None:
         read_source_table(data)
     if contact_sheet is not None:
@@ -113,6 +116,18 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
         labels=dict(summary.labels),
         contact_sheet=contact_sheet,
     )
+
+
+def _check_parent(data: DataSet) -> None:
+    """The manifests of before scans were appended, and that the shards of the last one are still the first ones."""
+    parent = data.manifest.parent
+    if parent is None:
+        return
+    data.earlier_manifests()
+    before = parse(Manifest, data.store.small(parent.file, parent.sha256), data.store.shown(parent.file))
+    same = before.shards == data.manifest.shards[: parent.shards]
+    if not same or (before.scans, len(before.shards)) != (parent.scans, parent.shards):
+        raise UserError(f"{data.folder}: its manifest says otherwise of what it had before than {parent.file}")
 
 
 def _check_rows(data: DataSet, number: int, entries: list[SampleEntry], rows: NDArray[np.void], first: int) -> None:
