@@ -49,12 +49,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the commands that jobs start
     wheel = None if given.imagenet is None else given.imagenet.resolve()
     work = Work(Places(given.data.resolve(), given.work.resolve(), tables, threads, wheel, given.smoke))
-    left = 0
     if not given.page:
         clock = Clock(given.work / "seconds.json")
         left = run_all(work.jobs(given.task), clock, given.budget, lambda line: print(line, flush=True), given.lanes)
+        print(f"{left} jobs are left" if left else "everything is done")
     write(work, given.work if given.smoke else None)
-    print(f"{left} jobs are left" if left else "everything is done")
 
 
 def write(work: Work, elsewhere: Path | None) -> None:
@@ -66,7 +65,7 @@ def write(work: Work, elsewhere: Path | None) -> None:
         (RESULTS / "payoff").mkdir(parents=True, exist_ok=True)
         for task, found in results.items():
             record(f"payoff/{task}", found)
-    write_page(docs / "payoff.md", docs / FIGURE, results)
+    write_page(docs / "payoff.md", docs / FIGURE, results, work.tables)
 
 
 if __name__ == "__main__":

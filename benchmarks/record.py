@@ -27,7 +27,7 @@ def record(name: str, result: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(page, indent=1) + "\n")
-    print(f"written: benchmarks/results/{path.name}")
+    print(f"written: benchmarks/results/{name}.json")
     return path
 
 

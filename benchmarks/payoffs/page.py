@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib
 
-from payoffs.tables import SCRATCH
+from payoffs.tables import SCRATCH, Pretraining, Tables
 from payoffs.work import Work
 from scanfoundry.configs.files import write_text
 from scanfoundry.finetune.metrics.intervals import Interval, difference, interval
@@ -44,15 +44,17 @@ def facts(found: Interval) -> dict[str, Any]:
     return {name: None if each is None else round(each, 4) for name, each in values.items()} | {"n": found.patients}
 
 
-def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]]) -> None:
+def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]], tables: Tables) -> None:
     """The page and its figure.
 
     Args:
         path: the Markdown file.
         figure: the picture, in a folder below the page's.
         results: by task, of `results_of`.
+        tables: what was to be compared.
     """
     draw(figure, results)
+    missing = [task for task in tables.tasks if not results.get(task, {}).get("rows")]
     lines = [
         "# Does pre-training pay?",
         "",
@@ -60,7 +62,9 @@ def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]]) -> 
         "the same steps. Its rate is chosen on validation patients, on the first of three labelled subsets.",
         "",
         "Then all subsets are trained at that rate and tested on other patients. Intervals (95%) are over patients and "
-        "subsets, and differences to scratch are paired.",
+        "subsets, and differences to scratch are paired. No pool holds a scan of a tested patient.",
+        "",
+        _verdict(results),
         "",
         f"![Difference to training from scratch]({figure.relative_to(path.parent).as_posix()})",
         "",
@@ -73,6 +77,11 @@ def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]]) -> 
             lines.append(
                 f"| {task} | {row['labels']} | {row['arm']} | {found['metric']} | {spoken(row['value'])} | {gain} |"
             )
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    lines += ["", "## Arms", "", "| arm | starts from | what is other than usual |", "|---|---|---|"]
+    seen = {each["arm"] for found in results.values() for each in [*found["rows"], *found["tries"]]}
+    lines += [_arm(name, tables) for name in tables.arms if name in seen]
     lines += ["", "## Every try", "Validation patients, the first labelled subset, by rate.", ""]
     lines += ["| task | labels | arm | score by rate |", "|---|---|---|---|"]
     for task, found in results.items():
@@ -80,6 +89,34 @@ def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]]) -> 
             scores = ", ".join(f"{rate}: {score:.3f}" for rate, score in each[found["metric"]].items())
             lines.append(f"| {task} | {each['labels']} | {each['arm']} | {scores} |")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _verdict(results: dict[str, dict[str, Any]]) -> str:
+    """How many differences to scratch are above zero, and below."""
+    gains = [row["minus scratch"] for found in results.values() for row in found["rows"] if "minus scratch" in row]
+    known = [gain for gain in gains if gain["low"] is not None]
+    above, below = sum(gain["low"] > 0 for gain in known), sum(gain["high"] < 0 for gain in known)
+    return f"Of {len(known)} differences to scratch, {above} are above zero with their interval, {below} below."
+
+
+def _arm(name: str, tables: Tables) -> str:
+    arm = tables.arms[name]
+    start = "features of ImageNet" if arm.imagenet else "scratch"
+    if arm.start is not None:
+        start = _start(tables.pretrainings[arm.start])
+    changes = ", ".join(f"`{key}={value}`" for key, value in arm.study.items()).replace("|", "\\|")
+    return f"| {name} | {start} | {changes} |"
+
+
+def _start(table: Pretraining) -> str:
+    """What a pre-training was, in a few words."""
+    if table.task is not None:
+        return f"all training labels of {table.task}"
+    objective = table.config["objective"]
+    kind = objective.get("loss", objective["name"])
+    pool = " + ".join(table.pool) or "drawn volumes"
+    first = "" if table.init is None else f", after {table.init}"
+    return f"{kind}, {table.config['steps']} steps on {pool}{first}"
 
 
 def spoken(found: dict[str, Any], signed: bool = False) -> str:

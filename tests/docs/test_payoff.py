@@ -233,13 +233,24 @@ def test_the_page_tells_rows_and_tries(payoffs: Any, tmp_path: Path):
     gain = {"value": 0.04, "low": 0.01, "high": 0.08, "n": 20}
     rows = [
         {"arm": "scratch", "labels": 2, "value": number},
-        {"arm": "mae", "labels": 2, "value": number, "minus scratch": gain},
+        {"arm": "mae_volumes_encoder", "labels": 2, "value": number, "minus scratch": gain},
     ]
     results = {
-        "atrium": {"metric": "dice", "rows": rows, "tries": [{"arm": "mae", "labels": 2, "dice": {"0.001": 0.7}}]}
+        "atrium": {
+            "metric": "dice",
+            "rows": rows,
+            "tries": [{"arm": "spark_volumes", "labels": 2, "dice": {"0.001": 0.7}}],
+        }
     }
-    payoffs.page.write_page(tmp_path / "payoff.md", tmp_path / "images" / "payoff.png", results)
+    tables = payoffs.tables.read(BENCHMARKS / "payoffs" / "payoff.yaml")
+    payoffs.page.write_page(tmp_path / "payoff.md", tmp_path / "images" / "payoff.png", results, tables)
     text = (tmp_path / "payoff.md").read_text()
-    assert "| atrium | 2 | mae | dice | 0.710 (0.650 to 0.770) | +0.040 (+0.010 to +0.080) |" in text
-    assert "| atrium | 2 | mae | 0.001: 0.700 |" in text
+    assert "| atrium | 2 | mae_volumes_encoder | dice | 0.710 (0.650 to 0.770) | +0.040 (+0.010 to +0.080) |" in text
+    assert "| atrium | 2 | spark_volumes | 0.001: 0.700 |" in text
+    assert "Of 1 differences to scratch, 1 are above zero with their interval, 0 below." in text
+    assert "Not measured yet: left_atrium, cardiac," in text
+    pool = "4500 steps on left_atrium + hippocampus + cardiac"
+    assert f"| mae_volumes_encoder | mae, {pool} | `transfer=['encoder']` |" in text
+    assert f"| spark_volumes | spark, {pool} |  |" in text
+    assert "| dcl_images |" not in text  # nothing was done with it
     assert (tmp_path / "images" / "payoff.png").stat().st_size > 1000
