@@ -41,7 +41,7 @@ def results_of(work: Work, task: str) -> dict[str, Any]:
 def facts(found: Interval) -> dict[str, Any]:
     """The numbers of an interval, rounded."""
     values = {"value": found.value, "low": found.low, "high": found.high}
-    return {name: None if each is None else round(each, 4) for name, each in values.items()} | {"n": found.patients}
+    return {name: None if each is None else round(each, 5) for name, each in values.items()} | {"n": found.patients}
 
 
 def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]], tables: Tables) -> None:
