@@ -15,9 +15,9 @@ from statistics import mean
 from typing import Any
 
 import whole_network
+from choosing import SEEDS, cells, records_of, spoken, trained
 from product import run_written
 from record import record
-from studies import SEEDS, cells, records_of, spoken, trained
 
 from scanfoundry.datasets.identity import fraction
 from scanfoundry.finetune.config.study import LabelledData

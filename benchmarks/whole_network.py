@@ -18,9 +18,9 @@ from statistics import mean
 from typing import Any
 
 import torch
+from choosing import SEEDS, TEST, TESTED, cells, choosing_split, records_of, spoken, test_model, trained
 from product import run, run_written
 from record import record
-from studies import SEEDS, TEST, TESTED, cells, choosing_split, records_of, spoken, test_model, trained
 
 from scanfoundry.finetune.cases.cases import CaseList
 from scanfoundry.finetune.config.study import LabelledData

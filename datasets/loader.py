@@ -112,7 +112,7 @@ class CropLoader:
             sources.append(SourceSetup(data.store, shards, source.flip_axes, source.exclude))
             in_use = sum(stream.visits.in_use for stream in self.plan.streams if stream.source == number)
             largest = max(shard.bytes for shard in shards) if data.store.remote else 0
-            loads.append(SourceLoad(in_use, data.manifest.scans / len(shards), largest))
+            loads.append(SourceLoad(in_use, data.manifest.scans / len(shards), largest, len(shards)))
         # Half of the cache is for what the workers hold; the other half for what comes next.
         holders = max(1, config.workers) * world_size
         self._caches = cache_sizes(loads, config.cache.ahead_bytes, holders, config.workers)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from choosing import TESTED, is_tested
 from numpy.typing import NDArray
-from studies import TESTED, is_tested
 
 from scanfoundry.backbones.probes.classification import fit_logistic
 from scanfoundry.backbones.torchvision_cpu import ensure_torchvision

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from choosing import choosing_split
 from product import run
-from studies import choosing_split
 
 from payoffs.tables import DataSet, Tables, TaskTable
 from scanfoundry.configs.files import write_text

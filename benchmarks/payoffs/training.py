@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from choosing import TEST
 from product import run_written
-from studies import TEST
 
 from payoffs.places import Places
 from payoffs.tables import SCRATCH

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from studies import SEEDS, TESTED, cells, records_of, test_model, trained
+from choosing import SEEDS, TESTED, cells, records_of, test_model, trained
 
 from payoffs.imagenet import ImageNet, probe
 from payoffs.jobs import Job

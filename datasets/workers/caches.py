@@ -25,11 +25,13 @@ class SourceLoad:
         in_use: shards at a time, of all its streams.
         scans: in a shard, on average.
         shard_bytes: of its largest shard, where shards are held in a cache of files that were fetched; else 0.
+        shards: that it has.
     """
 
     in_use: int
     scans: float
     shard_bytes: int = 0
+    shards: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ def cache_sizes(loads: Sequence[SourceLoad], ahead_bytes: int, holders: int, wor
     fetched = max(1, int(ahead_bytes / (largest * holders))) if largest else None
     allowed = max(1, (limit - _RESERVED) // _FILES)
     opened = min(indices, allowed, indices if fetched is None else fetched)
-    memory = sum(_share(load, in_use) * indices * _index_bytes(load.scans) for load in loads)
-    scans = sum(_share(load, in_use) * indices * load.scans for load in loads)
+    kept = [min(load.shards, _share(load, in_use) * indices) for load in loads]
+    memory = sum(count * _index_bytes(load.scans) for load, count in zip(loads, kept, strict=True))
+    scans = sum(count * load.scans for load, count in zip(loads, kept, strict=True))
     memory += min(ENTRIES, scans) * PARSED
     return CacheSizes(in_use, indices, opened, int(memory), _FILES * opened, limit, fetched)
 

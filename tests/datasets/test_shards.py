@@ -187,7 +187,10 @@ def test_damaged_index_and_manifest(data_sets: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard-000001\.idx\.json cannot be read"):
         check(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
-    for change, words in [({"version": 1}, "another format version"), ({"shards": []}, "damaged")]:
+    for change, words in [
+        ({"version": 1}, "a format version that this scanfoundry does not read"),
+        ({"shards": []}, "damaged"),
+    ]:
         (folder / MANIFEST).write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=words):
             DataSet(folder)

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
-NO_COMMAND = {"timing.py", "record.py", "product.py", "studies.py", "ours.py"}  # helpers, and what `loader.py` starts
+# Helpers, and what `loader.py` starts.
+NO_COMMAND = {"timing.py", "record.py", "product.py", "choosing.py", "synthetic_shards.py", "ours.py"}
 
 
 def defined(module: str) -> set[str] | None:

@@ -165,7 +165,8 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
         save_release(run, release.parts, info, release.patients)
 
     def write(folder):
-        return model_state.save(folder, objective, parameter_shards(objective, None, 0, ALONE), {}, {}, ALONE)
+        held = parameter_shards(objective, None, 0, ALONE)
+        return model_state.snapshot(objective, held, {}, {}, ALONE).write(folder)
 
     step = checkpoint.save(run / "checkpoints", 7, {}, write, ALONE, keep_last=1)
     found = load_run(step)

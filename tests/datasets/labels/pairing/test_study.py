@@ -16,7 +16,7 @@ from scanfoundry.datasets.identity import keyed_hash, site_key
 from scanfoundry.datasets.labels.pairing.study import shared_studies, studies_of
 from scanfoundry.datasets.loader import CropLoader
 from scanfoundry.datasets.plan import DataConfig, SamplingPlan
-from scanfoundry.datasets.shards import finalize
+from scanfoundry.datasets.shards import tables
 from scanfoundry.datasets.shards.build import BuildOptions, build
 from scanfoundry.datasets.shards.check import check
 from scanfoundry.datasets.shards.format import SampleEntry
@@ -185,14 +185,14 @@ def test_contrasts_of_real_studies_are_paired(real_data: Path, key_file: Path, t
 @pytest.fixture
 def earlier(cohort: Path, options: BuildOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A build as it was before studies were kept."""
-    planned, rows_of = sources._planned, finalize.rows_of
+    planned, rows_of = sources._planned, tables.rows_of
 
     def without_column(*given: object) -> NDArray[np.void]:
         rows = rows_of(*given)
         return repack_fields(rows[[name for name in rows.dtype.names or () if name != "study"]])
 
     monkeypatch.setattr(sources, "_planned", lambda *given: replace(planned(*given), study=""))
-    monkeypatch.setattr(finalize, "rows_of", without_column)
+    monkeypatch.setattr(tables, "rows_of", without_column)
     build([cohort / "mr"], tmp_path / "old", options.model_copy(update={"modality": "mr"}))
     monkeypatch.undo()
     return tmp_path / "old"
