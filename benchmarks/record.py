@@ -34,7 +34,8 @@ def record(name: str, result: dict[str, Any]) -> Path:
 def _anywhere(word: str) -> str:
     """A word of the command line without the folders of this machine."""
     root = RESULTS.parents[1]
-    return word.replace(str(root), ".").replace(str(root.parent), "..")
+    word = word.replace(str(root), ".").replace(str(root.parent), "..")
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _gpu() -> str:

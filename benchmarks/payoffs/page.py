@@ -64,7 +64,7 @@ def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]], tab
         "Then all subsets are trained at that rate and tested on other patients. Intervals (95%) are over patients and "
         "subsets, and differences to scratch are paired. No pool holds a scan of a tested patient.",
         "",
-        _verdict(results),
+        _verdict(results, tables),
         "",
         f"![Difference to training from scratch]({figure.relative_to(path.parent).as_posix()})",
         "",
@@ -91,12 +91,21 @@ def write_page(path: Path, figure: Path, results: dict[str, dict[str, Any]], tab
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _verdict(results: dict[str, dict[str, Any]]) -> str:
-    """How many differences to scratch are above zero, and below."""
-    gains = [row["minus scratch"] for found in results.values() for row in found["rows"] if "minus scratch" in row]
+def _verdict(results: dict[str, dict[str, Any]], tables: Tables) -> str:
+    """How many differences of the claimed arms to scratch are above zero, and below."""
+    claims = {task: table.arms[0] for task, table in tables.tasks.items()}
+    gains = [
+        row["minus scratch"]
+        for task, found in results.items()
+        for row in found["rows"]
+        if row["arm"] == claims.get(task) and "minus scratch" in row
+    ]
     known = [gain for gain in gains if gain["low"] is not None]
     above, below = sum(gain["low"] > 0 for gain in known), sum(gain["high"] < 0 for gain in known)
-    return f"Of {len(known)} differences to scratch, {above} are above zero with their interval, {below} below."
+    return (
+        "The first arm of each task is the recipe that is claimed to help. "
+        f"Of its {len(known)} differences to scratch, {above} are above zero with their interval, {below} below."
+    )
 
 
 def _arm(name: str, tables: Tables) -> str:

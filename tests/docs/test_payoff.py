@@ -245,10 +245,12 @@ def test_the_page_tells_rows_and_tries(payoffs: Any, tmp_path: Path):
     tables = payoffs.tables.read(BENCHMARKS / "payoffs" / "payoff.yaml")
     payoffs.page.write_page(tmp_path / "payoff.md", tmp_path / "images" / "payoff.png", results, tables)
     text = (tmp_path / "payoff.md").read_text()
-    assert "| atrium | 2 | mae_volumes_encoder | dice | 0.710 (0.650 to 0.770) | +0.040 (+0.010 to +0.080) |" in text
-    assert "| atrium | 2 | spark_volumes | 0.001: 0.700 |" in text
-    assert "Of 1 differences to scratch, 1 are above zero with their interval, 0 below." in text
-    assert "Not measured yet: left_atrium, cardiac," in text
+    assert (
+        "| left_atrium | 2 | mae_volumes_encoder | dice | 0.710 (0.650 to 0.770) | +0.040 (+0.010 to +0.080) |" in text
+    )
+    assert "| left_atrium | 2 | spark_volumes | 0.001: 0.700 |" in text
+    assert "Of its 1 differences to scratch, 1 are above zero with their interval, 0 below." in text
+    assert "Not measured yet: cardiac, hippocampus," in text
     pool = "4500 steps on left_atrium + hippocampus + cardiac"
     assert f"| mae_volumes_encoder | mae, {pool} | `transfer=['encoder']` |" in text
     assert f"| spark_volumes | spark, {pool} |  |" in text
