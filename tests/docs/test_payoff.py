@@ -236,7 +236,7 @@ def test_the_page_tells_rows_and_tries(payoffs: Any, tmp_path: Path):
         {"arm": "mae_volumes_encoder", "labels": 2, "value": number, "minus scratch": gain},
     ]
     results = {
-        "atrium": {
+        "left_atrium": {
             "metric": "dice",
             "rows": rows,
             "tries": [{"arm": "spark_volumes", "labels": 2, "dice": {"0.001": 0.7}}],
