@@ -89,16 +89,20 @@ class Work:
     def result(self, task: str, arm: str, shots: int, rank: tuple[int, ...]) -> Job:
         """One row of the page: the rate chosen, the other subsets trained at it, all of them tested."""
         rates, minutes = self.tables.rates(task, arm), self.tables.tasks[task].minutes
+
+        def done() -> bool:
+            return self.outcome(task, arm, shots).records is not None
+
         if self.imagenet(arm):
             needs = (self.result(task, SCRATCH, shots, rank),)  # whose labelled subsets it takes
-            done, run = partial(self._probed, task, arm, shots), partial(self._probe, task, arm, shots)
+            run = partial(self._probe, task, arm, shots)
             return Job(f"{task}, {shots} labels: {arm}, tested", f"probe {task}", rank, 3, done, run, needs)
         return Job(
             f"{task}, {shots} labels: {arm}, tested",
             f"result {task} {shots}",
             rank,
             minutes * (len(SEEDS) - 1),
-            lambda: self.outcome(task, arm, shots).records is not None,
+            done,
             partial(self._finish, task, arm, shots),
             tuple(self.trial(task, arm, rate, shots, rank) for rate in rates),
         )
@@ -121,9 +125,6 @@ class Work:
 
     def _subsets(self, task: str, arm: str, shots: int) -> list[Path]:
         return [self.places.work / "probes" / task / f"{arm}-{shots}-seed{seed}" for seed in SEEDS]
-
-    def _probed(self, task: str, arm: str, shots: int) -> bool:
-        return all((folder / TESTED).exists() for folder in self._subsets(task, arm, shots))
 
     def _probe(self, task: str, arm: str, shots: int) -> None:
         rate = self.outcome(task, SCRATCH, shots).rate

@@ -21,7 +21,8 @@ from scanfoundry.datasets.shards.finalize import final_path
 from scanfoundry.datasets.shards.format import MANIFEST, SOURCES, Manifest, index_name, parse
 from scanfoundry.datasets.shards.parent import Parent
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, SURVEY, ShardResult, result_path
-from scanfoundry.datasets.shards.source_table import source_bytes, source_rows
+from scanfoundry.datasets.shards.source_table import source_rows
+from scanfoundry.datasets.shards.table import to_bytes
 from scanfoundry.datasets.shards.thumbnail import thumbnails_path
 from scanfoundry.datasets.storage.locks import lies_at, open_lock
 from scanfoundry.datasets.storage.locks import lock as take
@@ -158,7 +159,7 @@ def _prepare(
         write_shared(partial / BUILD, json.dumps(begun, indent=1).encode())
     same(out, json.loads((partial / BUILD).read_text(encoding="utf-8")), begun)
     if not (partial / SOURCES).exists():
-        write_shared(partial / SOURCES, source_bytes(source_rows(sources)))
+        write_shared(partial / SOURCES, to_bytes(source_rows(sources)))
     if not (partial / PLAN).exists():
         write_shared(partial / PLAN, plan.model_dump_json().encode())
 

@@ -21,13 +21,6 @@ def source_rows(sources: Sequence[PlannedSource]) -> NDArray[np.void]:
     return np.array([(each.order.encode(), each.source.size) for each in sources], _ROW)
 
 
-def source_bytes(rows: NDArray[np.void]) -> bytes:
-    """The table as an .npy file."""
-    stream = io.BytesIO()
-    np.save(stream, rows, allow_pickle=False)
-    return stream.getvalue()
-
-
 def parse_sources(content: bytes, name: str) -> NDArray[np.void]:
     """The table in the bytes of an .npy file.
 

@@ -33,7 +33,7 @@ from scanfoundry.datasets.shards.near_list import (
 from scanfoundry.datasets.shards.parent import Parent
 from scanfoundry.datasets.shards.reader import read_index
 from scanfoundry.datasets.shards.shard_worker import PARTIAL
-from scanfoundry.datasets.shards.source_table import parse_sources, read_source_table, source_bytes
+from scanfoundry.datasets.shards.source_table import parse_sources, read_source_table
 from scanfoundry.datasets.shards.table import found_later, rows_of, to_bytes
 
 
@@ -154,6 +154,6 @@ def _write_sources(out: Path, parent: Parent | None) -> SourcesRecord | None:
     known = [table for table in tables if table is not None]
     if len(known) < len(tables):
         return None
-    content = source_bytes(np.concatenate(known))
+    content = to_bytes(np.concatenate(known))
     write_bytes(out / _named(SOURCES, parent), content)
     return SourcesRecord(file=_named(SOURCES, parent), sha256=hashlib.sha256(content).hexdigest())

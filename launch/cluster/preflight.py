@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # not at run time: `launch status` and others should not take
     from scanfoundry.pretrain.config.run import PretrainConfig
 
 GB = 1e9
-FP32 = 4  # bytes
 RELEASES = 2  # copies of the released weights while one replaces the other
 UNCHECKED = "(--no-check submits without looking)"
 
@@ -102,11 +101,11 @@ def bytes_of_checkpoints(config: "PretrainConfig") -> int:
     Pictures, metrics and logs are left out.
     """
     from scanfoundry.pretrain.memory.estimate import count
-    from scanfoundry.pretrain.memory.states import STATE_BYTES
+    from scanfoundry.pretrain.memory.states import FP32, checkpoint_bytes
 
     model = count(config)
     averages = FP32 * model.trainable if config.ema is not None else 0
-    checkpoint = FP32 * model.weights + STATE_BYTES[config.optimiser.name] * model.trainable + averages
+    checkpoint = checkpoint_bytes(model, config.optimiser.name) + averages
     return (config.keep_last + 1) * checkpoint + RELEASES * FP32 * model.trainable
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,18 +60,25 @@ def run_rank(content: dict[str, Any], job: JobFolder, info: RankInfo) -> dict[st
             job.note("start", life=info.life, step=newest_step(Path(content["run_dir"])), host=os.uname().nodename)
         try:
             return _pretrain(content, job, info, stop)
-        except UserError as error:
-            # What worked up to a checkpoint and is gone now may come back; before that it is a mistake.
-            away = is_storage_fault(error) and _has_checkpoint(content)
-            leave(job, info.life, info.rank, "unreachable" if away else "final", " ".join(str(error).split()))
         except KeyboardInterrupt:
             leave(job, info.life, info.rank, "interrupted", "interrupted")
         except Exception as error:
-            traceback.print_exc()
-            first = " ".join(str(error).split())[:LONGEST]
-            away = isinstance(error, OSError) and is_storage_fault(error) and _has_checkpoint(content)
-            kind: Kind = "unreachable" if away else "crashed"
-            leave(job, info.life, info.rank, kind, f"rank {info.rank}: {type(error).__name__}: {first}")
+            kind, reason = ending(error, lambda: _has_checkpoint(content))
+            told = reason if isinstance(error, UserError) else f"rank {info.rank}: {reason}"
+            leave(job, info.life, info.rank, kind, told)
+
+
+def ending(error: Exception, has_checkpoint: Callable[[], bool]) -> tuple[Kind, str]:
+    """How a process ends by an error, and the reason in one line; of an error that is no user's the log has it all.
+
+    What worked up to a checkpoint and is gone now may come back; before that it is a mistake.
+    """
+    away = isinstance(error, UserError | OSError) and is_storage_fault(error) and has_checkpoint()
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return "unreachable" if away else "final", text
+    traceback.print_exception(error)
+    return "unreachable" if away else "crashed", f"{type(error).__name__}: {text[:LONGEST]}"
 
 
 def _pretrain(content: dict[str, Any], job: JobFolder, info: RankInfo, stop: StopRequest) -> dict[str, Any]:

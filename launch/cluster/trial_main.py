@@ -3,16 +3,13 @@
 import logging
 import os
 import signal
-import traceback
 from pathlib import Path
 from typing import Any
 
-from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.log import shown_log
 from scanfoundry.configs.text import guarded
-from scanfoundry.datasets.storage.faults import is_storage_fault
 from scanfoundry.launch.cluster.job_folder import JobFolder, Kind, newest_step
-from scanfoundry.launch.cluster.rank_main import LONGEST, leave
+from scanfoundry.launch.cluster.rank_main import ending, leave
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +29,8 @@ def run_trial_task(content: dict[str, Any], trial: str, job: JobFolder, life: st
         asked = getattr(stopped, "signal", signal.SIGINT)
         kind: Kind = "interrupted" if asked == signal.SIGINT else "stopped"
         leave(job, life, 0, kind, str(stopped) or "interrupted")
-    except UserError as error:
-        away = is_storage_fault(error) and begun > 0
-        leave(job, life, 0, "unreachable" if away else "final", " ".join(str(error).split()))
     except Exception as error:
-        traceback.print_exc()
-        away = isinstance(error, OSError) and is_storage_fault(error) and begun > 0
-        first = " ".join(str(error).split())[:LONGEST]
-        leave(job, life, 0, "unreachable" if away else "crashed", f"{type(error).__name__}: {first}")
+        leave(job, life, 0, *ending(error, lambda: begun > 0))
 
 
 def _run(content: dict[str, Any], trial: str, job: JobFolder, life: str) -> dict[str, Any]:

@@ -10,36 +10,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from isal import isal_zlib
 
-from scanfoundry.backbones.models.tensor_file import Written
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.plan import Position
-from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
-from scanfoundry.pretrain.checkpoint.seal import FORMAT, SEAL, final_folder, folders
+from scanfoundry.pretrain.checkpoint.seal import FORMAT, SEAL, folders
 from scanfoundry.pretrain.distributed.world import ALONE, World, gather_objects
 
 
-def save(
-    root: Path, step: int, stream: dict[str, Any], write: Callable[[Path], list[Written]], world: World, keep_last: int
-) -> Path:
-    """Let every rank `write` into a temporary folder, then seal and rename it; keep the newest `keep_last`.
-
-    It returns when all is done. A run writes beside its steps: `CheckpointWriter`, which says the rest.
-
-    Raises:
-        UserError: on every rank if any could not write (disk full, no permission); older checkpoints stay.
-    """
-    with CheckpointWriter(root, keep_last, world, print) as writer:
-        writer.begin(step, stream, write)
-        writer.wait()
-    return final_folder(root, step)
-
-
-def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None:
-    """The newest complete checkpoint under `root`; broken ones are passed over with a word to `warn`.
+def newest(root: Path, warn: Callable[[str], None] | None, world: World) -> Path | None:
+    """The newest complete checkpoint under `root`; broken ones are passed over with a word to `warn`, if it is given.
 
     Every rank calls it and reads a share of the files. Returns None if there was never one; raises UserError if there
     are some and all are broken.
@@ -49,7 +30,8 @@ def newest(root: Path, warn: Callable[[str], None], world: World) -> Path | None
         problems = [problem for problem in gather_objects(examine(folder, world), world) if problem is not None]
         if not problems:
             return folder
-        warn(f"checkpoint {folder} is broken ({problems[0]}); trying the one before")
+        if warn is not None:
+            warn(f"checkpoint {folder} is broken ({problems[0]}); trying the one before")
     if found:
         raise UserError(f"every checkpoint in {root} is broken; delete that folder to start from the beginning")
     return None

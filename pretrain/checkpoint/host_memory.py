@@ -1,10 +1,11 @@
 """The copy of a rank's tensors in host memory that a checkpoint is written from while the training goes on."""
 
 import weakref
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from scanfoundry.datasets.workers.pinning import cuda_pages
 
 ALIGNMENT = 64  # bytes: of a cache line, and of any dtype
 
@@ -22,7 +23,9 @@ class HostMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        self._unlock: Callable[[], object] = tuple  # nothing is locked yet
+        self._pages = cuda_pages() if device.type == "cuda" else None
+        if self._pages is not None:
+            weakref.finalize(self, self._pages.unpin_all).atexit = False  # then the process gives all back
 
     def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies of tensors, valid until the next call; whole when the call returns."""
@@ -46,11 +49,9 @@ class HostMemory:
         torch's own pinned memory comes in powers of two, up to twice of what is asked for, so the pages are locked
         here. Where that fails (a limit on locked memory) copies are slower and just as right.
         """
-        self._unlock()
+        if self._pages is not None:
+            self._pages.unpin_all()
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._buffer = torch.empty(total, dtype=torch.uint8)
-        if self._device.type == "cuda":
-            runtime, address = torch.cuda.cudart(), self._buffer.data_ptr()
-            if int(runtime.cudaHostRegister(address, total, 0)) == 0:
-                self._unlock = unlock = weakref.finalize(self, runtime.cudaHostUnregister, address)
-                unlock.atexit = False  # the process gives all back
+        if self._pages is not None:
+            self._pages.pin(self._buffer.data_ptr(), total)

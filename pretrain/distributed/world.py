@@ -61,15 +61,6 @@ def join(device: str = "auto", threads: int | None = None, timeout_s: float = TI
     return World(rank, size, local_rank, local_size, where)
 
 
-def all_ranks_agree(flag: bool, world: World) -> bool:
-    """True on every rank if `flag` is true on every rank."""
-    if world.size == 1:
-        return flag
-    value = torch.tensor(int(flag), device=world.device)
-    dist.all_reduce(value, op=dist.ReduceOp.MIN)
-    return bool(value.item())
-
-
 def largest(number: int, world: World) -> int:
     """The largest `number` of any rank, on every rank."""
     if world.size == 1:

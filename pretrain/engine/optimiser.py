@@ -78,8 +78,8 @@ def weight_decay(progress: float, config: OptimiserConfig) -> float:
     return config.final_weight_decay + (start - config.final_weight_decay) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's, which leaves out a step where `skip` () is not 0; the fused kernel of a device looks at it itself."""
+class _Skipping(torch.optim.Optimizer):
+    """Leaves out a step where `skip` () is not 0; the fused kernel of a device looks at it itself."""
 
     skip: Tensor | None = None
 
@@ -92,18 +92,12 @@ class AdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
-class SGD(torch.optim.SGD):
-    """torch's, which leaves out a step as `AdamW` does."""
+class AdamW(_Skipping, torch.optim.AdamW):
+    """torch's, which may leave out a step."""
 
-    skip: Tensor | None = None
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step, or none."""
-        if skips(self):
-            return None
-        self.found_inf = self.skip if is_fused(self) else None
-        return super().step(closure)
+class SGD(_Skipping, torch.optim.SGD):
+    """torch's, which may leave out a step."""
 
 
 def build_optimiser(model: nn.Module, config: OptimiserConfig, fused: bool = False) -> AdamW | SGD | Lamb:

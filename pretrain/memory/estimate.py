@@ -11,7 +11,7 @@ from scanfoundry.configs.geometry import Size3D
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import World
 from scanfoundry.pretrain.engine.engine import deepspeed_config
-from scanfoundry.pretrain.memory.states import FP32, STATE_BYTES, Model, Setting, Usage, usage
+from scanfoundry.pretrain.memory.states import FP32, Model, Setting, Usage, checkpoint_bytes, usage
 from scanfoundry.pretrain.memory.trace import Trace, fake_objective, trace
 
 Device = Literal["cpu", "cuda"]
@@ -41,8 +41,7 @@ class Calculator:
         """Bytes on the host from which a checkpoint is written beside the training."""
         if not self.config.background_checkpoints:
             return 0
-        states = STATE_BYTES[self.config.optimiser.name] * self.model.trainable
-        return (FP32 * self.model.weights + states) // self.world + self.model.buffers
+        return checkpoint_bytes(self.model, self.config.optimiser.name) // self.world + self.model.buffers
 
     def _setting(self, stage: int, offload: bool) -> Setting:
         engine = self.config.engine.model_copy(update={"zero_stage": stage, "offload": offload})

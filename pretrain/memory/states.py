@@ -36,6 +36,11 @@ class Model:
         return self.trainable + self.frozen
 
 
+def checkpoint_bytes(model: Model, optimiser: str) -> int:
+    """Of weights and the optimiser's states, which is what a checkpoint holds, but for buffers and averages."""
+    return FP32 * model.weights + STATE_BYTES[optimiser] * model.trainable
+
+
 @dataclass(frozen=True)
 class Setting:
     """What decides about memory. Bucket sizes are in numbers, as in DeepSpeed's configuration."""

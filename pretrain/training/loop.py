@@ -76,7 +76,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
         checkpoint.clean(root)
         remove_leftovers(config.run_dir)
     barrier(world)
-    found = checkpoint.newest(root, print if world.is_main else _silent, world)
+    found = checkpoint.newest(root, print if world.is_main else None, world)
     step, stream = checkpoint.position(found, config.seed) if found else (0, Position())
     torch.manual_seed(config.seed)
     start = start_encoder(config, fresh=found is None)
@@ -124,7 +124,3 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
 
 def _continuing(step: int, before: int, now: int) -> str:
     return f"continuing from step {step}" + ("" if before == now else f", with {now} processes after {before}")
-
-
-def _silent(text: str) -> None:
-    """Other ranks leave the talking to the first."""

@@ -117,13 +117,9 @@ class Steps:
 
     def _finish(self, step: int) -> None:
         if self.writer.saved is None:  # nothing was left to do, but a kill may have come between seal and release
-            saved = checkpoint.newest(self.config.run_dir / "checkpoints", _silent, self.world)
+            saved = checkpoint.newest(self.config.run_dir / "checkpoints", None, self.world)
             if saved is not None:
                 self.writer.release(step, saved, self._release(step))
                 self.writer.wait()
         self.log.image_logger.write(self.engine, step)
         self.tracker.info(f"done: {step} steps; weights in {self.config.run_dir / 'model.safetensors'}")
-
-
-def _silent(text: str) -> None:
-    """The line of a checkpoint that is found was told at the start."""

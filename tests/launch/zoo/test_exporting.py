@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from scanfoundry.backbones.registry import build
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.launch.zoo.exporting import ReleaseTerms, check_terms, export, exported_before, load_run
-from scanfoundry.pretrain.checkpoint import checkpoint, model_state
+from scanfoundry.pretrain.checkpoint import model_state
 from scanfoundry.pretrain.checkpoint.parameter_shards import parameter_shards
 from scanfoundry.pretrain.distributed.world import ALONE
 from scanfoundry.pretrain.engine.averaged_encoder import EmaConfig, add_average
@@ -168,7 +169,7 @@ def test_a_checkpoint_gives_the_weights_that_its_run_releases(run, averaged):
         held = parameter_shards(objective, None, 0, ALONE)
         return model_state.snapshot(objective, held, {}, {}, ALONE).write(folder)
 
-    step = checkpoint.save(run / "checkpoints", 7, {}, write, ALONE, keep_last=1)
+    step = checkpoints.save(run / "checkpoints", 7, {}, write, keep_last=1)
     found = load_run(step)
     wanted = objective.get_submodule("averaged.encoder" if averaged else "encoder").state_dict()
     assert found.encoder.keys() == wanted.keys()

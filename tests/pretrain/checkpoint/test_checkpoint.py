@@ -4,6 +4,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ def write(content: bytes):
 
 def save(root: Path, step: int, content: bytes = b"weights" * 100, keep: int = 3) -> Path:
     root.mkdir(exist_ok=True)
-    return checkpoint.save(root, step, {"seed": 7, "epoch": 0, "position": step}, write(content), ALONE, keep)
+    return checkpoints.save(root, step, {"seed": 7, "epoch": 0, "position": step}, write(content), keep)
 
 
 def test_the_newest_is_found_and_old_ones_go(tmp_path):
@@ -79,7 +80,7 @@ def test_a_failed_write_leaves_the_older_one(tmp_path, error):
         raise error
 
     with pytest.raises(UserError, match=f"cannot write checkpoint .*: {error.strerror}"):
-        checkpoint.save(tmp_path, 2, {}, fail, ALONE, 3)
+        checkpoints.save(tmp_path, 2, {}, fail, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
