@@ -82,12 +82,12 @@ def finalize(
     shards = [
         final for number, record in enumerate(written) if (final := _place(out, number, record, decisions, codec))
     ]
-    sums = _summed(out, shards)
+    sums = _summed(out, shards, parent)
     near = sums.finder.find(
         lambda: (entry for shard in shards for entry in read_index(out, shard).samples),
         lambda: _thumbnails(out, written, decisions),
     )
-    manifest = write_tables(out, parameters, shards, sums, near, parent, later)
+    manifest = write_tables(out, parameters, sums, near, parent, later)
     return manifest, list(_lines(out, written, decisions))
 
 
@@ -100,8 +100,8 @@ def _drop_stored(parent: Parent, walk: Walk, decisions: Decisions) -> dict[int, 
     return {row: sorted(patients) for row, patients in sorted(later.items()) if patients}
 
 
-def _summed(out: Path, shards: Sequence[ShardRecord]) -> ShardSums:
-    sums = ShardSums()
+def _summed(out: Path, shards: Sequence[ShardRecord], parent: Parent | None) -> ShardSums:
+    sums = ShardSums(shards, parent)
     for shard in shards:
         sums.add(read_index(out, shard).samples)
     return sums

@@ -31,16 +31,29 @@ from scanfoundry.datasets.shards.near_list import (
     write_near_duplicates,
 )
 from scanfoundry.datasets.shards.parent import Parent
-from scanfoundry.datasets.shards.reader import read_index
 from scanfoundry.datasets.shards.shard_worker import PARTIAL
 from scanfoundry.datasets.shards.source_table import parse_sources, read_source_table
 from scanfoundry.datasets.shards.table import found_later, rows_of, to_bytes
 
 
 class ShardSums:
-    """What the manifest says of all scans, gathered shard by shard."""
+    """What the manifest says of all scans, and their rows, gathered shard by shard.
 
-    def __init__(self) -> None:
+    Args:
+        shards: that are new.
+        parent: the data set that they are appended to.
+
+    Attributes:
+        shards: all of them.
+        modalities: how many scans each has, in all shards.
+        rows: of the table, for each new shard that was added.
+    """
+
+    def __init__(self, shards: Sequence[ShardRecord], parent: Parent | None) -> None:
+        before = [] if parent is None else parent.manifest.shards
+        self._first, self.shards = len(before), [*before, *shards]
+        self.modalities = sum((Counter(shard.modalities) for shard in self.shards), Counter[str]())
+        self.rows: list[NDArray[np.void]] = []
         self.patients: set[str] = set()
         self.also: set[str] = set()
         self.warnings, self.greys = Counter[str](), Counter[str]()
@@ -49,6 +62,7 @@ class ShardSums:
     def add(self, entries: Sequence[SampleEntry]) -> None:
         """The scans of the next shard."""
         self.finder.add(entries)
+        self.rows.append(rows_of(self._first + len(self.rows), entries, sorted(self.modalities)))
         self.patients.update(entry.patient for entry in entries)
         self.also.update(*(entry.also for entry in entries))
         self.warnings.update(warning for entry in entries for warning in entry.warnings)
@@ -65,7 +79,6 @@ class ShardSums:
 def write_tables(
     out: Path,
     parameters: dict[str, Any],
-    shards: Sequence[ShardRecord],
     sums: ShardSums,
     near: Sequence[NearDuplicate],
     parent: Parent | None,
@@ -76,8 +89,7 @@ def write_tables(
     Args:
         out: its folder. The tables of a parent stay: those of an append have names of their own.
         parameters: of the build.
-        shards: that are new.
-        sums: over these; those of the parent are added.
+        sums: over the new shards; those of the parent are added.
         near: near-duplicates among the new scans, by their rows.
         parent: the data set that they are appended to.
         later: patients under whom rows of the parent were found again.
@@ -85,14 +97,8 @@ def write_tables(
     Returns:
         The manifest, not written yet.
     """
-    every = [*(parent.manifest.shards if parent else []), *shards]
-    counts = sum((Counter(shard.modalities) for shard in every), Counter[str]())
-    modalities = sorted(counts)
-    tables = [] if parent is None else [_renumbered(parent, modalities, later)]
-    first = 0 if parent is None else len(parent.manifest.shards)
-    for number, shard in enumerate(shards, first):
-        tables.append(rows_of(number, read_index(out, shard).samples, modalities))
-    table = np.concatenate(tables)
+    tables = [] if parent is None else [_renumbered(parent, sorted(sums.modalities), later)]
+    table = np.concatenate([*tables, *sums.rows])
     if parent is not None:
         sums.add_parent(parent.manifest, tables[0])
         near = [replace(line, row=line.row + len(tables[0]), kept_row=line.kept_row + len(tables[0])) for line in near]
@@ -109,7 +115,7 @@ def write_tables(
         patients=len(sums.patients | sums.also),
         also=sorted(sums.also),
         later=merged,
-        modalities=dict(sorted(counts.items())),
+        modalities=dict(sorted(sums.modalities.items())),
         warnings=dict(sorted(sums.warnings.items())),
         greys=dict(sorted(sums.greys.items())),
         samples=_named(SAMPLES, parent),
@@ -117,7 +123,7 @@ def write_tables(
         near_duplicates=_write_near(out, near, parent),
         sources=_write_sources(out, parent),
         parent=None if parent is None else parent.record,
-        shards=every,
+        shards=sums.shards,
     )
 
 
