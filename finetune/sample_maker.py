@@ -45,9 +45,9 @@ class SampleMaker(ABC, Generic[TargetT]):
         check_resampled_size((d, h, w), first.spacing, target)
         if len(spec.channels) > 1:
             modalities = spec.modalities or [spec.modality] * len(spec.channels)
-            image, fill = stacked(scans, modalities, spec.intensity)
+            image, fill = stacked(scans, modalities, spec.intensity, spec.grey)
         else:
-            image, fill = prepared(first, spec.backbone.in_channels, spec.modality, spec.intensity)
+            image, fill = prepared(first, spec.backbone.in_channels, spec.modality, spec.intensity, spec.grey)
         return torch.from_numpy(resize(image, target)), fill
 
     def unlabelled(self, scans: Scan | Sequence[Scan | None]) -> Sample[TargetT]:

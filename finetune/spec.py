@@ -9,6 +9,7 @@ from scanfoundry.configs.base import Config
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.finetune.cases.appearance import Profile
 from scanfoundry.finetune.cases.label_values import LabelValues, consecutive
+from scanfoundry.finetune.cases.volumes import Grey
 from scanfoundry.finetune.config.detection import DetectionPlan
 from scanfoundry.finetune.config.loss import LossConfig
 from scanfoundry.finetune.config.postprocess import ClassRule
@@ -35,6 +36,7 @@ class Spec(Config):
     classes: list[str]
     values: LabelValues | None = None  # of label maps and of predictions; None: the classes are 1..n
     channels: list[str] = ["image"]  # names of the input channels, in order
+    grey: Grey = "mean"  # of colours, for a network of one channel; earlier versions took the mean
     modality: str  # of the first channel, and of all unless `modalities` says more
     modalities: list[str] = []  # of each channel, where they differ
     profiles: list[Profile] = []  # of each channel: how the training scans look

@@ -23,11 +23,14 @@ def gaussian(sigma: NDArray[np.float64], shape: Size3D, device: torch.device) ->
 def _gaussian(sigma: NDArray[np.float64], length: int, device: torch.device) -> torch.Tensor | None:
     if length == 1 or not sigma.any():
         return None
-    spread = to_device(np.maximum(sigma, 1e-2), device, torch.float32)[:, None, None]
-    index = torch.arange(length, device=device, dtype=torch.float32)
-    weight = torch.exp(-0.5 * ((index[:, None] - index) / spread) ** 2)
+    spread = to_device(np.maximum(sigma, 1e-2), device, torch.float32)[:, None]
+    steps = torch.arange(length, device=device, dtype=torch.float32)
+    weight = torch.exp(-0.5 * (steps / spread) ** 2)
     weight = torch.where(weight > _TAIL, weight, 0.0)
-    return weight / weight.sum(2, keepdim=True)
+    # A weight depends on the distance alone: row i is a window of the distances L-1 ... 0 ... L-1.
+    both = torch.cat([weight.flip(1), weight[:, 1:]], 1)
+    matrix = both.unfold(1, length, 1).flip(1)
+    return matrix / matrix.sum(2, keepdim=True)
 
 
 def coarse(zoom: NDArray[np.float64], shape: Size3D, device: torch.device) -> Operators:

@@ -13,7 +13,7 @@ from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.labels.attach import check_grid
 from scanfoundry.datasets.readers import ReadError, Scan
 from scanfoundry.finetune.cases.cases import ScanSource
-from scanfoundry.finetune.cases.volumes import prepared
+from scanfoundry.finetune.cases.volumes import Grey, prepared
 
 MIN_OVERLAP = 0.01  # share of the first channel's voxels that another channel must cover
 
@@ -43,7 +43,7 @@ def same_grid(first: Scan, scan: Scan) -> bool:
 
 
 def stacked(
-    scans: Sequence[Scan | None], modalities: Sequence[str], intensity: IntensityConfig
+    scans: Sequence[Scan | None], modalities: Sequence[str], intensity: IntensityConfig, grey: Grey
 ) -> tuple[npt.NDArray[np.float32], float]:
     """Normalised voxels (channels, D, H, W) at the grid of the first scan that is there, and the value outside.
 
@@ -52,7 +52,7 @@ def stacked(
     """
     first = next(scan for scan in scans if scan is not None)
     parts = [
-        None if scan is None else prepared(scan, 1, modality, intensity)
+        None if scan is None else prepared(scan, 1, modality, intensity, grey)
         for scan, modality in zip(scans, modalities, strict=True)
     ]
     fill = float(np.mean([part[1] for part in parts if part is not None]))

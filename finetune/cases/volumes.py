@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.geometry import Size3D, Spacing3D
+from scanfoundry.datasets.crop import as_channels
 from scanfoundry.datasets.intensity import IntensityConfig, background, normalise, statistics
 from scanfoundry.datasets.labels.attach import as_mask, check_grid
 from scanfoundry.datasets.readers import ReadError, Scan
@@ -19,6 +21,7 @@ from scanfoundry.finetune.cases.cases import ScanSource
 from scanfoundry.finetune.cases.label_values import MOST, LabelValues
 from scanfoundry.finetune.cases.sources import scan_file
 
+Grey = Literal["mean", "luminance"]  # of colours, where one channel is wanted
 Labels = npt.NDArray[np.uint8]  # a label map (D, H, W)
 SPACING_TOLERANCE = 0.1  # a smaller difference is not worth the blur of an interpolation
 MAX_VOXELS = 2**30  # of a resampled channel; a scan that is as large at its own spacing stays what it is
@@ -82,17 +85,21 @@ def voxel_mm3(scan: Scan) -> float:
 
 
 def prepared(
-    scan: Scan, channels: int, modality: str, intensity: IntensityConfig
+    scan: Scan, channels: int, modality: str, intensity: IntensityConfig, grey: Grey
 ) -> tuple[npt.NDArray[np.float32], float]:
-    """The normalised voxels (channels, D, H, W), and the value that padding gets."""
+    """The normalised voxels (channels, D, H, W), and the value that padding gets.
+
+    Raises:
+        UserError: the scan has another number of channels, and is no colour or grey image that could be brought to it.
+    """
     voxels = scan.voxels
     if len(voxels) != channels:
-        if channels == 1 and len(voxels) == 3:  # colours; other numbers are measurements of several things
-            voxels = voxels.astype(np.float32).mean(0, keepdims=True)
-        elif len(voxels) == 1:
-            voxels = np.repeat(voxels, channels, axis=0)
-        else:
+        if not (len(voxels) == 1 or (channels == 1 and len(voxels) == 3)):  # measurements of several things
             raise UserError(f"the scan has {len(voxels)} channels, the model takes {channels}")
+        if channels == 1 and grey == "mean":
+            voxels = voxels.astype(np.float32).mean(0, keepdims=True)
+        else:
+            voxels = np.ascontiguousarray(as_channels(voxels, channels))
     stats = statistics(voxels)
     return normalise(voxels, modality, stats, intensity), background(modality, stats, intensity)
 

@@ -36,6 +36,7 @@ class LabelledData(Config):
     format: Format = "auto"
     channels: dict[str, str] | None = None  # name: pattern ('*/t1.nii.gz') or folder; of a list: its column
     allow_missing: bool = False  # cases may lack channels (but never all)
+    colour: bool | None = None  # whether images in colour stay so; None: from scratch, or where the checkpoint has them
     modality: Modality | dict[str, Modality] | None = None  # of all or by name; None: where the data set tells it
     patient_regex: str | None = None  # its first group in the path is the patient; None: see identity.patient_of
     key_file: Path | None = None  # key of the site, the one the shards were built with

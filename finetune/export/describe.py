@@ -25,6 +25,7 @@ def describe(adapter: Adapter[Any, Any], model: TaskModel, traced: Traceable, fi
         "channels": channels,
         "modalities": modalities,
         "in_channels": spec.backbone.in_channels,
+        "grey": spec.grey,
         "axes": AXES,
         "intensity": spec.intensity.model_dump(mode="json"),
         "grid": "spacing" if adapter.in_windows else "fit",

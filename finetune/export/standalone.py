@@ -17,6 +17,7 @@ import scipy.ndimage  # noqa: F401 - of `apply`, when it is written out here
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from scanfoundry.datasets.crop import as_channels
 from scanfoundry.datasets.intensity import background, normalise, statistics
 from scanfoundry.finetune.cases.volumes import target_shape
 from scanfoundry.finetune.inference.postprocess import apply
@@ -47,7 +48,7 @@ def prepare(
         if array is None:
             parts.append(None)
             continue
-        voxels = with_channels(array, wanted)
+        voxels = with_channels(array, wanted, about["grey"])
         stats = statistics(voxels)
         parts.append(normalise(voxels, modality, stats, rule))
         fills.append(background(modality, stats, rule))
@@ -62,15 +63,15 @@ def millimetres(xyzt_units: Any) -> float:
     return {1: 1e3, 3: 1e-3}.get(int(np.asarray(xyzt_units)) & 7, 1.0)
 
 
-def with_channels(voxels: NDArray, wanted: int) -> NDArray:
-    """The mean of colours for a network of one channel, or the one channel repeated; ValueError otherwise."""
+def with_channels(voxels: NDArray, wanted: int, grey: str) -> NDArray:
+    """The grey of colours for a network of one channel, or the one channel repeated; ValueError otherwise."""
     if len(voxels) == wanted:
         return voxels
-    if wanted == 1 and len(voxels) == 3:
+    if not (len(voxels) == 1 or (wanted == 1 and len(voxels) == 3)):
+        raise ValueError(f"the scan has {len(voxels)} channels, the network takes {wanted}")
+    if wanted == 1 and grey == "mean":
         return voxels.astype(np.float32).mean(0, keepdims=True)
-    if len(voxels) == 1:
-        return np.repeat(voxels, wanted, axis=0)
-    raise ValueError(f"the scan has {len(voxels)} channels, the network takes {wanted}")
+    return np.ascontiguousarray(as_channels(voxels, wanted))
 
 
 def shape_for(shape: Sequence[int], spacing: Sequence[float], about: dict[str, Any]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from scanfoundry.backbones.models.release import Release
@@ -19,7 +20,8 @@ from scanfoundry.finetune.formats.discover import known_cases
 from scanfoundry.finetune.plan import Plan, settle_plan
 from scanfoundry.finetune.spec import Spec
 from scanfoundry.finetune.study.adapting import adapt_checkpoint, check_same_but_kernel
-from scanfoundry.finetune.study.notes import note_left_out
+from scanfoundry.finetune.study.colour import input_channels
+from scanfoundry.finetune.study.notes import note, note_left_out
 from scanfoundry.finetune.study.results import left_out
 from scanfoundry.finetune.study.split import Split, shots, split, trial_cases
 from scanfoundry.finetune.study.starts import Start, read_releases
@@ -93,7 +95,6 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
     found = known_cases(config.data, config.task)
     if len(found.channels) == 1 and config.augmentation.channel_dropout:
         raise UserError("augmentation.channel_dropout does nothing here: there is one channel; leave it out")
-    backbone = _backbone(config, first, len(found.channels))
     with found.mistakes.instead():
         sides = split(found, config.split, [patient for each in releases.values() for patient in each.patients])
         checked = known or _checked(config, found, sides)
@@ -105,6 +106,7 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
     check_modalities(checked, found.channels, found.modalities)
     if notes:
         note_left_out(left_out(config, sides, found))
+    backbone = _backbone(config, first, teacher, found, _coloured(checked, sides), notes)
     plan = _plan(config, sides, checked, backbone)
     starts = {
         name: Start(*adapt_checkpoint(config, str(config.starts[name]), release, plan, notes))
@@ -113,16 +115,42 @@ def prepare(config: FinetuneConfig, notes: bool = True, known: Checked | None = 
     spec = _spec(config, found, sides, checked, first, backbone, plan)
     if first is None and teacher is not None:
         spec = spec.model_copy(update={"intensity": teacher.intensity})
+    if teacher is not None and teacher.spec is not None:
+        spec = spec.model_copy(update={"grey": teacher.spec.grey})
     check_teacher(teacher, spec)
     return Study(config, found, sides, spec, starts, checked, teacher)
 
 
-def _backbone(config: FinetuneConfig, release: Release | None, channels: int) -> BackboneConfig:
+def _backbone(
+    config: FinetuneConfig,
+    release: Release | None,
+    teacher: TeacherFacts | None,
+    found: CaseList,
+    coloured: bool,
+    notes: bool,
+) -> BackboneConfig:
+    """With as many input channels as there are, or as there are colours."""
     backbone = config.backbone or (release.info.backbone if release else None)
     assert backbone is not None
     if release and config.backbone:
         check_same_but_kernel(release.info.backbone, backbone, str(next(iter(config.starts.values()))))
-    return backbone if channels == 1 else backbone.model_copy(update={"in_channels": channels})
+    channels = len(found.channels)
+    if channels == 1:
+        model, shown = ("checkpoint", backbone) if release else ("", backbone)
+        if teacher is not None and teacher.spec is not None:
+            model, shown = "teacher", teacher.spec.backbone
+        channels, said = input_channels(config.data.colour, shown.in_channels, coloured, model)
+        if notes:
+            note(said)
+    elif config.data.colour:
+        raise UserError(f"data.colour is of images of one channel; these have {', '.join(found.channels)}")
+    return backbone.model_copy(update={"in_channels": channels})
+
+
+def _coloured(checked: Checked, sides: Split) -> bool:
+    """Whether most training images are in colour; no case that is tested on has a say."""
+    looks = [checked.looks[case.key][0] for case in sides.pool if case.key in checked.looks]
+    return np.mean([look is not None and look.coloured for look in looks] or [0.0]) > 0.5
 
 
 def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> Checked:
@@ -161,6 +189,7 @@ def _spec(
         classes=(found.classes or []) if checked.classes is None else checked.classes,
         values=checked.values,
         channels=found.channels,
+        grey="luminance",
         modality=found.modalities[0],
         modalities=found.modalities if len(set(found.modalities)) > 1 else [],
         profiles=_profiles(checked, [case.key for case in sides.pool], len(found.channels)),

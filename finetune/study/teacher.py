@@ -127,6 +127,7 @@ def check_teacher(facts: TeacherFacts | None, spec: Spec) -> None:
         ("task", spec.task.name, theirs.task.name),
         ("classes", spec.classes, theirs.classes),
         ("channels", spec.channels, theirs.channels),
+        ("input channels", spec.backbone.in_channels, theirs.backbone.in_channels),
         ("dimensions", 2 if spec.plan.is_2d else 3, 2 if theirs.plan.is_2d else 3),
     )
     for what, mine, other in compared:

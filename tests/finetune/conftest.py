@@ -72,7 +72,7 @@ def study(tmp_path):
     """Make a FinetuneConfig of a small study over one of the data sets."""
     from scanfoundry.finetune.config.study import FinetuneConfig
 
-    def make(task, data, modality="mr", **others):
+    def make(task, data, /, modality="mr", **others):
         labels = data / {"segmentation": "labels", "classification": "labels.csv", "detection": "masks"}[task]
         content = {
             "run_dir": tmp_path / "run",

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from scanfoundry.configs.errors import UserError
+from scanfoundry.datasets.crop import as_channels
 from scanfoundry.datasets.intensity import IntensityConfig
 from scanfoundry.datasets.readers import Scan
 from scanfoundry.finetune.cases.sources import scan_file
@@ -63,8 +64,18 @@ def test_resizing_keeps_world_positions():
 
 def test_channels():
     rgb = Scan(np.arange(3 * 16, dtype=np.uint8).reshape(3, 1, 4, 4), (1, 1, 1))
-    assert prepared(rgb, 1, "us", IntensityConfig())[0].shape == (1, 1, 4, 4)
+    assert prepared(rgb, 1, "us", IntensityConfig(), "luminance")[0].shape == (1, 1, 4, 4)
     grey = Scan(rgb.voxels[:1], (1, 1, 1))
-    assert prepared(grey, 3, "us", IntensityConfig())[0].shape == (3, 1, 4, 4)
+    assert prepared(grey, 3, "us", IntensityConfig(), "luminance")[0].shape == (3, 1, 4, 4)
     with pytest.raises(UserError, match="3 channels"):
-        prepared(rgb, 2, "us", IntensityConfig())
+        prepared(rgb, 2, "us", IntensityConfig(), "luminance")
+
+
+def test_colours_become_the_grey_of_pre_training_or_that_of_earlier_versions():
+    voxels = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    rgb = Scan(voxels, (1, 1, 1))
+    for grey, values in ("luminance", as_channels(voxels, 1)), ("mean", voxels.astype(np.float32).mean(0)[None]):
+        expected = prepared(Scan(values, (1, 1, 1)), 1, "us", IntensityConfig(), "luminance")
+        found = prepared(rgb, 1, "us", IntensityConfig(), grey)
+        assert np.array_equal(found[0], expected[0])
+        assert found[1] == expected[1]

@@ -34,7 +34,9 @@ SMALL = BACKBONES["resenc"]
 FLAT, DEEP = (1, 32, 32), (16, 32, 32)
 
 
-def _spec(task="segmentation", patch=DEEP, backbone=SMALL, modality="mr", spacing=(1.0, 1.0, 1.0), mirror=False):
+def _spec(
+    task="segmentation", patch=DEEP, backbone=SMALL, modality="mr", spacing=(1.0, 1.0, 1.0), mirror=False, grey="mean"
+):
     """Two classes; the widths of a scan may be mirrored."""
     size = 2 if patch[0] == 1 else 3
     with torch.device("meta"):
@@ -46,6 +48,7 @@ def _spec(task="segmentation", patch=DEEP, backbone=SMALL, modality="mr", spacin
             "classes": {"detection": ["lesion"], "regression": []}.get(task, ["left", "right"]),
             "standard": {"mean": 50.0, "std": 12.5} if task == "regression" else None,
             "modality": modality,
+            "grey": grey,
             "intensity": {},
             "backbone": backbone.model_dump(),
             "plan": {"spacing": spacing, "patch": patch, "batch": 2, "fingerprint": found},

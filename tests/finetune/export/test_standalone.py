@@ -53,8 +53,9 @@ def test_resizing_is_that_of_scanfoundry(seed, shape, target):
     np.testing.assert_allclose(resize(array, target), plain_resize(array, target), atol=2e-5)
 
 
-def test_colours_and_several_channels(described):
-    adapter, _, about = described("classification", (1, 32, 32))
+@pytest.mark.parametrize("grey", ["mean", "luminance"])
+def test_colours_and_several_channels(described, grey):
+    adapter, _, about = described("classification", (1, 32, 32), grey=grey)
     rng = np.random.default_rng(0)
     colour = scan_of(rng, (1, 20, 32), (1.0, 1.0, 1.0), channels=3)
     image, _ = prepare([colour.voxels], colour.spacing, about)
