@@ -121,5 +121,6 @@ def make_optimiser(
     if beside:
         settings.append({"params": list(beside), "base_lr": peak, "encoder": False, "loaded": False})
     if chosen.optimiser == "sgd":
-        return torch.optim.SGD(settings, chosen.lr, 0.99, weight_decay=chosen.weight_decay, nesterov=True)
-    return torch.optim.AdamW(settings, chosen.lr, weight_decay=chosen.weight_decay)
+        return torch.optim.SGD(settings, chosen.lr, 0.99, weight_decay=chosen.weight_decay, nesterov=True, fused=True)
+    # Fused: on a CPU the plain loop took a fifth of a step, passing over all weights for each of its operations.
+    return torch.optim.AdamW(settings, chosen.lr, weight_decay=chosen.weight_decay, fused=True)
