@@ -58,6 +58,7 @@ class Pretraining(Config):
     """A pre-training; with `task` a supervised one, on all training labels of a task."""
 
     pool: list[str] = []  # data sets
+    weights: dict[str, float] = {}  # how often each is drawn from, beside the others; 1 where none is given
     config: dict[str, Any] = {}  # of the pre-training's configuration: objective, data, optimiser, steps
     backbone: dict[str, Any]
     init: str | None = None  # another pre-training that it goes on from
@@ -85,6 +86,7 @@ class Tables(Config):
             _known(name, task.arms, self.arms)
         for name, each in self.pretrainings.items():
             _known(name, each.pool, self.sets)
+            _known(name, list(each.weights), dict.fromkeys(each.pool))
             _known(name, [] if each.init is None else [each.init], self.pretrainings)
             _known(name, [] if each.task is None else [each.task], self.tasks)
         return self

@@ -23,7 +23,9 @@ def pretrain(places: Places, name: str) -> None:
 def pretrain_config(places: Places, name: str) -> dict[str, Any]:
     """The configuration of a pre-training."""
     table, folder = places.tables.pretrainings[name], places.start(name)
-    pools: list[dict[str, Any]] = [{"name": pool, "path": str(places.shards(pool))} for pool in table.pool]
+    pools: list[dict[str, Any]] = [
+        {"name": pool, "path": str(places.shards(pool)), "weight": table.weights.get(pool, 1.0)} for pool in table.pool
+    ]
     data = {**table.config["data"], "sources": pools + table.config["data"].get("sources", [])}
     if pools:
         data |= {"holdout": TEST}

@@ -147,6 +147,8 @@ def test_every_configuration_of_the_tables_is_valid(payoffs: Any, tmp_path: Path
             return self.work / f"{name}.json"
 
     places = Elsewhere(tmp_path, tmp_path, tables)
+    sources = payoffs.training.pretrain_config(places, "dcl_colour")["data"]["sources"]
+    assert {each["name"]: each["weight"] for each in sources} == tables.pretrainings["dcl_colour"].weights
     for name, pretraining in tables.pretrainings.items():
         if pretraining.task is None:
             PretrainConfig.model_validate(payoffs.training.pretrain_config(places, name))
@@ -164,6 +166,7 @@ def test_every_configuration_of_the_tables_is_valid(payoffs: Any, tmp_path: Path
         (lambda page: page["arms"]["x"].update(start="none"), "x: 'none' is not in the tables"),
         (lambda page: page["arms"].update(x={}), "x: it has no start and changes nothing"),
         (lambda page: page["pretrainings"]["p"].update(task="b"), "p: 'b' is not in the tables"),
+        (lambda page: page["pretrainings"]["p"].update(weights={"s": 2}), "p: 's' is not in the tables"),
     ],
 )
 def test_a_slip_in_the_tables_is_said(payoffs: Any, tmp_path: Path, change: Any, said: str):
