@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tarfile
 from pathlib import Path
 from types import TracebackType
 
@@ -85,6 +86,8 @@ class ShardWriter:
         from webdataset import TarWriter
 
         self._tar = TarWriter(self._stream, encoder=False, mtime=0, user="", group="")
+        # Its own keeps back the last 10 kB, which `cut` could not take back. The bytes are the same.
+        self._tar.tarstream = tarfile.open(fileobj=self._stream, mode="w:", format=tarfile.USTAR_FORMAT)
         return self
 
     def __len__(self) -> int:
