@@ -225,7 +225,7 @@ def test_entries_of_a_compressed_index(tmp_path: Path, kept: int, monkeypatch: p
     assert [entries[number] for number in range(60)] == expected
     assert list(entries) == expected
     if not kept:
-        (tmp_path / "s.idx.json").write_bytes(content[:-40] + bytes(40))
+        (tmp_path / "s.idx.json").write_bytes(content[:40] + bytes(len(content) - 40))
         with pytest.raises(Unavailable, match="has changed since it was opened"):
             entries[0]
     entries.close()
