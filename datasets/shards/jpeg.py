@@ -3,17 +3,18 @@
 What is kept decides how the image is decoded: frame, tables, restart interval, scans, and of the markers of JFIF and
 Adobe the part by which a decoder knows the colour space (ITU-T T.81, annex B; T.871). All else goes: EXIF, XMP, ICC
 profiles, thumbnails, comments, fill bytes, and what follows the image.
+
+The decoder is imagecodecs', which takes two thirds of the time of pillow's, and half of it for one channel. What it
+gives is compared with what the reader, pillow, gave before a JPEG is kept.
 """
 
 import re
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
-from PIL.JpegImagePlugin import JpegImageFile
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
@@ -93,19 +94,18 @@ def decode_jpeg(payload: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         (H, W, C).
 
     Raises:
-        Exception: it cannot be decoded, or is of another size; the kind is the decoder's.
+        ValueError: it is of another size.
+        RuntimeError: it cannot be decoded.
     """
+    import imagecodecs  # late: it is needed for kept JPEGs alone
+
     channels, depth, height, width = shape
-    with JpegImageFile(BytesIO(payload)) as image:
-        if image.size != (width, height) or depth != 1:  # before memory is taken
-            raise ValueError(f"holds an image of {image.size[1]} x {image.size[0]}, its index says {shape}")
-        if channels == 1:
-            image.draft("L", None)
-        pixels = np.asarray(image)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.shape != (height, width, channels) or pixels.dtype != np.uint8:
-        raise ValueError(f"holds pixels of shape {pixels.shape}, its index says {shape}")
-    return pixels
+    if depth != 1 or channels not in (1, 3):
+        raise ValueError(f"a JPEG cannot be of shape {shape}")
+    # Made before: the decoder refuses an image of another size before it takes memory for it.
+    pixels = np.empty((height, width) if channels == 1 else (height, width, 3), np.uint8)
+    imagecodecs.jpeg8_decode(payload, outcolorspace="GRAY" if channels == 1 else "RGB", out=pixels)
+    return pixels.reshape(height, width, channels)
 
 
 def keep_jpeg(path: Path, voxels: NDArray) -> KeptJpeg | None:
@@ -128,7 +128,7 @@ def keep_jpeg(path: Path, voxels: NDArray) -> KeptJpeg | None:
     except Exception:  # whatever is wrong, the voxels are there
         return None
     same = np.array_equal(np.moveaxis(pixels, -1, 0)[:, None], voxels)
-    return KeptJpeg(payload, crc32(np.ascontiguousarray(pixels))) if same else None
+    return KeptJpeg(payload, crc32(pixels)) if same else None
 
 
 def single_channel(voxels: NDArray) -> NDArray:

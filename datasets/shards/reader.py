@@ -287,8 +287,8 @@ class ShardReader:
         pixels = self._cache.image_of(place)
         if pixels is None:
             pixels = decode_jpeg(self._payload(entry), entry.shape)
-            if crc32(np.ascontiguousarray(pixels)) != entry.jpeg:
-                raise ValueError("its JPEG decodes to other pixels than at the build (another version of pillow?)")
+            if crc32(pixels) != entry.jpeg:
+                raise ValueError("its JPEG decodes to other pixels than at the build (another version of imagecodecs?)")
             self._cache.image = place, pixels
         return pixels.transpose(2, 0, 1)[:, None]
 

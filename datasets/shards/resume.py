@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import blosc2
-import PIL
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.sources import PlannedSource
@@ -58,8 +57,14 @@ def parameters_of(
         "scanfoundry": version("scanfoundry"),
         "blosc2": blosc2.__version__,
         **({_EQUAL: "one channel"} if join_equal else {}),
-        **({_JPEG: True, "pillow": PIL.__version__, "zlib": zlib.ZLIB_RUNTIME_VERSION} if options[_JPEG] else {}),
+        **(_of_jpeg() if options[_JPEG] else {}),
     }
+
+
+def _of_jpeg() -> dict[str, Any]:
+    """The decoders of reader and worker decide which JPEG files are kept, and zlib how an index is compressed."""
+    decoders = {name: version(name) for name in ("pillow", "imagecodecs")}
+    return {_JPEG: True, **decoders, "zlib": zlib.ZLIB_RUNTIME_VERSION}
 
 
 def joins_equal(out: Path) -> bool:

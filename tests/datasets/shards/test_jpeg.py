@@ -166,13 +166,11 @@ def test_a_damaged_file_is_not_kept(tmp_path: Path) -> None:
     assert keep_jpeg(path, scan.voxels.astype(np.uint16)) is None
 
 
-def test_another_size_than_that_of_the_index_is_no_image() -> None:
-    content = jpeg("colour")
-    for shape in ((3, 1, 41, 37), (1, 2, 37, 41), (2, 1, 37, 41)):
-        with pytest.raises(ValueError, match="its index says"):
-            decode_jpeg(content, shape)
-    with pytest.raises(ValueError, match="its index says"):
-        decode_jpeg(jpeg("grey"), (3, 1, 37, 41))
+@pytest.mark.parametrize("shape", [(3, 1, 41, 37), (1, 1, 37, 40), (1, 2, 37, 41), (2, 1, 37, 41)])
+def test_another_size_than_that_of_the_index_is_no_image(shape: tuple[int, ...]) -> None:
+    for coding in ("grey", "colour"):
+        with pytest.raises(ValueError, match=r"shape|cannot be of"):
+            decode_jpeg(jpeg(coding), shape)
 
 
 def test_colour_of_equal_channels_is_one_channel() -> None:
