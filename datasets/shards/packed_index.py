@@ -64,7 +64,7 @@ def _unpacked(content: memoryview) -> tuple[bytes, int]:
     opened = isal_zlib.decompressobj(_GZIP)
     try:
         text = opened.decompress(content, PART + 1)
-    except isal_zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]  # a class, which its stub does not say
         raise ValueError("its compressed parts cannot be read") from error
     if not opened.eof or len(text) > PART:
         raise ValueError("its compressed parts are of other sizes")

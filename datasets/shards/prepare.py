@@ -117,9 +117,9 @@ class PreparedBuild:
             self.out, len(self.sources), self.options.max_bad, done, self.plan.none, self.report, here
         )
         finished, scratch, chosen = set(progress.shards), part.folder if part else "", self.options
-        common = {"scratch": scratch, "keep_jpeg": chosen.keep_jpeg, "join_equal": self.join_equal}
+        common = self.out, self.key, chosen.modality, chosen.codec
         tasks = [
-            ShardTask(each, self.out, self.key, chosen.modality, chosen.codec, **common)
+            ShardTask(each, *common, scratch=scratch, keep_jpeg=chosen.keep_jpeg, join_equal=self.join_equal)
             for each in own
             if each.name not in finished
         ]
