@@ -41,12 +41,11 @@ def build(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: Pr
     begun = PreparedBuild.of(inputs, out, options, progress)
     with locked(out):
         complete = begin(out, begun.parameters, begun.sources, begun.plan)
-        resumed = 0
-        if complete is None:
-            done = begun.write_shards(None)
-            resumed = done.resumed
-            complete = complete_build(out, begun.parameters, begun.plan, done)
-    return summary_of(out, begun.plan, complete, resumed)
+        if complete is not None:
+            return summary_of(out, begun.plan, complete, 0)
+        done = begun.write_shards(None)
+        complete = complete_build(out, begun.parameters, begun.plan, done)
+    return summary_of(out, begun.plan, complete, done.resumed, done.notes())
 
 
 def build_part(
@@ -115,4 +114,4 @@ def append(inputs: Sequence[Path], out: Path, options: BuildOptions, progress: P
         begin_append(out, begun.parameters, begun.sources, begun.plan, parent)
         done = begun.write_shards(None)
         complete = complete_build(out, begun.parameters, begun.plan, done, parent)
-    return summary_of(out, begun.plan, complete, done.resumed)
+    return summary_of(out, begun.plan, complete, done.resumed, done.notes())

@@ -17,6 +17,7 @@ class BuildProgress:
         shards: names of those that are finished.
         resumed: how many of these an earlier build finished.
         underway: number of the source that each unfinished shard is at.
+        kept_jpegs, decoded_jpegs: see `ShardResult`.
 
     Results are not kept: a shard costs the same at the first and at the millionth, in time and in memory.
 
@@ -45,6 +46,7 @@ class BuildProgress:
         self.shards: list[str] = []
         self.underway: dict[str, int] = {}
         self._read = self._stored = self._refused = 0
+        self.kept_jpegs = self.decoded_jpegs = 0
         self._first: Quarantined | None = None  # of the refused, by path
         self._bad_files = sum(each.kind == "refused" for each in self._none)
         self._count_refused(self._none)
@@ -90,7 +92,18 @@ class BuildProgress:
         self.shards.append(shard)
         self._read += result.sources
         self._stored += 0 if result.record is None else result.record.samples
+        self.kept_jpegs += result.kept_jpegs
+        self.decoded_jpegs += result.decoded_jpegs
         self._count_refused(result.quarantine)
+
+    def notes(self) -> list[str]:
+        """What a person should know of how JPEG files were stored, where they were to stay JPEG."""
+        found = [f"{self.kept_jpegs} JPEG files are kept as JPEG, without metadata"] if self.kept_jpegs else []
+        if self.decoded_jpegs:
+            found.append(
+                f"{self.decoded_jpegs} JPEG files are stored as voxels: turned by EXIF, or unusual in their coding"
+            )
+        return found
 
     def _count_refused(self, lines: Iterable[Quarantined]) -> None:
         for line in lines:

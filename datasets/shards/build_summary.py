@@ -54,8 +54,8 @@ class PartSummary:
     notes: list[str]
 
 
-def summary_of(out: Path, plan: BuildPlan, complete: Manifest, resumed: int) -> BuildSummary:
-    """The summary of a data set that is complete."""
+def summary_of(out: Path, plan: BuildPlan, complete: Manifest, resumed: int, notes: Sequence[str] = ()) -> BuildSummary:
+    """The summary of a data set that is complete; `notes` are of what was done now."""
     lines = read_quarantine(out)
     return BuildSummary(
         out=out,
@@ -69,7 +69,7 @@ def summary_of(out: Path, plan: BuildPlan, complete: Manifest, resumed: int) -> 
         warnings=complete.warnings,
         unused_labels=plan.unused_labels,
         near_duplicates=0 if complete.near_duplicates is None else complete.near_duplicates.scans,
-        notes=[*plan.notes, *_notes_on_greys(complete), *_notes_on_near_duplicates(out, complete)],
+        notes=[*plan.notes, *notes, *_notes_on_greys(complete), *_notes_on_near_duplicates(out, complete)],
         source_bytes=plan.source_bytes,
         bytes=sum(shard.bytes for shard in complete.shards),
     )

@@ -31,6 +31,7 @@ from scanfoundry.datasets.shards.format import (
     to_json,
 )
 from scanfoundry.datasets.shards.near_list import count_scans, read_near_duplicates
+from scanfoundry.datasets.shards.packs import check_packs
 from scanfoundry.datasets.shards.reader import DataSet, ShardReader, read_index
 from scanfoundry.datasets.shards.source_table import read_source_table
 from scanfoundry.datasets.shards.summary import ModalityReport, Summary
@@ -181,13 +182,16 @@ def _checked(folder: Path, shard: ShardRecord, stream: BinaryIO) -> list[SampleE
                 raise ValueError("two of its members have the same name")
             _check_index(tar, members, hashlib.sha256((folder / index_name(shard.name)).read_bytes()).hexdigest())
             for number, entry in enumerate(index.samples):
-                _check_sample(tar, members, entry)
+                if entry.jpeg is None:
+                    _check_sample(tar, members, entry)
                 if content_hash(reader.read(number)) != entry.content:
                     raise ValueError(f"scan {entry.key} has other voxels than its index says")
                 reader.read_mask(number)
+            packs = check_packs(tar, index.samples)
     except Exception as error:  # damage can take tarfile and the decoders anywhere
         raise UserError(f"shard {path} is damaged: {' '.join(str(error).split())}; build it again") from error
-    count = sum(2 + (entry.mask is not None) + (entry.blocks is not None) for entry in index.samples) + 1
+    alone = [entry for entry in index.samples if entry.jpeg is None]
+    count = sum(2 + (entry.mask is not None) + (entry.blocks is not None) for entry in alone) + packs + 1
     if len(members) != count:
         raise UserError(f"shard {path} holds {len(members)} members instead of {count}; build it again")
     return index.samples

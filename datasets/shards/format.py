@@ -2,7 +2,9 @@
 
 A shard is an uncompressed USTAR tar. Per scan: `<key>.b2nd` (a contiguous blosc2 frame), `<key>.json`,
 `<key>.mask.b2nd` where it has a mask, and `<key>.blocks` where the scan is large (see `blocks`). The last member,
-`__index__/index.json`, holds the same bytes as the file `<shard>.idx.json` beside the tar. A data set is a folder of
+`__index__/index.json`, holds the same bytes as the file `<shard>.idx.json` beside the tar. JPEGs that stay JPEG (see
+`jpeg`) lie behind each other in members `<key of the first>.pack`, each followed by its mask where it has one; their
+facts are in the index alone, which then is compressed (see `packed_index`). A data set is a folder of
 shards with one `manifest.json` and one `samples.npy`, which says of each scan what the sampling plan needs, so that a
 million scans are planned without their indices. Where scans were appended, the manifest names the newest tables,
 `samples-000001.npy` and so on, and its parent.
@@ -22,6 +24,8 @@ from scanfoundry.datasets.shards.encode import Levels
 
 VERSION: Literal[2] = 2
 WITH_BLOCKS: Literal[3] = 3  # of an index where a scan has a table of blocks, which version 2 did not know
+WITH_JPEG: Literal[4] = 4  # of an index where a scan is kept as JPEG, which is compressed
+MANIFEST_WITH_JPEG: Literal[3] = 3  # of a data set that has such a shard
 BLOCK = 512  # of a tar: every header is one, every payload is padded to whole ones
 INDEX_KEY = "__index__/index"
 MANIFEST = "manifest.json"
@@ -71,6 +75,7 @@ class ScanFacts(_Record):
     stored: Dtype  # of the numbers in the frame
     levels: Levels | None = None  # how these become voxels, where a change of dtype is not all
     rows: bool = False  # the numbers of a row (along W) are differences from the row above, modulo 256
+    jpeg: NotNegativeInt | None = None  # crc32 of the pixels (H, W, C) of a kept JPEG; None: a blosc2 frame is stored
     spacing: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (1.0, 1.0, 1.0)  # D, H, W in mm; 1 where unknown
     orientation: Annotated[str, Field(pattern=r"^([RLAPSI]{3})?$")] = ""
     frames: bool = False  # D counts frames of a video
@@ -121,7 +126,7 @@ class SampleEntry(ScanFacts, Member):
 
 
 class ShardIndex(_Record):
-    version: Literal[2, 3]
+    version: Literal[2, 3, 4]
     samples: list[SampleEntry]
 
 
@@ -179,7 +184,7 @@ class Manifest(_Record):
         parent: None of a build that appended to no other one.
     """
 
-    version: Literal[2]
+    version: Literal[2, 3]
     tool: str
     parameters: dict[str, Any]
     scans: Size

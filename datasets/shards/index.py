@@ -12,9 +12,11 @@ from typing import BinaryIO, overload
 
 import numpy as np
 from isal.isal_zlib import crc32
+from numpy.typing import NDArray
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.shards.format import SampleEntry, ShardIndex, ShardRecord, index_name, parse
+from scanfoundry.datasets.shards.packed_index import index_text, is_packed, part_of_text, unpack_index
 from scanfoundry.datasets.storage.store import FolderStore, Store, Unavailable
 
 IN_MEMORY = 1 << 16  # bytes of an index that is kept as it is
@@ -26,18 +28,20 @@ _HEAD, _TAIL = re.compile(rb'\{"version":\d+,"samples":\[(?=\{"offset":)'), b"]}
 
 
 class EntryCache:
-    """The entries that were parsed last, of all the indices that share it.
+    """The entries that were parsed last, of all the indices that share it, and the image that was decoded last.
 
     Args:
         most: entries that are kept.
 
     Attributes:
         entries: by a number that `register` begins.
+        image: its number, and its pixels (H, W, C): the next crop is often of the same image.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.entries: OrderedDict[int, SampleEntry] = OrderedDict()
+        self.image: tuple[int, NDArray[np.uint8]] | None = None
         self._indices = 0
 
     def register(self) -> int:
@@ -50,6 +54,10 @@ class EntryCache:
         self.entries[place] = entry
         if len(self.entries) > self._most:
             self.entries.popitem(last=False)
+
+    def image_of(self, place: int) -> NDArray[np.uint8] | None:
+        """The pixels of an image, where it was decoded last."""
+        return self.image[1] if self.image is not None and self.image[0] == place else None
 
 
 class ShardEntries(Sequence[SampleEntry]):
@@ -70,21 +78,30 @@ class ShardEntries(Sequence[SampleEntry]):
         self._file, self._name = index_name(shard.name), store.shown(index_name(shard.name))
         self._first = cache.register()
         self._known = cache.entries  # looked up some times for each crop
-        self._content: bytes | None = store.small(self._file, shard.index_sha256)
+        content = text = store.small(self._file, shard.index_sha256)
+        self._content: bytes | None = content
         self._stream: BinaryIO | None = None
         self._whole: list[SampleEntry] | None = None
-        self._bounds = _bounds_of(self._content, shard.samples)
+        self._places: NDArray[np.int64] | None = None  # of the members of a compressed index
+        if is_packed(content):
+            text, self._places = unpack_index(content, self._name)
+        self._bounds = _bounds_of(text, shard.samples)
         if not len(self._bounds):  # of another writer, or damaged before its sum was taken
-            self._whole = parse_index(self._content, shard, self._name).samples
+            self._whole = parse_index(content, shard, self._name).samples
             return
-        _check_version(self._content, self._name)
-        if len(self._content) > IN_MEMORY and isinstance(store, FolderStore):
-            texts = (self._content[begin:end] for begin, end in self._bounds.tolist())
-            self._sums = np.fromiter(map(crc32, texts), np.uint32, shard.samples)
+        _check_version(text, self._name)
+        if len(content) > IN_MEMORY and isinstance(store, FolderStore):
             self._content = None
+        if self._content is None or self._places is not None:
+            texts = (text[begin:end] for begin, end in self._bounds.tolist())
+            self._sums = np.fromiter(map(crc32, texts), np.uint32, shard.samples)
 
     def __len__(self) -> int:
         return self._shard.samples
+
+    def place(self, number: int) -> int:
+        """The number that an entry has in the cache."""
+        return self._first + number
 
     @overload
     def __getitem__(self, number: int) -> SampleEntry: ...
@@ -114,18 +131,27 @@ class ShardEntries(Sequence[SampleEntry]):
 
     def _text(self, number: int) -> bytes:
         begin, end = self._bounds[number].tolist()
-        if self._content is not None:
+        if self._places is None and self._content is not None:
             return self._content[begin:end]
-        assert isinstance(self._store, FolderStore), "a long index of another store is kept in memory"
         try:
-            if self._stream is None:
-                self._stream = open(self._store.folder / self._file, "rb", buffering=0)  # noqa: SIM115 (until `close`)
-            text = os.pread(self._stream.fileno(), end - begin, begin)
+            places = self._places
+            text = self._fetch(begin, end) if places is None else part_of_text(begin, end, places, self._fetch)
         except OSError as error:
             raise Unavailable(f"{self._name} cannot be read: {error.strerror}; copy or build it again") from error
+        except ValueError:  # compressed, and no longer what it was
+            text = b""
         if crc32(text) != self._sums[number]:
             raise Unavailable(f"{self._name} has changed since it was opened; copy or build it again")
         return text
+
+    def _fetch(self, begin: int, end: int) -> bytes:
+        """Bytes of the index as it is stored."""
+        if self._content is not None:
+            return self._content[begin:end]
+        assert isinstance(self._store, FolderStore), "a long index of another store is kept in memory"
+        if self._stream is None:
+            self._stream = open(self._store.folder / self._file, "rb", buffering=0)  # noqa: SIM115 (until `close`)
+        return os.pread(self._stream.fileno(), end - begin, begin)
 
     def close(self) -> None:
         """Close the file; it is opened again where an entry is asked for."""
@@ -136,7 +162,7 @@ class ShardEntries(Sequence[SampleEntry]):
 
 def parse_index(content: bytes, shard: ShardRecord, name: str) -> ShardIndex:
     """The bytes of a whole index; UserError names `name` where they are damaged, or hold another number of scans."""
-    index = parse(ShardIndex, content, name)
+    index = parse(ShardIndex, index_text(content, name), name)
     if len(index.samples) != shard.samples:
         raise UserError(f"{name} holds {len(index.samples)} scans instead of {shard.samples}; copy or build it again")
     return index

@@ -62,7 +62,7 @@ def merge(folders: Sequence[Path], out: Path, max_bad: float = 0.10, progress: P
         )
         _check_all_there(plan, done.shards, [out, *others])
         done.check_ceiling()
-        return summary_of(out, plan, complete_build(out, parameters, plan, done), plan.shards)
+        return summary_of(out, plan, complete_build(out, parameters, plan, done), plan.shards, done.notes())
 
 
 def _agreed(out: Path, folders: Sequence[Path]) -> tuple[BuildPlan, dict[str, Any]]:

@@ -33,5 +33,6 @@ class BuildOptions(Config):
     key_file: Path | None = None  # see identity.site_key
     shard_mb: PositiveFloat = SHARD_MB  # of source files per shard
     codec: Codec = "zstd"  # lz4hc: larger, decoded about three times faster
+    keep_jpeg: bool = False  # JPEG files stay JPEG, without metadata: see jpeg
     workers: PositiveInt = _CORES
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.10  # share of sources that may be refused

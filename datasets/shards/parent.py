@@ -13,6 +13,7 @@ from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.discovery.sources import PlannedSource, shown
 from scanfoundry.datasets.shards.duplicates import SampleId
 from scanfoundry.datasets.shards.format import ParentRecord, SampleEntry, ShardIndex, ShardRecord, index_name, parse
+from scanfoundry.datasets.shards.packed_index import index_text
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.shards.source_table import read_source_table
 from scanfoundry.datasets.shards.table import ROW
@@ -99,6 +100,7 @@ class Parent:
         row = 0
         for shard in self.manifest.shards:
             content = self.data.store.small(index_name(shard.name), shard.index_sha256)
+            content = index_text(content, index_name(shard.name))
             for number, (key, voxels) in enumerate(self._stored(content, shard)):
                 if keys.get(key, voxels) != voxels:
                     raise UserError(

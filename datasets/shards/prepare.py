@@ -20,7 +20,7 @@ from scanfoundry.datasets.shards.build_progress import BuildProgress
 from scanfoundry.datasets.shards.build_summary import by_suffix, notes_on_large
 from scanfoundry.datasets.shards.options import BuildOptions
 from scanfoundry.datasets.shards.parent import Parent
-from scanfoundry.datasets.shards.resume import check_free, finished_shards, parameters_of, part_of
+from scanfoundry.datasets.shards.resume import check_free, finished_shards, joins_equal, parameters_of, part_of
 from scanfoundry.datasets.shards.shard_pool import run_tasks
 from scanfoundry.datasets.shards.shard_worker import PARTIAL, SURVEY, ShardTask
 
@@ -39,6 +39,7 @@ class PreparedBuild:
         plan: what of it is kept for parts and their merge.
         parameters: what the bytes of the data set depend on.
         report: called with what is being done, how much of it, and of how much.
+        join_equal: see `resume.joins_equal`.
     """
 
     out: Path
@@ -49,6 +50,7 @@ class PreparedBuild:
     plan: BuildPlan
     parameters: dict[str, Any]
     report: Progress
+    join_equal: bool = True
 
     @classmethod
     def of(
@@ -102,7 +104,9 @@ class PreparedBuild:
             notes=[*notes, *notes_on_large(sources, shard_bytes)],
             none=none,
         )
-        return cls(out, options, key, sources, shards, plan, parameters_of(options.model_dump(), sources, key), report)
+        join = joins_equal(out)
+        parameters = parameters_of(options.model_dump(), sources, key, join)
+        return cls(out, options, key, sources, shards, plan, parameters, report, join)
 
     def write_shards(self, part: Part | None) -> BuildProgress:
         """Write the shards of a part, or all, that are not finished yet."""
@@ -112,9 +116,10 @@ class PreparedBuild:
         progress = BuildProgress(
             self.out, len(self.sources), self.options.max_bad, done, self.plan.none, self.report, here
         )
-        finished, scratch = set(progress.shards), part.folder if part else ""
+        finished, scratch, chosen = set(progress.shards), part.folder if part else "", self.options
+        common = self.out, self.key, chosen.modality, chosen.codec
         tasks = [
-            ShardTask(each, self.out, self.key, self.options.modality, self.options.codec, scratch=scratch)
+            ShardTask(each, *common, scratch=scratch, keep_jpeg=chosen.keep_jpeg, join_equal=self.join_equal)
             for each in own
             if each.name not in finished
         ]

@@ -31,6 +31,7 @@ from scanfoundry.datasets.shards.format import (
     parse,
 )
 from scanfoundry.datasets.shards.index import EntryCache, ShardEntries, parse_index
+from scanfoundry.datasets.shards.jpeg import decode_jpeg
 from scanfoundry.datasets.shards.table import parse_table, table_blocks
 from scanfoundry.datasets.storage.store import CacheConfig, FolderStore, Store, Unavailable
 
@@ -165,7 +166,8 @@ class ShardReader:
     """Reads parts of the scans of one shard.
 
     Of a large scan, the blocks that a crop touches are read, and the checksum of each is verified. Where it has no
-    table of blocks, as in older builds, the scan is verified as a whole when it is first touched, and mapped.
+    table of blocks, as in older builds, the scan is verified as a whole when it is first touched, and mapped. A kept
+    JPEG is read and decoded as a whole, and its pixels are compared by their checksum with those of the build.
 
     Args:
         where: the folder or store that the shard lies in.
@@ -179,7 +181,8 @@ class ShardReader:
     def __init__(self, where: Path | Store, shard: ShardRecord, cache: EntryCache | None = None) -> None:
         self._store = where if isinstance(where, Store) else FolderStore(where)
         self.shard, self.name = shard, self._store.shown(shard.name)
-        self.entries = ShardEntries(self._store, shard, cache or EntryCache(_ENTRIES))
+        self._cache = EntryCache(_ENTRIES) if cache is None else cache
+        self.entries = ShardEntries(self._store, shard, self._cache)
         self._verified = bytearray(len(self.entries))
         self._open: OrderedDict[int, blosc2.NDArray] = OrderedDict()
         self._tables: OrderedDict[int, BlockTable] = OrderedDict()
@@ -202,6 +205,9 @@ class ShardReader:
         """
         entry = self.entries[number]
         with self._as_bad_sample(entry):
+            if entry.jpeg is not None:
+                image = self._image(entry, number)
+                return image.copy() if region is None else image[(slice(None), *region)].copy()
             return restore(self._stored(number, region), entry.dtype, entry.levels)
 
     def read_into(self, number: int, region: Region, out: NDArray) -> None:
@@ -219,7 +225,9 @@ class ShardReader:
         with self._as_bad_sample(entry):
             plain = entry.levels is None and entry.stored == entry.dtype and not entry.rows
             plain = plain and out.dtype == entry.dtype and out.flags.c_contiguous
-            if plain and entry.blocks is not None:
+            if entry.jpeg is not None:
+                np.copyto(out, self._image(entry, number)[(slice(None), *region)], casting="unsafe")
+            elif plain and entry.blocks is not None:
                 self._read_blocks(entry, number, region, out)
             elif plain and entry.length > WHOLE:
                 start, stop = zip(*((part.start, part.stop) for part in region), strict=True)
@@ -272,6 +280,17 @@ class ShardReader:
             reason = " ".join(str(error).split())
             kind = BadCrop if isinstance(error, DamagedBlock) else BadSample
             raise kind(f"shard {self.name}, scan {entry.key}: {reason}") from error
+
+    def _image(self, entry: SampleEntry, number: int) -> NDArray[np.uint8]:
+        """The voxels of a kept JPEG (C, 1, H, W), which are not to be written to."""
+        place = self.entries.place(number)
+        pixels = self._cache.image_of(place)
+        if pixels is None:
+            pixels = decode_jpeg(self._payload(entry), entry.shape)
+            if crc32(pixels) != entry.jpeg:
+                raise ValueError("its JPEG decodes to other pixels than at the build (another version of imagecodecs?)")
+            self._cache.image = place, pixels
+        return pixels.transpose(2, 0, 1)[:, None]
 
     def _stored(self, number: int, region: Region | None) -> NDArray:
         entry = self.entries[number]

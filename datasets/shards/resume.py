@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,12 +29,18 @@ from scanfoundry.datasets.storage.locks import lies_at, open_lock
 from scanfoundry.datasets.storage.locks import lock as take
 
 BUILD = "build.json"
+_EQUAL, _JPEG = "equal_channels", "keep_jpeg"  # parameters that older versions did not know
 _LOCK, _PART_LOCK = ".lock", ".part-"
 T = TypeVar("T")
 
 
-def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key: bytes) -> dict[str, Any]:
-    """Everything that the bytes of a data set depend on, for its manifest. Nothing in it identifies the site."""
+def parameters_of(
+    options: dict[str, Any], sources: Sequence[PlannedSource], key: bytes, join_equal: bool = True
+) -> dict[str, Any]:
+    """Everything that the bytes of a data set depend on, for its manifest. Nothing in it identifies the site.
+
+    What older versions did not know stands there only where it differs from what they did.
+    """
     rule = options["patient_regex"]
     listing = "\n".join(f"{each.source.identity}\0{each.source.size}" for each in sources)
     labels = "\n".join(f"{each.order}\0{each.labels}" for each in sources if each.labels is not None)
@@ -49,7 +56,30 @@ def parameters_of(options: dict[str, Any], sources: Sequence[PlannedSource], key
         "labels_hash": keyed_hash(key, "labels", labels),
         "scanfoundry": version("scanfoundry"),
         "blosc2": blosc2.__version__,
+        **({_EQUAL: "one channel"} if join_equal else {}),
+        **(_of_jpeg() if options[_JPEG] else {}),
     }
+
+
+def _of_jpeg() -> dict[str, Any]:
+    """The decoders of reader and worker decide which JPEG files are kept, and zlib how an index is compressed."""
+    decoders = {name: version(name) for name in ("pillow", "imagecodecs")}
+    return {_JPEG: True, **decoders, "zlib": zlib.ZLIB_RUNTIME_VERSION}
+
+
+def joins_equal(out: Path) -> bool:
+    """Whether colour whose three channels are equal is stored as one channel in the folder `out`.
+
+    Versions before did not do so. What they began or built goes on as it was: the same picture would be another scan,
+    and no duplicate of the one that is stored.
+    """
+    if (out / MANIFEST).exists():
+        before = parse(Manifest, (out / MANIFEST).read_bytes(), str(out / MANIFEST)).parameters
+    elif (out / PARTIAL / BUILD).exists():
+        before = json.loads((out / PARTIAL / BUILD).read_text(encoding="utf-8"))
+    else:
+        return True
+    return _EQUAL in before
 
 
 def check_free(out: Path) -> None:
@@ -135,7 +165,7 @@ def begin_append(
     clear_finished(out, parent)
     begun = out / PARTIAL / BUILD
     before = json.loads(begun.read_text(encoding="utf-8")) if begun.exists() else parameters
-    if any(before.get(name) != value for name, value in parameters.items()):
+    if _differing(before, parameters):
         raise UserError(
             f"an append of other scans to {out}, or with other options, was begun and not finished: repeat that one, "
             f"or delete {out / PARTIAL}"
@@ -194,18 +224,24 @@ _MEANING = {
     "shard_mb": "--shard-mb",
     "modality": "--modality",
     "codec": "--codec",
+    _JPEG: "--keep-jpeg",
+    _EQUAL: "what becomes of colour with equal channels (by another version)",
 }
 
 
 def same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """UserError where a build was begun with another value of a parameter than now; the text names it."""
-    for name, value in now.items():
-        if before.get(name) != value:
-            shown = f": {before.get(name)} then, {value} now" if "_" not in name and name != "site" else ""
-            raise UserError(
-                f"{out} was begun with another value of {_MEANING.get(name, name)}{shown}; "
-                f"give a new folder or delete that one"
-            )
+    for name in _differing(before, now):
+        shown = f": {before.get(name)} then, {now.get(name)} now" if "_" not in name and name != "site" else ""
+        raise UserError(
+            f"{out} was begun with another value of {_MEANING.get(name, name)}{shown}; "
+            f"give a new folder or delete that one"
+        )
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The parameters of now that had another value before."""
+    return [name for name, value in {_JPEG: None, _EQUAL: None, **now}.items() if before.get(name) != value]
 
 
 def finished_shards(out: Path, names: Iterable[str]) -> Iterator[tuple[str, ShardResult]]:

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from scanfoundry.datasets.readers import NothingToStore, ReadError, Scan, scans_
 from scanfoundry.datasets.readers.scratch import kept_below
 from scanfoundry.datasets.shards.encode import Codec
 from scanfoundry.datasets.shards.format import ShardRecord, to_json
+from scanfoundry.datasets.shards.jpeg import keep_jpeg, single_channel
 from scanfoundry.datasets.shards.thumbnail import thumbnails_path, write_thumbnails
 from scanfoundry.datasets.shards.writer import ShardWriter, record_of
 
@@ -29,17 +30,26 @@ SURVEY = "survey"  # in the partial folder: what was read of DICOM headers
 
 
 class ShardResult(BaseModel):
-    """A finished shard; `record` is None where none of its sources could be read."""
+    """A finished shard; `record` is None where none of its sources could be read.
+
+    `kept_jpegs` and `decoded_jpegs` count JPEG files that were to stay JPEG: those that did, and the others.
+    """
 
     record: ShardRecord | None
     paths: list[str]  # of each scan in it, for telling people of duplicates
     sources: int
     quarantine: list[Quarantined]
+    kept_jpegs: int = 0
+    decoded_jpegs: int = 0
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write into the folder `out`."""
+    """One shard to write into the folder `out`.
+
+    `keep_jpeg` is of the options; `join_equal`: colour whose channels are equal is stored as one channel, see
+    `resume.joins_equal`.
+    """
 
     plan: ShardPlan
     out: Path
@@ -48,6 +58,8 @@ class ShardTask:
     codec: Codec
     deadly: dict[int, str] = field(default_factory=dict)  # sources that processes died of, and how
     scratch: str = ""  # folder below the partial one for what is converted for a moment
+    keep_jpeg: bool = False
+    join_equal: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,8 @@ def run(task: ShardTask) -> Iterator[SourceStarted | ShardResult]:
         paths=store.paths,
         sources=len(task.plan.sources),
         quarantine=store.quarantine,
+        kept_jpegs=store.kept_jpegs,
+        decoded_jpegs=store.decoded_jpegs,
     )
     write_thumbnails(thumbnails_path(task.out / PARTIAL, task.plan.name), writer.thumbnails.all())
     write_bytes(result_path(task.out, task.plan.name), to_json(result))
@@ -103,6 +117,7 @@ class _SourceWriter:
         self._task, self._writer = task, writer
         self.paths: list[str] = []
         self.quarantine: list[Quarantined] = []
+        self.kept_jpegs = self.decoded_jpegs = 0
 
     def source(self, planned: PlannedSource, deadly: str | None) -> None:
         before, relative = len(self._writer), shown(planned.source.relative)
@@ -131,13 +146,20 @@ class _SourceWriter:
         if scan.patient:
             entry = f"{planned.source.identity}\0{scan.patient}"
             patient, study = keyed_hash(key, "patient", entry), keyed_hash(key, "study", entry)
+        if self._task.join_equal:
+            scan = replace(scan, voxels=single_channel(scan.voxels))
         labels = self._labels(planned, scan)
+        wanted = self._task.keep_jpeg and planned.source.kind == "image" and scan.lossy
+        jpeg = keep_jpeg(planned.source.paths[0], scan.voxels) if wanted else None
+        name = sample_key(key, planned, scan.part)
         try:
-            self._writer.add(scan, sample_key(key, planned, scan.part), self._task.modality, patient, labels, study)
+            self._writer.add(scan, name, self._task.modality, patient, labels, study, jpeg)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ReadError(f"cannot be stored ({place}: {first['msg']})") from error
+        self.kept_jpegs += jpeg is not None
+        self.decoded_jpegs += wanted and jpeg is None
 
     def _labels(self, planned: PlannedSource, scan: Scan) -> Labels:
         """The labels of the build where they fit, else the scan's own, else none."""

@@ -31,7 +31,7 @@ class ModalityReport:
         self.spacing = _widen(self.spacing, entry.spacing)
         low, high = entry.stats["min"], entry.stats["max"]
         self.intensity = (min(self.intensity[0], low), max(self.intensity[1], high))
-        self.dtypes[entry.dtype] += 1
+        self.dtypes[entry.dtype if entry.jpeg is None else f"{entry.dtype} as JPEG"] += 1
         self.in_plane[_bin(entry.spacing[2])] += 1
         if entry.shape[1] > 1 and not entry.frames:
             self.between[_bin(entry.spacing[0])] += 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scanfoundry.configs.files import write_bytes
 from scanfoundry.datasets.shards.format import (
     MANIFEST,
+    MANIFEST_WITH_JPEG,
     NEAR_DUPLICATES,
     SAMPLES,
     SOURCES,
@@ -47,6 +48,7 @@ class ShardSums:
         shards: all of them.
         modalities: how many scans each has, in all shards.
         rows: of the table, for each new shard that was added.
+        version: of the manifest, the oldest that knows what is in all shards.
     """
 
     def __init__(self, shards: Sequence[ShardRecord], parent: Parent | None) -> None:
@@ -57,6 +59,7 @@ class ShardSums:
         self.patients: set[str] = set()
         self.also: set[str] = set()
         self.warnings, self.greys = Counter[str](), Counter[str]()
+        self.version: Literal[2, 3] = VERSION
         self.finder = NearDuplicateFinder()
 
     def add(self, entries: Sequence[SampleEntry]) -> None:
@@ -67,6 +70,8 @@ class ShardSums:
         self.also.update(*(entry.also for entry in entries))
         self.warnings.update(warning for entry in entries for warning in entry.warnings)
         self.greys.update(entry.mask.greys for entry in entries if entry.mask is not None and entry.mask.greys)
+        if any(entry.jpeg is not None for entry in entries):
+            self.version = MANIFEST_WITH_JPEG
 
     def add_parent(self, manifest: Manifest, table: NDArray[np.void]) -> None:
         """The scans of the data set that the shards are appended to."""
@@ -74,6 +79,7 @@ class ShardSums:
         self.also.update(manifest.also)
         self.warnings.update(manifest.warnings)
         self.greys.update(manifest.greys)
+        self.version = max(self.version, manifest.version)
 
 
 def write_tables(
@@ -108,7 +114,7 @@ def write_tables(
     content = to_bytes(table)
     write_bytes(out / _named(SAMPLES, parent), content)
     return Manifest(
-        version=VERSION,
+        version=sums.version,
         tool=f"scanfoundry {version('scanfoundry')}",
         parameters=parameters,
         scans=len(table),

@@ -42,6 +42,9 @@ def data_build(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; the default is one per core.")] = None,
     max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable scans that is too many.")] = 0.10,
     codec: Annotated[str, typer.Option(help="zstd (small) or lz4hc (fast).")] = "zstd",
+    keep_jpeg: Annotated[
+        bool, typer.Option("--keep-jpeg", help="JPEG files stay JPEG, without metadata and bit for bit the same image.")
+    ] = False,
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="One part of N, here or on another machine; then 'data merge'.")
     ] = None,
@@ -56,7 +59,7 @@ def data_build(
         inputs, out, modality=modality, labels=labels, label_columns=label_columns,
         allow_identifying=allow_identifying, masks=masks, boxes_from_masks=boxes_from_masks, frames=frames,
         patient_regex=patient_regex, key_file=key_file, shard_mb=shard_mb, workers=workers, max_bad=max_bad,
-        codec=codec, part=part, append=append,
+        codec=codec, keep_jpeg=keep_jpeg, part=part, append=append,
     )  # fmt: skip
 
 
