@@ -54,12 +54,15 @@ def scans(shards: list[Shard], image: bool) -> set[Scan]:
 
 def visited(plan: SamplingPlan, steps: int) -> dict[tuple[int, bool], list[tuple[int, Scan]]]:
     """By source and kind, (step, scan) of each visit in order."""
-    found, crops = defaultdict(list), defaultdict(int)
+    found, crops, current = defaultdict(list), defaultdict(int), {}
     for step in range(steps):
         image = plan.kind(step).crop[0] == 1
         for draw in plan.draws(step):
+            scan = draw.source, draw.shard, draw.sample
             if crops[image] % plan.config.crops_per_visit == 0:
-                found[draw.source, image].append((step, (draw.shard, draw.sample)))
+                current[image] = scan
+                found[draw.source, image].append((step, scan[1:]))
+            assert scan == current[image]  # a visit goes on where it was, also when a source grows in it
             crops[image] += 1
     return found
 
