@@ -229,8 +229,7 @@ class SamplingPlan:
         self.unused: dict[str, int] = {}  # scans by source that no crop size fits: images without crop_2d
         self.volumes = 0  # among the scans, whole or as slices
         self.messages: list[str] = []  # on what is left out, for people
-        # Of all sources, some of them more than once.
-        self._patients = [] if self.before is None else [self.before.hashes.halves()]
+        self._patients: list[NDArray[np.void]] = []  # of all sources, some of them more than once
         self._more_patients: set[str] = set()
         self.streams = [] if self.before is None else list(self.before.streams)  # of all segments
         self._first = len(self.streams)
@@ -241,6 +240,7 @@ class SamplingPlan:
             self.streams.append(stream)
         self.hashes = Hashes(self._patients, self._more_patients)  # of all patients that may be sampled
         self._patients.clear()
+        self._remember()
         self.scans = sum(stream.visits.rows for stream in self.current)
         self.stored = sum(s.visits.rows for s in self.current if isinstance(self.data[s.source], DataSet))
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
@@ -281,6 +281,14 @@ class SamplingPlan:
     def current(self) -> list[Stream]:
         """The streams of the last segment."""
         return self.streams[self._first :]
+
+    def _remember(self) -> None:
+        """Add the patients of segments before who are sampled no more. All plans then share one list: it is large."""
+        plan = self.before
+        if plan is not None and len(gone := plan.hashes.missing_in(self.hashes)):
+            self.hashes = Hashes([self.hashes.halves(), gone])
+        while plan is not None:
+            plan.hashes, plan = self.hashes, plan.before
 
     def _progress(self, step: int) -> _Progress:
         """What the run has drawn before a step of the last segment."""
@@ -410,6 +418,8 @@ class SamplingPlan:
         for number, stream in enumerate(self.streams[: self._first]):
             if stream.key == (rows.source, rows.crop, rows.group):
                 self.streams[number] = found = stream.within(rows.table.shard, rows.table.sample)
+                if self.before is not None and not found.gone:
+                    self.before.streams[number] = found  # the same scans, in the memory of the new ones
                 if len(found.gone) == found.visits.rows:
                     name = self.config.sources[rows.source].name
                     raise UserError(f"source '{name}': no scan of before is sampled any more; choose a new run_dir")
