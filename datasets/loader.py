@@ -110,7 +110,7 @@ class CropLoader:
                 continue
             shards = data.manifest.shards
             sources.append(SourceSetup(data.store, shards, source.flip_axes, source.exclude))
-            in_use = sum(stream.visits.in_use for stream in self.plan.streams if stream.source == number)
+            in_use = sum(stream.visits.in_use for stream in self.plan.current if stream.source == number)
             largest = max(shard.bytes for shard in shards) if data.store.remote else 0
             loads.append(SourceLoad(in_use, data.manifest.scans / len(shards), largest, len(shards)))
         # Half of the cache is for what the workers hold; the other half for what comes next.
@@ -217,8 +217,9 @@ class CropLoader:
         self._submit(replace(task, draws=self._readable(first)))
 
     def _bad_samples(self) -> int:
-        """Scans that cannot be read, or not everywhere."""
-        return len(self._bad.keys() | {crop[:2] for crop in self._bad_crops})
+        """Scans that cannot be read, or not everywhere; of a source that has grown, one may be in two streams."""
+        found = self._bad.keys() | {crop[:2] for crop in self._bad_crops}
+        return len({self.plan.scan(*each) for each in found})
 
     def _hand_out(self, number: int) -> Crops:
         task, filled = self._tasks.pop(number), self._filled.pop(number)

@@ -5,7 +5,7 @@ resume exact after any kill, the global stream independent of world size and of 
 dead worker's task trivial.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -26,7 +26,9 @@ from scanfoundry.datasets.sampling.excluded import Excluded, require
 from scanfoundry.datasets.sampling.left_out import near_duplicates_of
 from scanfoundry.datasets.sampling.mixture import Mixture
 from scanfoundry.datasets.sampling.pairs import StudyPartners
+from scanfoundry.datasets.sampling.segments import Segment
 from scanfoundry.datasets.sampling.shuffle import WindowShuffle
+from scanfoundry.datasets.sampling.stream import Rest, Stream
 from scanfoundry.datasets.shards.hashes import Hashes
 from scanfoundry.datasets.shards.reader import DataSet
 from scanfoundry.datasets.storage.store import CacheConfig
@@ -107,6 +109,7 @@ class DataConfig(Config):
     augment: AugmentConfig = AugmentConfig()  # of every batch that is trained on
     cache: CacheConfig = CacheConfig()  # of shards behind a URL
     steps_per_epoch: PositiveInt | None = None  # default: as many as visit each scan once
+    allow_grown: bool = False  # a run goes on where scans were appended to its sources, and draws from these as well
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -154,24 +157,21 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class StepKind:
-    """The steps whose crops have one shape."""
+    """The steps of one segment whose crops have one shape. crops, visits: of earlier segments, whose count goes on."""
 
     crop: Size3D
     batch: int  # of all ranks together
     streams: list[int]
     mixture: Mixture
+    crops: int
+    visits: int
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The scans of one source that serve crops of one shape."""
+class _Progress(NamedTuple):
+    """How far a segment is: crops by their shape, and visits by the number of the stream."""
 
-    source: int
-    shards: NDArray[np.uint32]  # per row
-    samples: NDArray[np.uint32]
-    share: float
-    visits: WindowShuffle
-    studies: NDArray[np.bytes_]  # per row where positives ask for them, else empty
+    crops: dict[Size3D, int]
+    visits: dict[int, int]
 
 
 class _SourceRows(NamedTuple):
@@ -186,19 +186,38 @@ class _SourceRows(NamedTuple):
 class SamplingPlan:
     """Which crop every sample of every optimiser step of a run is.
 
+    Where sources grow, the plan is one of segments. Each has its own mixtures from its first step on, and its streams
+    end their passes before new scans join (`Stream`). Steps of earlier segments stay what they were.
+
     Args:
         config: sources, mixture and crop shapes.
         seed: of the run.
+        segments: of the run, the last one of the sources as they are; none: of a run that begins.
+        data: the sources, opened.
+
+    Attributes:
+        before: the plan of the segments before the last one.
+        streams: of all segments, by their numbers.
+        kinds: of steps of the last segment, by crop shape.
+        schedule: of these kinds.
 
     Raises:
         UserError: a source cannot be opened, or has no scan that serves the configured crops.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        segments: Sequence[Segment] = (),
+        data: Sequence[DataSet | SyntheticSource] | None = None,
+    ) -> None:
         self.config, self.seed = config, seed
-        self.data = [_opened(source, config) for source in config.sources]
+        self.data = list(data or open_sources(config))
         named = {source.name: data for source, data in zip(config.sources, self.data, strict=True)}
         self.manifest_hash = {name: data.manifest_hash for name, data in named.items()}
+        self.segments = list(segments) or [Segment(0, self.manifest_hash)]
+        self.before = self._plan_before()
         stored = {name: data for name, data in named.items() if isinstance(data, DataSet)}
         self.sites = {name: str(data.manifest.parameters.get("site", "")) for name, data in stored.items()}
         self.modalities = sorted({modality for data in self.data for modality in data.modalities})
@@ -212,22 +231,77 @@ class SamplingPlan:
         self.messages: list[str] = []  # on what is left out, for people
         self._patients: list[NDArray[np.void]] = []  # of all sources, some of them more than once
         self._more_patients: set[str] = set()
-        self.streams: list[Stream] = []
+        self.streams = [] if self.before is None else list(self.before.streams)  # of all segments
+        self._first = len(self.streams)
+        self._done = _Progress({}, {}) if self.before is None else self.before._progress(self.begins)
         kinds: dict[Size3D, list[int]] = {}
-        for crop, stream in self._all_streams():
-            kinds.setdefault(crop, []).append(len(self.streams))
+        for stream in self._all_streams():
+            kinds.setdefault(stream.crop, []).append(stream.number)
             self.streams.append(stream)
         self.hashes = Hashes(self._patients, self._more_patients)  # of all patients that may be sampled
         self._patients.clear()
-        self.scans = sum(stream.visits.rows for stream in self.streams)
-        self.stored = sum(s.visits.rows for s in self.streams if isinstance(self.data[s.source], DataSet))
+        self._remember()
+        self.scans = sum(stream.visits.rows for stream in self.current)
+        self.stored = sum(s.visits.rows for s in self.current if isinstance(self.data[s.source], DataSet))
         self.kinds = [self._kind(crop, kinds[crop]) for crop in sorted(kinds)]
         self.alone: dict[str, int] = {}  # with positives 'study': scans by source that pair with themselves
         self._partners = self._studies() if config.positives == "study" else {}  # by stream
         mass = [sum(self.streams[s].share for s in kind.streams) / kind.batch for kind in self.kinds]
-        self._schedule = Mixture(mass, _STEPS, mix(seed, 1))
-        crops = self.scans * config.crops_per_visit / sum(stream.share for stream in self.streams)
+        self.schedule = Mixture(mass, _STEPS, self._mixed(1))
+        crops = self.scans * config.crops_per_visit / sum(stream.share for stream in self.current)
         self.steps_per_epoch = config.steps_per_epoch or max(1, round(crops * sum(mass)))
+        if self.before is not None:
+            self.steps_per_epoch = self.before.steps_per_epoch  # the unit that positions of the run are counted in
+
+    @property
+    def begins(self) -> int:
+        """The first step of the last segment."""
+        return self.segments[-1].step
+
+    def _mixed(self, *numbers: int) -> int:
+        """A seed of this segment."""
+        return mix(self.seed, *numbers, *([] if self.before is None else [self.begins]))
+
+    def _plan_before(self) -> "SamplingPlan | None":
+        *earlier, last = self.segments
+        assert last.manifests == self.manifest_hash, "the last segment is of the sources as they are"
+        if not earlier:
+            return None
+        manifests = earlier[-1].manifests
+        named = zip(self.config.sources, self.data, strict=True)
+        data = [each.as_of(manifests[s.name]) if isinstance(each, DataSet) else each for s, each in named]
+        return SamplingPlan(self.config, self.seed, earlier, data)
+
+    @property
+    def first(self) -> "SamplingPlan":
+        """The plan of the run's first segment: what it draws first, however its sources have grown."""
+        return self if self.before is None else self.before.first
+
+    @property
+    def current(self) -> list[Stream]:
+        """The streams of the last segment."""
+        return self.streams[self._first :]
+
+    def _remember(self) -> None:
+        """Add the patients of segments before who are sampled no more. All plans then share one list: it is large."""
+        plan = self.before
+        if plan is not None and len(gone := plan.hashes.missing_in(self.hashes)):
+            self.hashes = Hashes([self.hashes.halves(), gone])
+        while plan is not None:
+            plan.hashes, plan = self.hashes, plan.before
+
+    def _progress(self, step: int) -> _Progress:
+        """What the run has drawn before a step of the last segment."""
+        found = _Progress({}, {})
+        for kind, steps in zip(self.kinds, self.schedule.drawn(step - self.begins), strict=True):
+            found.crops[kind.crop] = kind.crops + steps * kind.batch
+            visits = self._visits(found.crops[kind.crop]) - kind.visits
+            found.visits.update(zip(kind.streams, kind.mixture.drawn(visits), strict=True))
+        return found
+
+    def _visits(self, crops: int) -> int:
+        """The visits that so many crops of one kind have begun."""
+        return -(-crops // self.config.crops_per_visit)
 
     def _check_modalities(self, modalities: Iterable[str]) -> None:
         """UserError where augmentation is set for a modality that no source has: a slip would go unnoticed."""
@@ -242,11 +316,12 @@ class SamplingPlan:
 
     def _kind(self, crop: Size3D, streams: list[int]) -> StepKind:
         batch = self.config.batch_2d if crop[0] == 1 else self.config.batch_3d
-        mixture = Mixture([self.streams[s].share for s in streams], _VISITS, mix(self.seed, 2, *crop))
-        return StepKind(crop, batch, streams, mixture)
+        mixture = Mixture([self.streams[s].share for s in streams], _VISITS, self._mixed(2, *crop))
+        crops = self._done.crops.get(crop, 0)
+        return StepKind(crop, batch, streams, mixture, crops, self._visits(crops))
 
-    def _all_streams(self) -> list[tuple[Size3D, Stream]]:
-        """All streams with their crop shape; a stream's share is its group's mass, in proportion to its scans."""
+    def _all_streams(self) -> list[Stream]:
+        """The streams of the last segment; a stream's share is its group's mass, in proportion to its scans."""
         found: list[_SourceRows] = []
         for number in range(len(self.data)):
             found += self._rows_of(number)
@@ -259,7 +334,7 @@ class SamplingPlan:
                 share = weight * sum(weights) ** (self.config.temperature - 1)
             else:
                 share = weight * sum(len(each.table) for each in group) ** (self.config.temperature - 1)
-            streams.append((rows.crop, self._stream(rows, share)))
+            streams.append(self._stream(self._first + len(streams), rows, share))
         return streams
 
     def _rows_of(self, number: int) -> list["_SourceRows"]:
@@ -273,6 +348,7 @@ class SamplingPlan:
             raise UserError(
                 f"data.positives 'study': {where} was built before studies were kept; build it into a new folder"
             )
+        patients = table.patient
         table = table.rows(self._sampled(number, table))
         crop_2d = None if config.crop_2d is None else (1, *config.crop_2d)
         flat = table.flat | (config.crop_3d is None)
@@ -298,7 +374,20 @@ class SamplingPlan:
                 reason = "all are held out, or resemble a scan that is (near_duplicates); lower data.holdout"
             raise UserError(f"source '{source.name}' ({data.store.shown('')}) has no scan to sample: {reason}")
         self._more_patients.update(patient for patient in data.manifest.also if fraction(patient) >= config.holdout)
+        self._more_patients.update(self._seen_later(data, patients))
         return found
+
+    def _seen_later(self, data: DataSet, patients: NDArray[np.void]) -> set[str]:
+        """Patients under whom scans that a segment before has sampled were found again: held out or not, they are seen.
+
+        Args:
+            data: of the source.
+            patients: of all its rows.
+        """
+        if self.before is None:
+            return set()
+        later, seen = data.manifest.later, self.before.hashes
+        return {each for row, found in later.items() if patients[row].tobytes().hex() in seen for each in found}
 
     def _sampled(self, number: int, table: Columns) -> NDArray[np.bool_]:
         """(rows,) which scans of a source are neither held out nor near-duplicates that it leaves out."""
@@ -316,17 +405,28 @@ class SamplingPlan:
         )
         return ~(held_out | left.rows)
 
-    def _stream(self, rows: "_SourceRows", share: float) -> Stream:
+    def _stream(self, number: int, rows: "_SourceRows", share: float) -> Stream:
         name = mix(*rows.group.encode()) if self.config.balance == "modality" else 0
-        visits = WindowShuffle(
-            _run_lengths(rows.table.shard),
-            self.config.window,
-            mix(self.seed, 3, rows.source, *rows.crop, name),
-        )
-        return Stream(rows.source, rows.table.shard, rows.table.sample, share, visits, rows.table.study)
+        table, seed = rows.table, self._mixed(3, rows.source, *rows.crop, name)
+        visits = WindowShuffle(_run_lengths(table.shard), self.config.window, seed)
+        place = number, rows.source, rows.crop, rows.group
+        return Stream(*place, table.shard, table.sample, share, visits, table.study, self._rest(rows))
+
+    def _rest(self, rows: "_SourceRows") -> Rest | None:
+        """What is left of the pass that the stream of the same key is in as the last segment begins."""
+        found = None
+        for number, stream in enumerate(self.streams[: self._first]):
+            if stream.key == (rows.source, rows.crop, rows.group):
+                self.streams[number] = found = stream.within(rows.table.shard, rows.table.sample)
+                if self.before is not None and not found.gone:
+                    self.before.streams[number] = found  # the same scans, in the memory of the new ones
+                if len(found.gone) == found.visits.rows:
+                    name = self.config.sources[rows.source].name
+                    raise UserError(f"source '{name}': no scan of before is sampled any more; choose a new run_dir")
+        return found.ending(self._done.visits[found.number]) if found and found.number in self._done.visits else None
 
     def _studies(self) -> dict[int, StudyPartners]:
-        found: dict[int, StudyPartners] = {}
+        found = {} if self.before is None else dict(self.before._partners)
         every: list[StudyPartners] = []
         self.alone = dict.fromkeys((source.name for source in self.config.sources), 0)
         for kind in self.kinds:
@@ -344,18 +444,15 @@ class SamplingPlan:
             )
         return found
 
-    def earlier_manifests(self) -> dict[str, dict[str, str]]:
-        """For each source that scans were appended to, the files of its earlier manifests by their sha256."""
-        named = zip(self.config.sources, self.data, strict=True)
-        return {source.name: data.earlier_manifests() for source, data in named if isinstance(data, DataSet)}
-
     def patients(self) -> list[str]:
         """Sorted hashes of all patients that may be sampled."""
         return list(self.hashes)
 
     def kind(self, step: int) -> StepKind:
         """The kind of step number `step` since the start of the run, the same on all ranks."""
-        return self.kinds[self._schedule.locate(step)[0]]
+        if self.before is not None and step < self.begins:
+            return self.before.kind(step)
+        return self.kinds[self.schedule.locate(step - self.begins)[0]]
 
     def draws(self, step: int, share: int = 0, shares: int = 1) -> list[Draw]:
         """The crops of one step, in order.
@@ -365,16 +462,28 @@ class SamplingPlan:
             share: which part of the global batch. Parts are consecutive: the crops of one visit stay on one rank.
             shares: how many parts the global batch is cut into.
         """
-        number, earlier = self._schedule.locate(step)
-        size = self.kinds[number].batch // shares
-        first = earlier * self.kinds[number].batch + share * size
+        if self.before is not None and step < self.begins:
+            return self.before.draws(step, share, shares)
+        number, earlier = self.schedule.locate(step - self.begins)
+        kind = self.kinds[number]
+        size = kind.batch // shares
+        first = kind.crops + earlier * kind.batch + share * size
         return [self._draw(number, first + sample) for sample in range(size)]
 
     def _draw(self, number: int, crop: int) -> Draw:
-        kind = self.kinds[number]
-        part, visit = kind.mixture.locate(crop // self.config.crops_per_visit)
-        stream = kind.streams[part]
-        return self._draw_at(stream, self.streams[stream].visits(visit), mix(self.seed, 4, number, crop))
+        kind, visit = self.kinds[number], crop // self.config.crops_per_visit
+        if visit < kind.visits:  # a visit that the segment before has begun
+            return self._begun(kind.crop, crop)
+        part, rank = kind.mixture.locate(visit - kind.visits)
+        stream, row = self.streams[kind.streams[part]].visit(rank)
+        return self._draw_at(stream, row, self._mixed(4, number, crop))
+
+    def _begun(self, shape: Size3D, crop: int) -> Draw:
+        """The crop with a number of before, of a scan that is still sampled."""
+        assert self.before is not None
+        number = next(number for number, kind in enumerate(self.before.kinds) if kind.crop == shape)
+        draw = self.before._draw(number, crop)
+        return self._draw_at(draw.stream, draw.row, draw.seed)
 
     @property
     def paired(self) -> bool:
@@ -395,7 +504,13 @@ class SamplingPlan:
 
     def _draw_at(self, number: int, row: int, seed: int) -> Draw:
         stream = self.streams[number]
+        row = stream.sampled(row)
         return Draw(number, row, stream.source, int(stream.shards[row]), int(stream.samples[row]), seed)
+
+    def scan(self, number: int, row: int) -> tuple[int, int, int]:
+        """The source, shard and sample of a row of a stream."""
+        draw = self._draw_at(number, row, 0)
+        return draw.source, draw.shard, draw.sample
 
     def shards_of(self, step: int) -> list[tuple[int, int]]:
         """The shards that the global batch of a step reads, as (source, shard), each once and in order."""
@@ -414,6 +529,11 @@ def _run_lengths(shards: NDArray[np.uint32]) -> NDArray[np.int64]:
     """The rows of each shard that has any; the rows of a shard follow each other."""
     ends = np.flatnonzero(np.diff(shards)) + 1
     return np.diff(np.concatenate([[0], ends, [len(shards)]]))
+
+
+def open_sources(config: DataConfig) -> list[DataSet | SyntheticSource]:
+    """The sources, as they are now. UserError where one cannot be opened."""
+    return [_opened(source, config) for source in config.sources]
 
 
 def _opened(source: SourceConfig, config: DataConfig) -> DataSet | SyntheticSource:

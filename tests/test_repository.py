@@ -26,7 +26,7 @@ ORDER = {
     "backbones": "torchvision_cpu layers protocol distillation probes stunet primus vit resenc_decoder resenc mednext "
     "registry models transfer foreign pretrained",
     "datasets": "centres device batch identity storage intensity modality processes readers labels discovery shards "
-    "crop augment sampling synthetic plan projection workers loader",
+    "crop augment sampling synthetic plan growth projection workers loader",
     "pretrain": "ema distributed sparse masking checkpoint losses objectives engine views config probes memory logging "
     "training",
     "finetune": "monai_parts config cases losses plan spec checks formats boxes metrics sample task_parts drawing "

@@ -33,6 +33,24 @@ class Mixture:
             left, weight = left - count, weight - share
         return counts
 
+    def drawn(self, draws: int) -> list[int]:
+        """How often each part occurs in the first `draws` draws, at any number of them."""
+        number, place = divmod(draws, self._block)
+        parts = self._of_block(number)[0][:place]
+        within = np.bincount(parts, minlength=len(self._weights)).tolist()
+        return [count + more for count, more in zip(self.counts(number * self._block), within, strict=True)]
+
+    def find(self, part: int, rank: int) -> int:
+        """The draw that comes from a part after `rank` earlier ones did; the inverse of `locate`."""
+        low, high = 0, 1  # blocks: the draw is not before the first, and is before the second
+        while self.counts(high * self._block)[part] <= rank:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.counts(middle * self._block)[part] <= rank else (low, middle)
+        parts, ranks = self._of_block(low)
+        return low * self._block + int(np.flatnonzero((parts == part) & (ranks == rank))[0])
+
     def _make_block(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         before = np.array(self.counts(number * self._block))
         after = np.array(self.counts((number + 1) * self._block))

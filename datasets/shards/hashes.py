@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 HALVES = np.dtype([("high", ">u8"), ("low", ">u8")])  # of a hash of 32 hex digits
 _AT_ONCE = 4096  # that become texts
+_COMPARED = 1 << 18  # that are looked up at once
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
@@ -69,6 +70,18 @@ class Hashes(Collection[str]):
             return False
         begin, end = (int(np.searchsorted(self._high, np.uint64(wanted["high"]), side)) for side in _SIDES)
         return bool((self._low[begin:end] == np.uint64(wanted["low"])).any())
+
+    def missing_in(self, others: "Hashes") -> NDArray[np.void]:
+        """Those that `others` does not have, as `HALVES`; among them may be some that it has, if two begin alike."""
+        if not len(others):
+            return self.halves()
+        missing = [self.halves(slice(0, 0))]
+        for begin in range(0, len(self), _COMPARED):
+            part = self.halves(slice(begin, begin + _COMPARED))
+            high, low = part["high"].astype(np.uint64), part["low"].astype(np.uint64)
+            place = np.minimum(np.searchsorted(others._high, high), len(others) - 1)
+            missing.append(part[(others._high[place] != high) | (others._low[place] != low)])
+        return np.concatenate(missing)
 
     def halves(self, rows: slice = slice(None)) -> NDArray[np.void]:
         """Some of them as numbers, `HALVES`."""

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -103,6 +104,24 @@ class DataSet:
             found[parent.sha256] = parent.file
             content = self.store.small(parent.file, parent.sha256)
             parent = parse(Manifest, content, self.store.shown(parent.file)).parent
+        return found
+
+    def as_of(self, sha256: str) -> "DataSet":
+        """The data set with the manifest of that sum, its own or one from before scans were appended.
+
+        Raises:
+            UserError: it never had such a manifest, or one of them cannot be read or is damaged.
+        """
+        if sha256 == self.manifest_hash:
+            return self
+        file, shown = self.earlier_manifests().get(sha256, ""), self.store.shown("")
+        if not file:
+            raise UserError(f"{shown} never had the manifest with the sha256 {sha256}; restore that data set")
+        found = copy(self)
+        found.manifest = parse(Manifest, self.store.small(file, sha256), self.store.shown(file))
+        found.manifest_hash = sha256
+        if found.manifest.shards != self.manifest.shards[: len(found.manifest.shards)]:
+            raise UserError(f"{shown}: its first shards are not those of {file}; copy or build it again")
         return found
 
     def samples(self) -> NDArray[np.void]:

@@ -42,6 +42,7 @@ def check_runs(configs: Iterable["PretrainConfig"], cluster: ClusterConfig) -> N
         if key not in plans:
             plans = {key: _plan(config)}  # the newest alone: one may take a gigabyte
         check_divisible(config, plans[key], cluster.tasks)
+        _check_data(config, plans[key])
         needs[_existing(config.run_dir)] += max(0, bytes_of_checkpoints(config) - _taken(config.run_dir))
     _check_space(needs)
 
@@ -93,6 +94,25 @@ def check_divisible(config: "PretrainConfig", plan: "SamplingPlan", processes: i
                 f"data.{name}={kind.batch} does not divide among {processes} processes x {config.engine.accumulation} "
                 f"micro-batches (engine.accumulation); set a multiple of {parts}"
             )
+
+
+def _check_data(config: "PretrainConfig", plan: "SamplingPlan") -> None:
+    """UserError where a run that continues would be refused: its data are others, or have grown unasked.
+
+    A checkpoint that cannot be read is left to the start, which may pass it over.
+    """
+    from scanfoundry.pretrain.checkpoint import checkpoint, seal
+    from scanfoundry.pretrain.training.planned import segments_now
+
+    for found in seal.folders(config.run_dir / "checkpoints")[-1:]:
+        try:
+            step, _ = checkpoint.position(found, config.seed)
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        try:
+            segments_now(config, plan.data, found, step)
+        except UserError as error:
+            raise UserError(f"{error} {UNCHECKED}") from error
 
 
 def bytes_of_checkpoints(config: "PretrainConfig") -> int:

@@ -7,7 +7,7 @@ run/checkpoints/step-00000500/
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from isal import isal_zlib
 
 from scanfoundry.configs.errors import UserError
 from scanfoundry.datasets.plan import Position
+from scanfoundry.datasets.sampling.segments import Segment, segments_of
 from scanfoundry.pretrain.checkpoint.seal import FORMAT, SEAL, folders
 from scanfoundry.pretrain.distributed.world import ALONE, World, gather_objects
 
@@ -90,32 +91,9 @@ def _states(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def check_same_data(
-    folder: Path, manifests: dict[str, str], grown: Mapping[str, Mapping[str, str]] | None = None
-) -> None:
-    """Check that a run continues on the data that it was trained on.
-
-    Args:
-        folder: of the checkpoint.
-        manifests: sha256 of each source's manifest, by the source's name.
-        grown: for sources that scans were appended to, the files of the earlier manifests by their sha256.
-
-    Raises:
-        UserError: a source has another manifest.
-    """
-    before = json.loads((folder / SEAL).read_text())["stream"]["manifests"]
-    for name, digest in manifests.items():
-        if before.get(name) == digest:
-            continue
-        if file := (grown or {}).get(name, {}).get(before.get(name, "")):
-            raise UserError(
-                f"scans were appended to source '{name}' since {folder}, and a run is not continued on them: start a "
-                f"new one (init: takes its model), or give a folder of the same files with {file} as manifest.json"
-            )
-        raise UserError(
-            f"the shards of source '{name}' are not those that {folder} was trained on; "
-            "restore them, or choose a new run_dir"
-        )
+def segments(folder: Path) -> list[Segment]:
+    """Which manifests the run of this checkpoint has drawn from, from which step on."""
+    return segments_of(json.loads((folder / SEAL).read_text())["stream"])
 
 
 def examine(folder: Path, world: World) -> str | None:

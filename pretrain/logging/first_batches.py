@@ -16,12 +16,13 @@ def first_batches(config: PretrainConfig, world: World, plan: SamplingPlan, crop
 
     As many whole steps as hold `crops` crops on all ranks together (a pair is one), or as there are among the first
     `LOOK_AHEAD`. So all ranks have as many batches, and together they have the same crops at any world size. Reads in
-    this process, by the plan of the run, and leaves its loader alone.
+    this process, by the plan of the run, and leaves its loader alone. What was appended to the sources since the run
+    began changes nothing: the crops stay comparable.
     """
     data = config.data.model_copy(update={"workers": 0})
     accumulation = config.engine.accumulation
     found: dict[bool, list[Batch]] = {}
-    with CropLoader(data, config.seed, world.rank, world.size, accumulation, plan=plan) as loader:
+    with CropLoader(data, config.seed, world.rank, world.size, accumulation, plan=plan.first) as loader:
         kinds = len(loader.plan.kinds)
         for _ in range(LOOK_AHEAD):
             step = list(islice(loader, accumulation))

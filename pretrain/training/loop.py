@@ -25,6 +25,7 @@ from scanfoundry.pretrain.logging.tracker import Tracker
 from scanfoundry.pretrain.probes.probe_setup import Site
 from scanfoundry.pretrain.probes.running import Probes
 from scanfoundry.pretrain.training.initialize import record, start_encoder
+from scanfoundry.pretrain.training.planned import planned
 from scanfoundry.pretrain.training.release import ReleaseWriter
 from scanfoundry.pretrain.training.run_folder import check_same_run, claim, held
 from scanfoundry.pretrain.training.step_log import StepLog
@@ -86,9 +87,7 @@ def _run(config: PretrainConfig, world: World, stop: StopRequest, watchdog: Watc
     taught = bring_teachers(config, objective, fresh=found is None)
     add_average(objective, config.ema)
     with CropLoader(config.data, config.seed, world.rank, world.size, config.engine.accumulation, stream,
-                    world.device) as loader:  # fmt: skip
-        if found is not None:
-            checkpoint.check_same_data(found, loader.manifest_hash, loader.plan.earlier_manifests())
+                    world.device, planned(config, world, found, step)) as loader:  # fmt: skip
         check_views(config.data, objective, [kind.crop for kind in loader.plan.kinds], loader.plan.modalities)
         check_depth(objective, loader.plan.volumes)
         seen = Hashes([loader.hashes.halves()], {*origin.patients, *taught.patients})

@@ -17,7 +17,7 @@ from scanfoundry.pretrain.distributed.world import World, gather_objects
 
 # Of any section: what changes the speed or the place of the same numbers, or how long somebody waits for them.
 INDIFFERENT = {"workers", "ring", "path", "zero_stage", "offload", "activation_checkpointing", "cache", "timeout_s",
-               "bad_sample_ceiling"}  # fmt: skip
+               "bad_sample_ceiling", "allow_grown"}  # fmt: skip
 ACCUMULATION = "engine.accumulation"
 PATIENCE = 60.0  # seconds that a run waits for the one before it to end: a requeued job may start while that one dies
 

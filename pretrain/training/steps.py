@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scanfoundry.datasets.batch import Batch
 from scanfoundry.datasets.loader import CropLoader
+from scanfoundry.datasets.sampling.segments import sealed
 from scanfoundry.pretrain.checkpoint import checkpoint
 from scanfoundry.pretrain.checkpoint.background import CheckpointWriter
 from scanfoundry.pretrain.config.run import PretrainConfig
@@ -101,7 +102,7 @@ class Steps:
         self.writer.wait(step)
         parts = self.engine.objective.trained_parts()
         extra = {"monitors": dict(self.log.monitors.first), "world_size": self.world.size, "parts": parts}
-        stream = self.loader.state() | {"manifests": dict(self.loader.manifest_hash)}
+        stream = self.loader.state() | sealed(self.loader.plan.segments)
         beside = more and self.config.background_checkpoints
         snapshot = self.engine.snapshot(extra, copied=beside)
         self.writer.begin(step, stream, snapshot.write, self._release(step) if released else None)

@@ -146,8 +146,11 @@ def test_the_data_set_of_before_is_at_hand(old: Path, grown: Path, tmp_path: Pat
     again = DataSet(tmp_path)
     assert again.manifest_hash == digest
     assert np.array_equal(again.samples(), DataSet(old).samples())
-    config = DataConfig(sources=[SourceConfig(name="x", path=grown)], crop_2d=(8, 8), workers=0)
-    assert SamplingPlan(config, 0).earlier_manifests() == {"x": {digest: file}}
+    before = DataSet(grown).as_of(digest)
+    assert before.manifest == DataSet(old).manifest
+    assert np.array_equal(before.samples(), DataSet(old).samples())
+    with pytest.raises(UserError, match="never had the manifest"):
+        DataSet(old).as_of(DataSet(grown).manifest_hash)
 
 
 def test_killed_at_every_step(

@@ -117,5 +117,13 @@ def test_hashes_are_a_sorted_set() -> None:
     assert not any(other in found for other in ("0" * 32, texts[0].upper(), "x" * 32, texts[0][:31], 3))
     assert list(Hashes([found.halves()])) == list(found)
     assert list(Hashes()) == []
+    fewer = Hashes([found.halves(slice(3, 60))])
+    missing = set(Hashes([found.missing_in(fewer)]))
+    assert set(found) - set(fewer) <= missing
+    assert {text for text in missing if text in fewer} <= {
+        text for text in texts if text[:16] in (t[:16] for t in texts[50:])
+    }
+    assert list(Hashes([found.missing_in(Hashes())])) == list(found)
+    assert len(fewer.missing_in(found)) <= 20
     with pytest.raises(ValueError, match="lower case"):
         halves_of(np.array([b"A" * 32], "S32"))

@@ -1,5 +1,6 @@
 """What is refused before a job is queued."""
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_data_that_are_not_there_are_refused(tmp_path):
     data = {"sources": [{"name": "ct", "path": str(tmp_path / "gone")}], "crop_3d": [16, 16, 16]}
     with pytest.raises(UserError, match=r"gone.*--no-check"):
         check_runs([configured(tmp_path / "run", data=data)], ClusterConfig())
+
+
+def test_a_run_that_continues_on_other_data_is_refused(tmp_path):
+    run, folder = configured(tmp_path / "run"), tmp_path / "run" / "checkpoints" / "step-00000002"
+    folder.mkdir(parents=True)
+    check_runs([run], ClusterConfig())  # no seal: the start will pass it over
+    stream = {"seed": 0, "epoch": 0, "position": 2, "manifests": {"shapes": "0" * 64}}
+    (folder / "complete.json").write_text(json.dumps({"step": 2, "stream": stream}))
+    with pytest.raises(UserError, match=r"the shards of source 'shapes' are neither.*--no-check"):
+        check_runs([run], ClusterConfig())
 
 
 def test_weights_to_start_from_must_be_there_until_the_run_has_its_own(tmp_path):

@@ -23,7 +23,6 @@ from scanfoundry.backbones.stunet import STUNetConfig
 from scanfoundry.backbones.vit import ViTConfig
 from scanfoundry.configs.errors import UserError
 from scanfoundry.configs.loading import check
-from scanfoundry.pretrain.checkpoint import checkpoint
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.config.wandb import WandbConfig
 from scanfoundry.pretrain.engine.optimiser import OptimiserConfig, learning_rate
@@ -264,18 +263,6 @@ def test_accumulation_stays_where_the_loss_compares_samples(tmp_path, tiny_shard
         other = first | {"engine": first.get("engine", {}) | {"accumulation": 2}}
         with pytest.raises(UserError, match=r"engine\.accumulation=1, not 2: its loss compares"):
             check_same_run(check(PretrainConfig, other, "test"))
-
-
-def test_shards_that_changed_under_a_checkpoint_are_refused(tmp_path):
-    (tmp_path / "complete.json").write_text(json.dumps({"stream": {"manifests": {"mr": "a", "us": "b"}}}))
-    checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "b"})
-    with pytest.raises(UserError, match="source 'us'"):
-        checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "c"})
-    grown = {"us": {"x": "manifest-000000.json", "b": "manifest-000001.json"}}
-    with pytest.raises(
-        UserError, match=r"scans were appended to source 'us' .* manifest-000001\.json as manifest\.json"
-    ):
-        checkpoint.check_same_data(tmp_path, {"mr": "a", "us": "c"}, grown)
 
 
 @pytest.mark.parametrize(
