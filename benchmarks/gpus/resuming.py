@@ -22,7 +22,7 @@ POLL_S = 0.01
 
 
 def resume_row(setting: Setting) -> Row:
-    """Both runs begin at the same time; one is killed (SIGKILL) behind its first checkpoint and started again.
+    """Both runs begin at the same time; one is killed (SIGKILL) behind a checkpoint and started again.
 
     Raises:
         Refused: the losses after the resume differ by more than `TOLERANCE`, or the kill came too late.
@@ -36,7 +36,7 @@ def resume_row(setting: Setting) -> Row:
     straight, killed = (start(each, log, setting.device) for each, log in zip(commands, logs, strict=True))
     try:
         kill(killed, folders[1], logs[1])
-        before = losses(folders[1])
+        before, saved = losses(folders[1]), newest_checkpoint(folders[1]) or 0
         again = time.perf_counter()
         resumed = start(commands[1], logs[1], setting.device)
         finish(resumed, logs[1])
@@ -46,7 +46,7 @@ def resume_row(setting: Setting) -> Row:
         for process in (straight, killed):
             process.kill()
     alone, after = (losses(folder) for folder in folders)
-    row = compare(alone, before, after, first_checkpoint(folders[1]) or 0)
+    row = compare(alone, before, after, saved)
     row |= {"seconds": round(time.perf_counter() - began, 1), "seconds_resumed": round(again, 1)}
     if len(after) != len(alone) or row["apart_after"] > TOLERANCE[setting.device]:
         raise Refused(f"{len(after)} of {len(alone)} losses, {row['apart_after']:.2g} apart after the resume: {row}")
@@ -55,7 +55,7 @@ def resume_row(setting: Setting) -> Row:
 
 def words(setting: Setting, folder: Path) -> list[object]:
     """The command of one of the runs: SparK on STU-Net-B, 128^3, with kernels that are the same at every start."""
-    steps, every = (40, 8) if setting.small else (90, 30)
+    steps, every = (30, 6) if setting.small else (90, 30)
     small = MAE_SMALL if setting.small else ()
     return [
         "pretrain", "cluster_spark_volumes", "backbone.size=B", "engine.accumulation=1", "data.batch_3d=4",
@@ -67,13 +67,13 @@ def words(setting: Setting, folder: Path) -> list[object]:
 
 
 def kill(process: "Popen[bytes]", folder: Path, log: Path) -> None:
-    """SIGKILL some steps behind the first checkpoint.
+    """SIGKILL some steps behind a checkpoint.
 
     Raises:
         Refused: the run ended before.
     """
     while True:
-        found = first_checkpoint(folder)
+        found = newest_checkpoint(folder)
         if found is not None and len(losses(folder)) >= found + BEYOND:
             break
         if process.poll() is not None:
@@ -85,10 +85,10 @@ def kill(process: "Popen[bytes]", folder: Path, log: Path) -> None:
         raise Refused("the run ended before it could be killed")
 
 
-def first_checkpoint(folder: Path) -> int | None:
-    """The step of the first checkpoint that is sealed."""
+def newest_checkpoint(folder: Path) -> int | None:
+    """The step of the newest checkpoint that is sealed."""
     sealed = sorted((folder / "checkpoints").glob("step-*/complete.json"))
-    return int(sealed[0].parent.name.partition("-")[2]) if sealed else None
+    return int(sealed[-1].parent.name.partition("-")[2]) if sealed else None
 
 
 def losses(folder: Path) -> list[float]:
