@@ -57,7 +57,7 @@ TOKENS = "objective={name: token_distillation}"
 
 # What was asked for first: name, what is run, seconds, the case.
 STEPS: list[tuple[str, str, float, Case]] = [
-    ("spark_stunet_b", "SparK, STU-Net-B, 4 x 128^3", 25,
+    ("spark_stunet_b", "SparK, STU-Net-B, 4 x 128^3", 40,
      Case("cluster_spark_volumes", ("backbone.size=B", *SPARK), SPARK_SMALL)),
     ("spark_stunet_l", "SparK, STU-Net-L, 4 x 128^3", 25, Case("cluster_spark_volumes", SPARK, SPARK_SMALL)),
     ("mae_resenc_l", "MAE, ResEnc-L, 2 x 160^3", 25, Case("mae_resenc_volumes", (), MAE_SMALL)),

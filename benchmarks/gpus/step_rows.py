@@ -8,11 +8,12 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+from gpus.batches import kinds
 from gpus.cases import CASES
 from gpus.measuring import Meter, in_window
 from gpus.operations import shares
 from gpus.parts import Row, Setting
-from gpus.steps import EngineSteps, Steps, kinds, steps_here
+from gpus.steps import EngineSteps, Steps, steps_here
 from scanfoundry.pretrain.engine import acceleration
 
 WARM_UP, WINDOWS = 4, 5

@@ -1,30 +1,27 @@
 """A step as the loop of a run takes it, on a batch that is there: views, forward and backward pass, optimiser."""
 
 import math
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 
-import numpy as np
 import torch
 from torch import nn
 
+from gpus.batches import MODALITY, make_batch
 from gpus.cases import Case
 from gpus.parts import Refused, Setting
 from scanfoundry.backbones.registry import build
 from scanfoundry.configs.geometry import Size3D
-from scanfoundry.datasets.batch import Batch
-from scanfoundry.datasets.centres import Centres
 from scanfoundry.datasets.device import HostCopy
 from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import join
 from scanfoundry.pretrain.engine import acceleration
 from scanfoundry.pretrain.engine.engine import Engine
 from scanfoundry.pretrain.engine.optimiser import build_optimiser, learning_rate
-from scanfoundry.pretrain.memory.estimate import Calculator
 from scanfoundry.pretrain.objectives import Objective
 from scanfoundry.pretrain.views import Views
-
-MODALITY = "mr"
 
 
 class Steps:
@@ -104,15 +101,17 @@ class EngineSteps(Steps):
         return lambda: pending.read().loss
 
 
+@cache
 def steps_here() -> type[Steps]:
-    """By the engine, where DeepSpeed is installed."""
-    return EngineSteps if find_spec("deepspeed") is not None else Steps
-
-
-def kinds(case: Case, setting: Setting) -> Iterator[tuple[str, Size3D, int]]:
-    """('2d' or '3d', crop, crops in a batch) of each kind of batch that a case has."""
-    for crop, count in Calculator(case.config(setting.small, setting.work), 1, "cuda").crops():
-        yield ("2d" if crop[0] == 1 else "3d"), crop, count
+    """By the engine, where DeepSpeed can be imported; a plain loop measures all but what the engine adds."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import_module("deepspeed")
+    except Exception as error:
+        print(f"DeepSpeed cannot be imported: {error!r}", flush=True)  # into the log of the part
+        return Steps
+    return EngineSteps
 
 
 def make_objective(case: Case, config: PretrainConfig) -> Objective:
@@ -124,19 +123,3 @@ def make_objective(case: Case, config: PretrainConfig) -> Objective:
             if parameter.dim() == 5:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
     return objective
-
-
-def make_batch(config: PretrainConfig, crop: Size3D, count: int, device: torch.device, labels: bool) -> Batch:
-    """Crops of noise as the loader hands them out: of pairs there are twice as many rows."""
-    paired = config.data.positives in ("crops", "study")
-    rows = 2 * count if paired else count
-    generator = torch.Generator().manual_seed(0)
-    voxels = torch.randn(rows, config.data.channels, *crop, generator=generator).to(device)
-    maps = torch.randint(0, 8, (count, 1, *crop), generator=generator, dtype=torch.uint8)
-    names = [str(number) for number in range(rows)]
-    return Batch(
-        voxels, torch.ones(rows, 1, *crop, dtype=torch.bool, device=device), torch.arange(rows), names,
-        [MODALITY] * rows, names, 0, paired,
-        centres=Centres(np.full((rows, 3), 0.5, np.float32), np.ones(rows, bool)),
-        labels=maps.repeat(rows // count, 1, 1, 1, 1) if labels else None, complete=np.ones(rows, bool),
-    )  # fmt: skip

@@ -243,9 +243,9 @@ from pathlib import Path
 sys.path[:0] = [{benchmarks!r}, {support!r}]
 import torch
 from fake_gpu import FakeGPU
+from gpus.batches import kinds, make_batch
 from gpus.cases import CASES
 from gpus.parts import Setting
-from gpus.steps import kinds, make_batch
 from scanfoundry.backbones.registry import build
 from scanfoundry.pretrain.memory.trace import Without
 from scanfoundry.pretrain.views import Views
