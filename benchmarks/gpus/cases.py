@@ -44,7 +44,8 @@ VIT = ("backbone={name: vit, size: Ti, patch_2d: [8,8], patch_3d: [8,8,8]}",)
 BLOCKS = ("objective.block_3d=[8,8,8]",)
 SHALLOW = ("objective.decoder_dim=32", "objective.decoder_depth=1", "objective.decoder_heads=2")
 PROJECTOR = ("objective.projector_hidden=16", "objective.projector_dim=8")
-SPARK_SMALL, MAE_SMALL = (*VOLUMES, *STUNET, *BLOCKS), (*VOLUMES, *RESENC, *BLOCKS)
+NARROW = ("objective.decoder_width=64",)  # the decoder of SparK
+SPARK_SMALL, MAE_SMALL = (*VOLUMES, *STUNET, *BLOCKS, *NARROW), (*VOLUMES, *RESENC, *BLOCKS)
 MIXED_MAE = (
     "objective={name: mae, mask_ratio: 0.75, target_eps: 1.0e-4}", "data.crop_2d=null", "data.positives=views",
     "data.augment={}", "data.batch_3d=32",
@@ -91,7 +92,7 @@ OBJECTIVES: list[tuple[str, str, float, Case]] = [
      Case("cluster_mae_images", ("backbone.size=B", *MAE_IMAGES, TOKENS),
           (*IMAGES, *VIT, *SHALLOW))),
     ("spark_images", "SparK, STU-Net-S, 16 x 192^2", 10,
-     Case("spark_stunet_images", (), (*IMAGES, *STUNET, "objective.block_2d=[8,8]"))),
+     Case("spark_stunet_images", (), (*IMAGES, *STUNET, *NARROW, "objective.block_2d=[8,8]"))),
 ]  # fmt: skip
 # What the settings are worth; each is to be compared with a step above.
 VARIANTS: list[tuple[str, str, float, Case]] = [

@@ -47,6 +47,6 @@ def teacher(work: Path) -> Path:
     folder = work / "teacher"
     if not (folder / INFO).exists():
         torch.manual_seed(0)
-        encoder = build(STUNetConfig(size="S"))
+        encoder = build(STUNetConfig(size="S", strides=((2, 2, 2),) * 3 + ((1, 1, 1),) * 2))
         save_release(folder, {"encoder": encoder.state_dict()}, ReleaseInfo(backbone=encoder.config), [])
     return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from gpus.cases import MAE_SMALL
+from gpus.cases import MAE_SMALL, NARROW
 from gpus.commands import finish, override, start
 from gpus.data import volumes
 from gpus.parts import Refused, Row, Setting
@@ -58,7 +58,7 @@ def resume_row(setting: Setting) -> Row:
 def words(setting: Setting, folder: Path) -> list[object]:
     """The command of one of the runs: SparK on STU-Net-B, 128^3, with kernels that are the same at every start."""
     steps, every = (30, 6) if setting.small else (90, 30)
-    small = MAE_SMALL if setting.small else ()
+    small = (*MAE_SMALL, *NARROW) if setting.small else ()
     return [
         "pretrain", "cluster_spark_volumes", "backbone.size=B", "engine.accumulation=1", "data.batch_3d=4",
         *small, override("data.sources", [{"name": "volumes", "path": str(volumes(setting.work, setting.small))}]),

@@ -65,7 +65,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     import gpus.table
     import toy_parts
 
-    names = ("budget", "cases", "kernels", "measuring", "page", "parts", "resuming", "table")
+    names = ("batches", "budget", "cases", "kernels", "measuring", "page", "parts", "resuming", "table")
     yield SimpleNamespace(toys=toy_parts, script=gpu, **{name: getattr(gpus, name) for name in names})
     for name in [name for name in sys.modules if name.split(".")[0] in ("gpus", "gpu", "toy_parts", "record")]:
         del sys.modules[name]
@@ -235,6 +235,23 @@ def test_out_of_memory_and_failures_are_told_in_the_table(gpus: Any):
         "| fine | toy fine | 2 | 5.0 ms, 0.4 of matmul, 3.0 GiB, 0 waits |",
         "| large | toy large | 1 | **does not fit**: asked 20 GiB beside 130 GiB |",
     ]
+
+
+def test_the_estimates_are_of_the_steps_as_they_are_now(gpus: Any, tmp_path: Path):
+    from gpus.estimates import estimate, markdown
+    from gpus.operations import counted_before
+
+    page = json.loads((BENCHMARKS / "results" / "gpu_estimates.json").read_text())["result"]
+    rows = page["steps"]
+    setting = gpus.parts.Setting("cuda", False, tmp_path)
+    for name, case in gpus.cases.CASES.items():
+        now = [(list(crop), count) for _, crop, count in gpus.batches.kinds(case, setting)]
+        assert [(row["crop"], row["batch"]) for row in rows[name]] == now, f"{name}: --estimate is due"
+    again = estimate("mae_resenc_l", tmp_path, page["peak_tflops"])
+    assert again == rows["mae_resenc_l"]
+    assert counted_before("mae_resenc_l", (160, 160, 160)) == 1e9 * again[0]["gflop_of_a_crop"]
+    assert counted_before("mae_resenc_l", (160, 160, 161)) is None
+    assert markdown(rows) in (BENCHMARKS / "results" / "gpu.md").read_text()
 
 
 FULL_SIZE = """
