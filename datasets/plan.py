@@ -231,7 +231,7 @@ class SamplingPlan:
         self.messages: list[str] = []  # on what is left out, for people
         self._patients: list[NDArray[np.void]] = []  # of all sources, some of them more than once
         self._more_patients: set[str] = set()
-        self.streams = [] if self.before is None else list(self.before.streams)  # of all segments
+        self.streams: list[Stream] = [] if self.before is None else list(self.before.streams)  # of all segments
         self._first = len(self.streams)
         self._done = _Progress({}, {}) if self.before is None else self.before._progress(self.begins)
         kinds: dict[Size3D, list[int]] = {}
@@ -325,7 +325,7 @@ class SamplingPlan:
         found: list[_SourceRows] = []
         for number in range(len(self.data)):
             found += self._rows_of(number)
-        streams = []
+        streams: list[Stream] = []
         for rows in found:
             group = [each for each in found if each.group == rows.group]
             weights = [self.config.sources[each.source].weight * len(each.table) for each in group]

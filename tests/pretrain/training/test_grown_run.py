@@ -129,3 +129,14 @@ def check_records(run: Path, data: Path, step: int) -> None:
 
 def _newest(run: Path) -> Path:
     return sorted((run / "checkpoints").glob("step-*"))[-1]
+
+
+def test_ranks_that_see_other_manifests_do_not_start(
+    tmp_path: Path, tiny_shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append may end between the looks of two ranks: each would draw from a stream of its own."""
+    settings = check(PretrainConfig, content(tiny_shards["us"], tmp_path / "run"), "test")
+    assert planned(settings, ALONE, None, 0).scans == 12
+    monkeypatch.setattr("scanfoundry.pretrain.training.planned.gather_objects", lambda mine, _: [mine, ["other"]])
+    with pytest.raises(UserError, match="appended to a source while the run was starting; give the same command again"):
+        planned(settings, ALONE, None, 0)
