@@ -21,6 +21,8 @@ from scanfoundry.datasets.shards.blocks import block_table
 from scanfoundry.datasets.shards.contact_sheet import draw_contact_sheet
 from scanfoundry.datasets.shards.format import (
     INDEX_KEY,
+    MANIFEST_WITH_JPEG,
+    VERSION,
     Manifest,
     Member,
     NearDuplicateRecord,
@@ -82,7 +84,7 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
         summary.add(entries)
         keys += [entry.key for entry in entries]
     found = {name: report.scans for name, report in summary.modalities().items()}
-    counts = (dict(summary.warnings), dict(summary.greys))
+    counts = (dict(summary.warnings), dict(summary.greys), MANIFEST_WITH_JPEG if summary.jpegs else VERSION)
     totals = (summary.scans, found, len(summary.patients), sorted(also), *counts)
     manifest = data.manifest
     if totals != (
@@ -92,6 +94,7 @@ def check(folder: Path, contact_sheet: Path | None = None) -> CheckReport:
         manifest.also,
         manifest.warnings,
         manifest.greys,
+        manifest.version,
     ):
         raise UserError(
             f"{folder}: its shards hold {found} of {len(summary.patients)} patients, its manifest says otherwise"

@@ -51,7 +51,7 @@ class Summary:
     """Everything that `data check` tells, without keeping the entries."""
 
     def __init__(self) -> None:
-        self.scans = 0
+        self.scans = self.jpegs = 0
         self.patients: set[str] = set()
         self.keys: set[str] = set()
         self.contents: set[bytes] = set()
@@ -64,6 +64,7 @@ class Summary:
         """One shard more."""
         for entry in entries:
             self.scans += 1
+            self.jpegs += entry.jpeg is not None
             self.patients.update(entry.all_patients())
             self.keys.add(entry.key)
             self.contents.add(bytes.fromhex(entry.content))
