@@ -58,7 +58,7 @@ class Pretraining(Config):
     """A pre-training; with `task` a supervised one, on all training labels of a task."""
 
     pool: list[str] = []  # data sets
-    weights: dict[str, float] = {}  # how often each is drawn from, beside the others; 1 where none is given
+    weights: dict[str, float] = {}  # how often a scan of each is drawn, beside the others; 1 where none is given
     config: dict[str, Any] = {}  # of the pre-training's configuration: objective, data, optimiser, steps
     backbone: dict[str, Any]
     init: str | None = None  # another pre-training that it goes on from

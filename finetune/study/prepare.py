@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from scanfoundry.backbones.models.release import Release
@@ -150,7 +149,7 @@ def _backbone(
 def _coloured(checked: Checked, sides: Split) -> bool:
     """Whether most training images are in colour; no case that is tested on has a say."""
     looks = [checked.looks[case.key][0] for case in sides.pool if case.key in checked.looks]
-    return np.mean([look is not None and look.coloured for look in looks] or [0.0]) > 0.5
+    return sum(look is not None and look.coloured for look in looks) > len(looks) / 2
 
 
 def _checked(config: FinetuneConfig, found: CaseList, sides: Split) -> Checked:
