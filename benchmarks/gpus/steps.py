@@ -37,12 +37,14 @@ class Steps:
 
     def __init__(self, case: Case, setting: Setting, crop: Size3D, count: int) -> None:
         self.config = case.config(setting.small, setting.work)
-        self.objective = make_objective(case, self.config)
+        self.objective = make_objective(self.config)
         self.losses, self._done = list[float](), 0
         self._views = Views(self.config.data, self.objective.views, self.objective.clean)
         self._device = setting.where
         self._batch = make_batch(self.config, crop, count, self._device, self.objective.labels)
         self._prepare(setting)
+        if case.channels_last:
+            lay_channels_last(self.objective)
 
     def _prepare(self, setting: Setting) -> None:
         acceleration.set_kernels(self._device, self.config.engine.tf32, self.config.engine.autotune)
@@ -114,12 +116,14 @@ def steps_here() -> type[Steps]:
     return EngineSteps
 
 
-def make_objective(case: Case, config: PretrainConfig) -> Objective:
+def make_objective(config: PretrainConfig) -> Objective:
     """The objective of a run, with weights from its seed."""
     torch.manual_seed(config.seed)
-    objective = config.objective.build(build(config.backbone))
-    if case.channels_last:
-        for parameter in objective.parameters():
-            if parameter.dim() == 5:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
-    return objective
+    return config.objective.build(build(config.backbone))
+
+
+def lay_channels_last(objective: Objective) -> None:
+    """Kernels of 3D convolutions, channels last; DeepSpeed refuses such weights while it makes its engine."""
+    for parameter in objective.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
