@@ -19,7 +19,7 @@ from scanfoundry.pretrain.config.run import PretrainConfig
 from scanfoundry.pretrain.distributed.world import join
 from scanfoundry.pretrain.engine import acceleration
 from scanfoundry.pretrain.engine.engine import Engine
-from scanfoundry.pretrain.engine.optimiser import build_optimiser, learning_rate
+from scanfoundry.pretrain.engine.optimiser import build_optimiser, learning_rate, set_schedule, weight_decay
 from scanfoundry.pretrain.objectives import Objective
 from scanfoundry.pretrain.views import Views
 
@@ -57,7 +57,8 @@ class Steps:
         Returns:
             What waits for its loss, and returns it.
         """
-        self._done += 1
+        lr, progress = self._next()
+        set_schedule(self._optimiser, lr, weight_decay(progress, self.config.optimiser))
         self._optimiser.zero_grad(set_to_none=True)
         bf16 = self.config.engine.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
@@ -67,6 +68,12 @@ class Steps:
         self._optimiser.step()
         copied = HostCopy(loss.detach())
         return lambda: copied.read().item()
+
+    def _next(self) -> tuple[float, float]:
+        """The learning rate of the next step, and the share of the run that is done with it."""
+        lr = learning_rate(self._done, self.config.steps, self.config.optimiser)
+        self._done += 1
+        return lr, self._done / self.config.steps
 
     def run(self, count: int) -> None:
         """Steps as the loop takes them: each is queued before the one before it is read."""
@@ -97,9 +104,8 @@ class EngineSteps(Steps):
 
     def launch(self) -> Callable[[], float]:
         """Queue a step; a loss that was not finite reads as such, since the engine left the step out."""
-        lr = learning_rate(self._done, self.config.steps, self.config.optimiser)
-        self._done += 1
-        pending = self._engine.launch([self._views(self._batch)], lr, self._done / self.config.steps)
+        lr, progress = self._next()
+        pending = self._engine.launch([self._views(self._batch)], lr, progress)
         return lambda: pending.read().loss
 
 
