@@ -133,7 +133,7 @@ def _check_zip(path: Path, opened: Path) -> None:
     try:
         with zipfile.ZipFile(opened) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} is truncated or damaged ({_line(error)}): {AGAIN}") from error
     if not any(info.filename.endswith("/data.pkl") for info in infos):
         raise UserError(f"{path} is a zip archive but no torch file; unpack it and give the weights inside")

@@ -158,7 +158,7 @@ def _check_sides(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: {error}") from error
     strange = [name for name in names if name.endswith("images") and STACK.fullmatch(name) is None]
     if strange and any(STACK.fullmatch(name) for name in names):

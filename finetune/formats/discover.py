@@ -161,5 +161,5 @@ def _has_stacks(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("images.npy") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error

@@ -105,7 +105,7 @@ def torch_zip_imports(path: Path) -> list[str]:
                 info for info in infos if info.compress_type == zipfile.ZIP_STORED and info.file_size <= MOST_PICKLED
             ]
             return [name for info in plain for name in pickle_imports(io.BytesIO(archive.read(info)))]
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise ValueError(f"the archive is truncated or damaged ({error})") from error
 
 

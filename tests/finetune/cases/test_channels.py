@@ -86,7 +86,7 @@ def test_channels_are_normalised_each_by_itself():
     rng = np.random.default_rng(0)
     ct = scan((5, 6, 7), np.eye(4), lambda *p: rng.uniform(-1000, 1000, p[0].shape))
     mr = scan((5, 6, 7), np.eye(4), lambda *p: rng.uniform(0, 9, p[0].shape))
-    image, fill = stacked([ct, None, mr], ["ct", "mr", "mr"], IntensityConfig())
+    image, fill = stacked([ct, None, mr], ["ct", "mr", "mr"], IntensityConfig(), "luminance")
     assert image.shape == (3, 5, 6, 7)
     assert np.allclose(image[0], ct.voxels[0] / 1000, atol=1e-5)
     assert (image[1] == np.float32(fill)).all()

@@ -175,6 +175,15 @@ def test_any_bytes_are_told_or_refused(tmp_path_factory, rest, start):
     told_or_refused(path)
 
 
+def test_a_member_that_is_longer_than_its_archive_is_refused(tmp_path):
+    torch.save({"state_dict": TENSORS}, tmp_path / "whole")
+    content = bytearray((tmp_path / "whole").read_bytes())
+    content[29] ^= 7  # of the length of the extra field: the pickle would begin behind the end of the file
+    (tmp_path / "flipped").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        contents_of(tmp_path / "flipped")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_flipped_byte_is_told_or_refused(tmp_path_factory, data):

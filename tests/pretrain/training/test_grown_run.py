@@ -1,5 +1,6 @@
 """A whole run whose source grows: refused without a word for it, then continued bit for bit, with its new patients."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -46,6 +47,15 @@ def wait_for_step(run: Path, step: int, process: warm.Popen) -> None:
         assert process.poll() is None, process.communicate(timeout=30)[1]
 
 
+def wait_for_growth(run: Path, process: warm.Popen) -> None:
+    """Until a checkpoint knows that the source grew: they are written beside the steps."""
+    while process.poll() is None:
+        for seal in run.glob("checkpoints/step-*/complete.json"):
+            with contextlib.suppress(FileNotFoundError):  # it was the oldest
+                if "grown" in json.loads(seal.read_text())["stream"]:
+                    return
+
+
 def ended(process: warm.Popen, code: int = 0) -> str:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
@@ -84,7 +94,7 @@ def test_a_run_goes_on_with_appended_scans_bit_for_bit(
     assert "Traceback" not in errors
 
     again = start(killed, WORD)
-    wait_for_step(killed, step + 4, again)
+    wait_for_growth(killed, again)
     again.send_signal(signal.SIGKILL)
     again.wait()
     rest = start(killed)  # the word was given once, and a checkpoint knows
